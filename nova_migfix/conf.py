@@ -1,0 +1,56 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Options of the ``[migfix]`` group in nova.conf."""
+
+from __future__ import annotations
+
+from oslo_config import cfg
+
+GROUP = cfg.OptGroup(
+    'migfix',
+    title='nova_migfix options',
+    help="""
+Fixes for faults of Nova's libvirt driver that harm guests when they are
+migrated. They are in force on a compute host whose ``[DEFAULT]
+compute_driver`` is ``migfix.LibvirtDriver``.
+""")
+
+OPTS = [
+    cfg.ListOpt(
+        'enabled_fixes',
+        sample_default=['rollback_state', 'source_address', 'vnic'],
+        help="""
+Names of the fixes that are in force on this host.
+
+When unset, every registered fix is. A name that no installed package
+registers (in the stevedore namespace ``nova_migfix.fixes``) stops
+nova-compute. A fix that the running release of Nova does not need steps aside
+by itself. What became of each fix is logged when nova-compute starts.
+
+Possible values:
+
+* A comma-separated list of names of fixes.
+* An empty value: no fix, which leaves Nova's own behaviour.
+"""),
+]
+
+
+def register_opts(conf: cfg.ConfigOpts) -> None:
+    """Register the group and its options, once or again."""
+    conf.register_group(GROUP)
+    conf.register_opts(OPTS, group=GROUP)
+
+
+def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """What oslo.config's generators and validator ask for."""
+    return [(GROUP, OPTS)]

@@ -1,0 +1,176 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Nova's libvirt driver with the fixes hung into its seams.
+
+The methods stand in the order in which a live migration calls them, then a
+cold migration. Each does what Nova does and asks the fixes at one point; what
+they may answer, and why, is written in :mod:`nova_migfix.fixes.base`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+
+from nova.virt.libvirt import driver
+from oslo_config import cfg
+from oslo_serialization import jsonutils
+
+from nova_migfix import conf
+from nova_migfix import fixes
+from nova_migfix import migrate_data as migfix_data
+from nova_migfix import nova_release
+from nova_migfix import transfer
+
+CONF = cfg.CONF
+
+
+def _with_signature_of(method):
+    """Give an override the parameters that this release of Nova has."""
+    def decorate(override):
+        functools.update_wrapper(override, method)
+        override.__signature__ = inspect.signature(method)
+        return override
+    return decorate
+
+
+class LibvirtDriver(driver.LibvirtDriver):
+    """``[DEFAULT] compute_driver = migfix.LibvirtDriver``"""
+
+    def __init__(self, virtapi, read_only=False):
+        nova_release.require_supported()
+        super().__init__(virtapi, read_only)
+        conf.register_opts(CONF)
+        migfix_data.register()
+        self._fixes = fixes.load(CONF.migfix.enabled_fixes)
+        self._remotefs = transfer.RemoteFilesystem()
+
+    def init_host(self, host):
+        super().init_host(host)
+        migfix_data.on_departure(self.virtapi, self._depart)
+
+    # -- destination, then source: may the guest be migrated? ---------------
+
+    def check_can_live_migrate_destination(self, context, instance,
+                                           src_compute_info, dst_compute_info,
+                                           block_migration=False,
+                                           disk_over_commit=False):
+        data = super().check_can_live_migrate_destination(
+            context, instance, src_compute_info, dst_compute_info,
+            block_migration, disk_over_commit)
+        for fix in self._fixes:
+            migfix_data.add_capabilities(data, fix.capabilities())
+        return data
+
+    def check_can_live_migrate_source(self, context, instance,
+                                      dest_check_data,
+                                      block_device_info=None):
+        data = super().check_can_live_migrate_source(
+            context, instance, dest_check_data, block_device_info)
+        for fix in self._fixes:
+            fix.check_source(instance, self._host, data)
+        return data
+
+    # -- source: the conductor has been passed, the destination is next -----
+
+    def _depart(self, migrate_data):
+        for fix in self._fixes:
+            fix.depart(migrate_data)
+
+    # -- destination: prepare to receive the guest --------------------------
+
+    def pre_live_migration(self, context, instance, block_device_info,
+                           network_info, disk_info, migrate_data):
+        with contextlib.ExitStack() as arrival:
+            for fix in self._fixes:
+                arrival.enter_context(fix.arriving(instance, migrate_data))
+            return super().pre_live_migration(
+                context, instance, block_device_info, network_info, disk_info,
+                migrate_data)
+
+    def _try_fetch_image_cache(self, image, fetch_func, context, filename,
+                               image_id, instance, size,
+                               fallback_from_host=None):
+        super()._try_fetch_image_cache(
+            image, fetch_func, context, filename, image_id, instance, size,
+            transfer.source(fallback_from_host))
+
+    def _fetch_instance_kernel_ramdisk(self, context, instance,
+                                       fallback_from_host=None):
+        super()._fetch_instance_kernel_ramdisk(
+            context, instance, transfer.source(fallback_from_host))
+
+    # -- source: move the guest ---------------------------------------------
+
+    def _live_migration_operation(self, context, instance, dest,
+                                  block_migration, migrate_data, guest,
+                                  device_names):
+        migrating = _MigratingGuest(guest, instance, self._fixes)
+        try:
+            super()._live_migration_operation(
+                context, instance, dest, block_migration, migrate_data,
+                migrating, device_names)
+        except Exception as error:
+            if not any(fix.settles_failure(
+                    context, instance, guest, self._host, error)
+                    for fix in self._fixes):
+                raise
+
+    # -- cold migration and resize: source, then destination ----------------
+
+    def migrate_disk_and_power_off(self, context, instance, dest,
+                                   flavor, network_info,
+                                   block_device_info=None,
+                                   timeout=0, retry_interval=0):
+        disks = jsonutils.loads(super().migrate_disk_and_power_off(
+            context, instance, dest, flavor, network_info, block_device_info,
+            timeout, retry_interval))
+        for fix in self._fixes:
+            fix.describe_disks(disks)
+        return jsonutils.dumps(disks)
+
+    @_with_signature_of(driver.LibvirtDriver.finish_migration)
+    def finish_migration(self, context, migration, instance, disk_info,
+                         *args, **kwargs):
+        with contextlib.ExitStack() as arrival:
+            for fix in self._fixes:
+                arrival.enter_context(fix.arriving_cold(
+                    instance, jsonutils.loads(disk_info)))
+            super().finish_migration(
+                context, migration, instance, disk_info, *args, **kwargs)
+
+
+class _MigratingGuest:
+    """A Guest whose ``migrate`` hands the fixes' XML to libvirt.
+
+    Nova computes the destination's XML and passes it on within one long
+    method, so this is where it can be met in every release.
+    """
+
+    def __init__(self, guest, instance, fixes_in_force):
+        self._guest = guest
+        self._instance = instance
+        self._fixes = fixes_in_force
+
+    def __getattr__(self, name):
+        return getattr(self._guest, name)
+
+    def migrate(self, *args, destination_xml=None, **kwargs):
+        if destination_xml:
+            running_xml = self._guest.get_xml_desc(dump_migratable=True)
+            for fix in self._fixes:
+                destination_xml = fix.update_destination_xml(
+                    self._instance, destination_xml, running_xml)
+        self._guest.migrate(
+            *args, destination_xml=destination_xml, **kwargs)

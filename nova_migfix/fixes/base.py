@@ -1,0 +1,121 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a fix is, and when it is asked what.
+
+A fix removes one fault of Nova. It is one class in one module, registered in
+the stevedore namespace ``nova_migfix.fixes``, and overrides those of the
+methods below that concern it. They stand in the order in which a migration
+calls them; each says on which host it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import contextlib
+from typing import Any
+from typing import ClassVar
+
+
+class Fix:
+    """One fault of Nova and its removal."""
+
+    #: name of the entry point, as in ``[migfix] enabled_fixes``
+    name: ClassVar[str]
+    #: the bug or the fault, as it stands in the log
+    bug: ClassVar[str]
+
+    @classmethod
+    def not_needed(cls) -> str | None:
+        """Say why the running Nova does not need this fix, or return None."""
+        return None
+
+    # -- precheck: nothing has been touched yet -----------------------------
+
+    def capabilities(self) -> Mapping[str, str]:
+        """Destination, first: what the source has to know of this host."""
+        return {}
+
+    def check_source(
+        self, instance: Any, host: Any, migrate_data: Any,
+    ) -> None:
+        """Source: refuse what cannot be kept, before anything is moved.
+
+        :param instance: nova.objects.Instance
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :param migrate_data: LibvirtLiveMigrateData from the destination
+        :raises MigrationPreCheckError: with the instance, the thing, the
+            reason and the remedy
+        """
+
+    # -- the destination is prepared ----------------------------------------
+
+    def depart(self, migrate_data: Any) -> None:
+        """Source: tell the destination what the conductor has dropped.
+
+        :param migrate_data: LibvirtLiveMigrateData, about to be sent
+        """
+
+    def arriving(
+        self, instance: Any, migrate_data: Any,
+    ) -> contextlib.AbstractContextManager[None]:
+        """Destination: what holds while Nova prepares for the guest.
+
+        :param instance: nova.objects.Instance, still on the source
+        :param migrate_data: LibvirtLiveMigrateData, as it arrived
+        :raises MigrationPreCheckError: the guest cannot be received
+        """
+        return contextlib.nullcontext()
+
+    # -- the guest is moved -------------------------------------------------
+
+    def update_destination_xml(
+        self, instance: Any, destination_xml: str, running_xml: str,
+    ) -> str:
+        """Source: correct the XML that libvirt starts the guest from.
+
+        :param instance: nova.objects.Instance
+        :param destination_xml: as Nova computed it
+        :param running_xml: ``dumpxml --migratable`` of the running guest
+        :returns: the XML for the destination
+        """
+        return destination_xml
+
+    def settles_failure(
+        self, context: Any, instance: Any, guest: Any, host: Any,
+        error: Exception,
+    ) -> bool:
+        """Source: say whether nothing is left to do about a failed operation.
+
+        :param guest: nova.virt.libvirt.guest.Guest of the source
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :param error: what the operation raised
+        :returns: True when Nova need not hear of the error again
+        """
+        return False
+
+    # -- cold migration and resize ------------------------------------------
+
+    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
+        """Source: add to the description of the disks that were copied.
+
+        :param disks: what the destination gets as JSON, changed in place
+        """
+
+    def arriving_cold(
+        self, instance: Any, disks: list[dict[str, Any]],
+    ) -> contextlib.AbstractContextManager[None]:
+        """Destination: :meth:`arriving` of a cold migration or resize.
+
+        :param disks: what the source described
+        """
+        return contextlib.nullcontext()

@@ -1,0 +1,108 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Two more fields in the object that travels with a live migration.
+
+The class keeps the VERSION of Nova's own: peers without the plugin ignore
+keys they do not know, and no service is asked for a backport that it would
+not have been asked for anyway. A new version would be dropped by the first
+unpatched conductor on the way.
+
+That same conductor drops the values on their way back to the source, so the
+source has to set what the destination shall know again, at the last moment:
+see :func:`on_departure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+from nova.objects import base
+from nova.objects import fields
+from nova.objects import migrate_data
+
+SOURCE_CONNECT_ADDR = 'source_connect_addr'
+DEST_CAPABILITIES = 'dest_capabilities'
+
+_stock = migrate_data.LibvirtLiveMigrateData
+
+
+class LibvirtLiveMigrateData(_stock):
+    """Nova's object with what source and destination have to tell.
+
+    ``source_connect_addr``
+        Where the destination reaches the source on the migration network: a
+        host name or an IP literal; the twin of ``target_connect_addr``.
+    ``dest_capabilities``
+        What the destination's kernel and plugin can do. Filled by the
+        destination's precheck and read by the source's: that leg passes no
+        conductor.
+    """
+
+    VERSION = _stock.VERSION
+    fields = {
+        SOURCE_CONNECT_ADDR: fields.StringField(nullable=True),
+        DEST_CAPABILITIES: fields.DictOfStringsField(nullable=True),
+    }
+
+
+def register() -> None:
+    """Put the class in the place of Nova's; harmless when repeated."""
+    base.NovaObjectRegistry.register(LibvirtLiveMigrateData)
+
+
+def get(data: Any, name: str) -> Any:
+    """Return a field's value, None where the peer did not set it.
+
+    :param data: a LibvirtLiveMigrateData, Nova's class or ours
+    """
+    return getattr(data, name) if name in data else None
+
+
+def add_capabilities(data: Any, capabilities: Mapping[str, str]) -> None:
+    """Add to what the destination tells of itself.
+
+    :param data: a LibvirtLiveMigrateData of ours
+    """
+    if capabilities:
+        data.dest_capabilities = {
+            **(get(data, DEST_CAPABILITIES) or {}), **capabilities}
+
+
+def on_departure(virtapi: Any, stamp: Callable[[Any], None]) -> None:
+    """Call *stamp* with the object just before it leaves for the destination.
+
+    No method of the driver sees the object between the conductor and
+    ``pre_live_migration`` on the destination, so this wraps a method of the
+    one manager. Not of its ``compute_rpcapi``, which is made anew when the
+    driver has been loaded and again by ``ComputeManager.reset`` on SIGHUP.
+
+    :param virtapi: what nova-compute gave the driver to call back by; one
+        without a manager (only tests have such) sends nothing
+    :param stamp: is called with the migrate_data
+    """
+    manager = getattr(virtapi, '_compute', None)
+    if manager is None:
+        return
+    prepare = manager._do_pre_live_migration_from_source
+
+    @functools.wraps(prepare)
+    def stamped(context, dest, instance, block_migration, migration,
+                migrate_data, source_bdms):  # type: ignore[no-untyped-def]
+        stamp(migrate_data)
+        return prepare(context, dest, instance, block_migration, migration,
+                       migrate_data, source_bdms)
+
+    manager._do_pre_live_migration_from_source = stamped
