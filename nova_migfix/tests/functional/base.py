@@ -1,0 +1,229 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Two computes, 'src' and 'dest', under the driver of this package.
+
+Everything that this process has only once is said here: one configuration,
+one directory of instances and one registry of objects for both computes and
+the conductor. What the processes of a real cloud have of their own is taken
+up by :mod:`nova_migfix.tests.functional.test_rpc_matrix`.
+"""
+
+import copy
+import time
+
+import fixtures
+from lxml import etree
+from nova import conf
+from nova.compute import rpcapi
+from nova.objects import base as objects_base
+from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.tests.functional import integrated_helpers
+from nova.tests.functional.libvirt import base
+from oslo_utils import uuidutils
+
+from nova_migfix import conf as migfix_conf
+
+CONF = conf.CONF
+
+#: Each passage of a live migration's migrate_data, in order.
+LEGS = (
+    'destination asks source',
+    'source answers destination',
+    'destination answers conductor',
+    'conductor asks source',
+    'source asks destination',
+    'destination answers source',
+)
+
+
+class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
+                        integrated_helpers.InstanceHelperMixin):
+    """A guest and its way from 'src' to 'dest'.
+
+    :ivar destination_xmls: what libvirt was to start the guest from, one
+        document for each call of its migrate function
+    :ivar wire: the data of each LibvirtLiveMigrateData that went through RPC
+    """
+
+    ADMIN_API = True
+    # As in a real cloud: the API has answered before anything is decided.
+    CAST_AS_CALL = False
+    # the last one needed is for the details of an instance action's events
+    microversion = '2.84'
+
+    #: [migfix] enabled_fixes; None is its default, all of them
+    enabled_fixes = None
+
+    def setUp(self):
+        super().setUp()
+        migfix_conf.register_opts(CONF)
+        self.flags(enabled_fixes=self.enabled_fixes, group='migfix')
+        # There is no kernel here that could be asked: one of today.
+        self.max_tap_queues = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.tap.max_queues', autospec=True,
+            return_value=256)).mock
+        self.useFixture(KeptInterfaces())
+        self.useFixture(UnpatchedConductor())
+        self.wire = self.useFixture(Wire()).sent
+        self.destination_xmls = []
+        self.start_compute(hostname='src')
+        self.start_compute(hostname='dest')
+        self.src, self.dest = self.computes['src'], self.computes['dest']
+
+    def _setup_compute_service(self):
+        self.flags(compute_driver='migfix.LibvirtDriver')
+
+    # -- what libvirt does ---------------------------------------------------
+
+    def _migrate_stub(self, domain, destination, params, flags):
+        self.destination_xmls.append(params['destination_xml'])
+        super()._migrate_stub(domain, destination, params, flags)
+
+    def source_domain(self):
+        """Return libvirt's domain of the guest on its source."""
+        return self.src.driver._host.get_connection().lookupByUUIDString(
+            self.server['id'])
+
+    # -- what the operator does and sees --------------------------------------
+
+    def boot(self, **image_properties):
+        """Boot a guest of four CPUs and one port on the source."""
+        image = self.glance.create(None, {
+            'id': uuidutils.generate_uuid(),
+            'name': 'guest', 'status': 'active', 'size': 1,
+            'container_format': 'bare', 'disk_format': 'qcow2',
+            'min_ram': 0, 'min_disk': 0, 'visibility': 'public',
+            'properties': image_properties})
+        self.server = self._create_server(
+            host=self.src.host, image_uuid=image['id'],
+            flavor_id=self._create_flavor(vcpu=4),
+            networks=[{'port': self.neutron.port_1['id']}])
+
+    def live_migrate(self, record, server='ACTIVE', host=None):
+        """Live migrate the guest and wait for how that ends.
+
+        :param record: status of the migration's record
+        :param server: status of the server
+        :param host: insist on this destination
+        """
+        before = self.migrations()
+        self.api.post_server_action(self.server['id'], {
+            'os-migrateLive': {'host': host, 'block_migration': 'auto'}})
+        for _attempt in range(60):
+            new = self.migrations()[len(before):]
+            if new and new[0]['status'] == record:
+                break
+            time.sleep(0.5)
+        else:
+            self.fail(f'No migration is {record}: {new}')
+        self.server = self._wait_for_state_change(self.server, server)
+
+    def migrations(self):
+        """Return the records of the guest's migrations, oldest first."""
+        records = self.api.api_get(
+            f'/os-migrations?instance_uuid={self.server["id"]}')
+        return sorted(records.body['migrations'], key=lambda one: one['id'])
+
+    def host(self):
+        return self.api.get_server(
+            self.server['id'])['OS-EXT-SRV-ATTR:host']
+
+    def failed_event(self, name):
+        """Wait for this event of the migration to fail and return it."""
+        return self._wait_for_action_fail_completion(
+            self.server, 'live-migration', name)
+
+    def turn_round(self):
+        """Make the destination the source of what comes next."""
+        self.src, self.dest = self.dest, self.src
+
+    def told(self, field):
+        """Return by leg what the field said, None where it was not set."""
+        return dict(zip(LEGS, (data.get(field) for data in self.wire)))
+
+
+class KeptInterfaces(fixtures.Fixture):
+    """Libvirt that remembers the whole of an interface.
+
+    The fake one keeps its type, MAC and source and forgets all else.
+    """
+
+    def _setUp(self):
+        parse = fakelibvirt.Domain._parse_definition
+        describe = fakelibvirt.Domain.XMLDesc
+
+        def _parse_definition(domain, xml):
+            domain.interfaces = etree.fromstring(xml).findall(
+                './devices/interface')
+            return parse(domain, xml)
+
+        def xml_desc(domain, flags):
+            document = etree.fromstring(describe(domain, flags))
+            for shown, given in zip(
+                    document.findall('./devices/interface'),
+                    domain.interfaces):
+                shown.extend(
+                    copy.deepcopy(element) for element in given
+                    if shown.find(element.tag) is None)
+                # libvirt's word for a single queue is none
+                for driver in shown.findall('driver[@queues="1"]'):
+                    del driver.attrib['queues']
+            return etree.tostring(document, encoding='unicode')
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain._parse_definition',
+            _parse_definition))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.tests.fixtures.libvirt.Domain.XMLDesc', xml_desc))
+
+
+class UnpatchedConductor(fixtures.Fixture):
+    """A conductor that knows nothing of our fields and so drops them.
+
+    It shares its registry with the computes here, where ours is in place.
+    """
+
+    OURS = ('source_connect_addr', 'dest_capabilities')
+
+    def _setUp(self):
+        live_migration = rpcapi.ComputeAPI.live_migration
+
+        def without_ours(api, context, *, migrate_data, **others):
+            for name in self.OURS:
+                if migrate_data.obj_attr_is_set(name):
+                    delattr(migrate_data, objects_base.get_attrname(name))
+            return live_migration(
+                api, context, migrate_data=migrate_data, **others)
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.compute.rpcapi.ComputeAPI.live_migration', without_ours))
+
+
+class Wire(fixtures.Fixture):
+    """Every LibvirtLiveMigrateData as RPC's serializer wrote it."""
+
+    def _setUp(self):
+        self.sent = []
+        serialize_entity = objects_base.NovaObjectSerializer.serialize_entity
+
+        def recording(serializer, context, entity):
+            primitive = serialize_entity(serializer, context, entity)
+            if isinstance(primitive, dict) and primitive.get(
+                    'nova_object.name') == 'LibvirtLiveMigrateData':
+                self.sent.append(
+                    copy.deepcopy(primitive['nova_object.data']))
+            return primitive
+
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.objects.base.NovaObjectSerializer.serialize_entity',
+            recording))
