@@ -25,7 +25,7 @@ migrated. They are in force on a compute host whose ``[DEFAULT]
 compute_driver`` is ``migfix.LibvirtDriver``.
 """)
 
-OPTS = [
+OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
         sample_default=['rollback_state', 'source_address', 'vnic'],

@@ -36,10 +36,8 @@ from nova.objects import migrate_data
 SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
 
-_stock = migrate_data.LibvirtLiveMigrateData
 
-
-class LibvirtLiveMigrateData(_stock):
+class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
     """Nova's object with what source and destination have to tell.
 
     ``source_connect_addr``
@@ -51,7 +49,7 @@ class LibvirtLiveMigrateData(_stock):
         conductor.
     """
 
-    VERSION = _stock.VERSION
+    VERSION = migrate_data.LibvirtLiveMigrateData.VERSION
     fields = {
         SOURCE_CONNECT_ADDR: fields.StringField(nullable=True),
         DEST_CAPABILITIES: fields.DictOfStringsField(nullable=True),
@@ -99,8 +97,8 @@ def on_departure(virtapi: Any, stamp: Callable[[Any], None]) -> None:
     prepare = manager._do_pre_live_migration_from_source
 
     @functools.wraps(prepare)
-    def stamped(context, dest, instance, block_migration, migration,
-                migrate_data, source_bdms):  # type: ignore[no-untyped-def]
+    def stamped(context: Any, dest: Any, instance: Any, block_migration: Any,
+                migration: Any, migrate_data: Any, source_bdms: Any) -> Any:
         stamp(migrate_data)
         return prepare(context, dest, instance, block_migration, migration,
                        migrate_data, source_bdms)

@@ -29,7 +29,9 @@ import sys
 from types import ModuleType
 
 from os_vif import exception
-from os_vif import objects
+from os_vif.objects import host_info
+from os_vif.objects import instance_info as osv_instance
+from os_vif.objects import vif as osv_vif
 from os_vif import plugin
 
 DRIVER = 'nova.virt.migfix'
@@ -65,14 +67,14 @@ class MigfixPlugin(plugin.PluginBase):
             sys.meta_path.append(DriverFinder())
         return super().load(plugin_name)
 
-    def describe(self) -> objects.host_info.HostPluginInfo:
-        return objects.host_info.HostPluginInfo(
+    def describe(self) -> host_info.HostPluginInfo:
+        return host_info.HostPluginInfo(
             plugin_name='migfix', vif_info=[])
 
     def plug(
         self,
-        vif: objects.vif.VIFBase,
-        instance_info: objects.instance_info.InstanceInfo,
+        vif: osv_vif.VIFBase,
+        instance_info: osv_instance.InstanceInfo,
     ) -> None:
         raise exception.NoMatchingPlugin(plugin_name='migfix')
 

@@ -63,7 +63,8 @@ class RemoteFilesystem(remotefs.RemoteFilesystem):
                   on_completion: Any = None, compression: bool = True) -> None:
         host, separator, path = src.partition(':/')
         if separator:
-            src = f'{netutils.escape_ipv6(source(host))}{separator}{path}'
+            peer = netutils.escape_ipv6(source(host) or host)
+            src = f'{peer}{separator}{path}'
         super().copy_file(src, dst, on_execute=on_execute,
                           on_completion=on_completion,
                           compression=compression)

@@ -46,8 +46,7 @@ def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
                 'error': error}) from error
 
     manager = named.NamedExtensionManager(
-        NAMESPACE, names=[], on_load_failure_callback=failed,
-        warn_on_missing_entrypoint=False)
+        NAMESPACE, names=[], on_load_failure_callback=failed)
     known = sorted({point.name for point in manager.list_entry_points()})
     wanted = set(known if enabled is None else enabled)
     if unknown := sorted(wanted.difference(known)):

@@ -21,8 +21,12 @@ device's state. No release up to 34 keeps any of it.
 
 With the fix the destination's XML says of each interface what the running
 guest has, by the table in :mod:`nova_migfix.guest_abi`. What the destination
-could not provide is refused in the precheck: a kernel that opens fewer queues
-of a tap device than the guest has.
+cannot provide is refused in the precheck, before anything is moved:
+
+- more queues than its kernel opens of a tap device;
+- from Nova 33 on os-vif may create the tap beforehand (LP 2069718), with
+  several queues or with one as flavor and image say *now*. The kernel does
+  not let libvirt open it otherwise.
 """
 
 from __future__ import annotations
@@ -32,16 +36,23 @@ from typing import Any
 
 from nova import exception
 from nova.i18n import _
+from nova.virt import hardware
 from oslo_log import log as logging
 
+from nova_migfix.fixes import base
 from nova_migfix import guest_abi
 from nova_migfix import migrate_data as migfix_data
+from nova_migfix import nova_release
 from nova_migfix import tap
-from nova_migfix.fixes import base
 
 LOG = logging.getLogger(__name__)
 
+# what a destination tells: keys of dest_capabilities
 MAX_TAP_QUEUES = 'max_tap_queues'
+CREATES_TAP = 'os_vif_creates_tap'
+
+# binding:vif_details of a port whose tap os-vif creates (LP 2069718)
+OVS_CREATE_TAP = 'ovs_create_tap'
 
 
 class Vnic(base.Fix):
@@ -49,41 +60,31 @@ class Vnic(base.Fix):
     bug = 'the vNIC is recomputed instead of kept on live migration'
 
     def capabilities(self) -> Mapping[str, str]:
+        told = {}
+        if nova_release.major() >= 33:
+            told[CREATES_TAP] = 'yes'
         try:
-            return {MAX_TAP_QUEUES: str(tap.max_queues())}
+            told[MAX_TAP_QUEUES] = str(tap.max_queues())
         except Exception as error:
             # Whoever tells nothing is not refused: a probe that fails must
             # not stop migrations that have always worked.
             LOG.info('How many queues a tap device of this host takes could '
                      'not be found out: %s', error)
-            return {}
+        return told
 
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        told = migfix_data.get(migrate_data, migfix_data.DEST_CAPABILITIES)
-        possible = (told or {}).get(MAX_TAP_QUEUES, '')
-        if not possible.isdecimal():
+        told = migfix_data.get(
+            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
+        if not told:
             return
-        running_xml = host.get_guest(instance).get_xml_desc(
-            dump_migratable=True)
-        for mac, needed in guest_abi.tap_queues(running_xml):
-            if needed > int(possible):
-                self._refuse(instance, mac, needed, int(possible))
-
-    def _refuse(
-        self, instance: Any, mac: str, needed: int, possible: int,
-    ) -> None:
-        reason = _(
-            'Instance %(uuid)s runs with %(needed)s queues on the vNIC '
-            '%(mac)s, but the kernel of the destination opens only '
-            '%(possible)s of a tap device. Choose a destination with a newer '
-            'kernel (Linux 4.0 and later: 256), or set [libvirt] max_queues '
-            'to %(possible)s on the source and reboot the instance hard.') % {
-                'uuid': instance.uuid, 'mac': mac, 'needed': needed,
-                'possible': possible}
-        LOG.info('Live migration refused: %s', reason, instance=instance)
-        raise exception.MigrationPreCheckError(reason=reason)
+        queues = guest_abi.tap_queues(
+            host.get_guest(instance).get_xml_desc(dump_migratable=True))
+        if told.get(MAX_TAP_QUEUES, '').isdecimal():
+            _check_kernel(instance, queues, int(told[MAX_TAP_QUEUES]))
+        if CREATES_TAP in told:
+            _check_created_taps(instance, queues)
 
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
@@ -97,3 +98,44 @@ class Vnic(base.Fix):
                       'computed': change.computed, 'bug': self.bug},
                      instance=instance)
         return kept_xml
+
+
+def _check_kernel(
+    instance: Any, queues: list[tuple[str, int]], possible: int,
+) -> None:
+    for mac, needed in queues:
+        if needed > possible:
+            _refuse(instance, _(
+                'Instance %(uuid)s runs with %(needed)s queues on the vNIC '
+                '%(mac)s, but the kernel of the destination opens only '
+                '%(possible)s of a tap device. Choose a destination with a '
+                'newer kernel (Linux 4.0 and later: 256), or set [libvirt] '
+                'max_queues to %(possible)s on the source and reboot the '
+                'instance hard.') % {
+                    'uuid': instance.uuid, 'mac': mac, 'needed': needed,
+                    'possible': possible})
+
+
+def _check_created_taps(
+    instance: Any, queues: list[tuple[str, int]],
+) -> None:
+    created = {
+        vif['address'].lower()
+        for vif in instance.get_network_info()
+        if vif['details'].get(OVS_CREATE_TAP)}
+    for mac, running in queues:
+        if mac in created and (running > 1) != (
+                hardware.get_vif_multiqueue_constraint(
+                    instance.flavor, instance.image_meta)):
+            _refuse(instance, _(
+                'Instance %(uuid)s runs with %(running)s queue(s) on the '
+                'vNIC %(mac)s, which does not fit the tap device that the '
+                'destination would create from flavor and image '
+                '(hw:vif_multiqueue_enabled). Reboot the instance hard, or '
+                'set ovs_create_tap to false in Neutron.') % {
+                    'uuid': instance.uuid, 'mac': mac, 'running': running})
+
+
+def _refuse(instance: Any, reason: str) -> None:
+    LOG.info('Live migration refused: %s', reason, instance=instance)
+    raise exception.MigrationPreCheckError(reason=reason)

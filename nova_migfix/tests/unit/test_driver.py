@@ -1,0 +1,227 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Where the driver asks the fixes, and that Nova does its own part.
+
+Nova's methods are replaced by recorders of the same signature; that they do
+what they do is shown by Nova's own suites, which run against this driver.
+"""
+
+import contextlib
+import inspect
+from unittest import mock
+
+import fixtures
+from nova import exception
+from nova import objects
+from nova.tests import fixtures as nova_fixtures
+from nova.virt import fake
+from nova.virt.libvirt import driver as libvirt_driver
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
+from oslo_serialization import jsonutils
+import testtools
+
+from nova_migfix import driver
+from nova_migfix import fixes
+from nova_migfix.fixes import base
+from nova_migfix import migrate_data
+from nova_migfix.tests import fixtures as migfix_fixtures
+from nova_migfix import transfer
+
+
+class DriverTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+        self.useFixture(nova_fixtures.LibvirtFixture())
+        self.useFixture(migfix_fixtures.PatchedMigrateData())
+        self.config = self.useFixture(config_fixture.Config(cfg.CONF))
+        self.fix = mock.create_autospec(base.Fix, instance=True)
+        self.fix.settles_failure.return_value = False
+        self.useFixture(fixtures.MockPatchObject(
+            fixes, 'load', autospec=True, return_value=(self.fix,)))
+        self.driver = driver.LibvirtDriver(fake.FakeVirtAPI())
+
+    def nova(self, method, **behaviour):
+        """Replace one of Nova's methods by a recorder."""
+        return self.useFixture(fixtures.MockPatchObject(
+            libvirt_driver.LibvirtDriver, method, autospec=True,
+            **behaviour)).mock
+
+
+class TestStart(DriverTestCase):
+
+    def test_the_enabled_fixes_are_loaded(self):
+        self.config.config(enabled_fixes=['vnic'], group='migfix')
+        driver.LibvirtDriver(fake.FakeVirtAPI())
+        fixes.load.assert_called_with(['vnic'])
+
+    def test_an_unsupported_nova_does_not_start(self):
+        with mock.patch('nova_migfix.nova_release.major', autospec=True,
+                        return_value=26):
+            self.assertRaises(exception.InvalidConfiguration,
+                              driver.LibvirtDriver, fake.FakeVirtAPI())
+
+    def test_signatures_are_novas(self):
+        for name, override in vars(driver.LibvirtDriver).items():
+            stock = getattr(libvirt_driver.LibvirtDriver, name, None)
+            if inspect.isfunction(override) and name != '__init__' and stock:
+                self.assertEqual(
+                    inspect.getfullargspec(stock)[:-1],
+                    inspect.getfullargspec(override)[:-1], name)
+
+    def test_departures_are_stamped(self):
+        self.nova('init_host')
+        manager = mock.Mock()
+        prepare = manager._do_pre_live_migration_from_source
+        self.driver.virtapi = mock.Mock(_compute=manager)
+        self.driver.init_host('compute1')
+        manager._do_pre_live_migration_from_source(
+            'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
+        self.fix.depart.assert_called_once_with('data')
+        prepare.assert_called_once_with(
+            'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
+
+
+class TestPrecheck(DriverTestCase):
+
+    def test_the_destination_tells_what_it_can(self):
+        data = migrate_data.LibvirtLiveMigrateData()
+        self.nova('check_can_live_migrate_destination', return_value=data)
+        self.fix.capabilities.return_value = {'max_tap_queues': '8'}
+        told = self.driver.check_can_live_migrate_destination(
+            'context', 'instance', 'source info', 'destination info')
+        self.assertIs(data, told)
+        self.assertEqual({'max_tap_queues': '8'}, told.dest_capabilities)
+
+    def test_the_source_may_refuse(self):
+        self.nova('check_can_live_migrate_source', return_value='data')
+        self.fix.check_source.side_effect = (
+            exception.MigrationPreCheckError(reason='it cannot be kept'))
+        self.assertRaises(
+            exception.MigrationPreCheckError,
+            self.driver.check_can_live_migrate_source,
+            'context', 'instance', 'data')
+        self.fix.check_source.assert_called_once_with(
+            'instance', self.driver._host, 'data')
+
+
+class TestDestination(DriverTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.fix.arriving.return_value = transfer.fetching_from('10.0.2.11')
+        self.fix.arriving_cold.return_value = (
+            transfer.fetching_from('10.0.2.11'))
+        self.fetched_from = []
+
+    def fetch(self, driver, *args, **kwargs):
+        driver._try_fetch_image_cache(
+            'image', 'fetch', 'context', 'name', 'id', 'instance', 1, 'src')
+        driver._fetch_instance_kernel_ramdisk('context', 'instance', 'src')
+
+    def record(self):
+        for name in ('_try_fetch_image_cache',
+                     '_fetch_instance_kernel_ramdisk'):
+            self.nova(name, side_effect=lambda *args: (
+                self.fetched_from.append(args[-1])))
+
+    def test_a_live_migration_fetches_from_the_told_address(self):
+        self.record()
+        self.nova('pre_live_migration', side_effect=self.fetch)
+        self.driver.pre_live_migration(
+            'context', 'instance', 'devices', 'network', 'disks', 'data')
+        self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
+        self.fix.arriving.assert_called_once_with('instance', 'data')
+
+    def test_a_cold_migration_fetches_from_the_told_address(self):
+        self.record()
+        self.nova('finish_migration', side_effect=self.fetch)
+        self.driver.finish_migration(
+            'context', 'migration', 'instance', '[{"path": "disk"}]',
+            'network', 'image', False, {}, block_device_info='devices')
+        self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
+        self.fix.arriving_cold.assert_called_once_with(
+            'instance', [{'path': 'disk'}])
+
+    def test_what_holds_while_preparing_ends_with_a_failure(self):
+        ended = []
+        stack = contextlib.ExitStack()
+        stack.callback(ended.append, True)
+        self.fix.arriving.return_value = stack
+        self.nova('pre_live_migration', side_effect=OSError)
+        self.assertRaises(
+            OSError, self.driver.pre_live_migration, 'context', 'instance',
+            'devices', 'network', 'disks', 'data')
+        self.assertEqual([True], ended)
+
+
+class TestOperation(DriverTestCase):
+
+    ARGUMENTS = ('context', 'instance', 'dest', True, 'data')
+
+    def setUp(self):
+        super().setUp()
+        self.guest = mock.Mock()
+        self.fix.update_destination_xml.side_effect = (
+            lambda instance, destination_xml, running_xml:
+            f'{destination_xml} as {running_xml}')
+
+    def operate(self, xml='<computed/>', error=None):
+        def operation(driver, context, instance, dest, block, data, guest,
+                      names):
+            guest.migrate('uri', migrate_uri='tcp', destination_xml=xml)
+            if error:
+                raise error
+        self.nova('_live_migration_operation', side_effect=operation)
+        self.driver._live_migration_operation(
+            *self.ARGUMENTS, self.guest, ['vda'])
+
+    def test_libvirt_gets_the_xml_of_the_fixes(self):
+        self.guest.get_xml_desc.return_value = '<running/>'
+        self.operate()
+        self.guest.get_xml_desc.assert_called_once_with(dump_migratable=True)
+        self.guest.migrate.assert_called_once_with(
+            'uri', migrate_uri='tcp',
+            destination_xml='<computed/> as <running/>')
+
+    def test_where_nova_computes_none_there_is_none(self):
+        self.operate(xml=None)
+        self.fix.update_destination_xml.assert_not_called()
+        self.guest.migrate.assert_called_once_with(
+            'uri', migrate_uri='tcp', destination_xml=None)
+
+    def test_a_failure_goes_to_nova(self):
+        self.assertRaises(OSError, self.operate, error=OSError())
+
+    def test_a_failure_that_is_settled_ends_here(self):
+        self.fix.settles_failure.return_value = True
+        error = OSError()
+        self.operate(error=error)
+        self.fix.settles_failure.assert_called_once_with(
+            'context', 'instance', self.guest, self.driver._host, error)
+
+
+class TestColdSource(DriverTestCase):
+
+    def test_the_disks_are_described(self):
+        self.nova('migrate_disk_and_power_off',
+                  return_value='[{"path": "disk"}]')
+        self.fix.describe_disks.side_effect = (
+            lambda disks: disks[0].update(source_connect_addr='10.0.2.11'))
+        told = self.driver.migrate_disk_and_power_off(
+            'context', 'instance', 'dest', 'flavor', 'network', timeout=7)
+        self.assertEqual(
+            [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
+            jsonutils.loads(told))

@@ -1,0 +1,133 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What nova-compute says of the fixes when it starts."""
+
+from unittest import mock
+
+import ddt
+import fixtures
+from nova import exception
+from stevedore import extension
+from stevedore import named
+import testtools
+
+from nova_migfix import fixes
+from nova_migfix.fixes import base
+from nova_migfix.fixes import rollback_state
+from nova_migfix.fixes import source_address
+from nova_migfix.fixes import vnic
+from nova_migfix import nova_release
+
+OURS = [rollback_state.RollbackState, source_address.SourceAddress, vnic.Vnic]
+
+
+@ddt.ddt
+class TestLoad(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger('nova_migfix.fixes'))
+        self.nova = self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'major', autospec=True, return_value=34)).mock
+
+    def load(self, enabled):
+        return [type(fix) for fix in fixes.load(enabled)]
+
+    def test_every_registered_fix_is_active_by_default(self):
+        self.assertEqual(OURS, self.load(None))
+        for fix in OURS:
+            self.assertIn(f'Fix {fix.name}: active ({fix.bug})',
+                          self.log.output)
+
+    def test_names_are_those_of_the_entry_points(self):
+        names = named.NamedExtensionManager(
+            fixes.NAMESPACE, []).list_entry_points()
+        self.assertEqual(
+            {fix.name: f'{fix.__module__}:{fix.__name__}' for fix in OURS},
+            {point.name: point.value for point in names})
+
+    @ddt.data(['vnic'], ['vnic', 'vnic'], ['vnic', 'rollback_state'], [])
+    def test_only_what_is_enabled(self, enabled):
+        self.assertEqual([fix for fix in OURS if fix.name in enabled],
+                         self.load(enabled))
+        for fix in OURS:
+            off = f'Fix {fix.name}: switched off by [migfix] enabled_fixes'
+            check = self.assertNotIn if fix.name in enabled else self.assertIn
+            check(off, self.log.output)
+
+    def test_an_unknown_name_stops_and_lists_the_known_ones(self):
+        error = self.assertRaises(
+            exception.InvalidConfiguration, fixes.load, ['vnic', 'vnics'])
+        self.assertIn('unknown fixes: vnics.', str(error))
+        self.assertIn('Known are: rollback_state, source_address, vnic.',
+                      str(error))
+
+    def test_a_fix_that_this_nova_does_not_need_steps_aside(self):
+        self.nova.return_value = 31
+        self.assertNotIn(rollback_state.RollbackState, self.load(None))
+        self.assertIn('Fix rollback_state: not needed in this Nova, it does '
+                      'not raise again what the monitor rolled back',
+                      self.log.output)
+
+    @ddt.data(None, ['vnic'])
+    def test_a_fix_that_fails_to_load_stops(self, enabled):
+        def fail(self, ep, *args, **kwargs):
+            raise ImportError(f'no libfoo for {ep.name}')
+        self.useFixture(fixtures.MockPatchObject(
+            extension.ExtensionManager, '_load_one_plugin', fail))
+        self.useFixture(fixtures.MockPatchObject(
+            named.NamedExtensionManager, '_load_one_plugin', fail))
+        error = self.assertRaises(
+            exception.InvalidConfiguration, fixes.load, enabled)
+        self.assertRegex(str(error), r'The fix (\w+) cannot be loaded from '
+                         r'nova_migfix\.fixes\.\w+:\w+: no libfoo for \1')
+
+    def test_a_fix_that_cannot_be_made_stops(self):
+        with mock.patch.object(vnic.Vnic, '__init__', autospec=True,
+                               side_effect=OSError('no kernel')):
+            self.assertRaises(OSError, fixes.load, None)
+
+
+class TestHooks(testtools.TestCase):
+
+    def test_a_fix_without_hooks_changes_nothing(self):
+        fix = base.Fix()
+        self.assertIsNone(fix.not_needed())
+        self.assertEqual({}, fix.capabilities())
+        self.assertIsNone(fix.check_source(None, None, None))
+        self.assertIsNone(fix.depart(None))
+        self.assertEqual('<a/>', fix.update_destination_xml(
+            None, '<a/>', '<b/>'))
+        self.assertFalse(fix.settles_failure(None, None, None, None, None))
+        self.assertIsNone(fix.describe_disks([]))
+        with fix.arriving(None, None), fix.arriving_cold(None, []):
+            pass
+
+
+@ddt.ddt
+class TestRelease(testtools.TestCase):
+
+    @ddt.data('29.4.0', '30.0.1', '34.0.0', '34.1.0.dev12')
+    def test_supported(self, version):
+        with mock.patch.object(nova_release.version, 'version_string',
+                               return_value=version):
+            nova_release.require_supported()
+
+    @ddt.data('26.2.2', '28.3.0', '35.0.0')
+    def test_any_other_release_stops(self, version):
+        with mock.patch.object(nova_release.version, 'version_string',
+                               return_value=version):
+            error = self.assertRaises(exception.InvalidConfiguration,
+                                      nova_release.require_supported)
+        self.assertIn(f'supports Nova 29 to 34, this is {version}.',
+                      str(error))
