@@ -1,0 +1,169 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The whole of it: three hosts, their networks and all of OpenStack."""
+
+import concurrent.futures
+import ctypes
+import os
+
+import fixtures
+
+from nova_migfix.tests.lab import compute
+from nova_migfix.tests.lab import control_plane
+from nova_migfix.tests.lab import fabric
+from nova_migfix.tests.lab import host
+from nova_migfix.tests.lab import hypervisor
+from nova_migfix.tests.lab import infrastructure
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import topology
+
+# More virtual CPUs than the machine may have; placement must not mind.
+FLAVOR = {'name': 'four-cpus', 'ram': 192, 'vcpus': 4, 'disk': 1}
+FLAVOR_SPECS = {'resources:VCPU': '1'}
+
+MULTIQUEUE = {'hw_vif_multiqueue_enabled': 'true'}
+
+_CLONE_NEWNET = 0x40000000
+
+
+class NetworkOf(fixtures.Fixture):
+    """The lab itself joins the network of a host.
+
+    This way nothing of the lab is reachable from, or visible in, the
+    network of the machine. Only threads started afterwards follow.
+    """
+
+    def __init__(self, host):
+        self.host = host
+
+    def _setUp(self):
+        home = os.open('/proc/self/ns/net', os.O_RDONLY)
+        self.addCleanup(os.close, home)
+        there = os.open(f'/proc/{self.host.pid}/ns/net', os.O_RDONLY)
+        self._enter(there)
+        os.close(there)
+        self.addCleanup(self._enter, home)
+
+    @staticmethod
+    def _enter(namespace):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), 'setns')
+
+
+class Cloud(fixtures.Fixture):
+    """Everything up; `api` is the SDK's connection to it.
+
+    :param venvs: environments.Environments, made
+    :param image: image.GuestImage, made
+    :param progress: called with what is done next, as text
+    """
+
+    def __init__(self, directories, venvs, image, keep, progress):
+        self.directories = directories
+        self.venvs = venvs
+        self.image = image
+        self.keep = keep
+        self.progress = progress
+        self.hosts = {}
+        self.libvirt = {}
+        self.ssh = {}
+        self.compute = {}
+
+    @property
+    def controller(self):
+        return self.hosts[topology.CONTROLLER]
+
+    def _setUp(self):
+        self.progress('hosts and networks')
+        for name in topology.HOSTS:
+            self.hosts[name] = self.useFixture(
+                host.Host(name, self.directories, self.keep))
+        self.useFixture(fabric.Fabric(self.hosts))
+        self.useFixture(NetworkOf(self.controller))
+        self.progress('databases, broker, libvirt and Open vSwitch')
+        plane = control_plane.ControlPlane(self.controller, self.venvs)
+        self._parallel(self._control_plane, (plane,),
+                       self._broker, (),
+                       *[step for name in topology.COMPUTES
+                         for step in (self._hypervisor, (name,))])
+        self.progress('services of the control plane')
+        control_plane.make_service_user()
+        self.api = control_plane.connect()
+        plane.start_workers()
+        self.progress('nova-compute and the network agents')
+        self.configure({name: compute.Settings()
+                        for name in topology.COMPUTES})
+        process.wait_for('network agents', self._agents_alive)
+        plane.discover_computes()
+        self._make_resources()
+
+    @staticmethod
+    def _parallel(*steps):
+        """Run functions at the same time: function, arguments, ..."""
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            futures = [pool.submit(function, *arguments)
+                       for function, arguments in zip(steps[::2], steps[1::2])]
+            for future in futures:
+                future.result()
+
+    def _control_plane(self, plane):
+        self.useFixture(infrastructure.Database(self.controller))
+        self.useFixture(plane)
+
+    def _broker(self):
+        self.useFixture(infrastructure.Broker(self.controller))
+
+    def _hypervisor(self, name):
+        host = self.hosts[name]
+        tools = hypervisor.Tools(self.directories.cache)
+        self.useFixture(hypervisor.Switch(host))
+        self.libvirt[name] = self.useFixture(hypervisor.Libvirt(host, tools))
+        self.ssh[name] = self.useFixture(hypervisor.SshServer(host, tools))
+
+    def configure(self, settings):
+        """Set compute hosts up as ``{host name: compute.Settings}``."""
+        for name in settings:
+            if name not in self.compute:
+                self.compute[name] = self.useFixture(compute.Compute(
+                    self.hosts[name], self.libvirt[name], self.venvs))
+        changed = [self.compute[name] for name, wanted in settings.items()
+                   if self.compute[name].apply(wanted)]
+        for service in changed:
+            service.wait()
+
+    def _agents_alive(self):
+        alive = [agent for agent in self.api.network.agents()
+                 if agent.is_alive]
+        return len(alive) == len(topology.COMPUTES)
+
+    def _make_resources(self):
+        network = self.api.network.create_network(
+            name='provider', provider_network_type='flat',
+            provider_physical_network='physnet1', is_shared=True)
+        start, end = topology.GUEST_POOL
+        self.api.network.create_subnet(
+            name='guests', network_id=network.id, ip_version=4,
+            cidr=topology.GUEST_SUBNET, enable_dhcp=False, gateway_ip=None,
+            allocation_pools=[{'start': start, 'end': end}])
+        flavor = self.api.compute.create_flavor(**FLAVOR)
+        self.api.compute.create_flavor_extra_specs(flavor, FLAVOR_SPECS)
+        self.network, self.flavor = network, flavor
+        self.multiqueue = self.upload('guest', **MULTIQUEUE)
+
+    def upload(self, name, **properties):
+        """Put the guest's disk image into Glance."""
+        return self.api.create_image(
+            name, filename=str(self.image.disk), disk_format='qcow2',
+            container_format='bare', visibility='public', wait=True,
+            **properties)

@@ -1,0 +1,155 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a run leaves to be judged: log lines, XML, addresses, checks."""
+
+import dataclasses
+import difflib
+import re
+
+from lxml import etree
+
+from nova_migfix.tests.lab import topology
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLine:
+    """One line that decided something, and where it can be found again."""
+
+    host: str
+    path: str
+    number: int
+    text: str
+
+    _LONGEST = 600
+
+    @property
+    def short(self):
+        if len(self.text) <= self._LONGEST:
+            return self.text
+        return self.text[:self._LONGEST] + ' ...'
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One statement about a run, whether it held, and what was found."""
+
+    statement: str
+    holds: bool
+    found: str
+
+
+@dataclasses.dataclass
+class Step:
+    """The evidence of one migration."""
+
+    title: str
+    migration: object = None
+    before: str = ''                    # state of the instance
+    lines: list = dataclasses.field(default_factory=list)
+    xml_diff: str = ''
+    wire: list = dataclasses.field(default_factory=list)
+    pings: object = None
+
+
+@dataclasses.dataclass
+class Result:
+    """All that is known about one scenario in one arrangement."""
+
+    scenario: object
+    arrangement: object
+    seconds: float = 0
+    error: str = ''
+    checks: list = dataclasses.field(default_factory=list)
+    steps: list = dataclasses.field(default_factory=list)
+
+    @property
+    def as_expected(self):
+        return (not self.error and bool(self.checks)
+                and all(check.holds for check in self.checks))
+
+
+class Marked:
+    """A log from where it ends now."""
+
+    def __init__(self, host, path):
+        self.host = host
+        self.path = path
+        self._seen = len(self._read())
+
+    def _read(self):
+        try:
+            return self.path.read_text(errors='replace').splitlines()
+        except OSError:
+            return []
+
+    def find(self, pattern):
+        """The first line since then that matches *pattern*, or None."""
+        for number, text in enumerate(self._read(), 1):
+            if number > self._seen and re.search(pattern, text):
+                return LogLine(self.host, str(self.path), number, text)
+        return None
+
+    def text(self):
+        return '\n'.join(self._read()[self._seen:])
+
+
+def interfaces(xml):
+    """The network interfaces of a domain's XML, one line for each element.
+
+    What differs on every start, or says nothing to the guest, is left out.
+    """
+    lines = []
+    for interface in etree.fromstring(xml).iter('interface'):
+        for gone in interface.xpath('alias | target'):
+            interface.remove(gone)
+        etree.indent(interface)
+        lines += etree.tostring(interface, encoding='unicode').split('\n')
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+_VIF_CONFIGURATION = re.compile(
+    r'vif config: (<interface.*?</interface>)', re.DOTALL)
+
+
+def generated_interfaces(log_text):
+    """The interfaces that Nova put into the destination's XML last."""
+    found = _VIF_CONFIGURATION.findall(log_text)
+    return interfaces(f'<domain>{found[-1]}</domain>') if found else []
+
+
+def difference(was, becomes, name):
+    """A unified diff of two lists of lines; '' if they are equal."""
+    return '\n'.join(difflib.unified_diff(
+        was, becomes, 'running guest, source', name, lineterm='', n=20))
+
+
+def wire(captures):
+    """Readable lines of what was captured, most telling first."""
+    seen = []
+    for capture in captures:
+        for (source, destination), count in capture.connections.items():
+            seen.append(f'{capture.network.name} network: '
+                        f'{_named(source)} -> {_named(destination)} port 22, '
+                        f'{count} packets')
+    return seen
+
+
+def _named(address):
+    where = topology.owner(address)
+    return f'{address} ({where[0]})' if where else address
+
+
+def queues(xml):
+    """How many queue pairs the first interface of a domain has."""
+    driver = etree.fromstring(xml).find('.//interface/driver')
+    return int(driver.get('queues', 1)) if driver is not None else 1

@@ -1,0 +1,254 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A guest and its migrations."""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+import signal
+import time
+
+import fixtures
+from openstack import exceptions
+
+from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import process
+
+# States of a migration record that do not change any more.
+_FINAL = ('completed', 'failed', 'error', 'cancelled')
+
+# After a failure Nova changes record and instance more than once: what was
+# found must have been so for this long, in seconds.
+_SETTLE = 3
+
+_TICK = re.compile(r'second (\d+) address (\S+) queues (.*)')
+_DEAD_VLAN = '4095'
+
+
+@dataclasses.dataclass(frozen=True)
+class Migration:
+    """How one migration ended."""
+
+    source: str
+    destination: str
+    status: str             # of the migration record
+    vm_state: str           # of the instance: 'ACTIVE' or 'ERROR'
+    host: str               # where Nova says that the instance is
+    seconds: float
+
+    @property
+    def arrived(self):
+        return self.status == 'completed' and self.host == self.destination
+
+
+@dataclasses.dataclass
+class Pings:
+    """Echo requests answered and not answered while something happened."""
+
+    INTERVAL = 0.2          # seconds
+
+    sent: int = 0
+    lost: int = 0
+
+
+class Guest(fixtures.Fixture):
+    """An instance, from its boot on a given host until it is deleted."""
+
+    def __init__(self, cloud, image, host):
+        """:param image: as `cloud.upload` returned it; :param host: a name"""
+        self.cloud = cloud
+        self.image = image
+        self._first_host = host
+
+    def _setUp(self):
+        api = self.cloud.api
+        server = api.compute.create_server(
+            name='guest', image_id=self.image.id,
+            flavor_id=self.cloud.flavor.id,
+            networks=[{'uuid': self.cloud.network.id}],
+            availability_zone=f'nova:{self._first_host}')
+        self.id = server.id
+        self.addCleanup(self._delete)
+        process.wait_for('the guest to be scheduled and started',
+                         self._active, timeout=180,
+                         log=self.cloud.compute[self._first_host].log)
+        server = self._server()
+        self.domain = server.instance_name
+        port, = api.network.ports(device_id=self.id)
+        self.port = port.id
+        self.address = port.fixed_ips[0]['ip_address']
+        self.wait_reachable()
+
+    def _delete(self):
+        api = self.cloud.api
+        api.compute.delete_server(self.id)
+        process.wait_for('the guest to be deleted', self._gone)
+
+    def _gone(self):
+        try:
+            self._server()
+        except exceptions.NotFoundException:
+            return True
+        return False
+
+    def _server(self):
+        return self.cloud.api.compute.get_server(self.id)
+
+    def _active(self):
+        server = self._server()
+        if server.status == 'ERROR':
+            raise process.LabError(f'guest not started: {server.fault}')
+        return server.status == 'ACTIVE'
+
+    @property
+    def vm_state(self):
+        return self._server().status
+
+    @property
+    def host(self):
+        return self._server().compute_host
+
+    def files(self, host):
+        """The directory of the guest's files on *host*."""
+        root = self.cloud.hosts[host].root
+        return configuration.instances(root) / self.id
+
+    def base_image(self, host):
+        """The file of the image cache of *host* that backs the disk."""
+        name = hashlib.sha1(self.image.id.encode()).hexdigest()
+        return self.files(host).parent / '_base' / name
+
+    def qemu_log(self, host):
+        root = self.cloud.hosts[host].root
+        return root / f'var/log/libvirt/qemu/{self.domain}.log'
+
+    def live_xml(self, host):
+        return self.cloud.libvirt[host].live_xml(self.domain)
+
+    def running_on(self):
+        """The names of the hosts on which libvirt has the domain."""
+        return [name for name, libvirt in self.cloud.libvirt.items()
+                if self.domain in libvirt.domains()]
+
+    def bindings(self):
+        """The names of the hosts to which the port is bound."""
+        response = self.cloud.api.network.get(
+            f'/ports/{self.port}/bindings')
+        exceptions.raise_from_response(response)
+        return sorted(binding['host']
+                      for binding in response.json()['bindings'])
+
+    def queues(self, host):
+        """The queues that the guest itself sees, as the kernel names them.
+
+        :param host: where it runs; what it wrote there last counts
+        """
+        console = self.files(host) / 'console.log'
+        seen = _ticks(console)
+        return process.wait_for(
+            'another line on the console of the guest',
+            lambda: _ticks(console)[len(seen):], log=console)[-1].split()
+
+    def wait_reachable(self):
+        """Wait until the guest answers, where Nova says that it is.
+
+        The port's VLAN tag is looked at as well: the Open vSwitch agent sets
+        it up to some seconds after the tap appears, and may fail to.
+        """
+        host = self.host
+        process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
+                         lambda: self._tagged(host),
+                         log=self.cloud.hosts[host].log('openvswitch-agent'))
+        process.wait_for(f'{self.domain} on {host} to answer', self.answers,
+                         log=self.files(host) / 'console.log')
+
+    def _tagged(self, host):
+        tap = f'tap{self.port[:11]}'
+        tag = self.cloud.hosts[host].run(
+            'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port', tap,
+            'tag').strip()
+        return tag.isdigit() and tag != _DEAD_VLAN
+
+    def answers(self):
+        return self.cloud.controller.succeeds(
+            'ping', '-c', '1', '-W', '1', self.address)
+
+    @contextlib.contextmanager
+    def pinged(self, limit=400):
+        """Ping the guest meanwhile; yields Pings that are filled at the end.
+
+        :param limit: seconds after which it stops by itself
+        """
+        controller = self.cloud.controller
+        pings = Pings()
+        output = controller.root / 'log/ping.out'
+        output.unlink(missing_ok=True)
+        ping = controller.start('ping', 'ping', '-n', '-i', pings.INTERVAL,
+                                '-w', limit, self.address)
+        try:
+            yield pings
+        finally:
+            ping.stop(signal.SIGINT)
+            summary = re.search(r'(\d+) packets transmitted, (\d+) received',
+                                output.read_text())
+            if summary:
+                sent, received = map(int, summary.groups())
+                pings.sent, pings.lost = sent, sent - received
+
+    def _last_record(self):
+        records = self.cloud.api.compute.migrations(instance_uuid=self.id)
+        return max(records, key=lambda record: int(record.id), default=None)
+
+    def migrate(self, destination, during=None, timeout=240):
+        """Migrate live, with the disks, and wait until all is settled.
+
+        :param during: called once, right after the request was accepted
+        """
+        source, begin = self.host, time.monotonic()
+        previous = self._last_record()
+        self.cloud.api.compute.live_migrate_server(
+            self.id, host=destination, block_migration='auto')
+        if during:
+            during()
+        log = self.cloud.compute[source].log
+        process.wait_for(f'the migration of {self.domain}', lambda:
+                         self._settled(previous), timeout=timeout, log=log)
+        record, server = self._last_record(), self._server()
+        return Migration(source, destination, record.status, server.status,
+                         server.compute_host, time.monotonic() - begin)
+
+    def _settled(self, previous):
+        state = self._state()
+        if state[0] == (previous and previous.id) or state[1] not in _FINAL:
+            return False
+        if state[3]:
+            return False
+        if state[1] != 'completed':
+            time.sleep(_SETTLE)
+        return state == self._state()
+
+    def _state(self):
+        record, server = self._last_record(), self._server()
+        if not record:
+            return None, None, server.status, server.task_state
+        return record.id, record.status, server.status, server.task_state
+
+
+def _ticks(console):
+    """What the guest said of its queues: one text for each second."""
+    try:
+        text = console.read_text(errors='replace')
+    except OSError:
+        return []
+    return [match[3] for match in _TICK.finditer(text)]

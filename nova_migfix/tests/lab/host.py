@@ -1,0 +1,114 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A host: namespaces in which services believe to be alone on a machine."""
+
+import signal
+import subprocess
+import sys
+
+import fixtures
+
+from nova_migfix.tests.lab import init
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import topology
+
+_ETC_HOSTS = ''.join(
+    [f'{topology.MANAGEMENT.address(host)} {host}\n'
+     for host in topology.HOSTS])
+
+
+class Host(fixtures.Fixture):
+    """Mount, UTS, network and PID namespaces with a first process.
+
+    No name of a namespace is registered and no interface is left in the
+    machine's own namespace: all of it exists as long as the first process
+    does. That one dies with the lab, even if the lab is killed, unless
+    *keep* is set.
+    """
+
+    def __init__(self, name, workdir, keep=False):
+        self.name = name
+        self.root = workdir.run / name
+        self.own = workdir.own
+        self.keep = keep
+        self.pid = None
+
+    def _setUp(self):
+        self._make_files()
+        leash = () if self.keep else ('setpriv', '--pdeathsig', 'KILL')
+        kill = () if self.keep else ('--kill-child',)
+        log = open(self.root / 'log/init.log', 'wb')
+        with log:
+            self._unshare = subprocess.Popen(
+                (*leash, 'unshare', '--mount', '--uts', '--net', '--pid',
+                 '--fork', *kill, sys.executable, init.__file__, self.name,
+                 str(self.root), str(self.own)),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True)
+        self.addCleanup(self._end)
+        process.wait_for(f'host {self.name}', self._ready,
+                         timeout=20, log=log.name, poll=0.05)
+
+    def _make_files(self):
+        for place in ('etc/libvirt', 'etc/ssh', 'log', 'var/cache/libvirt',
+                      'var/lib/libvirt', 'var/log/libvirt/qemu'):
+            (self.root / place).mkdir(parents=True)
+        self.write('etc/hosts', f'127.0.0.1 localhost\n{_ETC_HOSTS}')
+        # sshd refuses an account that is locked, as root often is.
+        self.write('etc/shadow', 'root:*:19000:0:99999:7:::\n').chmod(0o600)
+        self.write('etc/ssh/ssh_config', '')
+
+    def _ready(self):
+        if self._unshare.poll() is not None:
+            raise process.LabError(
+                f'host {self.name} did not start'
+                f'{process.tail(self.root / "log/init.log")}')
+        if not (self.root / 'ready').exists():
+            return False
+        self.pid = process.descendants(self._unshare.pid)[-1]
+        return True
+
+    def _end(self):
+        """Kill the first process and wait for the kernel to end the rest."""
+        for pid in process.descendants(self._unshare.pid):
+            process.kill(pid, signal.SIGKILL)
+        self._unshare.wait(process.Daemon.GRACE)
+
+    def write(self, place, text):
+        """Write a file of this host; returns its path."""
+        path = self.root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def log(self, name):
+        return self.root / 'log' / f'{name}.log'
+
+    def enter(self, *argv):
+        """The argument list that runs *argv* on this host."""
+        return ('nsenter', '--target', str(self.pid), '--mount', '--uts',
+                '--net', '--pid', '--', *map(str, argv))
+
+    def run(self, *argv, **kwargs):
+        return process.run(self.enter(*argv), **kwargs)
+
+    def succeeds(self, *argv, **kwargs):
+        return process.succeeds(self.enter(*argv), **kwargs)
+
+    def start(self, name, *argv, env=None):
+        """Start a daemon; *env* is added to the environment."""
+        setting = [f'{key}={value}' for key, value in (env or {}).items()]
+        if setting:
+            argv = ('env', *setting, *argv)
+        return process.Daemon(f'{name} on {self.name}', self.enter(*argv),
+                              self.root / 'log' / f'{name}.out')

@@ -1,0 +1,154 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Running programs and waiting for them, always with a bound."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+TAIL = 15
+
+
+class LabError(Exception):
+    """Something the lab needs did not work; the text says what."""
+
+
+def tail(log, lines=TAIL):
+    """The end of *log* as text, with its name; '' without a log."""
+    if not log:
+        return ''
+    try:
+        text = pathlib.Path(log).read_text(errors='replace')
+    except OSError as error:
+        return f'\n(no log: {error})'
+    return f'\nEnd of {log}:\n' + '\n'.join(text.splitlines()[-lines:])
+
+
+def run(argv, *, timeout=120, log=None, **kwargs):
+    """Run *argv* to its end and return what it printed.
+
+    :param timeout: seconds after which it is killed
+    :param log: file to which the output goes instead
+    :raises LabError: with the end of the output if it fails
+    """
+    argv = [str(word) for word in argv]
+    with contextlib.ExitStack() as stack:
+        out = subprocess.PIPE
+        if log:
+            out = stack.enter_context(open(log, 'a'))
+        try:
+            done = subprocess.run(
+                argv, stdout=out, stderr=subprocess.STDOUT, text=True,
+                errors='replace', timeout=timeout,
+                stdin=None if 'input' in kwargs else subprocess.DEVNULL,
+                start_new_session=True, **kwargs)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f'{" ".join(argv)}: not done after {timeout} s'
+                           f'{tail(log)}') from error
+    if done.returncode:
+        output = '\n'.join((done.stdout or '').splitlines()[-TAIL:])
+        raise LabError(f'{" ".join(argv)}: exit status {done.returncode}\n'
+                       f'{output}{tail(log)}')
+    return done.stdout or ''
+
+
+def succeeds(argv, timeout=20):
+    """Whether *argv* ends with exit status 0 within *timeout* seconds."""
+    try:
+        run(argv, timeout=timeout)
+    except LabError:
+        return False
+    return True
+
+
+def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
+    """Call *condition* until it returns something true, and return that.
+
+    :param what: what is waited for, for the error
+    :param timeout: seconds
+    :param log: whose end explains why it did not happen; a path or a
+        function that returns one
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            log = log() if callable(log) else log
+            raise LabError(f'{what}: not within {timeout} s{tail(log)}')
+        time.sleep(poll)
+
+
+def descendants(pid):
+    """The process ids below *pid*, the youngest generation first."""
+    try:
+        children = pathlib.Path(
+            f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError:
+        return []
+    below = [int(child) for child in children]
+    return [deep for child in below for deep in descendants(child)] + below
+
+
+def kill(pid, number=signal.SIGKILL):
+    """Send a signal to a process that may just have ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+class Daemon:
+    """A program left running: a process that is ours to end."""
+
+    GRACE = 10
+
+    def __init__(self, name, argv, log, **kwargs):
+        """Start *argv*; what it prints is appended to *log*."""
+        self.name = name
+        self.log = pathlib.Path(log)
+        with open(log, 'ab') as out:
+            self._process = subprocess.Popen(
+                [str(word) for word in argv], stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                **kwargs)
+
+    @property
+    def pids(self):
+        """What runs for this daemon, the youngest first."""
+        return descendants(self._process.pid)
+
+    def running(self):
+        return self._process.poll() is None
+
+    def wait_for(self, what, condition, **kwargs):
+        """As the function, but ends at once when the daemon has ended."""
+        def alive():
+            if not self.running():
+                raise LabError(f'{self.name} ended instead of: {what}'
+                               f'{tail(self.log)}')
+            return condition()
+        kwargs.setdefault('log', self.log)
+        return wait_for(what, alive, **kwargs)
+
+    def stop(self, first=signal.SIGTERM):
+        """End it with a signal, and by force after GRACE seconds."""
+        for number in (first, signal.SIGKILL):
+            for pid in self.pids:
+                kill(pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.GRACE)
+                return
+        raise LabError(f'{self.name} could not be ended')

@@ -1,0 +1,328 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""How scenarios are written, and what runs one.
+
+A scenario says what is set up, what is done, and what must come of it with
+unmodified Nova and with the plugin. `Run` is what its steps are written in:
+each of its methods does one thing and keeps the evidence.
+"""
+
+import contextlib
+import dataclasses
+import time
+
+import fixtures
+
+from nova_migfix.tests.lab import compute
+from nova_migfix.tests.lab import environments
+from nova_migfix.tests.lab import evidence
+from nova_migfix.tests.lab import fabric
+from nova_migfix.tests.lab import guest
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import topology
+
+SOURCE, DESTINATION = topology.COMPUTES
+STOCK, PLUGIN = environments.STOCK, environments.PLUGIN
+
+MAX_QUEUES = ('libvirt', 'max_queues')
+TRANSPORT = ('libvirt', 'remote_filesystem_transport')
+INBOUND_ADDRESS = ('libvirt', 'live_migration_inbound_addr')
+BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
+
+# Where the logs are, below the directory of a host.
+LOGS = {
+    'nova-compute': 'log/nova-compute.log',
+    'libvirtd': 'var/log/libvirt/libvirtd.log',
+    'qemu': 'var/log/libvirt/qemu/{domain}.log',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """What runs on which compute host.
+
+    :param column: of the table at the end: STOCK or PLUGIN
+    """
+
+    name: str
+    column: str
+    source: str
+    destination: str
+
+    def variant(self, host):
+        return self.source if host == SOURCE else self.destination
+
+
+NEITHER = Arrangement('neither', STOCK, STOCK, STOCK)
+SOURCE_ONLY = Arrangement('source only', PLUGIN, PLUGIN, STOCK)
+BOTH = Arrangement('both', PLUGIN, PLUGIN, PLUGIN)
+DESTINATION_ONLY = Arrangement('destination only', PLUGIN, STOCK, PLUGIN)
+
+# In this order as few nova-compute as possible have to be replaced.
+ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """A line that must appear: on which host, in which of LOGS, matching.
+
+    :param host: SOURCE or DESTINATION *of the migration*
+    """
+
+    host: str
+    log: str
+    pattern: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrives:
+    """The migration completes and the guest runs on the destination."""
+
+    said: tuple = ()
+    text: str = 'arrives'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fails:
+    """The migration fails, for this reason, and leaves the instance so.
+
+    :param said: the lines that prove the reason
+    :param record: the states the migration record may end in
+    :param vm_state: of the instance, by the release from which on it is so
+    """
+
+    said: tuple
+    record: tuple = ('failed', 'error')
+    vm_state: dict = dataclasses.field(
+        default_factory=lambda: {0: 'ACTIVE'})
+    text: str = 'fails'
+
+    def vm_state_in(self, version):
+        series = int(version.split('.')[0])
+        since = max(first for first in self.vm_state if first <= series)
+        return self.vm_state[since]
+
+
+# From 2025.2 on, an exception that the rollback has already dealt with is
+# raised once more and puts the guest, which runs on, into ERROR.
+ERROR_SINCE_32 = {0: 'ACTIVE', 32: 'ERROR'}
+
+
+class Scenario:
+    """One file of `scenarios` defines one of these.
+
+    :cvar name: on the command line
+    :cvar title: in the report, one sentence
+    :cvar expected: what comes of it, by Arrangement
+    """
+
+    name = ''
+    title = ''
+    expected = {}
+
+    def run(self, run):
+        """The steps; *run* is a Run."""
+        raise NotImplementedError
+
+
+class Run(fixtures.Fixture):
+    """One scenario in one arrangement, on a cloud that is up."""
+
+    def __init__(self, cloud, scenario, arrangement, progress):
+        self.cloud = cloud
+        self.scenario = scenario
+        self.arrangement = arrangement
+        self.expected = scenario.expected[arrangement]
+        self.progress = progress
+        self.result = evidence.Result(scenario, arrangement)
+
+    @property
+    def plugin(self):
+        return self.arrangement is BOTH
+
+    def perform(self):
+        """Run it to its end; whatever happens ends up in the Result."""
+        begin = time.monotonic()
+        try:
+            with self:
+                self.scenario.run(self)
+        except (process.LabError, fixtures.MultipleExceptions) as error:
+            self.result.error = str(reason(error))
+        self.result.seconds = time.monotonic() - begin
+        return self.result
+
+    # What a scenario sets up.
+
+    def configure(self, source=None, destination=None, both=None,
+                  tap_queue_limit=None):
+        """(Re)start nova-compute where its options are not yet these.
+
+        :param source, destination, both: ``{(section, option): value}``
+        :param tap_queue_limit: of the destination's kernel
+        """
+        self.progress('nova-compute')
+        common = both or {}
+        settings = {
+            SOURCE: compute.Settings(
+                self.arrangement.source, {**common, **(source or {})}),
+            DESTINATION: compute.Settings(
+                self.arrangement.destination,
+                {**common, **(destination or {})}, tap_queue_limit),
+        }
+        self.cloud.configure(settings)
+
+    def boot(self, image=None, host=SOURCE):
+        """A guest that runs on *host* and answers."""
+        self.progress('guest')
+        return self.useFixture(
+            guest.Guest(self.cloud, image or self.cloud.multiqueue, host))
+
+    def listen_ssh(self, *networks):
+        """Let sshd of both hosts answer on these networks only."""
+        for server in self.cloud.ssh.values():
+            server.listen(networks)
+
+    # What a scenario does.
+
+    def migrate(self, instance, destination=DESTINATION, title='',
+                expected=None, during=None):
+        """Migrate a guest; all that was expected of it becomes checks.
+
+        :param expected: Arrives or Fails; default: the scenario's
+        :param during: called while it migrates
+        :returns: whether the guest has arrived
+        """
+        expected = expected or self.expected
+        source = instance.host
+        self.progress(f'{source} to {destination}')
+        step = evidence.Step(title or f'{source} to {destination}')
+        self.result.steps.append(step)
+        step.before = instance.vm_state
+        logs = self._mark(source, destination, instance)
+        was = evidence.interfaces(instance.live_xml(source))
+        with self._watched(step, instance):
+            step.migration = instance.migrate(destination, during)
+            self._judge(step, expected, logs)
+            self._check_alive(instance, step.migration)
+        self._keep_xml(step, instance, was, logs)
+        return step.migration.arrived
+
+    def _mark(self, source, destination, instance):
+        """The logs of both hosts from now on, by (role, name)."""
+        return {
+            (role, log): evidence.Marked(
+                host, self.cloud.hosts[host].root / path.format(
+                    domain=instance.domain))
+            for role, host in ((SOURCE, source), (DESTINATION, destination))
+            for log, path in LOGS.items()}
+
+    @contextlib.contextmanager
+    def _watched(self, step, instance):
+        """Ping the guest, and see what passes on the wires."""
+        with contextlib.ExitStack() as stack:
+            captures = [stack.enter_context(fabric.Capture(
+                self.cloud.controller, network))
+                for network in (topology.MANAGEMENT, topology.MIGRATION)]
+            step.pings = stack.enter_context(instance.pinged())
+            yield
+        step.wire = evidence.wire(captures)
+        step.networks = {capture.network.name for capture in captures
+                         if capture.connections}
+
+    def _judge(self, step, expected, logs):
+        migration = step.migration
+        if isinstance(expected, Fails):
+            state = expected.vm_state_in(self.cloud.venvs.version)
+            self.check_in('migration record', migration.status,
+                          expected.record)
+            self.check_equal('state of the instance', migration.vm_state,
+                             state)
+        else:
+            self.check_equal('migration record', migration.status,
+                             'completed')
+            self.check_equal('host of the instance', migration.host,
+                             migration.destination)
+            self.check_equal('state of the instance', migration.vm_state,
+                             'ACTIVE')
+        for said in expected.said:
+            self._check_said(step, said, logs)
+
+    def _check_said(self, step, said, logs):
+        log = logs[said.host, said.log]
+        line = log.find(said.pattern)
+        if line:
+            step.lines.append(line)
+        role = 'source' if said.host == SOURCE else 'destination'
+        self.check(f'{said.log} log of the {role} says /{said.pattern}/',
+                   bool(line), line.short if line else 'nothing like it'
+                   f'{process.tail(log.path, 5)}')
+
+    def _check_alive(self, instance, migration):
+        """The guest runs on one host, where Nova says, and answers."""
+        self.check_equal('hosts with the domain', instance.running_on(),
+                         [migration.host])
+        try:
+            instance.wait_reachable()
+        except process.LabError as error:
+            self.check('guest answers', False, str(error))
+        else:
+            self.check('guest answers', True, f'from {migration.host}')
+
+    def _keep_xml(self, step, instance, was, logs):
+        migration = step.migration
+        if migration.arrived:
+            becomes = evidence.interfaces(
+                instance.live_xml(migration.destination))
+            name = 'running guest, destination'
+        else:
+            becomes = evidence.generated_interfaces(
+                logs[SOURCE, 'nova-compute'].text())
+            name = "made by Nova for the destination"
+        if becomes:
+            step.xml_diff = evidence.difference(was, becomes, name)
+
+    # What a scenario checks.
+
+    def check(self, statement, holds, found=''):
+        self.result.checks.append(
+            evidence.Check(statement, bool(holds), str(found)))
+
+    def check_equal(self, what, found, expected):
+        self.check(f'{what}: {expected}', found == expected, found)
+
+    def check_in(self, what, found, expected):
+        self.check(f'{what}: {" or ".join(expected)}', found in expected,
+                   found)
+
+    def check_queues(self, instance, host, expected):
+        """The guest's queue pairs, in the XML and seen by its kernel."""
+        xml = instance.live_xml(host)
+        self.check_equal(f'queues in the XML on {host}',
+                         evidence.queues(xml), expected)
+        self.check_equal(
+            f'queues seen by the guest on {host}',
+            sum(queue.startswith('rx') for queue in instance.queues(host)),
+            expected)
+
+    def check_wire(self, networks):
+        """On which networks the last migration used port 22."""
+        self.check_equal('ssh seen on', sorted(
+            self.result.steps[-1].networks), sorted(
+                network.name for network in networks))
+
+
+def reason(error):
+    """The first exception of those that a fixture has gathered."""
+    while isinstance(error, fixtures.MultipleExceptions):
+        error = error.args[0][1]
+    return error
