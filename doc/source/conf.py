@@ -1,0 +1,56 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import pathlib
+
+from nova_migfix import guest_abi
+
+extensions = [
+    'openstackdocstheme',
+    'oslo_config.sphinxconfiggen',
+    'oslo_config.sphinxext',
+    'sphinx.ext.autodoc',
+    'sphinxcontrib.svgbob',
+]
+
+project = 'nova-migfix'
+copyright = 'nova-migfix contributors'
+
+html_theme = 'openstackdocs'
+openstackdocs_auto_name = False
+openstackdocs_auto_version = False
+openstackdocs_bug_project = ''
+openstackdocs_repo_name = ''
+
+config_generator_config_file = [
+    ('../config-generator.conf', '_static/migfix'),
+]
+
+# Nova is not installed where the documentation is built.
+autodoc_mock_imports = ['nova']
+
+
+# -- the table of vNIC attributes, from the code that applies it --------------
+
+TABLE = pathlib.Path(__file__).parent / 'fixes' / 'vnic_table.rst'
+
+
+def write_vnic_table(app):
+    rows = [('in ``<interface>``', 'rule', 'why')] + [
+        (f'``{attribute.path}``', attribute.rule.name.lower(),
+         attribute.reason) for attribute in guest_abi.VNIC]
+    TABLE.write_text('.. list-table::\n   :header-rows: 1\n\n' + ''.join(
+        '   * - {}\n     - {}\n     - {}\n'.format(*row) for row in rows))
+
+
+def setup(app):
+    app.connect('builder-inited', write_vnic_table)
