@@ -20,6 +20,7 @@ from nova.compute import vm_states
 from nova import exception
 from nova import objects
 from nova.virt.libvirt import guest as libvirt_guest
+from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix.fixes import rollback_state
@@ -42,7 +43,7 @@ class TestRollbackState(testtools.TestCase):
     def settles(self, vm_state, state):
         self.guest.get_power_state.side_effect = [state]
         return rollback_state.RollbackState().settles_failure(
-            'context', objects.Instance(uuid='u', vm_state=vm_state),
+            'context', objects.Instance(uuid=uuids.guest, vm_state=vm_state),
             self.guest, 'host', ERROR)
 
     @ddt.data((vm_states.ACTIVE, power_state.RUNNING),
@@ -58,7 +59,7 @@ class TestRollbackState(testtools.TestCase):
         self.settles(vm_states.ACTIVE, power_state.RUNNING)
         self.assertEqual('compute__live_migration_operation',
                          self.reporter.call_args.args[1])
-        self.assertEqual('u', self.reporter.call_args.args[3])
+        self.assertEqual(uuids.guest, self.reporter.call_args.args[3])
         self.assertIs(ERROR, self.event.__exit__.call_args.args[1])
 
     def test_a_reason_that_cannot_be_recorded_is_no_new_failure(self):

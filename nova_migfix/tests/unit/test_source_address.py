@@ -26,7 +26,7 @@ from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix import transfer
 
 ADDRESSES = ('10.0.2.11', 'fd00::2:11', 'compute1.migration.example')
-REFUSED = ('-oProxyCommand=id', 'a b', '/tmp/a', 'root@a', '', 'a' * 300)
+REFUSED = ('-oProxyCommand=id', 'a b', '/tmp/a', 'root@a', '', 'a' * 64)
 
 
 @ddt.ddt
