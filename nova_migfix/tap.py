@@ -71,7 +71,7 @@ def count_queues(wanted: int) -> int:
             os.close(descriptor)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def max_queues() -> int:
     """Return the limit of the running kernel, which cannot change."""
     return count_queues(ENOUGH)

@@ -39,14 +39,12 @@ from nova.compute import power_state
 from nova.compute import utils as compute_utils
 from nova.compute import vm_states
 from nova import exception
-from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_migfix.fixes import base
 from nova_migfix import nova_release
 
 LOG = logging.getLogger(__name__)
-CONF = cfg.CONF
 
 EVENT = 'compute__live_migration_operation'
 
@@ -94,11 +92,13 @@ class RollbackState(base.Fix):
         return True
 
     def _record(self, context: Any, instance: Any, error: Exception) -> None:
+        reason = exception.MigrationError(reason=str(error))
         try:
             with compute_utils.EventReporter(
-                    context, EVENT, CONF.host, instance.uuid):
-                raise error
+                    context, EVENT, instance.host, instance.uuid):
+                # of any other exception the event keeps the class only
+                raise reason from error
         except Exception as raised:
-            if raised is not error:
+            if raised is not reason:
                 LOG.warning('The reason of the failed live migration could '
                             'not be recorded: %s', raised, instance=instance)

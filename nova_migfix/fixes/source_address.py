@@ -84,7 +84,8 @@ class SourceAddress(base.Fix):
             (disk[FIELD] for disk in disks if FIELD in disk), None))
 
     def _own_address(self) -> str | None:
-        return self._checked(CONF.libvirt.live_migration_inbound_addr)
+        own: str | None = CONF.libvirt.live_migration_inbound_addr
+        return own
 
     def _fetching_from(
         self, instance: Any, told: object,

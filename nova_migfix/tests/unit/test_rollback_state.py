@@ -43,7 +43,8 @@ class TestRollbackState(testtools.TestCase):
     def settles(self, vm_state, state):
         self.guest.get_power_state.side_effect = [state]
         return rollback_state.RollbackState().settles_failure(
-            'context', objects.Instance(uuid=uuids.guest, vm_state=vm_state),
+            'context', objects.Instance(
+                uuid=uuids.guest, host='compute1', vm_state=vm_state),
             self.guest, 'host', ERROR)
 
     @ddt.data((vm_states.ACTIVE, power_state.RUNNING),
@@ -57,10 +58,12 @@ class TestRollbackState(testtools.TestCase):
 
     def test_the_reason_is_an_event_of_the_action(self):
         self.settles(vm_states.ACTIVE, power_state.RUNNING)
-        self.assertEqual('compute__live_migration_operation',
-                         self.reporter.call_args.args[1])
-        self.assertEqual(uuids.guest, self.reporter.call_args.args[3])
-        self.assertIs(ERROR, self.event.__exit__.call_args.args[1])
+        self.reporter.assert_called_once_with(
+            'context', 'compute__live_migration_operation', 'compute1',
+            uuids.guest)
+        recorded = self.event.__exit__.call_args.args[1]
+        self.assertEqual(f'Migration error: {ERROR}', str(recorded))
+        self.assertIs(ERROR, recorded.__cause__)
 
     def test_a_reason_that_cannot_be_recorded_is_no_new_failure(self):
         self.event.__exit__.side_effect = exception.InstanceActionNotFound(
