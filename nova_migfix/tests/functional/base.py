@@ -23,8 +23,8 @@ import time
 
 import fixtures
 from lxml import etree
-from nova import conf
 from nova.compute import rpcapi
+from nova import conf
 from nova.objects import base as objects_base
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.tests.functional import integrated_helpers
@@ -72,7 +72,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         self.max_tap_queues = self.useFixture(fixtures.MockPatch(
             'nova_migfix.tap.max_queues', autospec=True,
             return_value=256)).mock
-        self.useFixture(KeptInterfaces())
+        self.useFixture(FaithfulLibvirt())
         self.useFixture(UnpatchedConductor())
         self.wire = self.useFixture(Wire()).sent
         self.destination_xmls = []
@@ -116,17 +116,18 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         :param server: status of the server
         :param host: insist on this destination
         """
-        before = self.migrations()
+        before = len(self.migrations())
         self.api.post_server_action(self.server['id'], {
             'os-migrateLive': {'host': host, 'block_migration': 'auto'}})
         for _attempt in range(60):
-            new = self.migrations()[len(before):]
-            if new and new[0]['status'] == record:
-                break
+            self.server = self.api.get_server(self.server['id'])
+            found = [one['status'] for one in self.migrations()[before:]]
+            if ([record], server, None) == (
+                    found, self.server['status'],
+                    self.server['OS-EXT-STS:task_state']):
+                return
             time.sleep(0.5)
-        else:
-            self.fail(f'No migration is {record}: {new}')
-        self.server = self._wait_for_state_change(self.server, server)
+        self.fail(f'The migration is {found}, the server {self.server}')
 
     def migrations(self):
         """Return the records of the guest's migrations, oldest first."""
@@ -152,17 +153,18 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         return dict(zip(LEGS, (data.get(field) for data in self.wire)))
 
 
-class KeptInterfaces(fixtures.Fixture):
-    """Libvirt that remembers the whole of an interface.
+class FaithfulLibvirt(fixtures.Fixture):
+    """What Nova's fake libvirt does otherwise than libvirt.
 
-    The fake one keeps its type, MAC and source and forgets all else.
+    It keeps the type, MAC and source of an interface and forgets all else,
+    and a paused domain is not active.
     """
 
     def _setUp(self):
         parse = fakelibvirt.Domain._parse_definition
         describe = fakelibvirt.Domain.XMLDesc
 
-        def _parse_definition(domain, xml):
+        def parse_definition(domain, xml):
             domain.interfaces = etree.fromstring(xml).findall(
                 './devices/interface')
             return parse(domain, xml)
@@ -180,11 +182,16 @@ class KeptInterfaces(fixtures.Fixture):
                     del driver.attrib['queues']
             return etree.tostring(document, encoding='unicode')
 
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova.tests.fixtures.libvirt.Domain._parse_definition',
-            _parse_definition))
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova.tests.fixtures.libvirt.Domain.XMLDesc', xml_desc))
+        def is_active(domain):
+            return int(domain._state in (
+                fakelibvirt.VIR_DOMAIN_RUNNING,
+                fakelibvirt.VIR_DOMAIN_PAUSED))
+
+        for name, replacement in (('_parse_definition', parse_definition),
+                                  ('XMLDesc', xml_desc),
+                                  ('isActive', is_active)):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
 
 
 class UnpatchedConductor(fixtures.Fixture):
