@@ -1,0 +1,87 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Runs Nova's suites with both drivers and compares test by test."""
+
+import argparse
+import collections
+from collections.abc import Iterator
+from collections.abc import Mapping
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from nova import version
+
+from nova_migfix.tests import results
+from nova_migfix.tests.compat import differences
+
+DRIVERS = ('stock', 'migfix')
+
+#: Nova runs them in processes of their own, too: together they hang.
+SUITES = (r'^nova\.tests\.unit\.', r'^nova\.tests\.functional\.')
+
+
+def run(driver: str, directory: pathlib.Path) -> dict[str, str]:
+    """Run both suites with a driver and return each test's status."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    for suite in SUITES:
+        subprocess.run(
+            ['stestr', '--repo-url', directory,
+             '--test-path', os.path.dirname(__file__), 'run', suite],
+            env={**os.environ, 'MIGFIX_COMPAT_DRIVER': driver})
+    return {name: status for statuses in results.runs(str(directory))
+            for name, status in statuses.items()}
+
+
+def describe(statuses: Mapping[str, str]) -> str:
+    counts = collections.Counter(statuses.values())
+    return f'{len(statuses)} run (' + ', '.join(
+        f'{number} {status}' for status, number in sorted(counts.items())
+    ) + ')'
+
+
+def complaints(stock: Mapping[str, str],
+               ours: Mapping[str, str]) -> Iterator[str]:
+    """Yield whatever is not as it should be, a line for each test."""
+    if not stock:
+        yield 'no test was run'
+    for name in sorted({*stock, *ours}):
+        before = stock.get(name, 'not run')
+        now = ours.get(name, 'not run')
+        intended = differences.INTENDED.get(name)
+        if before not in results.PASSED | results.SKIPPED:
+            yield f'{name}: {before} with Nova\'s own driver'
+        elif intended is None and now != before:
+            yield f'{name}: {before}, with our driver {now}'
+        elif intended is not None and now != intended.status:
+            yield f'{name}: {now}, intended is {intended.status}'
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('directory', type=pathlib.Path,
+                        help='where the results are kept, below compat/')
+    directory = parser.parse_args().directory / 'compat'
+    stock, ours = (run(driver, directory / driver) for driver in DRIVERS)
+    found = list(complaints(stock, ours))
+    print(*found, sep='\n')
+    print(f'Nova {version.version_string()}: stock {describe(stock)}, '
+          f'with our driver {describe(ours)}')
+    return 1 if found else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

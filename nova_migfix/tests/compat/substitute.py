@@ -1,0 +1,68 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Puts our driver where Nova's tests find Nova's."""
+
+import importlib
+from unittest import mock
+
+from nova.virt import libvirt
+from nova.virt.libvirt import driver
+
+from nova_migfix import osvif
+
+NovaDriver = driver.LibvirtDriver
+
+
+class _Constructor:
+    """Keeps Nova's constructor from calling itself.
+
+    Up to 32 it says ``super(LibvirtDriver, self).__init__(virtapi)``, and
+    the name now leads to the driver that is being constructed.
+    """
+
+    _under_construction = False
+
+    def __init__(self, virtapi, read_only=False):
+        if self._under_construction:
+            super(NovaDriver, self).__init__(virtapi)
+            return
+        self._under_construction = True
+        super().__init__(virtapi, read_only)
+        del self._under_construction
+
+
+def install():
+    """Make every ``LibvirtDriver`` of Nova's libvirt package ours.
+
+    Tests put a static method of the class aside and back by its name, which
+    makes a plain function of one that is inherited. So the class which they
+    find has all of them itself, as Nova's has.
+    """
+    osvif.MigfixPlugin.load('migfix')
+    _forget_this_host()
+    ours = importlib.import_module(osvif.DRIVER).LibvirtDriver
+    static = {name: method for name, method in vars(NovaDriver).items()
+              if isinstance(method, (classmethod, staticmethod))
+              and name not in vars(ours)}
+    libvirt.LibvirtDriver = driver.LibvirtDriver = type(
+        'LibvirtDriver', (_Constructor, ours), static)
+
+
+def _forget_this_host():
+    """Keep the machine that the tests run on out of their results.
+
+    Its kernel would be asked for the queues of a tap device, and would
+    answer where the tests are run by root.
+    """
+    mock.patch('nova_migfix.tap.count_queues', autospec=True,
+               side_effect=OSError('not in a test')).start()
