@@ -154,23 +154,34 @@ class LibvirtDriver(driver.LibvirtDriver):
 class _MigratingGuest:
     """A Guest whose ``migrate`` hands the fixes' XML to libvirt.
 
-    Nova computes the destination's XML and passes it on within one long
-    method, so this is where it can be met in every release.
+    Nova reads the running guest's XML, computes the destination's from it and
+    passes that on, all within one long method; this is where both can be met
+    in every release. To Nova it is the Guest that it stands for.
     """
 
     def __init__(self, guest, instance, fixes_in_force):
         self._guest = guest
         self._instance = instance
         self._fixes = fixes_in_force
+        self._running_xml = None
 
     def __getattr__(self, name):
         return getattr(self._guest, name)
 
+    def __eq__(self, other):
+        return self._guest == other
+
+    def __hash__(self):
+        return hash(self._guest)
+
+    def get_xml_desc(self, *args, **kwargs):
+        self._running_xml = self._guest.get_xml_desc(*args, **kwargs)
+        return self._running_xml
+
     def migrate(self, *args, destination_xml=None, **kwargs):
-        if destination_xml:
-            running_xml = self._guest.get_xml_desc(dump_migratable=True)
+        if destination_xml and self._running_xml:
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
-                    self._instance, destination_xml, running_xml)
+                    self._instance, destination_xml, self._running_xml)
         self._guest.migrate(
             *args, destination_xml=destination_xml, **kwargs)

@@ -71,7 +71,8 @@ class RollbackState(base.Fix):
     ) -> bool:
         try:
             state = guest.get_power_state(host)
-        except exception.NovaException as unknown:
+        except Exception as unknown:
+            # Nova has to hear of the migration's error, not of this one.
             LOG.info('The state of the guest after the failed live migration '
                      'is unknown (%s); it is left to Nova', unknown,
                      instance=instance)

@@ -181,6 +181,8 @@ class TestOperation(DriverTestCase):
     def operate(self, xml='<computed/>', error=None):
         def operation(driver, context, instance, dest, block, data, guest,
                       names):
+            self.assertEqual(self.guest, guest)
+            guest.get_xml_desc(dump_migratable=True)
             guest.migrate('uri', migrate_uri='tcp', destination_xml=xml)
             if error:
                 raise error

@@ -81,6 +81,7 @@ class TestRollbackState(testtools.TestCase):
         (vm_states.ERROR, power_state.RUNNING),
         (vm_states.ACTIVE, exception.InstanceNotFound(instance_id='u')),
         (vm_states.ACTIVE, exception.InternalError('no libvirt')),
+        (vm_states.ACTIVE, ConnectionError('libvirtd is gone')),
     )
     @ddt.unpack
     def test_whatever_else_is_left_to_nova(self, vm_state, state):
