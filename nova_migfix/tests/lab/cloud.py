@@ -12,8 +12,8 @@
 
 """The whole of it: three hosts, their networks and all of OpenStack."""
 
-import concurrent.futures
 import ctypes
+import functools
 import os
 
 import fixtures
@@ -93,10 +93,10 @@ class Cloud(fixtures.Fixture):
         self.useFixture(NetworkOf(self.controller))
         self.progress('databases, broker, libvirt and Open vSwitch')
         plane = control_plane.ControlPlane(self.controller, self.venvs)
-        self._parallel(self._control_plane, (plane,),
-                       self._broker, (),
-                       *[step for name in topology.COMPUTES
-                         for step in (self._hypervisor, (name,))])
+        process.in_parallel(
+            functools.partial(self._control_plane, plane), self._broker,
+            *[functools.partial(self._hypervisor, name)
+              for name in topology.COMPUTES])
         self.progress('services of the control plane')
         control_plane.make_service_user()
         self.api = control_plane.connect()
@@ -107,15 +107,6 @@ class Cloud(fixtures.Fixture):
         process.wait_for('network agents', self._agents_alive)
         plane.discover_computes()
         self._make_resources()
-
-    @staticmethod
-    def _parallel(*steps):
-        """Run functions at the same time: function, arguments, ..."""
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            futures = [pool.submit(function, *arguments)
-                       for function, arguments in zip(steps[::2], steps[1::2])]
-            for future in futures:
-                future.result()
 
     def _control_plane(self, plane):
         self.useFixture(infrastructure.Database(self.controller))

@@ -13,6 +13,7 @@
 """nova-compute and the Open vSwitch agent of one compute host."""
 
 import dataclasses
+import signal
 import types
 
 import fixtures
@@ -84,7 +85,8 @@ class Compute(fixtures.Fixture):
         if settings == self._settings:
             return False
         if self._daemon:
-            self._daemon.stop()
+            # Nothing is under way that it could end gracefully.
+            self._daemon.stop(signal.SIGKILL)
         limit = settings.tap_queue_limit
         self.libvirt.limit_tap_queues(limit)
         environment = self.libvirt.environment(limit)

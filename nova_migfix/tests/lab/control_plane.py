@@ -12,8 +12,8 @@
 
 """Keystone, Glance, Placement, Neutron and Nova on the controller."""
 
-import concurrent.futures
 import dataclasses
+import functools
 
 import fixtures
 import openstack
@@ -21,6 +21,7 @@ import openstack
 from nova_migfix.tests.lab import configuration
 from nova_migfix.tests.lab import environments
 from nova_migfix.tests.lab import infrastructure
+from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import topology
 
 # oslo.config parses the arguments of the program, which are gunicorn's.
@@ -77,11 +78,9 @@ class ControlPlane(fixtures.Fixture):
 
     def _setUp(self):
         self._configure()
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            futures = [pool.submit(self._make_databases, chain)
-                       for chain in self._chains()]
-            for future in futures:
-                future.result()
+        process.in_parallel(*[
+            functools.partial(self._make_databases, chain)
+            for chain in self._chains()])
         self._start_apis()
 
     def _configure(self):

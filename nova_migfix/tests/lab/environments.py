@@ -112,6 +112,14 @@ class Venv:
     def site_packages(self):
         return next(self.path.glob('lib/python3*/site-packages'))
 
+    def version_of(self, package):
+        """The version of an installed *package*, named as its directory."""
+        metadata = next(self.site_packages.glob(f'{package}-*.dist-info'))
+        return metadata.name[len(package) + 1:-len('.dist-info')]
+
+    def python_version(self):
+        return process.run([self.bin('python'), '--version']).split()[1]
+
     def make(self, requirements, log, wheel=None):
         """Install *requirements*, and *wheel* without its dependencies."""
         stamp = self.path / 'made-of'

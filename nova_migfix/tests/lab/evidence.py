@@ -58,6 +58,7 @@ class Step:
     lines: list = dataclasses.field(default_factory=list)
     xml_diff: str = ''
     wire: list = dataclasses.field(default_factory=list)
+    networks: set = dataclasses.field(default_factory=set)
     pings: object = None
 
 
@@ -74,8 +75,24 @@ class Result:
 
     @property
     def as_expected(self):
-        return (not self.error and bool(self.checks)
-                and all(check.holds for check in self.checks))
+        return bool(self.checks) and not self.problems
+
+    @property
+    def problems(self):
+        """What was not as it should have been, as texts."""
+        wrong = [f'{check.statement}; found: {check.found}'
+                 for check in self.checks if not check.holds]
+        return [self.error, *wrong] if self.error else wrong
+
+    @property
+    def expectation(self):
+        """The one word for what should come of it."""
+        return self.scenario.expected[self.arrangement].text
+
+    @property
+    def anchor(self):
+        return f'{self.scenario.name}-{self.arrangement.name}'.replace(
+            ' ', '-')
 
 
 class Marked:
@@ -106,11 +123,12 @@ class Marked:
 def interfaces(xml):
     """The network interfaces of a domain's XML, one line for each element.
 
-    What differs on every start, or says nothing to the guest, is left out.
+    What says nothing to the guest is left out, and the address on the bus,
+    which Nova fills in at another place than the rest.
     """
     lines = []
     for interface in etree.fromstring(xml).iter('interface'):
-        for gone in interface.xpath('alias | target'):
+        for gone in interface.xpath('alias | target | address'):
             interface.remove(gone)
         etree.indent(interface)
         lines += etree.tostring(interface, encoding='unicode').split('\n')

@@ -34,7 +34,8 @@ INIT = workdir.DATA / 'guest-init'
 MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'ahci',
            'sr_mod', 'isofs')
 
-_KERNEL = {'debian': 'linux-image-cloud-amd64', 'ubuntu': 'linux-image-virtual'}
+_KERNEL = {'debian': 'linux-image-cloud-amd64',
+           'ubuntu': 'linux-image-virtual'}
 
 _MEBI = 1 << 20
 _SECTOR = 512

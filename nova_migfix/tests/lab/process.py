@@ -12,6 +12,7 @@
 
 """Running programs and waiting for them, always with a bound."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -91,6 +92,21 @@ def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
             log = log() if callable(log) else log
             raise LabError(f'{what}: not within {timeout} s{tail(log)}')
         time.sleep(poll)
+
+
+def in_parallel(*calls):
+    """Call functions without arguments at the same time.
+
+    The first error is raised at once; what still runs then ends when the
+    host it runs on does.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(len(calls))
+    futures = [pool.submit(call) for call in calls]
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def descendants(pid):

@@ -322,7 +322,7 @@ class Run(fixtures.Fixture):
 
 
 def reason(error):
-    """The first exception of those that a fixture has gathered."""
+    """The first exception of those that fixtures have gathered."""
     while isinstance(error, fixtures.MultipleExceptions):
-        error = error.args[0][1]
+        _, error, _ = error.args[0]
     return error

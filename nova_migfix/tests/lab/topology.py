@@ -39,8 +39,8 @@ class Network:
 
     def address(self, host, version=4):
         """The address of *host* (its name) as a string without prefix."""
-        network = ipaddress.ip_network(self.ipv6 if version == 6 else self.ipv4)
-        return str(network[_NUMBER[host]])
+        subnet = self.ipv6 if version == 6 else self.ipv4
+        return str(ipaddress.ip_network(subnet)[_NUMBER[host]])
 
     def addresses(self, host):
         """Every address of *host* here, each as ``address/prefix``."""

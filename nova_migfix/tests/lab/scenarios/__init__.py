@@ -1,0 +1,35 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The scenarios, in the order in which they are run."""
+
+from nova_migfix.tests.lab.scenarios import image_gone_ipv6
+from nova_migfix.tests.lab.scenarios import image_gone_rsync
+from nova_migfix.tests.lab.scenarios import image_gone_ssh
+from nova_migfix.tests.lab.scenarios import mixed
+from nova_migfix.tests.lab.scenarios import plain
+from nova_migfix.tests.lab.scenarios import queues_grow
+from nova_migfix.tests.lab.scenarios import queues_refused
+from nova_migfix.tests.lab.scenarios import queues_shrink
+from nova_migfix.tests.lab.scenarios import rollback
+
+ALL = {scenario.name: scenario for scenario in (
+    plain.Plain(),
+    queues_grow.QueuesGrow(),
+    queues_shrink.QueuesShrink(),
+    queues_refused.QueuesRefused(),
+    image_gone_ssh.ImageGoneSsh(),
+    image_gone_rsync.ImageGoneRsync(),
+    image_gone_ipv6.ImageGoneIpv6(),
+    rollback.Rollback(),
+    mixed.Mixed(),
+)}
