@@ -1,0 +1,267 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""What migrate_data becomes between services with and without the plugin.
+
+Registering the plugin's class changes what every process does with Nova's
+object, so each service is a process here, in an environment of its own
+release: see rpc_peer. The same is asked of each mixture: nobody fails, nobody
+asks for a backport that would not have been asked for without the plugin, and
+what the plugin has to tell arrives where both computes have it.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import ddt
+import testtools
+
+from nova_migfix import nova_release
+
+ROOT = pathlib.Path(__file__).parents[3]
+PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
+
+#: Where the environments are kept between runs.
+ENVIRONMENTS = pathlib.Path(
+    os.environ.get('OS_RPC_ENVIRONMENTS', ROOT / '.tox' / 'rpc'))
+
+NOVA = {'31': '31.3.1', '34': '34.0.0'}
+
+ADDRESS = '192.0.2.1'
+
+#: releases of source, conductor and destination; the conductor is upgraded
+#: before the computes
+RELEASES = (
+    ('31', '31', '31'),
+    ('34', '34', '34'),
+    ('31', '34', '34'),
+    ('34', '34', '31'),
+)
+
+
+class Service:
+    """A process that answers what it is asked."""
+
+    def __init__(self, python, plugin, release, patched, role):
+        self.name = f'{role}-{release}' + ('-patched' if patched else '')
+        self.release, self.patched = release, patched
+        self.directory = tempfile.TemporaryDirectory()
+        nova_conf = pathlib.Path(self.directory.name, 'nova.conf')
+        nova_conf.write_text(
+            '[DEFAULT]\n'
+            f'compute_driver = {"migfix" if patched else "libvirt"}'
+            '.LibvirtDriver\n'
+            '[libvirt]\n' + (
+                f'live_migration_inbound_addr = {ADDRESS}\n'
+                if role == 'source' else '') +
+            '[migfix]\n'
+            'enabled_fixes = source_address,vnic\n')
+        environ = {name: value for name, value in os.environ.items()
+                   if not name.startswith(('PYTHON', 'OS_'))}
+        if patched:
+            environ['PYTHONPATH'] = str(plugin)
+        self.stderr = open(  # noqa: SIM115
+            pathlib.Path(self.directory.name, 'stderr'), 'w+')
+        self.process = subprocess.Popen(
+            [python, '-P', PEER, nova_conf], env=environ, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr)
+
+    def ask(self, method, conductor=None, **arguments):
+        """Return the answer and the backports that were needed for it."""
+        self._say({'method': method, **arguments})
+        backports = []
+        while 'call' in (heard := self._hear()):
+            backports.append(heard['versions']['LibvirtLiveMigrateData'])
+            primitive, _ = conductor.ask(
+                'backport', objinst=heard['objinst'],
+                versions=heard['versions'])
+            self._say(primitive)
+        if 'error' in heard:
+            raise AssertionError(f'{self.name} {method}: {heard["error"]}')
+        return heard['answer'], backports
+
+    def _say(self, message):
+        self.process.stdin.write(json.dumps(message) + '\n')
+        self.process.stdin.flush()
+
+    def _hear(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.stderr.seek(0)
+            raise AssertionError(f'{self.name} ended: {self.stderr.read()}')
+        return json.loads(line)
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.stderr.close()
+        self.directory.cleanup()
+
+
+class Environments:
+    """One for each release, and the plugin in a directory beside them."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.uv = shutil.which('uv') or shutil.which(
+            'uv', path=os.path.dirname(sys.executable))
+
+    def python(self, release):
+        """Return the interpreter that has this release of Nova."""
+        environment = self.directory / f'nova-{release}'
+        python = environment / 'bin' / 'python'
+        complete = environment / 'complete'
+        constraints = ROOT / 'constraints' / f'nova-{release}.txt'
+        if not complete.exists() or (
+                complete.read_text() != constraints.read_text()):
+            shutil.rmtree(environment, ignore_errors=True)
+            self._run(*([self.uv, 'venv', '--python', sys.executable]
+                        if self.uv else [sys.executable, '-m', 'venv']),
+                      environment)
+            self._install(
+                python, '-c', constraints, f'nova=={NOVA[release]}')
+            complete.write_text(constraints.read_text())
+        return python
+
+    def plugin(self, python):
+        """Return the directory that has this checkout's plugin."""
+        target = self.directory / 'plugin'
+        shutil.rmtree(target, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as directory:
+            # setuptools would leave what it has built in the checkout
+            copy = pathlib.Path(directory, 'checkout')
+            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+                '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
+            self._install(python, '--no-deps', '--target', target, copy)
+        return target
+
+    def _install(self, python, *what):
+        install = [*([self.uv, 'pip', 'install', '--python', python]
+                     if self.uv else [python, '-m', 'pip', 'install'])]
+        try:
+            self._run(*install, *what)
+        except RuntimeError as error:
+            self._skip_if_unreachable(install, error)
+            raise
+
+    def _skip_if_unreachable(self, install, error):
+        with tempfile.TemporaryDirectory() as nowhere:
+            try:
+                self._run(*install, '--dry-run', '--no-cache-dir',
+                          '--no-deps', '--target', nowhere, 'pbr')
+            except RuntimeError:
+                raise unittest.SkipTest(
+                    f'the package index cannot be reached: {error}') from None
+
+    def _run(self, *command):
+        # The version of the plugin is of no matter and needs no git.
+        environ = {'PBR_VERSION': '0.0.1', **os.environ}
+        done = subprocess.run(
+            command, env=environ, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise RuntimeError(done.stdout)
+
+
+class Migration:
+    """A live migration's migrate_data on its way between three services.
+
+    :ivar capabilities: what the source knew of the destination
+    :ivar fetched_from: where the destination took files from
+    :ivar backports: each method with the versions that it asked the conductor
+        for
+    """
+
+    OURS = ('source_connect_addr', 'dest_capabilities')
+
+    def __init__(self, source, conductor, destination):
+        self.conductor = conductor
+        self.backports = []
+        data = self.ask(destination, 'check_destination')
+        data = self.ask(source, 'check_source', migrate_data=data)
+        self.capabilities = data['nova_object.data'].get('dest_capabilities')
+        data = self.ask(destination, 'hand_on', migrate_data=data)
+        data = self.ask(conductor, 'hand_on', migrate_data=data)
+        data = self.ask(source, 'depart', migrate_data=data)
+        data = self.ask(destination, 'arrive', migrate_data=data)
+        self.fetched_from, _ = destination.ask('fetched_from')
+        self.ask(source, 'hand_on', migrate_data=data)
+
+    def ask(self, service, method, **arguments):
+        data, backports = service.ask(method, self.conductor, **arguments)
+        self.backports.append((method, backports))
+        if not service.patched and any(
+                name in data['nova_object.data'] for name in self.OURS):
+            raise AssertionError(f'{service.name} says more than it knows')
+        return data
+
+
+@ddt.ddt
+class RpcMatrixTestCase(testtools.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if nova_release.major() != nova_release.NEWEST:
+            # It would be the same again: the environments are its own.
+            raise unittest.SkipTest('runs with the newest Nova')
+        ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+        environments = Environments(ENVIRONMENTS)
+        pythons = {release: environments.python(release) for release in NOVA}
+        plugin = environments.plugin(pythons['34'])
+        # all at once: each needs some seconds to import Nova
+        cls.services = {
+            (role, release, patched): Service(
+                pythons[release], plugin, release, patched, role)
+            for role in ('source', 'conductor', 'destination')
+            for release in NOVA
+            for patched in (False, True)}
+        for service in cls.services.values():
+            cls.addClassCleanup(service.stop)
+
+    def test_only_patched_services_have_the_plugin(self):
+        for service in self.services.values():
+            has_plugin, _ = service.ask('has_plugin')
+            self.assertEqual(service.patched, has_plugin, service.name)
+
+    @ddt.data(*RELEASES)
+    def test_migration(self, releases):
+        stock = self.migrate(releases, (False, False, False))
+        for patched in itertools.product((False, True), repeat=3):
+            source, conductor, destination = patched
+            migration = self.migrate(releases, patched)
+            self.assertEqual(stock.backports, migration.backports, patched)
+            self.assertEqual(
+                ADDRESS if source and destination else 'src',
+                migration.fetched_from, patched)
+            # An older source has the first leg's object backported, where a
+            # conductor without the plugin drops what it does not know.
+            passes_conductor = releases[0] < releases[2]
+            self.assertEqual(
+                '256' if source and destination and (
+                    conductor or not passes_conductor) else None,
+                (migration.capabilities or {}).get('max_tap_queues'), patched)
+
+    def migrate(self, releases, patched):
+        return Migration(*(
+            self.services[role, release, has_plugin]
+            for role, release, has_plugin in zip(
+                ('source', 'conductor', 'destination'), releases, patched)))
