@@ -20,7 +20,7 @@ from oslo_utils import netutils
 
 # RFC 1123: labels of letters, digits and hyphens that neither begin nor end
 # with a hyphen. The underscore is no part of it but of many a host's name.
-_LABEL = re.compile(r'(?!-)[a-z0-9_-]{1,63}(?<!-)', re.IGNORECASE)
+_LABEL = re.compile(r'(?!-)[A-Za-z0-9_-]{1,63}(?<!-)')
 _MAX_NAME = 253
 
 

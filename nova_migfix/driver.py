@@ -111,19 +111,25 @@ class LibvirtDriver(driver.LibvirtDriver):
         super()._fetch_instance_kernel_ramdisk(
             context, instance, transfer.source(fallback_from_host))
 
-    # -- source: move the guest ---------------------------------------------
+    # -- source: move the guest, in a thread, and watch over it --------------
 
     def _live_migration_operation(self, context, instance, dest,
                                   block_migration, migrate_data, guest,
                                   device_names):
-        migrating = _MigratingGuest(guest, instance, self._fixes)
+        super()._live_migration_operation(
+            context, instance, dest, block_migration, migrate_data,
+            _MigratingGuest(guest, instance, self._fixes), device_names)
+
+    def _live_migration(self, context, instance, dest, post_method,
+                        recover_method, block_migration,
+                        migrate_data):
         try:
-            super()._live_migration_operation(
-                context, instance, dest, block_migration, migrate_data,
-                migrating, device_names)
+            super()._live_migration(
+                context, instance, dest, post_method, recover_method,
+                block_migration, migrate_data)
         except Exception as error:
             if not any(fix.settles_failure(
-                    context, instance, guest, self._host, error)
+                    context, instance, self._host, migrate_data, error)
                     for fix in self._fixes):
                 raise
 
@@ -175,13 +181,17 @@ class _MigratingGuest:
         return hash(self._guest)
 
     def get_xml_desc(self, *args, **kwargs):
-        self._running_xml = self._guest.get_xml_desc(*args, **kwargs)
-        return self._running_xml
+        xml = self._guest.get_xml_desc(*args, **kwargs)
+        if kwargs.get('dump_migratable'):
+            self._running_xml = xml
+        return xml
 
     def migrate(self, *args, destination_xml=None, **kwargs):
-        if destination_xml and self._running_xml:
+        if destination_xml:
+            running_xml = self._running_xml or self._guest.get_xml_desc(
+                dump_migratable=True)
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
-                    self._instance, destination_xml, self._running_xml)
+                    self._instance, destination_xml, running_xml)
         self._guest.migrate(
             *args, destination_xml=destination_xml, **kwargs)

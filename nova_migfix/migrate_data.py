@@ -32,6 +32,9 @@ from typing import Any
 from nova.objects import base
 from nova.objects import fields
 from nova.objects import migrate_data
+from oslo_log import log as logging
+
+LOG = logging.getLogger(__name__)
 
 SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
@@ -99,7 +102,13 @@ def on_departure(virtapi: Any, stamp: Callable[[Any], None]) -> None:
     @functools.wraps(prepare)
     def stamped(context: Any, dest: Any, instance: Any, block_migration: Any,
                 migration: Any, migrate_data: Any, source_bdms: Any) -> Any:
-        stamp(migrate_data)
+        try:
+            stamp(migrate_data)
+        except Exception:
+            # Nova has no handler around this call: the instance would stay
+            # MIGRATING. Untold, the destination does as Nova does.
+            LOG.exception('The destination is not told everything',
+                          instance=instance)
         return prepare(context, dest, instance, block_migration, migration,
                        migrate_data, source_bdms)
 

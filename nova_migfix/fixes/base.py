@@ -62,7 +62,8 @@ class Fix:
     def depart(self, migrate_data: Any) -> None:
         """Source: tell the destination what the conductor has dropped.
 
-        :param migrate_data: LibvirtLiveMigrateData, about to be sent
+        :param migrate_data: LibvirtLiveMigrateData, about to be sent; what
+            cannot be told is left unset, an error is logged and ignored
         """
 
     def arriving(
@@ -91,14 +92,16 @@ class Fix:
         return destination_xml
 
     def settles_failure(
-        self, context: Any, instance: Any, guest: Any, host: Any,
+        self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:
-        """Source: say whether nothing is left to do about a failed operation.
+        """Source: say whether nothing is left to do about a failure.
 
-        :param guest: nova.virt.libvirt.guest.Guest of the source
+        Nova's monitor has ended; what it did stands in the migration record,
+        ``migrate_data.migration``.
+
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :param error: what the operation raised
+        :param error: what the migration or its monitor raised
         :returns: True when Nova need not hear of the error again
         """
         return False

@@ -21,11 +21,13 @@ raises the same error once more, and the compute manager takes it for one that
 came too late to roll back: the record becomes ``error`` and the instance goes
 to ERROR, although nothing is wrong with the guest.
 
-With the fix the thread's error ends in the thread when the guest's state is
-known: it is, on the source, as it was before. The monitor still decides and
-rolls back. Everything else is left to Nova, which says ERROR: a guest that is
-paused because nobody knows on which host it may run, one that is gone, one
-that libvirt cannot tell the state of, and whatever the monitor itself raises.
+With the fix that second error ends there when two things are known: that the
+rollback is complete, which Nova says by setting the record's status as the
+last act of it; and that the guest is on the source as it was before, running
+where the instance is ACTIVE and paused where it is PAUSED. Everything else is
+left to Nova, which says ERROR: a guest that is paused because nobody knows on
+which host it may run, one that is gone, one that libvirt cannot tell the state
+of, a rollback that failed, and whatever the monitor itself raises.
 
 As the record has no field for a reason, the error is kept as a failed event
 of the instance's action, with its message and traceback.
@@ -48,6 +50,9 @@ LOG = logging.getLogger(__name__)
 
 EVENT = 'compute__live_migration_operation'
 
+#: what the rollback sets the record to when it is through
+ROLLED_BACK = frozenset(('cancelled', 'failed'))
+
 #: vm_state of the instance: the guest's power state that it implies
 UNCHANGED = {
     vm_states.ACTIVE: power_state.RUNNING,
@@ -66,30 +71,33 @@ class RollbackState(base.Fix):
         return None
 
     def settles_failure(
-        self, context: Any, instance: Any, guest: Any, host: Any,
+        self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:
         try:
-            state = guest.get_power_state(host)
+            record = migrate_data.migration.status
+            state = host.get_guest(instance).get_power_state(host)
         except Exception as unknown:
             # Nova has to hear of the migration's error, not of this one.
             LOG.info('The state of the guest after the failed live migration '
                      'is unknown (%s); it is left to Nova', unknown,
                      instance=instance)
             return False
-        if state != UNCHANGED.get(instance.vm_state):
-            LOG.info('After the failed live migration the guest is %(now)s '
-                     'on its source while the instance is %(vm_state)s; it '
-                     'is left to Nova',
-                     {'now': power_state.STATE_MAP.get(state, state),
-                      'vm_state': instance.vm_state}, instance=instance)
+        if (record not in ROLLED_BACK
+                or state != UNCHANGED.get(instance.vm_state)):
+            LOG.info('After the failed live migration the record is '
+                     '%(record)s and the guest %(state)s on its source, '
+                     'where the instance is %(vm_state)s; it is left to Nova',
+                     {'record': record, 'vm_state': instance.vm_state,
+                      'state': power_state.STATE_MAP.get(state, state)},
+                     instance=instance)
             return False
         self._record(context, instance, error)
-        LOG.info('Live migration failed and the guest is as before on its '
-                 'source; kept %(vm_state)s where Nova would have set error '
-                 '(%(bug)s). Reason: %(error)s',
-                 {'vm_state': instance.vm_state, 'bug': self.bug,
-                  'error': error}, instance=instance)
+        LOG.info('Live migration %(record)s and rolled back, the guest is as '
+                 'before on its source; kept %(vm_state)s where Nova would '
+                 'have set error (%(bug)s). Reason: %(error)s',
+                 {'record': record, 'vm_state': instance.vm_state,
+                  'bug': self.bug, 'error': error}, instance=instance)
         return True
 
     def _record(self, context: Any, instance: Any, error: Exception) -> None:

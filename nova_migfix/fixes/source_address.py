@@ -91,10 +91,9 @@ class SourceAddress(base.Fix):
         self, instance: Any, told: object,
     ) -> contextlib.AbstractContextManager[None]:
         if source := self._checked(told):
-            LOG.info('Fetching from the source at %(address)s what Glance '
-                     'does not have, where Nova would have used its host '
-                     'name (LP 1939869)', {'address': source},
-                     instance=instance)
+            LOG.info('What Glance does not have is fetched from the source\'s '
+                     'migration address %(address)s instead of its host name '
+                     '(LP 1939869)', {'address': source}, instance=instance)
         return transfer.fetching_from(source)
 
     def _checked(self, value: object) -> str | None:

@@ -32,17 +32,19 @@ cannot provide is refused in the precheck, before anything is moved:
 from __future__ import annotations
 
 from collections.abc import Mapping
+import re
 from typing import Any
 
 from nova import exception
 from nova.i18n import _
+from nova.network import model as network_model
 from nova.virt import hardware
+from os_vif.objects import vif as osv_vif
 from oslo_log import log as logging
 
 from nova_migfix.fixes import base
 from nova_migfix import guest_abi
 from nova_migfix import migrate_data as migfix_data
-from nova_migfix import nova_release
 from nova_migfix import tap
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Vnic(base.Fix):
 
     def capabilities(self) -> Mapping[str, str]:
         told = {}
-        if nova_release.major() >= 33:
+        if _os_vif_creates_taps():
             told[CREATES_TAP] = 'yes'
         try:
             told[MAX_TAP_QUEUES] = str(tap.max_queues())
@@ -81,8 +83,9 @@ class Vnic(base.Fix):
             return
         queues = guest_abi.tap_queues(
             host.get_guest(instance).get_xml_desc(dump_migratable=True))
-        if told.get(MAX_TAP_QUEUES, '').isdecimal():
-            _check_kernel(instance, queues, int(told[MAX_TAP_QUEUES]))
+        if possible := re.fullmatch(
+                '[0-9]{1,4}', told.get(MAX_TAP_QUEUES, '')):
+            _check_kernel(instance, queues, int(possible[0]))
         if CREATES_TAP in told:
             _check_created_taps(instance, queues)
 
@@ -98,6 +101,13 @@ class Vnic(base.Fix):
                       'computed': change.computed, 'bug': self.bug},
                      instance=instance)
         return kept_xml
+
+
+def _os_vif_creates_taps() -> bool:
+    """Say whether both Nova (33) and os-vif (4.3) know how to."""
+    return hasattr(network_model, 'VIF_DETAILS_OVS_CREATE_TAP') and {
+        'create_tap', 'multiqueue'}.issubset(
+            osv_vif.VIFPortProfileOpenVSwitch.fields)
 
 
 def _check_kernel(

@@ -147,10 +147,13 @@ class TestDestination(DriverTestCase):
 
     def test_a_cold_migration_fetches_from_the_told_address(self):
         self.record()
-        self.nova('finish_migration', side_effect=self.fetch)
-        self.driver.finish_migration(
-            'context', 'migration', 'instance', '[{"path": "disk"}]',
-            'network', 'image', False, {}, block_device_info='devices')
+        nova = self.nova('finish_migration', side_effect=self.fetch)
+        arguments = ('context', 'migration', 'instance',
+                     '[{"path": "disk"}]', 'network', 'image', False, {},
+                     'devices')
+        self.driver.finish_migration(*arguments, power_on=False)
+        nova.assert_called_once_with(
+            self.driver, *arguments, power_on=False)
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
         self.fix.arriving_cold.assert_called_once_with(
             'instance', [{'path': 'disk'}])
@@ -178,41 +181,61 @@ class TestOperation(DriverTestCase):
             lambda instance, destination_xml, running_xml:
             f'{destination_xml} as {running_xml}')
 
-    def operate(self, xml='<computed/>', error=None):
+    def operate(self, computed='<computed/>', reads=({},)):
         def operation(driver, context, instance, dest, block, data, guest,
                       names):
             self.assertEqual(self.guest, guest)
-            guest.get_xml_desc(dump_migratable=True)
-            guest.migrate('uri', migrate_uri='tcp', destination_xml=xml)
-            if error:
-                raise error
+            for flags in reads:
+                guest.get_xml_desc(**flags)
+            guest.migrate(
+                'uri', migrate_uri='tcp', destination_xml=computed)
+        self.guest.get_xml_desc.side_effect = (
+            lambda dump_migratable=False:
+            '<running/>' if dump_migratable else '<not-migratable/>')
         self.nova('_live_migration_operation', side_effect=operation)
         self.driver._live_migration_operation(
             *self.ARGUMENTS, self.guest, ['vda'])
 
-    def test_libvirt_gets_the_xml_of_the_fixes(self):
-        self.guest.get_xml_desc.return_value = '<running/>'
-        self.operate()
-        self.guest.get_xml_desc.assert_called_once_with(dump_migratable=True)
+    def assert_libvirt_gets(self, xml):
         self.guest.migrate.assert_called_once_with(
-            'uri', migrate_uri='tcp',
-            destination_xml='<computed/> as <running/>')
+            'uri', migrate_uri='tcp', destination_xml=xml)
+
+    def test_libvirt_gets_the_xml_of_the_fixes(self):
+        self.operate(reads=[{'dump_migratable': True}])
+        self.assert_libvirt_gets('<computed/> as <running/>')
+        self.assertEqual(1, self.guest.get_xml_desc.call_count)
+
+    def test_what_else_nova_reads_is_not_taken_for_it(self):
+        # with serial consoles Nova reads the ports from the XML
+        self.operate(reads=[{'dump_migratable': True}, {}])
+        self.assert_libvirt_gets('<computed/> as <running/>')
+
+    def test_what_nova_does_not_read_is_read(self):
+        self.operate(reads=[])
+        self.assert_libvirt_gets('<computed/> as <running/>')
 
     def test_where_nova_computes_none_there_is_none(self):
-        self.operate(xml=None)
+        self.operate(computed=None)
         self.fix.update_destination_xml.assert_not_called()
-        self.guest.migrate.assert_called_once_with(
-            'uri', migrate_uri='tcp', destination_xml=None)
+        self.assert_libvirt_gets(None)
 
-    def test_a_failure_goes_to_nova(self):
-        self.assertRaises(OSError, self.operate, error=OSError())
 
-    def test_a_failure_that_is_settled_ends_here(self):
+class TestFailure(DriverTestCase):
+
+    def migrate(self, error):
+        self.nova('_live_migration', side_effect=error)
+        self.driver._live_migration(
+            'context', 'instance', 'dest', 'post', 'recover', True, 'data')
+
+    def test_it_goes_to_nova(self):
+        self.assertRaises(OSError, self.migrate, OSError())
+
+    def test_one_that_is_settled_ends_here(self):
         self.fix.settles_failure.return_value = True
         error = OSError()
-        self.operate(error=error)
+        self.migrate(error)
         self.fix.settles_failure.assert_called_once_with(
-            'context', 'instance', self.guest, self.driver._host, error)
+            'context', 'instance', self.driver._host, 'data', error)
 
 
 class TestColdSource(DriverTestCase):

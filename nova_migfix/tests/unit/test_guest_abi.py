@@ -52,6 +52,7 @@ CASES = {
     'features': ({'rx_queue_size': 512}, {}, 1500),
     'many-nics': ({'max_queues': 3}, {**MULTIQUEUE, **PACKED}, 1442),
     'duplicate-macs': ({'max_queues': 4}, MULTIQUEUE, None),
+    'delegated': ({'max_queues': 4}, MULTIQUEUE, 1442),
     'upper-case-mac': ({'max_queues': 4}, MULTIQUEUE, None),
     'vhost-user': ({'max_queues': 4}, MULTIQUEUE, None),
     'macvtap': ({'max_queues': 4}, MULTIQUEUE, None),
@@ -103,7 +104,7 @@ class RecomputedByNova(testtools.TestCase):
         self.config.config(group='libvirt', **options)
         document = etree.fromstring(golden(case, 'source'))
         data = objects.LibvirtLiveMigrateData(vifs=[
-            self.bound_on_destination(number, interface, mtu)
+            self.bound_on_destination(case, number, interface, mtu)
             for number, interface in enumerate(
                 document.findall('./devices/interface'))])
         get_config = functools.partial(
@@ -117,7 +118,7 @@ class RecomputedByNova(testtools.TestCase):
             migration._update_vif_xml(document, data, get_config),
             encoding='unicode')
 
-    def bound_on_destination(self, number, interface, mtu):
+    def bound_on_destination(self, case, number, interface, mtu):
         vif_type, vnic_type, details, profile = BINDINGS[
             interface.get('type')]
         port = f'00000000-0000-4000-8000-{number:012x}'
@@ -128,10 +129,13 @@ class RecomputedByNova(testtools.TestCase):
             network=network_model.Network(
                 id='00000000-0000-4000-8000-0000000000ff',
                 bridge='br-int', mtu=mtu, subnets=[]))
-        return objects.VIFMigrateData(
+        bound = objects.VIFMigrateData(
             port_id=port, vnic_type=vnic_type, vif_type=vif_type,
             vif_details=details, profile=profile, host='dest',
             source_vif=source)
+        # os-vif adds the port to Open vSwitch, not libvirt
+        bound.supports_os_vif_delegation = case == 'delegated'
+        return bound
 
 
 @ddt.ddt

@@ -108,7 +108,8 @@ class TestHooks(testtools.TestCase):
         self.assertIsNone(fix.depart(None))
         self.assertEqual('<a/>', fix.update_destination_xml(
             None, '<a/>', '<b/>'))
-        self.assertFalse(fix.settles_failure(None, None, None, None, None))
+        self.assertFalse(fix.settles_failure(
+            None, None, None, None, OSError()))
         self.assertIsNone(fix.describe_disks([]))
         with fix.arriving(None, None), fix.arriving_cold(None, []):
             pass

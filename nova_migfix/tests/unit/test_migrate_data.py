@@ -12,6 +12,7 @@
 
 from unittest import mock
 
+import fixtures
 from nova import context
 from nova import objects
 from nova.objects import base
@@ -112,6 +113,14 @@ class TestDeparture(testtools.TestCase):
             mock.Mock(_compute=manager), lambda data: data.append('stamp'))
         manager.reset()
         self.assertEqual(['stamp'], self.depart(manager))
+
+    def test_an_error_does_not_keep_the_guest_from_leaving(self):
+        manager = Manager()
+        log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
+        migrate_data.on_departure(
+            mock.Mock(_compute=manager), mock.Mock(side_effect=ValueError))
+        self.assertEqual([], self.depart(manager))
+        self.assertIn('ValueError', log.output)
 
     def test_without_a_manager_nothing_departs(self):
         self.assertIsNone(migrate_data.on_departure(object(), mock.Mock()))

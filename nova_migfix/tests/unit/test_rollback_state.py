@@ -19,11 +19,17 @@ from nova.compute import utils as compute_utils
 from nova.compute import vm_states
 from nova import exception
 from nova import objects
+from nova.tests import fixtures as nova_fixtures
+from nova.virt import fake
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
+from nova_migfix import driver
 from nova_migfix.fixes import rollback_state
+from nova_migfix import nova_release
 
 ERROR = RuntimeError('qemu unexpectedly closed the monitor')
 
@@ -33,19 +39,22 @@ class TestRollbackState(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
+        objects.register_all()
         self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.reporter = self.useFixture(fixtures.MockPatchObject(
             compute_utils, 'EventReporter', autospec=True)).mock
         self.event = self.reporter.return_value
         self.event.__exit__.return_value = False
-        self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
 
-    def settles(self, vm_state, state):
-        self.guest.get_power_state.side_effect = [state]
+    def settles(self, vm_state, state, record='failed'):
+        """Ask about a guest that libvirt says is in that state."""
+        host = mock.create_autospec(libvirt_host.Host, instance=True)
+        host.get_guest.return_value.get_power_state.side_effect = [state]
         return rollback_state.RollbackState().settles_failure(
             'context', objects.Instance(
                 uuid=uuids.guest, host='compute1', vm_state=vm_state),
-            self.guest, 'host', ERROR)
+            host, objects.LibvirtLiveMigrateData(
+                migration=objects.Migration(status=record)), ERROR)
 
     @ddt.data((vm_states.ACTIVE, power_state.RUNNING),
               (vm_states.PAUSED, power_state.PAUSED))
@@ -89,6 +98,24 @@ class TestRollbackState(testtools.TestCase):
         self.assertIn('it is left to Nova', self.log.output)
         self.reporter.assert_not_called()
 
+    def test_an_operators_abort_stays_one(self):
+        self.assertTrue(self.settles(
+            vm_states.ACTIVE, power_state.RUNNING, 'cancelled'))
+        self.assertIn('Live migration cancelled and rolled back',
+                      self.log.output)
+
+    @ddt.data('running', 'completed', 'error', 'preparing')
+    def test_a_rollback_that_is_not_complete_is_left_to_nova(self, record):
+        self.assertFalse(self.settles(
+            vm_states.ACTIVE, power_state.RUNNING, record))
+        self.assertIn(f'the record is {record}', self.log.output)
+        self.reporter.assert_not_called()
+
+    def test_without_a_record_it_is_left_to_nova(self):
+        self.assertFalse(rollback_state.RollbackState().settles_failure(
+            'context', objects.Instance(), mock.Mock(),
+            objects.LibvirtLiveMigrateData(), ERROR))
+
     @ddt.data((29, False), (31, False), (32, True), (34, True))
     @ddt.unpack
     def test_needed_from_nova_32(self, major, needed):
@@ -96,3 +123,74 @@ class TestRollbackState(testtools.TestCase):
                         return_value=major):
             reason = rollback_state.RollbackState.not_needed()
         self.assertEqual(needed, reason is None)
+
+
+@testtools.skipIf(nova_release.major() < 32, 'there is nothing to settle')
+class TestBesideNovasMonitor(testtools.TestCase):
+    """Nova's own ``_live_migration`` and monitor over a failed operation."""
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+        self.useFixture(nova_fixtures.LibvirtFixture())
+        self.useFixture(fixtures.MockPatchObject(
+            compute_utils, 'EventReporter', autospec=True
+        )).mock.return_value.__exit__.return_value = False
+        for name, behaviour in (
+                ('_live_migration_operation', {'side_effect': ERROR}),
+                ('_live_migration_data_gb', {'return_value': 1}),
+                ('_get_vpmems', {'return_value': []}),
+                ('live_migration_abort', {})):
+            self.useFixture(fixtures.MockPatchObject(
+                libvirt_driver.LibvirtDriver, name, autospec=True,
+                **behaviour))
+        self.useFixture(fixtures.MockPatch(
+            'nova_migfix.fixes.load', autospec=True,
+            return_value=(rollback_state.RollbackState(),)))
+        self.driver = driver.LibvirtDriver(fake.FakeVirtAPI())
+        self.driver._host = mock.create_autospec(
+            libvirt_host.Host, instance=True)
+        self.guest = self.driver._host.get_guest.return_value
+        self.guest.get_job_info.return_value = libvirt_guest.JobInfo()
+        self.record = objects.Migration(status='running')
+        self.post_method = mock.Mock()
+
+    def recover(self, *args, **kwargs):
+        self.record.status = 'failed'
+
+    def migrate(self, active, state):
+        """Migrate a guest that is so once the operation has failed."""
+        self.guest.is_active.return_value = active
+        self.guest.get_power_state.return_value = state
+        data = objects.LibvirtLiveMigrateData(
+            block_migration=False, migration=self.record)
+        self.driver._live_migration(
+            'context', objects.Instance(
+                uuid=uuids.guest, host='compute1',
+                vm_state=vm_states.ACTIVE, resources=None),
+            'dest', self.post_method, self.recover, False, data)
+
+    def test_what_was_rolled_back_is_not_raised_again(self):
+        self.migrate(active=True, state=power_state.RUNNING)
+        self.assertEqual('failed', self.record.status)
+        self.post_method.assert_not_called()
+
+    def test_a_guest_that_is_gone_meanwhile_is_left_to_nova(self):
+        # the monitor takes it for a migration that has completed
+        self.assertRaises(RuntimeError, self.migrate,
+                          active=False, state=power_state.RUNNING)
+        self.post_method.assert_called_once()
+
+    def test_a_guest_that_is_paused_is_left_to_nova(self):
+        self.assertRaises(RuntimeError, self.migrate,
+                          active=True, state=power_state.PAUSED)
+
+    def test_a_rollback_that_fails_is_left_to_nova(self):
+        self.recover = mock.Mock(side_effect=ConnectionError('no conductor'))
+        self.assertRaises(ConnectionError, self.migrate,
+                          active=True, state=power_state.RUNNING)
+
+    def test_switched_off_it_is_raised_again(self):
+        self.driver._fixes = ()
+        self.assertRaises(RuntimeError, self.migrate,
+                          active=True, state=power_state.RUNNING)

@@ -55,9 +55,8 @@ class VnicTestCase(testtools.TestCase):
 @ddt.ddt
 class TestQueuesOfTheKernel(VnicTestCase):
 
-    @ddt.data((256, 34), (8, 29))
-    @ddt.unpack
-    def test_the_destination_tells_its_limit(self, queues, major):
+    @ddt.data(1, 8, 256)
+    def test_the_destination_tells_its_limit(self, queues):
         with mock.patch('nova_migfix.tap.max_queues', autospec=True,
                         return_value=queues):
             told = self.fix.capabilities()
@@ -79,7 +78,8 @@ class TestQueuesOfTheKernel(VnicTestCase):
         self.assertIn('Live migration refused', self.log.output)
 
     @ddt.data({'max_tap_queues': '2'}, {'max_tap_queues': '256'},
-              {'max_tap_queues': 'many'}, {'something': 'else'})
+              {'max_tap_queues': 'many'}, {'max_tap_queues': '-1'},
+              {'max_tap_queues': '1' * 5000}, {'something': 'else'})
     def test_enough_or_unknown_is_not_refused(self, told):
         self.check(told)
         self.assertEqual('', self.log.output)
@@ -102,20 +102,22 @@ class TestTapCreatedBeforehand(VnicTestCase):
         self.instance.flavor.extra_specs['hw:vif_multiqueue_enabled'] = (
             str(multiqueue))
 
-    @ddt.data(33, 34)
-    def test_the_destination_tells_that_it_does(self, major):
-        self.assertEqual('yes', self.told_by(major)['os_vif_creates_tap'])
-
-    @ddt.data(29, 32)
-    def test_older_releases_do_not(self, major):
-        self.assertNotIn('os_vif_creates_tap', self.told_by(major))
-
-    def told_by(self, major):
-        with mock.patch('nova_migfix.tap.max_queues', autospec=True,
-                        return_value=256), mock.patch(
-                'nova_migfix.nova_release.major', autospec=True,
-                return_value=major):
-            return self.fix.capabilities()
+    @ddt.data(({'create_tap', 'multiqueue', 'create_port'}, True, True),
+              ({'create_port'}, True, False),
+              ({'create_tap', 'multiqueue'}, False, False))
+    @ddt.unpack
+    def test_the_destination_tells_whether_it_does(
+            self, os_vif_fields, nova_knows, does):
+        nova = mock.Mock(
+            spec=['VIF_DETAILS_OVS_CREATE_TAP'] if nova_knows else [])
+        with mock.patch.object(
+                vnic.osv_vif.VIFPortProfileOpenVSwitch, 'fields',
+                dict.fromkeys(os_vif_fields)), mock.patch.object(
+                vnic, 'network_model', nova), mock.patch(
+                'nova_migfix.tap.max_queues', autospec=True,
+                return_value=256):
+            told = self.fix.capabilities()
+        self.assertEqual(does, 'os_vif_creates_tap' in told)
 
     @ddt.data(('single-queue', True), ('queues-grow', False))
     @ddt.unpack
