@@ -49,7 +49,10 @@ class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
     ``dest_capabilities``
         What the destination's kernel and plugin can do. Filled by the
         destination's precheck and read by the source's: that leg passes no
-        conductor.
+        conductor, unless the destination's release is newer by a version of
+        the object. Then the source asks the conductor for a backport, in
+        which an unpatched one drops the field: told nothing, the source has
+        to take the safe way.
     """
 
     VERSION = migrate_data.LibvirtLiveMigrateData.VERSION
