@@ -15,6 +15,8 @@
 
 from unittest import mock
 
+import fixtures
+from nova import exception
 from nova.tests.fixtures import libvirt as fakelibvirt
 
 from nova_migfix import nova_release
@@ -59,6 +61,10 @@ class FailingMigrationTestCase(base.MigrationTestCase):
     def runs_on(self, domain):
         """As after most failures."""
 
+    def is_cancelled(self, domain):
+        """Somebody has aborted the job, and the guest runs on."""
+        domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
+
     def is_left_paused(self, domain):
         """Nobody knows on which host the guest may run."""
         domain.suspend()
@@ -90,6 +96,12 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.live_migrate('completed', 'ACTIVE')
         self.assertEqual('dest', self.host())
 
+    def test_cancelled(self):
+        self.fails = self.is_cancelled
+        self.live_migrate('cancelled', 'ACTIVE')
+        self.assertEqual('src', self.host())
+        self.assert_nothing_left_on_destination()
+
     def test_paused_by_its_owner(self):
         self.api.post_server_action(self.server['id'], {'pause': {}})
         self._wait_for_state_change(self.server, 'PAUSED')
@@ -116,6 +128,12 @@ class UnknownStateTestCase(FailingMigrationTestCase):
     def test_cannot_be_asked(self):
         self.fails = self.cannot_be_asked
         self.live_migrate(*NOVA)
+
+    def test_rollback_fails(self):
+        self.useFixture(fixtures.MockPatch(
+            'nova.compute.manager.ComputeManager._revert_allocation',
+            autospec=True, side_effect=exception.NovaException()))
+        self.live_migrate('error', 'ERROR')
 
 
 class SwitchedOffTestCase(FailingMigrationTestCase):
