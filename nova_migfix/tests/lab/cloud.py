@@ -92,9 +92,12 @@ class Cloud(fixtures.Fixture):
         self.useFixture(fabric.Fabric(self.hosts))
         self.useFixture(NetworkOf(self.controller))
         self.progress('databases, broker, libvirt and Open vSwitch')
-        plane = control_plane.ControlPlane(self.controller, self.venvs)
+        plane = control_plane.ControlPlane(self.controller, self.venvs,
+                                           self.directories.cache)
         process.in_parallel(
-            functools.partial(self._control_plane, plane), self._broker,
+            functools.partial(self.useFixture, plane),
+            functools.partial(self.useFixture,
+                              infrastructure.Broker(self.controller)),
             *[functools.partial(self._hypervisor, name)
               for name in topology.COMPUTES])
         self.progress('services of the control plane')
@@ -107,13 +110,6 @@ class Cloud(fixtures.Fixture):
         process.wait_for('network agents', self._agents_alive)
         plane.discover_computes()
         self._make_resources()
-
-    def _control_plane(self, plane):
-        self.useFixture(infrastructure.Database(self.controller))
-        self.useFixture(plane)
-
-    def _broker(self):
-        self.useFixture(infrastructure.Broker(self.controller))
 
     def _hypervisor(self, name):
         host = self.hosts[name]

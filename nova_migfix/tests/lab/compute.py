@@ -13,6 +13,7 @@
 """nova-compute and the Open vSwitch agent of one compute host."""
 
 import dataclasses
+import re
 import signal
 import types
 
@@ -48,6 +49,10 @@ _DRIVER = {
 _STARTED = 'Join ServiceGroup membership for this service compute'
 
 
+# What the Open vSwitch agent writes when it has looked at all ports.
+_LOOKED = re.compile(r'rpc_loop - iteration:\d+ completed')
+
+
 class Compute(fixtures.Fixture):
     """nova-compute, restarted only when its settings change."""
 
@@ -58,7 +63,7 @@ class Compute(fixtures.Fixture):
         self.libvirt = libvirt
         self._venvs = venvs
         self._daemon = None
-        self._settings = None
+        self._running = None
 
     def _setUp(self):
         instances = configuration.instances(self.host.root)
@@ -75,31 +80,44 @@ class Compute(fixtures.Fixture):
         path = configuration.write(
             self.host, place,
             configuration.openvswitch_agent(self.host, venv, place))
-        self.host.start('openvswitch-agent',
-                        venv.bin('neutron-openvswitch-agent'),
-                        '--config-file', path,
-                        env={'PYTHONWARNINGS': 'ignore'})
+        self._agent = self.host.start(
+            'openvswitch-agent', venv.bin('neutron-openvswitch-agent'),
+            '--config-file', path, env={'PYTHONWARNINGS': 'ignore'})
+
+    def wait_for_agent(self):
+        """Wait until the agent has seen every port as it is now.
+
+        A port that comes, goes and comes again in between is never set up.
+        """
+        log = self.host.log('openvswitch-agent')
+
+        def looks():
+            return len(_LOOKED.findall(log.read_text(errors='replace')))
+        before = looks()
+        # One look may be under way: the one after it begins later than now.
+        self._agent.wait_for('the Open vSwitch agent to look at its ports',
+                             lambda: looks() >= before + 2, log=log)
 
     def apply(self, settings):
         """Begin to run with *settings*; returns whether to `wait`."""
-        if settings == self._settings:
+        limit = settings.tap_queue_limit
+        environment = self.libvirt.environment(limit)
+        venv = self._venvs.nova[settings.variant]
+        text = configuration.render(configuration.nova_compute(
+            self.host, venv, self._CONFIGURATION,
+            {**_DRIVER[settings.variant], **settings.options}))
+        if (text, environment) == self._running:
             return False
         if self._daemon:
             # Nothing is under way that it could end gracefully.
             self._daemon.stop(signal.SIGKILL)
-        limit = settings.tap_queue_limit
         self.libvirt.limit_tap_queues(limit)
-        environment = self.libvirt.environment(limit)
-        venv = self._venvs.nova[settings.variant]
-        path = configuration.write(
-            self.host, self._CONFIGURATION, configuration.nova_compute(
-                self.host, venv, self._CONFIGURATION,
-                {**_DRIVER[settings.variant], **settings.options}))
+        path = self.host.write(self._CONFIGURATION, text)
         self._seen = self._started()
         self._daemon = self.host.start(
             'nova-compute', venv.bin('nova-compute'), '--config-file', path,
             env={**environment, 'PYTHONWARNINGS': 'ignore'})
-        self._settings = settings
+        self._running = text, environment
         return True
 
     def _started(self):

@@ -38,14 +38,19 @@ _AUTHTOKEN = {**_SERVICE_USER,
 _FLAT_NETWORK = 'physnet1'
 
 
-def write(host, place, sections):
-    """Write *sections* (dict of dicts) as an oslo.config file of *host*."""
+def render(sections):
+    """*sections* (dict of dicts) as the text of an oslo.config file."""
     text = []
     for section, options in sections.items():
         text.append(f'[{section}]')
         text += [f'{option} = {_value(value)}'
                  for option, value in options.items()]
-    return host.write(place, '\n'.join(text) + '\n')
+    return '\n'.join(text) + '\n'
+
+
+def write(host, place, sections):
+    """Write *sections* as a file of *host*; returns its path."""
+    return host.write(place, render(sections))
 
 
 def _value(value):
@@ -144,7 +149,8 @@ def openvswitch_agent(host, venv, path):
             'ovsdb_connection': hypervisor.Switch.SOCKET,
             'of_listen_address': '127.0.0.1',
         },
-        'agent': {'tunnel_types': '', 'root_helper': '/usr/bin/env'},
+        'agent': {'tunnel_types': '', 'root_helper': '/usr/bin/env',
+                  'polling_interval': 1},
         'securitygroup': {'enable_security_group': False,
                           'firewall_driver': 'noop'},
         **{context: {'helper_command': helper}
@@ -221,6 +227,8 @@ def nova_compute(host, venv, path, options):
             'cpu_mode': 'none',
             'live_migration_inbound_addr':
                 topology.MIGRATION.address(host.name),
+            'max_queues': 4,
+            'remote_filesystem_transport': 'ssh',
             'live_migration_permit_auto_converge': False,
             'live_migration_timeout_action': 'abort',
         },

@@ -14,6 +14,9 @@
 
 import dataclasses
 import functools
+import hashlib
+import pathlib
+import sys
 
 import fixtures
 import openstack
@@ -70,18 +73,35 @@ _ENDPOINTS = {
 class ControlPlane(fixtures.Fixture):
     """The APIs and what works behind them, from unmodified Nova."""
 
-    def __init__(self, host, venvs):
+    def __init__(self, host, venvs, cache):
         self.host = host
+        self._cache = cache
         self.control = venvs.control
         self.nova = venvs.nova[environments.STOCK]
         self._series = venvs.series
 
     def _setUp(self):
         self._configure()
-        process.in_parallel(*[
-            functools.partial(self._make_databases, chain)
-            for chain in self._chains()])
+        database = self.useFixture(
+            infrastructure.Database(self.host, self._seed()))
+        self._in_turn(*self._keys())
+        if not database.filled:
+            process.in_parallel(*[
+                functools.partial(self._in_turn, *chain)
+                for chain in self._chains()])
+            database.keep()
         self._start_apis()
+
+    def _seed(self):
+        """The databases depend on what made them, and on nothing else."""
+        digest = hashlib.sha256()
+        for venv in (self.control, self.nova):
+            digest.update(venv.made_of().encode())
+        for module in (sys.modules[__name__], infrastructure, topology):
+            digest.update(pathlib.Path(module.__file__).read_bytes())
+        digest.update(process.run(['mariadbd', '--version']).encode())
+        name = f'{self.nova.path.name}-databases-{digest.hexdigest()[:16]}'
+        return self._cache / name
 
     def _configure(self):
         host, venv = self.host, self.control
@@ -104,18 +124,25 @@ class ControlPlane(fixtures.Fixture):
     def _etc(self, place):
         return self.host.root / 'etc' / place
 
+    @property
+    def _keystone_manage(self):
+        return (self.control.bin('keystone-manage'), '--config-file',
+                self._etc('keystone/keystone.conf'))
+
+    def _keys(self):
+        """What makes the keys of keystone."""
+        owner = ('--keystone-user', 'root', '--keystone-group', 'root')
+        return ((*self._keystone_manage, 'fernet_setup', *owner),
+                (*self._keystone_manage, 'credential_setup', *owner))
+
     def _chains(self):
         """What makes the databases: two lists of commands."""
-        keystone = (self.control.bin('keystone-manage'), '--config-file',
-                    self._etc('keystone/keystone.conf'))
-        owner = ('--keystone-user', 'root', '--keystone-group', 'root')
+        keystone = self._keystone_manage
         nova = (self.nova.bin('nova-manage'), '--config-file',
                 self._etc('nova/nova.conf'))
         identity = topology.url('identity', '/v3')
         return (
             ((*keystone, 'db_sync'),
-             (*keystone, 'fernet_setup', *owner),
-             (*keystone, 'credential_setup', *owner),
              (*keystone, 'bootstrap', '--bootstrap-password',
               configuration.PASSWORD, '--bootstrap-admin-url', identity,
               '--bootstrap-public-url', identity, '--bootstrap-internal-url',
@@ -133,7 +160,7 @@ class ControlPlane(fixtures.Fixture):
              (*nova, 'cell_v2', 'create_cell', '--name', 'cell1')),
         )
 
-    def _make_databases(self, commands):
+    def _in_turn(self, *commands):
         for command in commands:
             log = self.host.log(f'setup-{command[0].name}')
             self.host.run(*command, log=log, timeout=400)

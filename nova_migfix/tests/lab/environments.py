@@ -122,9 +122,8 @@ class Venv:
 
     def make(self, requirements, log, wheel=None):
         """Install *requirements*, and *wheel* without its dependencies."""
-        stamp = self.path / 'made-of'
         wanted = self._fingerprint(requirements, wheel)
-        if stamp.exists() and stamp.read_text() == wanted:
+        if self.made_of() == wanted:
             return
         shutil.rmtree(self.path, ignore_errors=True)
         self._uv('venv', '--python', self.python, self.path, log=log)
@@ -132,7 +131,15 @@ class Venv:
         self._install(*limits, *requirements, log=log)
         if wheel:
             self._install('--no-deps', wheel, log=log)
-        stamp.write_text(wanted)
+        self._stamp.write_text(wanted)
+
+    @property
+    def _stamp(self):
+        return self.path / 'made-of'
+
+    def made_of(self):
+        """A digest of all that went into it; '' before it is made."""
+        return self._stamp.read_text() if self._stamp.exists() else ''
 
     def _install(self, *arguments, log):
         self._uv('pip', 'install', '--python', self.bin('python'),

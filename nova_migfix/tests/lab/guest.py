@@ -28,6 +28,9 @@ from nova_migfix.tests.lab import process
 # States of a migration record that do not change any more.
 _FINAL = ('completed', 'failed', 'error', 'cancelled')
 
+# Seconds between two questions to an API; each costs it some work.
+_POLL = 0.5
+
 # After a failure Nova changes record and instance more than once: what was
 # found must have been so for this long, in seconds.
 _SETTLE = 3
@@ -81,7 +84,7 @@ class Guest(fixtures.Fixture):
         self.id = server.id
         self.addCleanup(self._delete)
         process.wait_for('the guest to be scheduled and started',
-                         self._active, timeout=180,
+                         self._active, timeout=180, poll=_POLL,
                          log=self.cloud.compute[self._first_host].log)
         server = self._server()
         self.domain = server.instance_name
@@ -94,7 +97,7 @@ class Guest(fixtures.Fixture):
     def _delete(self):
         api = self.cloud.api
         api.compute.delete_server(self.id)
-        process.wait_for('the guest to be deleted', self._gone)
+        process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
 
     def _gone(self):
         try:
@@ -176,10 +179,12 @@ class Guest(fixtures.Fixture):
     def wait_reachable(self):
         """Wait until the guest answers, where Nova says that it is.
 
-        The port's VLAN tag is looked at as well: the Open vSwitch agent sets
-        it up to some seconds after the tap appears, and may fail to.
+        Before it is moved again the Open vSwitch agents must have seen what
+        has come and gone, and the port must have its VLAN tag.
         """
         host = self.host
+        for service in self.cloud.compute.values():
+            service.wait_for_agent()
         process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
                          lambda: self._tagged(host),
                          log=self.cloud.hosts[host].log('openvswitch-agent'))
@@ -235,7 +240,8 @@ class Guest(fixtures.Fixture):
             during()
         log = self.cloud.compute[source].log
         process.wait_for(f'the migration of {self.domain}', lambda:
-                         self._settled(previous), timeout=timeout, log=log)
+                         self._settled(previous), timeout=timeout, log=log,
+                         poll=_POLL)
         record, server = self._last_record(), self._server()
         return Migration(source, destination, record.status, server.status,
                          server.compute_host, time.monotonic() - begin)

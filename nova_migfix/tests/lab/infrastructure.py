@@ -12,6 +12,8 @@
 
 """What OpenStack's services need below them: database and broker."""
 
+import shutil
+
 import fixtures
 
 from nova_migfix.tests.lab import process
@@ -36,33 +38,69 @@ def connection(database):
 
 
 class Database(fixtures.Fixture):
-    """MariaDB on the controller; nothing of it outlives the lab."""
+    """MariaDB on the controller.
+
+    Filling the databases takes as long as the rest of the control plane, so
+    what it leads to is kept and used again.
+    """
 
     _SOCKET = '/run/mariadb.sock'
 
-    def __init__(self, host):
+    def __init__(self, host, seed):
+        """:param seed: a directory with filled databases, or to be made one
+
+        `filled` says whether it was one.
+        """
         self.host = host
+        self.seed = seed
+        self.filled = seed.exists()
+        self._data = host.root / 'mysql'
+        self._client = ('mariadb', f'--socket={self._SOCKET}', '--user=root')
 
     def _setUp(self):
-        data = self.host.root / 'mysql'
-        data.mkdir()
-        log = self.host.log('mariadb-install')
+        if self.filled:
+            shutil.copytree(self.seed, self._data)
+        else:
+            self._install()
+        self._start()
+        if not self.filled:
+            self.host.run(*self._client, input=''.join(
+                [f"CREATE DATABASE {name} CHARACTER SET utf8mb3;"
+                 f"GRANT ALL ON {name}.* TO '{USER}'@'%' "
+                 f"IDENTIFIED BY '{PASSWORD}';" for name in DATABASES]))
+
+    def _install(self):
+        self._data.mkdir()
         process.run(['mariadb-install-db', '--no-defaults', '--user=root',
-                     f'--datadir={data}', '--skip-test-db',
-                     '--auth-root-authentication-method=normal'], log=log)
-        daemon = self.host.start(
+                     f'--datadir={self._data}', '--skip-test-db',
+                     '--auth-root-authentication-method=normal'],
+                    log=self.host.log('mariadb-install'))
+
+    def _start(self):
+        self._daemon = self.host.start(
             'mariadb', 'mariadbd', '--no-defaults', '--user=root',
-            f'--datadir={data}', f'--socket={self._SOCKET}',
+            f'--datadir={self._data}', f'--socket={self._SOCKET}',
             '--pid-file=/run/mariadb.pid', f'--bind-address={_ADDRESS}',
             '--innodb-flush-log-at-trx-commit=0', '--skip-log-bin',
             '--max-connections=500', '--sync-frm=0')
-        client = ('mariadb', f'--socket={self._SOCKET}', '--user=root')
-        daemon.wait_for('MariaDB answers', lambda: self.host.succeeds(
-            *client, '--execute=select 1'))
-        self.host.run(*client, input=''.join(
-            [f"CREATE DATABASE {name} CHARACTER SET utf8mb3;"
-             f"GRANT ALL ON {name}.* TO '{USER}'@'%' "
-             f"IDENTIFIED BY '{PASSWORD}';" for name in DATABASES]))
+        self._daemon.wait_for('MariaDB answers', lambda: self.host.succeeds(
+            *self._client, '--execute=select 1'))
+
+    def keep(self):
+        """Make the seed; nobody may be connected."""
+        self._daemon.stop()
+        copy = self.seed.with_suffix('.new')
+        shutil.rmtree(copy, ignore_errors=True)
+        for old in _other_versions(self.seed):
+            shutil.rmtree(old)
+        shutil.copytree(self._data, copy)
+        copy.rename(self.seed)
+        self._start()
+
+
+def _other_versions(seed):
+    """What is called the same up to the last dash."""
+    return seed.parent.glob(f'{seed.name.rpartition("-")[0]}-*')
 
 
 class Broker(fixtures.Fixture):

@@ -33,8 +33,11 @@ class Mixed(queues_grow.QueuesGrow):
     }
 
     def run(self, run):
-        guest = self.drift(run)
+        run.configure(both={scenario.MAX_QUEUES: self.booted_with})
+        guest = run.boot()
+        plain.there_and_back(run, guest)
+        run.configure(
+            source={scenario.MAX_QUEUES: self.configured},
+            destination={scenario.MAX_QUEUES: self.booted_with})
         if run.migrate(guest, title='queues differ'):
             run.check_queues(guest, scenario.DESTINATION, self.booted_with)
-        run.configure()
-        plain.there_and_back(run, run.boot())

@@ -21,7 +21,7 @@ from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 
 # MiB/s: slow enough to be in the middle, fast enough for the next one.
-LIMIT = 4
+LIMIT = 8
 
 
 class Rollback(scenario.Scenario):
