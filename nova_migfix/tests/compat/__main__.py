@@ -24,8 +24,8 @@ import sys
 
 from nova import version
 
-from nova_migfix.tests import results
 from nova_migfix.tests.compat import differences
+from nova_migfix.tests import results
 
 DRIVERS = ('stock', 'migfix')
 
