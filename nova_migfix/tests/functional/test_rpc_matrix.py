@@ -28,9 +28,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import unittest
 
-import ddt
+import fixtures
+from oslo_concurrency import lockutils
 import testtools
 
 from nova_migfix import nova_release
@@ -77,7 +77,7 @@ class Service:
                    if not name.startswith(('PYTHON', 'OS_'))}
         if patched:
             environ['PYTHONPATH'] = str(plugin)
-        self.stderr = open(  # noqa: SIM115
+        self.stderr = open(
             pathlib.Path(self.directory.name, 'stderr'), 'w+')
         self.process = subprocess.Popen(
             [python, '-P', PEER, nova_conf], env=environ, text=True,
@@ -117,10 +117,11 @@ class Service:
 
 
 class Environments:
-    """One for each release, and the plugin in a directory beside them."""
+    """One for each release, without the plugin."""
 
     def __init__(self, directory):
         self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self.uv = shutil.which('uv') or shutil.which(
             'uv', path=os.path.dirname(sys.executable))
 
@@ -141,17 +142,14 @@ class Environments:
             complete.write_text(constraints.read_text())
         return python
 
-    def plugin(self, python):
-        """Return the directory that has this checkout's plugin."""
-        target = self.directory / 'plugin'
-        shutil.rmtree(target, ignore_errors=True)
+    def install_plugin(self, python, target):
+        """Install this checkout's plugin, and nothing else, by itself."""
         with tempfile.TemporaryDirectory() as directory:
             # setuptools would leave what it has built in the checkout
             copy = pathlib.Path(directory, 'checkout')
             shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
                 '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
             self._install(python, '--no-deps', '--target', target, copy)
-        return target
 
     def _install(self, python, *what):
         install = [*([self.uv, 'pip', 'install', '--python', python]
@@ -168,7 +166,7 @@ class Environments:
                 self._run(*install, '--dry-run', '--no-cache-dir',
                           '--no-deps', '--target', nowhere, 'pbr')
             except RuntimeError:
-                raise unittest.SkipTest(
+                raise testtools.TestCase.skipException(
                     f'the package index cannot be reached: {error}') from None
 
     def _run(self, *command):
@@ -214,54 +212,57 @@ class Migration:
         return data
 
 
-@ddt.ddt
 class RpcMatrixTestCase(testtools.TestCase):
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
+    def setUp(self):
+        super().setUp()
         if nova_release.major() != nova_release.NEWEST:
             # It would be the same again: the environments are its own.
-            raise unittest.SkipTest('runs with the newest Nova')
-        ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
+            self.skipTest('runs with the newest Nova')
         environments = Environments(ENVIRONMENTS)
-        pythons = {release: environments.python(release) for release in NOVA}
-        plugin = environments.plugin(pythons['34'])
+        with lockutils.lock(
+                'environments', external=True, lock_path=str(ENVIRONMENTS)):
+            pythons = {
+                release: environments.python(release) for release in NOVA}
+        plugin = self.useFixture(fixtures.TempDir()).path
+        environments.install_plugin(pythons['34'], plugin)
         # all at once: each needs some seconds to import Nova
-        cls.services = {
+        self.services = {
             (role, release, patched): Service(
                 pythons[release], plugin, release, patched, role)
             for role in ('source', 'conductor', 'destination')
             for release in NOVA
             for patched in (False, True)}
-        for service in cls.services.values():
-            cls.addClassCleanup(service.stop)
+        for service in self.services.values():
+            self.addCleanup(service.stop)
 
-    def test_only_patched_services_have_the_plugin(self):
+    # One test, for it takes longer to start the services than to ask them.
+    def test_every_mixture(self):
         for service in self.services.values():
             has_plugin, _ = service.ask('has_plugin')
             self.assertEqual(service.patched, has_plugin, service.name)
-
-    @ddt.data(*RELEASES)
-    def test_migration(self, releases):
-        stock = self.migrate(releases, (False, False, False))
-        for patched in itertools.product((False, True), repeat=3):
-            source, conductor, destination = patched
-            migration = self.migrate(releases, patched)
-            self.assertEqual(stock.backports, migration.backports, patched)
-            self.assertEqual(
-                ADDRESS if source and destination else 'src',
-                migration.fetched_from, patched)
-            # An older source has the first leg's object backported, where a
-            # conductor without the plugin drops what it does not know.
-            passes_conductor = releases[0] < releases[2]
-            self.assertEqual(
-                '256' if source and destination and (
-                    conductor or not passes_conductor) else None,
-                (migration.capabilities or {}).get('max_tap_queues'), patched)
+        for releases in RELEASES:
+            stock = self.migrate(releases, (False, False, False))
+            for patched in itertools.product((False, True), repeat=3):
+                self.assert_works(
+                    releases, patched, stock, self.migrate(releases, patched))
 
     def migrate(self, releases, patched):
         return Migration(*(
             self.services[role, release, has_plugin]
             for role, release, has_plugin in zip(
                 ('source', 'conductor', 'destination'), releases, patched)))
+
+    def assert_works(self, releases, patched, stock, migration):
+        source, conductor, destination = patched
+        both = source and destination
+        which = f'releases {releases}, patched {patched}'
+        self.assertEqual(stock.backports, migration.backports, which)
+        self.assertEqual(
+            ADDRESS if both else 'src', migration.fetched_from, which)
+        # An older source has the first leg's object backported, where a
+        # conductor without the plugin drops what it does not know.
+        dropped = releases[0] < releases[2] and not conductor
+        self.assertEqual(
+            '256' if both and not dropped else None,
+            (migration.capabilities or {}).get('max_tap_queues'), which)
