@@ -98,5 +98,6 @@ missing=$(missing_packages)
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install_packages $missing
 make_runner
-export PYTHONPATH=$checkout PYTHONDONTWRITEBYTECODE=1
+# uv: trust the machine's certificates, as pip does
+export PYTHONPATH=$checkout PYTHONDONTWRITEBYTECODE=1 UV_SYSTEM_CERTS=1
 exec "$lab/venvs/runner/bin/python" -m nova_migfix.tests.lab "$@"

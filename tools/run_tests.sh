@@ -50,7 +50,9 @@ missing=$("$runner/bin/bindep" -b) || install_packages $missing
 
 # -- the environments -------------------------------------------------------
 
-# uv does not read pip's variables
+# uv trusts the machine's certificates, as pip does, and not its own list; it
+# does not read pip's variables
+export UV_SYSTEM_CERTS=1
 if [ -n "${PIP_INDEX_URL:-}" ]; then
     export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
 fi
