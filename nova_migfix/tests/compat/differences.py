@@ -17,7 +17,11 @@ test does not notice it. Names that a release does not have are no matter; an
 entry that makes no difference is an error like a difference without entry.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
+
+from nova_migfix import nova_release
 
 
 class Difference(NamedTuple):
@@ -25,13 +29,15 @@ class Difference(NamedTuple):
     status: str
     #: why that is what the plugin is for
     reason: str
+    #: the oldest release in which it does
+    since: int = nova_release.OLDEST
 
 
 _DRIVER = 'nova.tests.unit.virt.libvirt.test_driver.LibvirtConnTestCase.'
 
 _TELLS_MORE = Difference('fail', (
     'The test compares all that the destination answers with a literal; ours '
-    'also tells dest_capabilities.'))
+    'also tells dest_capabilities, of os-vif from 33 on.'), since=33)
 _OUR_OBJECT = Difference('fail', (
     'The test makes the object by its module\'s name and asks for the class '
     'by the registry\'s, where ours is. Nova itself makes it by the latter.'))
@@ -58,3 +64,14 @@ INTENDED = {
         ),
     }.items() for name in names
 }
+
+
+def intended(name: str) -> Difference | None:
+    """Return what is intended of a test in the running release, if anything.
+
+    :param name: the full name of the test
+    """
+    difference = INTENDED.get(name)
+    if difference and nova_release.major() >= difference.since:
+        return difference
+    return None
