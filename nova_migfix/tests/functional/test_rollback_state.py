@@ -13,6 +13,7 @@
 
 """A guest that runs on after a failed live migration stays as it was."""
 
+import time
 from unittest import mock
 
 import fixtures
@@ -65,6 +66,13 @@ class FailingMigrationTestCase(base.MigrationTestCase):
         """Somebody has aborted the job, and the guest runs on."""
         domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
 
+    def is_paused_by_nova(self, domain):
+        """It does not converge, so that Nova pauses it meanwhile."""
+        domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_UNBOUNDED
+        while domain._state != fakelibvirt.VIR_DOMAIN_PAUSED:
+            time.sleep(0.1)
+        domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
+
     def is_left_paused(self, domain):
         """Nobody knows on which host the guest may run."""
         domain.suspend()
@@ -101,6 +109,14 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.live_migrate('cancelled', 'ACTIVE')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
+
+    def test_forced_to_complete(self):
+        self.flags(live_migration_timeout_action='force_complete',
+                   live_migration_completion_timeout=1, group='libvirt')
+        self.fails = self.is_paused_by_nova
+        self.live_migrate('failed', 'ACTIVE')
+        self.assertEqual(
+            fakelibvirt.VIR_DOMAIN_RUNNING, self.source_domain().info()[0])
 
     def test_paused_by_its_owner(self):
         self.api.post_server_action(self.server['id'], {'pause': {}})
