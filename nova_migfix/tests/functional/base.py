@@ -144,10 +144,6 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         return self._wait_for_action_fail_completion(
             self.server, 'live-migration', name)
 
-    def turn_round(self):
-        """Make the destination the source of what comes next."""
-        self.src, self.dest = self.dest, self.src
-
     def told(self, field):
         """Return by leg what the field said, None where it was not set."""
         return dict(zip(LEGS, (data.get(field) for data in self.wire)))
