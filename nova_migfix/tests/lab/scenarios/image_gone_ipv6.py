@@ -17,8 +17,8 @@ when a guest comes from compute1, compute1 by rsync the other way round.
 """
 
 from nova_migfix.tests.lab import scenario
-from nova_migfix.tests.lab import topology
 from nova_migfix.tests.lab.scenarios import image_gone
+from nova_migfix.tests.lab import topology
 
 
 class ImageGoneIpv6(image_gone.ImageGone):
