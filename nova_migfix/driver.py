@@ -187,11 +187,9 @@ class _MigratingGuest:
         return xml
 
     def migrate(self, *args, destination_xml=None, **kwargs):
-        if destination_xml:
-            running_xml = self._running_xml or self._guest.get_xml_desc(
-                dump_migratable=True)
+        if destination_xml and self._running_xml:
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
-                    self._instance, destination_xml, running_xml)
+                    self._instance, destination_xml, self._running_xml)
         self._guest.migrate(
             *args, destination_xml=destination_xml, **kwargs)

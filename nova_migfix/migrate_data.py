@@ -40,6 +40,10 @@ SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
 
 
+#: what this release of Nova has itself
+NOVA_FIELDS = frozenset(migrate_data.LibvirtLiveMigrateData.fields)
+
+
 class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
     """Nova's object with what source and destination have to tell.
 

@@ -59,12 +59,10 @@ class RemoteFilesystem(remotefs.RemoteFilesystem):
     Up to 30.0 ``pre_live_migration`` copies an ISO config drive that way.
     """
 
-    def copy_file(self, src: str, dst: str, on_execute: Any = None,
-                  on_completion: Any = None, compression: bool = True) -> None:
+    def copy_file(self, src: str, dst: str, *args: Any,
+                  **kwargs: Any) -> None:
         host, separator, path = src.partition(':/')
         if separator:
             peer = netutils.escape_ipv6(source(host) or host)
             src = f'{peer}{separator}{path}'
-        super().copy_file(src, dst, on_execute=on_execute,
-                          on_completion=on_completion,
-                          compression=compression)
+        super().copy_file(src, dst, *args, **kwargs)

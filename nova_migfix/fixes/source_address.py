@@ -33,7 +33,6 @@ from typing import Any
 
 from nova import exception
 from nova.i18n import _
-from nova.objects import migrate_data as nova_migrate_data
 from oslo_config import cfg
 from oslo_log import log as logging
 
@@ -53,7 +52,7 @@ class SourceAddress(base.Fix):
 
     @classmethod
     def not_needed(cls) -> str | None:
-        if FIELD in nova_migrate_data.LibvirtLiveMigrateData.fields:
+        if FIELD in migfix_data.NOVA_FIELDS:
             return f'its migrate_data has {FIELD}'
         return None
 

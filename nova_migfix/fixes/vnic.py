@@ -62,16 +62,16 @@ class Vnic(base.Fix):
     bug = 'the vNIC is recomputed instead of kept on live migration'
 
     def capabilities(self) -> Mapping[str, str]:
-        told = {}
-        if _os_vif_creates_taps():
-            told[CREATES_TAP] = 'yes'
         try:
-            told[MAX_TAP_QUEUES] = str(tap.max_queues())
+            told = {MAX_TAP_QUEUES: str(tap.max_queues())}
         except Exception as error:
             # Whoever tells nothing is not refused: a probe that fails must
             # not stop migrations that have always worked.
             LOG.info('How many queues a tap device of this host takes could '
                      'not be found out: %s', error)
+            return {}
+        if _os_vif_creates_taps():
+            told[CREATES_TAP] = 'yes'
         return told
 
     def check_source(

@@ -14,9 +14,11 @@
 
 import importlib
 
+from nova.objects import migrate_data as nova_data
 from nova.virt import libvirt
 from nova.virt.libvirt import driver
 
+from nova_migfix import migrate_data
 from nova_migfix import osvif
 
 NovaDriver = driver.LibvirtDriver
@@ -46,6 +48,9 @@ def install():
     Tests put a static method of the class aside and back by its name, which
     makes a plain function of one that is inherited. So the class which they
     find has all of them itself, as Nova's has.
+
+    They also make migrate_data by its module's name and ask for the class of
+    the registry, where ours is. Nova itself makes it by the latter only.
     """
     osvif.MigfixPlugin.load('migfix')
     ours = importlib.import_module(osvif.DRIVER).LibvirtDriver
@@ -54,3 +59,4 @@ def install():
               and name not in vars(ours)}
     libvirt.LibvirtDriver = driver.LibvirtDriver = type(
         'LibvirtDriver', (_Constructor, ours), static)
+    nova_data.LibvirtLiveMigrateData = migrate_data.LibvirtLiveMigrateData

@@ -210,10 +210,6 @@ class TestOperation(DriverTestCase):
         self.operate(reads=[{'dump_migratable': True}, {}])
         self.assert_libvirt_gets('<computed/> as <running/>')
 
-    def test_what_nova_does_not_read_is_read(self):
-        self.operate(reads=[])
-        self.assert_libvirt_gets('<computed/> as <running/>')
-
     def test_where_nova_computes_none_there_is_none(self):
         self.operate(computed=None)
         self.fix.update_destination_xml.assert_not_called()

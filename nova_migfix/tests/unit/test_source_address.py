@@ -103,8 +103,7 @@ class TestSourceAddress(testtools.TestCase):
 
     def test_a_nova_that_has_the_field_does_not_need_it(self):
         self.assertIsNone(source_address.SourceAddress.not_needed())
-        with mock.patch.dict(
-                nova_migrate_data.LibvirtLiveMigrateData.fields,
-                source_connect_addr=None):
+        with mock.patch('nova_migfix.migrate_data.NOVA_FIELDS',
+                        {'source_connect_addr'}):
             self.assertEqual('its migrate_data has source_connect_addr',
                              source_address.SourceAddress.not_needed())
