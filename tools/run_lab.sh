@@ -22,7 +22,7 @@
 set -euo pipefail
 
 PACKAGES=(
-    busybox-static cpio curl dosfstools gcc genisoimage iproute2 ipset
+    busybox-static cpio curl dosfstools gcc iproute2 ipset
     iputils-ping kmod libc6-dev libvirt-clients libvirt-daemon-system
     libvirt-dev mariadb-server mount mtools openssh-client openssh-server
     openvswitch-switch pkg-config python3-dev python3-venv qemu-system-x86
@@ -36,7 +36,8 @@ fail() {
 }
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-lab=${NOVA_MIGFIX_LAB_DIR:-/var/tmp/nova-migfix-lab}
+lab=$(realpath -m "${NOVA_MIGFIX_LAB_DIR:-/var/tmp/nova-migfix-lab}")
+export NOVA_MIGFIX_LAB_DIR=$lab
 export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing_packages() {

@@ -134,7 +134,7 @@ def main(argv):
     arguments = parse(argv)
     screen = console.Console()
     directories = workdir.WorkDir()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
         directories.lock()

@@ -14,6 +14,7 @@
 
 import ctypes
 import functools
+import itertools
 import os
 
 import fixtures
@@ -79,6 +80,8 @@ class Cloud(fixtures.Fixture):
         self.libvirt = {}
         self.ssh = {}
         self.compute = {}
+        self._guest_numbers = itertools.cycle(
+            range(topology.FIRST_GUEST, topology.LAST_GUEST + 1))
 
     @property
     def controller(self):
@@ -129,6 +132,18 @@ class Cloud(fixtures.Fixture):
         for service in changed:
             service.wait()
 
+    def wait_for_agents(self):
+        """Wait until the Open vSwitch agents have seen all ports as they are.
+
+        A port that comes, goes and comes again in between is never set up.
+        """
+        # One look may be under way: the one after it begins later than now.
+        enough = {service: service.agent_looks() + 2
+                  for service in self.compute.values()}
+        process.wait_for('the Open vSwitch agents to look at their ports',
+                         lambda: all(service.agent_looks() >= looks
+                                     for service, looks in enough.items()))
+
     def _agents_alive(self):
         alive = [agent for agent in self.api.network.agents()
                  if agent.is_alive]
@@ -138,15 +153,20 @@ class Cloud(fixtures.Fixture):
         network = self.api.network.create_network(
             name='provider', provider_network_type='flat',
             provider_physical_network='physnet1', is_shared=True)
-        start, end = topology.GUEST_POOL
         self.api.network.create_subnet(
             name='guests', network_id=network.id, ip_version=4,
-            cidr=topology.GUEST_SUBNET, enable_dhcp=False, gateway_ip=None,
-            allocation_pools=[{'start': start, 'end': end}])
+            cidr=topology.GUEST_SUBNET, enable_dhcp=False, gateway_ip=None)
         flavor = self.api.compute.create_flavor(**FLAVOR)
         self.api.compute.create_flavor_extra_specs(flavor, FLAVOR_SPECS)
         self.network, self.flavor = network, flavor
         self.multiqueue = self.upload('guest', **MULTIQUEUE)
+
+    def create_port(self):
+        """A port for another guest."""
+        mac, address = topology.guest_addresses(next(self._guest_numbers))
+        return self.api.network.create_port(
+            network_id=self.network.id, mac_address=mac,
+            fixed_ips=[{'ip_address': address}])
 
     def upload(self, name, **properties):
         """Put the guest's disk image into Glance."""

@@ -21,6 +21,7 @@ import fixtures
 
 from nova_migfix.tests.lab import configuration
 from nova_migfix.tests.lab import environments
+from nova_migfix.tests.lab import process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ _DRIVER = {
         ('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'},
 }
 
-# What nova-compute writes when it can be reached by RPC.
+# What nova-compute writes first, and when it can be reached by RPC.
+_PLUGINS = re.compile('Loaded VIF plugins: .*')
 _STARTED = 'Join ServiceGroup membership for this service compute'
 
 
@@ -82,21 +84,12 @@ class Compute(fixtures.Fixture):
             configuration.openvswitch_agent(self.host, venv, place))
         self._agent = self.host.start(
             'openvswitch-agent', venv.bin('neutron-openvswitch-agent'),
-            '--config-file', path, env={'PYTHONWARNINGS': 'ignore'})
+            '--config-file', path)
 
-    def wait_for_agent(self):
-        """Wait until the agent has seen every port as it is now.
-
-        A port that comes, goes and comes again in between is never set up.
-        """
+    def agent_looks(self):
+        """How often the agent has looked at all ports until now."""
         log = self.host.log('openvswitch-agent')
-
-        def looks():
-            return len(_LOOKED.findall(log.read_text(errors='replace')))
-        before = looks()
-        # One look may be under way: the one after it begins later than now.
-        self._agent.wait_for('the Open vSwitch agent to look at its ports',
-                             lambda: looks() >= before + 2, log=log)
+        return len(_LOOKED.findall(log.read_text(errors='replace')))
 
     def apply(self, settings):
         """Begin to run with *settings*; returns whether to `wait`."""
@@ -116,8 +109,9 @@ class Compute(fixtures.Fixture):
         self._seen = self._started()
         self._daemon = self.host.start(
             'nova-compute', venv.bin('nova-compute'), '--config-file', path,
-            env={**environment, 'PYTHONWARNINGS': 'ignore'})
+            env=environment)
         self._running = text, environment
+        self._variant = settings.variant
         return True
 
     def _started(self):
@@ -131,3 +125,12 @@ class Compute(fixtures.Fixture):
         self._daemon.wait_for(
             f'nova-compute of {self.host.name}',
             lambda: self._started() > self._seen, log=self.log, timeout=180)
+        self._check_variant()
+
+    def _check_variant(self):
+        """Unmodified Nova must not even have found the plugin."""
+        plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
+        if ('migfix' in plugins) != (self._variant == environments.PLUGIN):
+            raise process.LabError(
+                f'{self._variant} nova-compute of {self.host.name}: '
+                f'{plugins}')

@@ -207,8 +207,6 @@ def nova_compute(host, venv, path, options):
         'log_file': host.log('nova-compute'),
         'compute_driver': 'libvirt.LibvirtDriver',
         'instances_path': instances(host.own),
-        # The guest takes its address from the config drive.
-        'force_config_drive': True,
         'vif_plugging_timeout': 120,
         'resume_guests_state_on_host_boot': False,
         'reserved_host_memory_mb': 64,

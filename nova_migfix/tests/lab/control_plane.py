@@ -187,7 +187,7 @@ class ControlPlane(fixtures.Fixture):
             api.name, venv.bin('gunicorn'), '--config',
             self._etc('gunicorn.py'), '--worker-class', api.worker, *size,
             '--bind', address, api.wsgi,
-            env={**environment, 'PYTHONWARNINGS': 'ignore'})
+            env=environment)
 
     def start_workers(self):
         """Start what needs the service user to exist."""

@@ -231,7 +231,7 @@ class Environments:
         self.version = version
         self.series = series(version)
         self._directories = directories
-        number = int(version.split('.')[0])
+        self.major = int(version.split('.')[0])
         path = directories.venvs
         python = _python(self.series.python)
         self.control = Venv(path / 'control',
@@ -239,9 +239,9 @@ class Environments:
                             _constraints(_CONTROL_SERIES))
         self.nova = {
             STOCK: Venv(path / f'nova-{version}', python,
-                        _constraints(number)),
+                        _constraints(self.major)),
             PLUGIN: Venv(path / f'nova-{version}-migfix', python,
-                         _constraints(number)),
+                         _constraints(self.major)),
         }
 
     def make(self, progress):

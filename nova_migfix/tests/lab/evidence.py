@@ -56,7 +56,7 @@ class Step:
     migration: object = None
     before: str = ''                    # state of the instance
     lines: list = dataclasses.field(default_factory=list)
-    xml_diff: str = ''
+    xml: list = dataclasses.field(default_factory=list)  # (title, diff)
     wire: list = dataclasses.field(default_factory=list)
     networks: set = dataclasses.field(default_factory=set)
     pings: object = None
@@ -145,10 +145,10 @@ def generated_interfaces(log_text):
     return interfaces(f'<domain>{found[-1]}</domain>') if found else []
 
 
-def difference(was, becomes, name):
+def difference(was, becomes):
     """A unified diff of two lists of lines; '' if they are equal."""
-    return '\n'.join(difflib.unified_diff(
-        was, becomes, 'running guest, source', name, lineterm='', n=20))
+    return '\n'.join(list(difflib.unified_diff(
+        was, becomes, lineterm='', n=20))[3:])
 
 
 def wire(captures):

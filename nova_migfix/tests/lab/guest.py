@@ -35,7 +35,7 @@ _POLL = 0.5
 # found must have been so for this long, in seconds.
 _SETTLE = 3
 
-_TICK = re.compile(r'second (\d+) address (\S+) queues (.*)')
+_SAYS = re.compile(r'second \d+ boot (\S+) queues (\S.*)')
 _DEAD_VLAN = '4095'
 
 
@@ -76,23 +76,24 @@ class Guest(fixtures.Fixture):
 
     def _setUp(self):
         api = self.cloud.api
+        port = self.cloud.create_port()
+        self.port = port.id
+        self.mac = port.mac_address
+        self.address = port.fixed_ips[0]['ip_address']
+        self.addCleanup(api.network.delete_port, port.id)
         server = api.compute.create_server(
             name='guest', image_id=self.image.id,
             flavor_id=self.cloud.flavor.id,
-            networks=[{'uuid': self.cloud.network.id}],
+            networks=[{'port': self.port}],
             availability_zone=f'nova:{self._first_host}')
         self.id = server.id
         self.addCleanup(self._delete)
         process.wait_for('the guest to be scheduled and started',
                          self._active, timeout=180, poll=_POLL,
                          log=self.cloud.compute[self._first_host].log)
-        server = self._server()
-        self.domain = server.instance_name
-        port, = api.network.ports(device_id=self.id)
-        self.port = port.id
-        self.mac = port.mac_address
-        self.address = port.fixed_ips[0]['ip_address']
+        self.domain = self._server().instance_name
         self.wait_reachable()
+        self.boot_id, _ = self.says(self._first_host)
 
     def _delete(self):
         api = self.cloud.api
@@ -153,16 +154,17 @@ class Guest(fixtures.Fixture):
         return sorted(binding['host']
                       for binding in response.json()['bindings'])
 
-    def queues(self, host):
-        """The queues that the guest itself sees, as the kernel names them.
+    def says(self, host):
+        """What the guest writes next on its console on *host*.
 
-        :param host: where it runs; what it wrote there last counts
+        ``(boot id, names of its queues)``, as its kernel has them
         """
         console = self.files(host) / 'console.log'
-        seen = _ticks(console)
-        return process.wait_for(
+        before = len(_said(console))
+        boot_id, queues = process.wait_for(
             'another line on the console of the guest',
-            lambda: _ticks(console)[len(seen):], log=console)[-1].split()
+            lambda: _said(console)[before:], log=console)[-1]
+        return boot_id, queues.split()
 
     def copied_memory(self, host):
         """Whether some of the guest's memory has left *host*."""
@@ -179,12 +181,9 @@ class Guest(fixtures.Fixture):
     def wait_reachable(self):
         """Wait until the guest answers, where Nova says that it is.
 
-        Before it is moved again the Open vSwitch agents must have seen what
-        has come and gone, and the port must have its VLAN tag.
+        Its port needs a VLAN tag first, which the Open vSwitch agent sets.
         """
         host = self.host
-        for service in self.cloud.compute.values():
-            service.wait_for_agent()
         process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
                          lambda: self._tagged(host),
                          log=self.cloud.hosts[host].log('openvswitch-agent'))
@@ -233,8 +232,10 @@ class Guest(fixtures.Fixture):
 
         :param during: called once, right after the request was accepted
         """
-        source, begin = self.host, time.monotonic()
         previous = self._last_record()
+        if previous:
+            self.cloud.wait_for_agents()
+        source, begin = self.host, time.monotonic()
         self._request_migration(destination)
         if during:
             during()
@@ -272,10 +273,10 @@ class Guest(fixtures.Fixture):
         return record.id, record.status, server.status, server.task_state
 
 
-def _ticks(console):
-    """What the guest said of its queues: one text for each second."""
+def _said(console):
+    """The pairs of boot id and queues in the guest's output."""
     try:
         text = console.read_text(errors='replace')
     except OSError:
         return []
-    return [match[3] for match in _TICK.finditer(text)]
+    return _SAYS.findall(text)

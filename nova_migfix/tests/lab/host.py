@@ -26,6 +26,15 @@ _ETC_HOSTS = ''.join(
     [f'{topology.MANAGEMENT.address(host)} {host}\n'
      for host in topology.HOSTS])
 
+# Nothing of who runs the lab: neither where Python looks for modules nor
+# which locale or proxy is used.
+_ENVIRONMENT = {
+    'HOME': '/root',
+    'LANG': 'C.UTF-8',
+    'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    'PYTHONWARNINGS': 'ignore',
+}
+
 
 class Host(fixtures.Fixture):
     """Mount, UTS, network and PID namespaces with a first process.
@@ -100,15 +109,20 @@ class Host(fixtures.Fixture):
                 '--net', '--pid', '--', *map(str, argv))
 
     def run(self, *argv, **kwargs):
-        return process.run(self.enter(*argv), **kwargs)
+        return process.run(self.enter(*argv), env=_ENVIRONMENT, cwd='/',
+                           **kwargs)
 
-    def succeeds(self, *argv, **kwargs):
-        return process.succeeds(self.enter(*argv), **kwargs)
+    def succeeds(self, *argv, timeout=20):
+        """Whether *argv* ends well within *timeout* seconds."""
+        try:
+            self.run(*argv, timeout=timeout)
+        except process.LabError:
+            return False
+        return True
 
     def start(self, name, *argv, env=None):
-        """Start a daemon; *env* is added to the environment."""
+        """Start a daemon; *env* is added to its environment."""
         setting = [f'{key}={value}' for key, value in (env or {}).items()]
-        if setting:
-            argv = ('env', *setting, *argv)
-        return process.Daemon(f'{name} on {self.name}', self.enter(*argv),
-                              self.root / 'log' / f'{name}.out')
+        return process.Daemon(
+            f'{name} on {self.name}', self.enter('env', *setting, *argv),
+            self.root / 'log' / f'{name}.out', env=_ENVIRONMENT, cwd='/')

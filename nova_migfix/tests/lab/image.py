@@ -29,10 +29,9 @@ from nova_migfix.tests.lab import workdir
 
 INIT = workdir.DATA / 'guest-init'
 
-# What the guest needs: its NIC, its disk, the config drive. What the kernel
-# has built in is not found among its modules and left out.
-MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'ahci',
-           'sr_mod', 'isofs')
+# What the guest needs: its NIC and its disk. What the kernel has built in is
+# not found among its modules and left out.
+MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net')
 
 _KERNEL = {'debian': 'linux-image-cloud-amd64',
            'ubuntu': 'linux-image-virtual'}

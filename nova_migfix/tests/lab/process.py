@@ -66,15 +66,6 @@ def run(argv, *, timeout=120, log=None, **kwargs):
     return done.stdout or ''
 
 
-def succeeds(argv, timeout=20):
-    """Whether *argv* ends with exit status 0 within *timeout* seconds."""
-    try:
-        run(argv, timeout=timeout)
-    except LabError:
-        return False
-    return True
-
-
 def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
     """Call *condition* until it returns something true, and return that.
 

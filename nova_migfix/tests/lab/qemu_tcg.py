@@ -29,7 +29,9 @@ def emulated(argv):
     result = []
     for option, value in zip([None, *argv], argv):
         if option == '-accel' and value == 'kvm':
-            value = 'tcg'
+            # With a thread for each CPU, writes made while memory is being
+            # copied can get lost, and the guest crashes on the destination.
+            value = 'tcg,thread=single'
         elif option == '-netdev' and value.startswith('{'):
             netdev = json.loads(value)
             value = json.dumps({key: netdev[key] for key in netdev

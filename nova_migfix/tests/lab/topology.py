@@ -58,8 +58,15 @@ NETWORKS = (MANAGEMENT, MIGRATION, PROVIDER)
 # The guests' subnet on the provider network, and the address from which the
 # controller pings them.
 GUEST_SUBNET = '192.168.50.0/24'
-GUEST_POOL = ('192.168.50.10', '192.168.50.200')
 PINGER = '192.168.50.1/24'
+FIRST_GUEST, LAST_GUEST = 10, 254
+
+
+def guest_addresses(number):
+    """MAC and IP address of a guest, which knows the latter by the former."""
+    subnet = ipaddress.ip_network(GUEST_SUBNET)
+    return f'fa:16:3e:00:00:{number:02x}', str(subnet[number])
+
 
 # What answers on the controller's management address.
 PORTS = {
