@@ -20,7 +20,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
 import os
+import threading
 import time
 from typing import Any
 from typing import NamedTuple
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+_thread = threading.local()
+
 
 class Wanted(NamedTuple):
     """A file of the source's."""
@@ -49,6 +54,21 @@ class Wanted(NamedTuple):
     makes: tuple[str, ...]
     #: is called with the path of the copy, which is gone afterwards
     place: Callable[[str], None]
+
+
+@contextlib.contextmanager
+def preparation() -> Iterator[None]:
+    """What this thread does meanwhile is for a guest that arrives."""
+    _thread.preparing = True
+    try:
+        yield
+    finally:
+        _thread.preparing = False
+
+
+def is_prepared() -> bool:
+    """Say whether this thread is preparing for a guest."""
+    return getattr(_thread, 'preparing', False)
 
 
 def pull_disks(

@@ -68,11 +68,14 @@ class LibvirtDriver(driver.LibvirtDriver):
         # of the class, as Nova's static methods need them as well
         LibvirtDriver._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
+        self._capabilities = {}
         self._cold = _ColdMigration()
 
     def init_host(self, host):
         scratch.sweep()
         super().init_host(host)
+        for fix in self._fixes:
+            self._capabilities.update(fix.capabilities())
         migfix_data.on_departure(self.virtapi, self._depart)
 
     # -- destination, then source: may the guest be migrated? ---------------
@@ -84,8 +87,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         data = super().check_can_live_migrate_destination(
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
-        for fix in self._fixes:
-            migfix_data.add_capabilities(data, fix.capabilities())
+        migfix_data.add_capabilities(data, self._capabilities)
         return data
 
     def check_can_live_migrate_source(self, context, instance,
@@ -113,16 +115,17 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def pre_live_migration(self, context, instance, block_device_info,
                            network_info, disk_info, migrate_data):
-        with contextlib.ExitStack() as arrival:
+        with contextlib.ExitStack() as preparation:
+            preparation.enter_context(arrival.preparation())
             for fix in self._fixes:
-                arrival.enter_context(fix.arriving(instance, migrate_data))
+                preparation.enter_context(fix.arriving(instance, migrate_data))
             return super().pre_live_migration(
                 context, instance, block_device_info, network_info, disk_info,
                 migrate_data)
 
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
-        if fallback_from_host:      # a migration; there is none in a reboot
+        if arrival.is_prepared():   # and not a hard reboot
             disk_info = arrival.pull_disks(
                 self._fixes, instance, instance_dir, disk_info or [],
                 transfer.source(fallback_from_host))

@@ -74,8 +74,8 @@ class ConfigDrive(base.Fix):
         block_device_info: Any,
     ) -> None:
         path = _path(instance)
-        if not (configdrive.required_by(instance) and os.path.exists(path)
-                and local_disks.is_zeros(path)):
+        if not (os.path.exists(path) and local_disks.is_zeros(path)
+                and configdrive.required_by(instance)):
             return
         with scratch.directory(path) as directory:
             empty = os.path.join(directory, FILE)

@@ -102,9 +102,8 @@ class Ephemeral(base.Fix):
         if instance.uuid in self._pulled_by_destination:
             self._pulled_by_destination.discard(instance.uuid)
             return
-        guest = host.get_guest(instance)
-        for disk in _overlays_of(guest):
-            _pull_block(instance, guest, disk)
+        for disk in _overlays_of(instance):
+            _pull_block(instance, host.get_guest(instance), disk)
 
     def files_to_pull(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
@@ -175,8 +174,7 @@ class Ephemeral(base.Fix):
         formats = [
             disk['guest_format'] for disk in
             virt_driver.block_device_info_get_ephemerals(block_device_info)]
-        for disk in local_disks.ephemeral_overlays(
-                libvirt_utils.get_instance_path(instance)):
+        for disk in _overlays_of(instance):
             if os.path.exists(disk.backing):
                 continue
             if local_disks.is_written(disk):
@@ -186,28 +184,21 @@ class Ephemeral(base.Fix):
 
 # -- live migration, source -------------------------------------------------
 
-def _overlays_of(guest: Any) -> list[str]:
-    """Return the targets of the guest's disks that need a base of Nova's."""
-    return [disk.target_dev for disk in guest.get_all_disks()
-            if disk.source_path and disk.driver_format == 'qcow2'
-            and _needs_base(disk.source_path)]
+def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
+    return list(local_disks.ephemeral_overlays(
+        libvirt_utils.get_instance_path(instance)))
 
 
-def _needs_base(path: str) -> bool:
-    return any(disk.path == path for disk in local_disks.ephemeral_overlays(
-        os.path.dirname(path)))
-
-
-def _pull_block(instance: Any, guest: Any, target: str) -> None:
+def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay) -> None:
     """Make a running guest's disk complete, bounded by the disk's size.
 
     :raises MigrationError: it could not be done; the guest runs on
     """
     LOG.info('%s: the destination has not said that it pulls its backing '
-             'file; it is made complete here first', target,
+             'file; it is made complete here first', disk.name,
              instance=instance)
     begin = time.monotonic()
-    device = guest.get_block_device(target)
+    device = guest.get_block_device(disk.path)
     try:
         device.rebase(None)
         try:
@@ -217,7 +208,7 @@ def _pull_block(instance: Any, guest: Any, target: str) -> None:
             with excutils.save_and_reraise_exception():
                 device.abort_job()
         # A job that is gone may have failed.
-        if target in _overlays_of(guest):
+        if disk in _overlays_of(instance):
             raise exception.MigrationError(reason=_(
                 'the block pull ended before it was complete, see the log of '
                 'libvirt'))
@@ -226,10 +217,10 @@ def _pull_block(instance: Any, guest: Any, target: str) -> None:
             'The disk %(disk)s of instance %(uuid)s cannot be made complete '
             'for a destination without nova_migfix: %(error)s. The guest has '
             'not been moved. Install nova_migfix on the destination, or make '
-            'space here.') % {'disk': target, 'uuid': instance.uuid,
+            'space here.') % {'disk': disk.name, 'uuid': instance.uuid,
                               'error': error}) from error
     LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',
-             {'disk': target, 'time': time.monotonic() - begin},
+             {'disk': disk.name, 'time': time.monotonic() - begin},
              instance=instance)
 
 

@@ -54,9 +54,9 @@ def install():
     """
     osvif.MigfixPlugin.load('migfix')
     ours = importlib.import_module(osvif.DRIVER).LibvirtDriver
-    static = {name: method for name, method in vars(NovaDriver).items()
-              if isinstance(method, (classmethod, staticmethod))
-              and name not in vars(ours)}
+    static = {name: vars(ours).get(name, method)
+              for name, method in vars(NovaDriver).items()
+              if isinstance(method, (classmethod, staticmethod))}
     libvirt.LibvirtDriver = driver.LibvirtDriver = type(
         'LibvirtDriver', (_Constructor, ours), static)
     nova_data.LibvirtLiveMigrateData = migrate_data.LibvirtLiveMigrateData

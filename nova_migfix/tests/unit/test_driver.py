@@ -32,6 +32,7 @@ from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
+from nova_migfix import arrival
 from nova_migfix import driver
 from nova_migfix import fixes
 from nova_migfix.fixes import base
@@ -100,7 +101,9 @@ class TestPrecheck(DriverTestCase):
     def test_the_destination_tells_what_it_can(self):
         data = migrate_data.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
+        self.nova('init_host')
         self.fix.capabilities.return_value = {'max_tap_queues': '8'}
+        self.driver.init_host('compute1')
         told = self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
         self.assertIs(data, told)
@@ -250,3 +253,105 @@ class TestColdSource(DriverTestCase):
         self.assertEqual(
             [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
             jsonutils.loads(told))
+
+    def stay(self, vm_state='active'):
+        """A cold migration to another host whose disks cannot leave."""
+        error = OSError('no space')
+        instance = objects.Instance(uuid=uuids.instance, vm_state=vm_state)
+        shared = self.nova('_is_path_shared_with', return_value=False)
+        describe = self.nova('_get_instance_disk_info')
+        power_on = self.nova('power_on')
+        self.fix.leaving.side_effect = error
+
+        def migrate(driver, *args):
+            driver._is_path_shared_with('dest', '/inst')
+            driver._get_instance_disk_info(instance, None)
+        self.nova('migrate_disk_and_power_off', side_effect=migrate)
+        with mock.patch.object(self.driver, '_remotefs') as remote:
+            raised = self.assertRaises(
+                exception.InstanceFaultRollback,
+                self.driver.migrate_disk_and_power_off, 'context', instance,
+                'dest', 'flavor', 'network', 'devices')
+        self.assertIs(error, raised.inner_exception)
+        shared.assert_called_once()
+        describe.assert_not_called()
+        remote.remove_dir.assert_called_once_with('dest', mock.ANY)
+        return power_on
+
+    def test_a_guest_that_cannot_leave_is_started_again(self):
+        power_on = self.stay()
+        self.assertEqual('devices',
+                         power_on.call_args.kwargs['block_device_info'])
+
+    def test_one_that_was_off_stays_off(self):
+        self.stay(vm_state='stopped').assert_not_called()
+
+    def test_disks_that_are_shared_do_not_leave(self):
+        self.nova('_is_path_shared_with', return_value=True)
+        self.nova('_get_instance_disk_info')
+        self.driver._is_path_shared_with('dest', '/inst')
+        self.driver._get_instance_disk_info('instance', None)
+        self.fix.leaving.assert_not_called()
+
+
+class TestDisks(DriverTestCase):
+
+    def test_what_was_pulled_is_not_left_to_nova(self):
+        directory = self.useFixture(fixtures.TempDir()).path
+        disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
+        wanted = arrival.Wanted(
+            '/inst/_base/eph', ('disk.eph0',),
+            lambda copy: open(f'{directory}/disk.eph0', 'w').close())
+        self.fix.files_to_pull.return_value = [wanted]
+        nova = self.nova('_create_images_and_backing')
+        with mock.patch.object(transfer, 'pull', autospec=True) as pull, (
+                arrival.preparation()):
+            self.driver._create_images_and_backing(
+                'context', objects.Instance(uuid=uuids.instance), directory,
+                disks, 'source')
+        self.assertEqual('source', pull.call_args.args[0])
+        self.assertEqual(disks[:1], nova.call_args.args[4])
+
+    def test_a_hard_reboot_pulls_nothing(self):
+        nova = self.nova('_create_images_and_backing')
+        self.driver._create_images_and_backing(
+            'context', 'instance', '/inst', 'disks')
+        self.fix.files_to_pull.assert_not_called()
+        self.assertEqual('disks', nova.call_args.args[4])
+
+    def test_a_file_system_is_made_where_the_fix_says(self):
+        self.fix.making.return_value = contextlib.nullcontext('/scratch')
+        nova = self.nova('_create_ephemeral')
+        self.driver._create_ephemeral(
+            target='/base', ephemeral_size=1, fs_label='l', os_type=None)
+        self.assertEqual('/scratch', nova.call_args.args[0])
+
+    def test_one_on_a_block_device_is_made_there(self):
+        nova = self.nova('_create_ephemeral')
+        self.driver._create_ephemeral(
+            target='/dev/vg/lv', ephemeral_size=1, fs_label='l',
+            os_type=None, is_block_dev=True)
+        self.fix.making.assert_not_called()
+        self.assertEqual('/dev/vg/lv', nova.call_args.args[0])
+
+    def test_a_fix_may_refuse_to_stop_the_guest(self):
+        nova = self.nova('_hard_reboot')
+        self.fix.restarting.side_effect = exception.InvalidDiskInfo(
+            reason='no base')
+        positions = list(inspect.signature(
+            libvirt_driver.LibvirtDriver._hard_reboot).parameters)[1:]
+        arguments = [f'the {name}' for name in positions]
+        self.assertRaises(exception.InvalidDiskInfo,
+                          self.driver._hard_reboot, *arguments)
+        self.fix.restarting.assert_called_once_with(
+            self.driver, 'the context', 'the instance', 'the network_info',
+            'the block_device_info')
+        nova.assert_not_called()
+
+    def test_a_block_migration_asks_before_it_describes_the_disks(self):
+        nova = self.nova('get_instance_disk_info')
+        self.fix.before_description.side_effect = exception.MigrationError(
+            reason='no space')
+        self.assertRaises(exception.MigrationError,
+                          self.driver.get_instance_disk_info, 'instance')
+        nova.assert_not_called()

@@ -138,10 +138,6 @@ class TestSource(EphemeralTestCase):
         super().setUp()
         self.path = self.disk()
         self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
-        self.guest.get_all_disks.return_value = [
-            mock.Mock(source_path=str(self.path), driver_format='qcow2',
-                      target_dev='vdb'),
-            mock.Mock(source_path=None, target_dev='vdc')]
         self.device = self.guest.get_block_device.return_value
         self.device.is_job_complete.side_effect = [False, True]
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
@@ -166,9 +162,10 @@ class TestSource(EphemeralTestCase):
         self.device.rebase.side_effect = self.pull_block
         self.leave(None)
         self.device.rebase.assert_called_once_with(None)
-        self.guest.get_block_device.assert_called_once_with('vdb')
+        self.guest.get_block_device.assert_called_once_with(
+            str(self.path))
         self.assertRegex(self.log.output,
-                         r'vdb: made complete by a block pull in \d')
+                         r'disk.eph0: made complete by a block pull in \d')
 
     def test_a_disk_that_is_complete_is_left_alone(self):
         self.pull_block(None)
@@ -184,7 +181,8 @@ class TestSource(EphemeralTestCase):
     def test_a_job_that_fails_stops_the_migration(self):
         # libvirt only says that there is no job any more
         error = self.assertRaises(exception.MigrationError, self.leave, {})
-        for part in ('vdb', uuids.instance, 'ended before it was complete',
+        for part in ('disk.eph0', uuids.instance,
+                     'ended before it was complete',
                      'The guest has not been moved',
                      'Install nova_migfix on the destination'):
             self.assertIn(part, str(error))
