@@ -105,14 +105,21 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
         except (OSError, ValueError, processutils.ProcessExecutionError,
                 exception.NovaException) as error:
             raise exception.MigrationError(reason=_(
-                '%(disks)s of instance %(uuid)s cannot be had from %(host)s '
-                '(%(paths)s): %(error)s. The guest has not been moved. See '
-                'that this host can log in there by ssh, that the files '
-                'exist and that there is space for them.') % {
+                '%(disks)s of instance %(uuid)s cannot be had from %(host)s: '
+                '%(error)s. The guest has not been moved. See that this host '
+                'can log in there by ssh, that there is space, and that the '
+                'files exist: %(paths)s.') % {
                     'disks': ', '.join(sum((f.makes for f in wanted), ())),
-                    'uuid': instance.uuid, 'host': host, 'error': error,
+                    'uuid': instance.uuid, 'host': host,
+                    'error': _reason(error),
                     'paths': ', '.join(f.path for f in wanted)}) from error
     LOG.info('Pulled %(paths)s from %(host)s for %(disks)s in %(time).2f s',
              {'paths': ', '.join(f.path for f in wanted), 'host': host,
               'disks': ', '.join(sum((f.makes for f in wanted), ())),
               'time': time.monotonic() - begin}, instance=instance)
+
+
+def _reason(error: Exception) -> str:
+    """Say it in a few words: an instance's action keeps 255 characters."""
+    said = getattr(error, 'stderr', None) or str(error)
+    return said.strip().splitlines()[-1].rstrip('.') if said else repr(error)

@@ -74,9 +74,13 @@ class LibvirtDriver(driver.LibvirtDriver):
     def init_host(self, host):
         scratch.sweep()
         super().init_host(host)
+        self._find_out_capabilities()
+        migfix_data.on_departure(self.virtapi, self._depart)
+
+    def _find_out_capabilities(self):
+        self._capabilities = {}
         for fix in self._fixes:
             self._capabilities.update(fix.capabilities())
-        migfix_data.on_departure(self.virtapi, self._depart)
 
     # -- destination, then source: may the guest be migrated? ---------------
 

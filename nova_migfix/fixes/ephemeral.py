@@ -109,8 +109,9 @@ class Ephemeral(base.Fix):
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
     ) -> Iterable[arrival.Wanted]:
         overlays = sorted(
-            (disk for disk in disks if (disk['backing_file'] or '').startswith(
-                local_disks.MADE_HERE)), key=_backing_path)
+            (disk for disk in disks if os.path.basename(
+                disk['backing_file'] or '').startswith(local_disks.MADE_HERE)),
+            key=_backing_path)
         for path, above in itertools.groupby(overlays, _backing_path):
             sizes = {os.path.basename(disk['path']): disk['virt_disk_size']
                      for disk in above}

@@ -1,0 +1,157 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Local disks arrive with the bytes they left with."""
+
+import os
+
+import fixtures
+from nova import conf
+from oslo_concurrency import processutils
+
+from nova_migfix.tests.functional import base
+from nova_migfix.tests.functional import test_source_address
+
+CONF = conf.CONF
+ADDRESS = test_source_address.ADDRESS
+BASE = 'ephemeral_1_40d1d2c'
+
+#: what a file of the source's has in it, by its name
+CONTENT = b'of the source: %s'
+
+
+class Disks(test_source_address.LocalDisks):
+    """Two ephemeral disks upon one base, and an ISO config drive."""
+
+    DISKS = (('disk.eph0', 'qcow2', BASE), ('disk.eph1', 'qcow2', BASE),
+             ('disk.config', 'raw', None))
+
+
+class DisksTestCase(base.MigrationTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.flags(live_migration_inbound_addr=ADDRESS, group='libvirt')
+        self.disks = self.useFixture(Disks())
+        self.pull = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.transfer.pull', autospec=True,
+            side_effect=self.bring)).mock
+        self.arrived = {}
+
+    @staticmethod
+    def bring(_host, paths, directory):
+        for path in paths:
+            name = os.path.basename(path)
+            with open(os.path.join(directory, name), 'wb') as file:
+                file.write(CONTENT % name.encode())
+                file.truncate(1 << 20)
+
+    def instance_path(self, *names):
+        return os.path.join(CONF.instances_path, self.server['id'], *names)
+
+    def boot(self):
+        super().boot(kernel_id=self.glance.image1['id'],
+                     ramdisk_id=self.glance.image2['id'])
+
+    def _migrate_stub(self, domain, destination, params, flags):
+        # later the source's files are removed, and here both have one path
+        for name in os.listdir(self.instance_path()):
+            with open(self.instance_path(name), 'rb') as file:
+                self.arrived[name] = file.read().replace(b'\0', b'')
+        super()._migrate_stub(domain, destination, params, flags)
+
+
+class ArrivalTestCase(DisksTestCase):
+
+    def test_all_files_come_at_once_over_the_migration_network(self):
+        self.boot()
+        self.live_migrate('completed')
+        self.pull.assert_called_once()
+        host, paths, _directory = self.pull.call_args.args
+        self.assertEqual(ADDRESS, host)
+        self.assertEqual(
+            {self.disks.base_path(BASE), *map(self.instance_path, (
+                'disk.config', 'kernel', 'ramdisk'))}, set(paths))
+        self.assertEqual([], self.disks.commands)
+
+    def test_they_are_there_before_libvirt_is_asked(self):
+        self.boot()
+        self.live_migrate('completed')
+        for name in ('disk.config', 'kernel', 'ramdisk'):
+            self.assertIn(CONTENT % name.encode(), self.arrived[name])
+        for name in ('disk.eph0', 'disk.eph1'):
+            self.assertEqual(b'QFI\xfb', self.arrived[name][:4], name)
+            self.assertIn(CONTENT % BASE.encode(), self.arrived[name])
+
+    def test_what_cannot_be_had_leaves_the_guest_on_its_source(self):
+        self.boot()
+        self.pull.side_effect = processutils.ProcessExecutionError(
+            stderr='Connection timed out')
+        self.live_migrate('failed')
+        self.assertEqual('src', self.host())
+        self.assertEqual([], self.destination_xmls)
+        self.assertFalse(os.path.exists(self.instance_path()))
+        details = self.failed_event('compute_pre_live_migration')['details']
+        for part in ('disk.eph0', self.server['id'], ADDRESS,
+                     'Connection timed out', 'The guest has not been moved'):
+            self.assertIn(part, details)
+
+    def test_the_next_migration_works(self):
+        self.boot()
+        self.pull.side_effect = OSError(28, 'No space left on device')
+        self.live_migrate('failed')
+        self.pull.side_effect = self.bring
+        self.live_migrate('completed')
+        self.assertEqual('dest', self.host())
+
+
+class UnpatchedDestinationTestCase(DisksTestCase):
+    """A destination that has not said that it pulls."""
+
+    def setUp(self):
+        super().setUp()
+        self.block_pull = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.fixes.ephemeral._pull_block', autospec=True)).mock
+        self.useFixture(fixtures.MockPatch(
+            'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
+            return_value=['the disk']))
+
+    def test_the_source_makes_the_disk_complete_first(self):
+        self.dest.driver._capabilities = {}
+        self.boot()
+        self.live_migrate('completed')
+        self.assertEqual('the disk', self.block_pull.call_args.args[2])
+
+    def test_for_one_that_does_it_does_not(self):
+        self.boot()
+        self.live_migrate('completed')
+        self.block_pull.assert_not_called()
+
+    def test_what_fails_there_leaves_the_guest_on_its_source(self):
+        self.dest.driver._capabilities = {}
+        self.boot()
+        self.block_pull.side_effect = OSError('no space')
+        self.live_migrate('failed')
+        self.assertEqual('src', self.host())
+        self.pull.assert_not_called()
+
+
+class SwitchedOffTestCase(DisksTestCase):
+    """What the tests above are worth: Nova makes the files itself."""
+
+    enabled_fixes = ['rollback_state', 'source_address', 'vnic']
+
+    def test_nothing_is_pulled(self):
+        self.boot()
+        self.live_migrate('completed')
+        self.pull.assert_not_called()
+        self.assertEqual(b'', self.arrived['disk.config'])
