@@ -121,5 +121,7 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
 
 def _reason(error: Exception) -> str:
     """Say it in a few words: an instance's action keeps 255 characters."""
-    said = getattr(error, 'stderr', None) or str(error)
-    return said.strip().splitlines()[-1].rstrip('.') if said else repr(error)
+    said = [line for line in (
+        getattr(error, 'stderr', None) or str(error)).splitlines()
+        if line and not line.startswith('Warning: ')]
+    return said[0].rstrip('.') if said else repr(error)
