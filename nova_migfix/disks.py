@@ -73,10 +73,11 @@ def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
 def _formats(instance_dir: str) -> dict[str, str]:
     """Return Nova's record of the format of each of an instance's files."""
     try:
-        with open(os.path.join(instance_dir, 'disk.info'), 'rb') as record:
-            formats: dict[str, str] = jsonutils.load(record)
+        with open(os.path.join(instance_dir, 'disk.info')) as record:
+            text = record.read()
     except FileNotFoundError:
         return {}
+    formats: dict[str, str] = jsonutils.loads(text) if text else {}
     return formats
 
 
@@ -131,7 +132,12 @@ def is_hole(path: str) -> bool:
 
 
 def is_zeros(path: str) -> bool:
-    """Say whether a file has nothing but zeros; it is read as a whole."""
+    """Say whether a file has nothing but zeros; it is read as a whole.
+
+    :returns: False also where there is no file
+    """
+    if not os.path.isfile(path):
+        return False
     if is_hole(path):
         return True
     with open(path, 'rb') as file:

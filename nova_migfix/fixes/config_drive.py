@@ -55,7 +55,7 @@ class ConfigDrive(base.Fix):
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         path = _path(instance)
-        if os.path.exists(path) and local_disks.is_zeros(path):
+        if local_disks.is_zeros(path):
             LOG.warning('The config drive %(path)s has nothing but zeros '
                         '(%(bug)s); reboot the instance hard to have it built '
                         'again', {'path': path, 'bug': self.bug},
@@ -74,7 +74,7 @@ class ConfigDrive(base.Fix):
         block_device_info: Any,
     ) -> None:
         path = _path(instance)
-        if not (os.path.exists(path) and local_disks.is_zeros(path)
+        if not (local_disks.is_zeros(path)
                 and configdrive.required_by(instance)):
             return
         with scratch.directory(path) as directory:

@@ -145,6 +145,10 @@ class Ephemeral(base.Fix):
 
     @contextlib.contextmanager
     def making(self, target: str) -> Iterator[str]:
+        if CONF.libvirt.virt_type == 'parallels':
+            # a ploop image is a directory
+            yield target
+            return
         with scratch.directory(target) as directory:
             made = os.path.join(directory, os.path.basename(target))
             yield made

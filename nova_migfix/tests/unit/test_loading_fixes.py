@@ -23,12 +23,17 @@ import testtools
 
 from nova_migfix import fixes
 from nova_migfix.fixes import base
+from nova_migfix.fixes import config_drive
+from nova_migfix.fixes import ephemeral
+from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
-OURS = [rollback_state.RollbackState, source_address.SourceAddress, vnic.Vnic]
+OURS = [config_drive.ConfigDrive, ephemeral.Ephemeral,
+        kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
+        source_address.SourceAddress, vnic.Vnic]
 
 
 @ddt.ddt
@@ -69,8 +74,8 @@ class TestLoad(testtools.TestCase):
         error = self.assertRaises(
             exception.InvalidConfiguration, fixes.load, ['vnic', 'vnics'])
         self.assertIn('unknown fixes: vnics.', str(error))
-        self.assertIn('Known are: rollback_state, source_address, vnic.',
-                      str(error))
+        known = ', '.join(fix.name for fix in OURS)
+        self.assertIn(f'Known are: {known}.', str(error))
 
     def test_a_fix_that_this_nova_does_not_need_steps_aside(self):
         self.nova.return_value = 31
