@@ -279,7 +279,7 @@ def _make_base(driver: Any, instance: Any, disk: local_disks.Overlay,
     size = local_disks.virtual_size(disk.path)
     driver._create_ephemeral(
         target=disk.backing, ephemeral_size=size // units.Gi,
-        fs_label=driver._get_fs_label_ephemeral(disk.number),
+        fs_label=f'ephemeral{disk.number}',     # as Nova labels new ones
         os_type=instance.os_type, specified_fs=formats.get(disk.number))
     LOG.info('%(name)s: made its missing backing file %(base)s anew; the '
              'guest had never written to it',

@@ -278,8 +278,6 @@ class TestRestarting(EphemeralTestCase):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
         driver._create_ephemeral = self.create
-        driver._get_fs_label_ephemeral = (
-            nova_driver.LibvirtDriver._get_fs_label_ephemeral)
         self.fix.restarting(driver, 'context', self.instance, 'network',
                             {'ephemerals': list(ephemerals)})
 
