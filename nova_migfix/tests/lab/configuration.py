@@ -212,6 +212,9 @@ def nova_compute(host, venv, path, options):
         'reserved_host_memory_mb': 64,
         'ram_allocation_ratio': 8,
         'cpu_allocation_ratio': 16,
+        # Disks are almost empty, and guests ignore the power button.
+        'disk_allocation_ratio': 64,
+        'shutdown_timeout': 1,
     })
     helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
     result.update({
