@@ -19,7 +19,7 @@ import fixtures
 
 # What looks for faults and changes nothing, by type of filesystem.
 _CHECKS = {
-    'xfs': ('xfs_repair', '-n'),
+    'xfs': ('xfs_repair', '-n', '-f'),
     'ext3': ('e2fsck', '-fn'),
     'ext4': ('e2fsck', '-fn'),
     'vfat': ('fsck.vfat', '-n'),

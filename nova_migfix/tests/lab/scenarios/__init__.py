@@ -12,9 +12,12 @@
 
 """The scenarios, in the order in which they are run."""
 
+from nova_migfix.tests.lab.scenarios import config_drive
+from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab.scenarios import image_gone_ipv6
 from nova_migfix.tests.lab.scenarios import image_gone_rsync
 from nova_migfix.tests.lab.scenarios import image_gone_ssh
+from nova_migfix.tests.lab.scenarios import kernel_ramdisk
 from nova_migfix.tests.lab.scenarios import mixed
 from nova_migfix.tests.lab.scenarios import plain
 from nova_migfix.tests.lab.scenarios import queues_grow
@@ -32,4 +35,7 @@ ALL = {scenario.name: scenario for scenario in (
     image_gone_ipv6.ImageGoneIpv6(),
     rollback.Rollback(),
     mixed.Mixed(),
+    ephemeral_xfs.EphemeralXfs(),
+    config_drive.ConfigDrive(),
+    kernel_ramdisk.KernelRamdisk(),
 )}
