@@ -28,7 +28,8 @@ compute_driver`` is ``migfix.LibvirtDriver``.
 OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
-        sample_default=['rollback_state', 'source_address', 'vnic'],
+        sample_default=['config_drive', 'ephemeral', 'kernel_ramdisk',
+                        'rollback_state', 'source_address', 'vnic'],
         help="""
 Names of the fixes that are in force on this host.
 

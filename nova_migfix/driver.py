@@ -22,18 +22,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
+import threading
 
+from nova.compute import vm_states
+from nova import exception
 from nova.virt.libvirt import driver
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_config import cfg
 from oslo_serialization import jsonutils
+from oslo_utils import excutils
 
+from nova_migfix import arrival
 from nova_migfix import conf
 from nova_migfix import fixes
+from nova_migfix.fixes import base
 from nova_migfix import migrate_data as migfix_data
 from nova_migfix import nova_release
+from nova_migfix import scratch
 from nova_migfix import transfer
 
 CONF = cfg.CONF
+_HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
 def _with_signature_of(method):
@@ -48,15 +58,20 @@ def _with_signature_of(method):
 class LibvirtDriver(driver.LibvirtDriver):
     """``[DEFAULT] compute_driver = migfix.LibvirtDriver``"""
 
+    _fixes: tuple[base.Fix, ...] = ()
+
     def __init__(self, virtapi, read_only=False):
         nova_release.require_supported()
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
         migfix_data.register()
-        self._fixes = fixes.load(CONF.migfix.enabled_fixes)
+        # of the class, as Nova's static methods need them as well
+        LibvirtDriver._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
+        self._cold = _ColdMigration()
 
     def init_host(self, host):
+        scratch.sweep()
         super().init_host(host)
         migfix_data.on_departure(self.virtapi, self._depart)
 
@@ -88,6 +103,12 @@ class LibvirtDriver(driver.LibvirtDriver):
         for fix in self._fixes:
             fix.depart(migrate_data)
 
+    def get_instance_disk_info(self, instance, block_device_info=None):
+        # Nova's only caller is a block migration that begins.
+        for fix in self._fixes:
+            fix.before_description(instance, self._host)
+        return super().get_instance_disk_info(instance, block_device_info)
+
     # -- destination: prepare to receive the guest --------------------------
 
     def pre_live_migration(self, context, instance, block_device_info,
@@ -98,6 +119,15 @@ class LibvirtDriver(driver.LibvirtDriver):
             return super().pre_live_migration(
                 context, instance, block_device_info, network_info, disk_info,
                 migrate_data)
+
+    def _create_images_and_backing(self, context, instance, instance_dir,
+                                   disk_info, fallback_from_host=None):
+        if fallback_from_host:      # a migration; there is none in a reboot
+            disk_info = arrival.pull_disks(
+                self._fixes, instance, instance_dir, disk_info or [],
+                transfer.source(fallback_from_host))
+        super()._create_images_and_backing(
+            context, instance, instance_dir, disk_info, fallback_from_host)
 
     def _try_fetch_image_cache(self, image, fetch_func, context, filename,
                                image_id, instance, size,
@@ -110,6 +140,36 @@ class LibvirtDriver(driver.LibvirtDriver):
                                        fallback_from_host=None):
         super()._fetch_instance_kernel_ramdisk(
             context, instance, transfer.source(fallback_from_host))
+
+    # -- either host: disks are made, or needed again ------------------------
+
+    @staticmethod
+    @_with_signature_of(driver.LibvirtDriver._create_ephemeral)
+    def _create_ephemeral(target, *args, **kwargs):
+        with contextlib.ExitStack() as making:
+            if not kwargs.get('is_block_dev'):
+                for fix in LibvirtDriver._fixes:
+                    target = making.enter_context(fix.making(target))
+            super(LibvirtDriver, LibvirtDriver)._create_ephemeral(
+                target, *args, **kwargs)
+
+    @_with_signature_of(driver.LibvirtDriver._create_image)
+    def _create_image(self, context, instance, *args, **kwargs):
+        with contextlib.ExitStack() as creation:
+            for fix in self._fixes:
+                creation.enter_context(fix.creating_disks(
+                    instance, libvirt_utils.get_instance_path(instance)))
+            return super()._create_image(context, instance, *args, **kwargs)
+
+    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
+    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
+        block_device_info = _HARD_REBOOT.bind(
+            self, context, instance, network_info, *args, **kwargs,
+        ).arguments.get('block_device_info')
+        for fix in self._fixes:
+            fix.restarting(
+                self, context, instance, network_info, block_device_info)
+        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     # -- source: move the guest, in a thread, and watch over it --------------
 
@@ -139,22 +199,74 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        disks = jsonutils.loads(super().migrate_disk_and_power_off(
-            context, instance, dest, flavor, network_info, block_device_info,
-            timeout, retry_interval))
+        self._cold.copies_disks = False
+        try:
+            disks = jsonutils.loads(super().migrate_disk_and_power_off(
+                context, instance, dest, flavor, network_info,
+                block_device_info, timeout, retry_interval))
+        except _CannotLeave:
+            with excutils.save_and_reraise_exception():
+                self._stay(context, instance, dest, network_info,
+                           block_device_info)
+        finally:
+            self._cold.copies_disks = False
         for fix in self._fixes:
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
+    def _is_path_shared_with(self, dest, path):
+        shared = super()._is_path_shared_with(dest, path)
+        self._cold.copies_disks = not shared
+        return shared
+
+    def _get_instance_disk_info(self, instance, block_device_info):
+        # In a cold migration this is called when the guest is off.
+        if self._cold.copies_disks:
+            try:
+                for fix in self._fixes:
+                    fix.leaving(
+                        instance, libvirt_utils.get_instance_path(instance))
+            except Exception as error:
+                raise _CannotLeave(error) from error
+        return super()._get_instance_disk_info(instance, block_device_info)
+
+    def _stay(self, context, instance, dest, network_info, block_device_info):
+        """Undo what a cold migration has done so far."""
+        self._remotefs.remove_dir(
+            dest, libvirt_utils.get_instance_path(instance))
+        if instance.vm_state == vm_states.ACTIVE:
+            self.power_on(context, instance, network_info,
+                          block_device_info=block_device_info)
+
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,
                          *args, **kwargs):
-        with contextlib.ExitStack() as arrival:
+        with contextlib.ExitStack() as arriving:
             for fix in self._fixes:
-                arrival.enter_context(fix.arriving_cold(
+                arriving.enter_context(fix.arriving_cold(
                     instance, jsonutils.loads(disk_info)))
+            self._complete_disks(
+                instance, transfer.source(migration.source_compute))
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
+
+    def _complete_disks(self, instance, source):
+        instance_dir = libvirt_utils.get_instance_path(instance)
+        # Where the source has put it aside, both hosts share it.
+        if not os.path.exists(f'{instance_dir}_resize'):
+            for fix in self._fixes:
+                fix.complete_disks(instance, instance_dir, source)
+
+
+class _ColdMigration(threading.local):
+    """What this thread knows of the cold migration that it carries out."""
+
+    #: the disks are not shared with the destination
+    copies_disks = False
+
+
+class _CannotLeave(exception.InstanceFaultRollback):
+    """Nova leaves the instance in the state in which it was."""
 
 
 class _MigratingGuest:

@@ -20,10 +20,13 @@ calls them; each says on which host it runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 import contextlib
 from typing import Any
 from typing import ClassVar
+
+from nova_migfix import arrival
 
 
 class Fix:
@@ -57,6 +60,16 @@ class Fix:
             reason and the remedy
         """
 
+    def before_description(self, instance: Any, host: Any) -> None:
+        """Source: the disks will be described to the destination next.
+
+        Only if they are migrated with the guest.
+
+        :param instance: nova.objects.Instance
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :raises MigrationError: Nova rolls the migration back
+        """
+
     # -- the destination is prepared ----------------------------------------
 
     def depart(self, migrate_data: Any) -> None:
@@ -76,6 +89,21 @@ class Fix:
         :raises MigrationPreCheckError: the guest cannot be received
         """
         return contextlib.nullcontext()
+
+    def files_to_pull(
+        self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
+    ) -> Iterable[arrival.Wanted]:
+        """Destination: what to have from the source beforehand.
+
+        All that the fixes want comes in one session, before Nova makes what
+        is not there by then.
+
+        :param instance: nova.objects.Instance, still on the source
+        :param instance_dir: where its files will be, on this host
+        :param disks: the local disks that are migrated, as the source
+            described them; from a peer, so to be checked
+        """
+        return ()
 
     # -- the guest is moved -------------------------------------------------
 
@@ -108,6 +136,14 @@ class Fix:
 
     # -- cold migration and resize ------------------------------------------
 
+    def leaving(self, instance: Any, instance_dir: str) -> None:
+        """Source: the guest is off and its disks will be copied next.
+
+        Not called when both hosts share them.
+
+        :raises Exception: the guest is started again
+        """
+
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         """Source: add to the description of the disks that were copied.
 
@@ -122,3 +158,39 @@ class Fix:
         :param disks: what the source described
         """
         return contextlib.nullcontext()
+
+    def complete_disks(
+        self, instance: Any, instance_dir: str, source: str,
+    ) -> None:
+        """Destination: see to the disks that were copied to it.
+
+        Not called when both hosts share them.
+
+        :param source: where to fetch what is missing
+        """
+
+    # -- disks are made, or needed again ------------------------------------
+
+    def making(self, target: str) -> contextlib.AbstractContextManager[str]:
+        """Either host: say where a file with a file system is to be made.
+
+        :param target: the path that the file will have in the end
+        """
+        return contextlib.nullcontext(target)
+
+    def creating_disks(
+        self, instance: Any, instance_dir: str,
+    ) -> contextlib.AbstractContextManager[None]:
+        """Either host: what holds while Nova makes the disks of a guest."""
+        return contextlib.nullcontext()
+
+    def restarting(
+        self, driver: Any, context: Any, instance: Any, network_info: Any,
+        block_device_info: Any,
+    ) -> None:
+        """Either host: the guest will be stopped, if it runs, and started.
+
+        :param driver: the LibvirtDriver
+        :param block_device_info: as Nova's hard reboot gets it; may be None
+        :raises Exception: the guest stays as it is
+        """

@@ -222,6 +222,13 @@ class Guest(fixtures.Fixture):
             lambda: _said(console)[before:], log=console)[-1]
         return boot_id, queues.split()
 
+    def last_words(self, host):
+        """What a kernel that crashed has written on its console."""
+        console = self.files(host) / 'console.log'
+        return '\n'.join(re.findall(
+            r'.*(?:BUG|Oops|panic|RIP:|general protection).*',
+            console.read_text(errors='replace'))[:5])
+
     def copied_memory(self, host):
         """Whether some of the guest's memory has left *host*."""
         job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)

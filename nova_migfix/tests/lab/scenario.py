@@ -308,8 +308,10 @@ class Run(fixtures.Fixture):
             self.check('guest answers', False, str(error))
             return
         self.check('guest answers', True, f'from {migration.host}')
-        self.check_equal('boot id of the guest',
-                         instance.says(migration.host)[0], instance.boot_id)
+        boot_id, _ = instance.says(migration.host)
+        self.check(f'boot id of the guest: {instance.boot_id}',
+                   boot_id == instance.boot_id,
+                   f'{boot_id} {instance.last_words(migration.host)}')
 
     def _keep_xml(self, step, instance, was, logs):
         """The guest's interface on the source, compared with two others."""

@@ -29,6 +29,7 @@ from nova.virt.libvirt import driver as libvirt_driver
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
+from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix import driver
@@ -148,15 +149,18 @@ class TestDestination(DriverTestCase):
     def test_a_cold_migration_fetches_from_the_told_address(self):
         self.record()
         nova = self.nova('finish_migration', side_effect=self.fetch)
-        arguments = ('context', 'migration', 'instance',
-                     '[{"path": "disk"}]', 'network', 'image', False, {},
-                     'devices')
+        instance = objects.Instance(uuid=uuids.instance)
+        arguments = ('context', objects.Migration(source_compute='src'),
+                     instance, '[{"path": "disk"}]', 'network', 'image',
+                     False, {}, 'devices')
         self.driver.finish_migration(*arguments, power_on=False)
         nova.assert_called_once_with(
             self.driver, *arguments, power_on=False)
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
         self.fix.arriving_cold.assert_called_once_with(
-            'instance', [{'path': 'disk'}])
+            instance, [{'path': 'disk'}])
+        self.fix.complete_disks.assert_called_once_with(
+            instance, mock.ANY, '10.0.2.11')
 
     def test_what_holds_while_preparing_ends_with_a_failure(self):
         ended = []

@@ -10,13 +10,21 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import filecmp
+import os
 import threading
 from unittest import mock
 
 import ddt
+import fixtures
 from nova.virt.libvirt.volume import remotefs
+from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
 import testtools
+from testtools import matchers
 
+from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix import transfer
 
 
@@ -73,3 +81,74 @@ class TestRemoteFilesystem(testtools.TestCase):
     def test_a_local_path_is_left_alone(self):
         with transfer.fetching_from('10.0.2.11'):
             self.assertEqual('/inst/disk', self.copied('/inst/disk'))
+
+
+@ddt.ddt
+class TestPull(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.ssh = self.useFixture(migfix_fixtures.FakeSsh())
+        self.instances = self.useFixture(migfix_fixtures.Instances())
+        self.config = self.useFixture(config_fixture.Config(cfg.CONF))
+        self.target = self.useFixture(fixtures.TempDir()).path
+
+    def pull(self, transport, *paths, host='10.0.2.11'):
+        self.config.config(
+            remote_filesystem_transport=transport, group='libvirt')
+        transfer.pull(host, list(map(str, paths)), self.target)
+
+    @ddt.data('ssh', 'rsync')
+    def test_one_session_brings_all_files(self, transport):
+        disk = self.instances.path / 'uuid' / 'disk.config'
+        disk.parent.mkdir()
+        disk.write_bytes(b'config drive' * 1000)
+        base = self.instances.make_base()
+        self.pull(transport, base, disk)
+        self.assertEqual(['disk.config', base.name],
+                         sorted(os.listdir(self.target)))
+        for path in (base, disk):
+            self.assertTrue(filecmp.cmp(
+                path, os.path.join(self.target, path.name), shallow=False))
+        self.assertEqual(1, len(self.ssh.asked))
+        self.assertThat(self.ssh.asked[0], matchers.StartsWith('10.0.2.11 '))
+
+    @ddt.data('ssh', 'rsync')
+    def test_the_source_keeps_nothing(self, transport):
+        base = self.instances.make_base()
+        self.pull(transport, base)
+        self.assertEqual(['_base'], os.listdir(self.instances.path))
+
+    @ddt.data('ssh', 'rsync')
+    def test_holes_stay_holes(self, transport):
+        base = self.instances.make_base(size=1 << 40)
+        self.pull(transport, base)
+        copy = os.stat(os.path.join(self.target, base.name))
+        self.assertEqual(1 << 40, copy.st_size)
+        self.assertThat(copy.st_blocks * 512, matchers.LessThan(100 << 20))
+
+    @ddt.data(('ssh', 'fd00::11'), ('rsync', 'fd00::11'))
+    @ddt.unpack
+    def test_ipv6(self, transport, host):
+        self.pull(transport, self.instances.make_base(mkfs=None), host=host)
+        self.assertThat(self.ssh.asked[0], matchers.StartsWith('fd00::11 '))
+
+    @ddt.data('ssh', 'rsync')
+    def test_a_file_that_is_not_there(self, transport):
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport,
+            self.instances.base / 'ephemeral_2_40d1d2c')
+        self.assertIn('No such file', error.stderr)
+
+    @ddt.data('ssh', 'rsync')
+    def test_a_host_that_is_not_there(self, transport):
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport,
+            self.instances.make_base(mkfs=None), host='cut')
+        self.assertIn('Connection refused', error.stderr)
+
+    @ddt.data('_base/file', '/inst/$(reboot)', '/inst/../../etc/shadow',
+              '/inst/-rf', '/inst/a b', '/inst/', '/inst/a\nb', '')
+    def test_a_peer_names_files_only(self, path):
+        self.assertRaises(ValueError, self.pull, 'ssh', path)
+        self.assertEqual([], self.ssh.asked)

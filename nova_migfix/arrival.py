@@ -1,0 +1,98 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What a destination has from the source before Nova prepares for the guest.
+
+Nova makes on the destination what it thinks the guest has; this gets what the
+guest really has, once for all fixes, and leaves only the rest to Nova.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Collection
+from collections.abc import Iterable
+import os
+import time
+from typing import Any
+from typing import NamedTuple
+from typing import TYPE_CHECKING
+
+from nova import exception
+from nova.i18n import _
+from oslo_concurrency import processutils
+from oslo_log import log as logging
+
+from nova_migfix import scratch
+from nova_migfix import transfer
+
+if TYPE_CHECKING:
+    from nova_migfix.fixes import base
+
+LOG = logging.getLogger(__name__)
+
+
+class Wanted(NamedTuple):
+    """A file of the source's."""
+
+    #: its path there
+    path: str
+    #: names of the guest's files that are made of it, for the operator
+    makes: tuple[str, ...]
+    #: is called with the path of the copy, which is gone afterwards
+    place: Callable[[str], None]
+
+
+def pull_disks(
+    fixes: Iterable[base.Fix], instance: Any, instance_dir: str,
+    disks: list[dict[str, Any]], host: str,
+) -> list[dict[str, Any]]:
+    """Pull what the fixes want to have; returns the disks left to Nova."""
+    pull(instance, instance_dir, [
+        wanted for fix in fixes
+        for wanted in fix.files_to_pull(instance, instance_dir, disks)], host)
+    return [disk for disk in disks if not os.path.exists(
+        os.path.join(instance_dir, os.path.basename(disk['path'])))]
+
+
+def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
+         host: str) -> None:
+    """Have files from the source and put them to their use.
+
+    :param instance: nova.objects.Instance
+    :param instance_dir: its directory, which exists
+    :param host: the source, a host name or an IP literal
+    :raises MigrationError: with instance, disks, host, reason and remedy
+    """
+    if not wanted:
+        return
+    begin = time.monotonic()
+    # Beside the instance's own directory, which is looked into by Nova.
+    with scratch.directory(instance_dir) as directory:
+        try:
+            transfer.pull(host, {file.path for file in wanted}, directory)
+            for file in wanted:
+                file.place(os.path.join(
+                    directory, os.path.basename(file.path)))
+        except (OSError, ValueError, processutils.ProcessExecutionError,
+                exception.NovaException) as error:
+            raise exception.MigrationError(reason=_(
+                '%(disks)s of instance %(uuid)s cannot be had from %(host)s '
+                '(%(paths)s): %(error)s. The guest has not been moved. See '
+                'that this host can log in there by ssh, that the files '
+                'exist and that there is space for them.') % {
+                    'disks': ', '.join(sum((f.makes for f in wanted), ())),
+                    'uuid': instance.uuid, 'host': host, 'error': error,
+                    'paths': ', '.join(f.path for f in wanted)}) from error
+    LOG.info('Pulled %(paths)s from %(host)s for %(disks)s in %(time).2f s',
+             {'paths': ', '.join(f.path for f in wanted), 'host': host,
+              'disks': ', '.join(sum((f.makes for f in wanted), ())),
+              'time': time.monotonic() - begin}, instance=instance)

@@ -1,0 +1,149 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""The local disks of an instance, as they lie in its directory.
+
+With qcow2 Nova makes an ephemeral disk as an overlay: what the guest has
+written, upon a backing file in ``_base`` with a new file system, which all
+disks of that size on the host share. The backing file is found by its name
+only, and no two of that name on two hosts have the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import os
+import re
+from typing import Any
+from typing import NamedTuple
+
+from nova.virt.disk import api as disk_api
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
+from oslo_serialization import jsonutils
+
+from nova_migfix import scratch
+
+# The first is how an ephemeral disk was called that came from the flavor.
+_EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
+
+#: what the names of base files begin with that Nova makes on each host
+MADE_HERE = ('ephemeral', 'swap')
+
+
+class Overlay(NamedTuple):
+    """An ephemeral disk that is not complete without its backing file."""
+
+    name: str           # 'disk.eph0'
+    path: str
+    backing: str        # path
+
+    @property
+    def number(self) -> int:
+        """Which of the instance's ephemeral disks it is, from 0 on."""
+        match = _EPHEMERAL.fullmatch(self.name)
+        return int(match[1] or 0) if match else 0
+
+
+def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
+    """Yield the ephemeral disks in an instance's directory that need a base.
+
+    Only what ``disk.info`` calls qcow2 is looked into: a raw disk is the
+    guest's to write, and could pretend to have a backing file.
+    """
+    for path, form in sorted(_formats(instance_dir).items()):
+        name = os.path.basename(path)
+        path = os.path.join(instance_dir, name)
+        if (form == 'qcow2' and _EPHEMERAL.fullmatch(name)
+                and os.path.exists(path)):
+            backing = libvirt_utils.get_disk_backing_file(
+                path, basename=False)
+            if backing and os.path.basename(backing).startswith('ephemeral'):
+                yield Overlay(name, path, backing)
+
+
+def _formats(instance_dir: str) -> dict[str, str]:
+    """Return Nova's record of the format of each of an instance's files."""
+    try:
+        with open(os.path.join(instance_dir, 'disk.info'), 'rb') as record:
+            formats: dict[str, str] = jsonutils.load(record)
+    except FileNotFoundError:
+        return {}
+    return formats
+
+
+def flatten(path: str, form: str, target: str, size: int = 0,
+            backing: str | None = None) -> None:
+    """Make a qcow2 without backing file that has the bytes of a disk.
+
+    The cost follows the data; ``qemu-img rebase`` reads every hole.
+
+    :param path: the disk
+    :param form: its format, 'raw' or 'qcow2'
+    :param target: where the new disk is put when it is complete; may be
+        *path*
+    :param size: the least size of the new disk, in bytes
+    :param backing: a raw file that is taken for the backing file, instead of
+        the one that the disk names
+    :raises ProcessExecutionError: it could not be made
+    """
+    with scratch.directory(target) as directory:
+        made = os.path.join(directory, os.path.basename(target))
+        source = _node(path, form)
+        if backing:
+            source['backing'] = _node(backing, 'raw')
+        processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
+                             f'json:{jsonutils.dumps(source)}', made)
+        if size > virtual_size(made):
+            processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
+                                 str(size))
+        os.rename(made, target)
+
+
+def virtual_size(path: str) -> int:
+    """Return how many bytes a guest sees of a qcow2 disk."""
+    size: int = disk_api.get_disk_size(str(path))
+    return size
+
+
+def _node(path: str, form: str) -> dict[str, Any]:
+    """Describe a file to QEMU, which then does not probe for its format."""
+    return {'driver': form, 'file': {'driver': 'file', 'filename': path}}
+
+
+def is_hole(path: str) -> bool:
+    """Say whether a file has no data at all, whatever its size."""
+    with open(path, 'rb') as file:
+        try:
+            os.lseek(file.fileno(), 0, os.SEEK_DATA)
+        except OSError:
+            # ENXIO: there is nothing but a hole up to the end
+            return True
+    return False
+
+
+def is_zeros(path: str) -> bool:
+    """Say whether a file has nothing but zeros; it is read as a whole."""
+    if is_hole(path):
+        return True
+    with open(path, 'rb') as file:
+        return not any(any(block) for block in iter(
+            lambda: file.read(1 << 20), b''))
+
+
+def is_written(overlay: Overlay) -> bool:
+    """Say whether the guest has written to a disk, without its base."""
+    blind = jsonutils.dumps({**_node(overlay.path, 'qcow2'), 'backing': None})
+    extents, _errors = processutils.execute(
+        'qemu-img', 'map', '--force-share', '--output', 'json',
+        f'json:{blind}')
+    return any(extent['data'] or extent.get('present')
+               for extent in jsonutils.loads(extents))

@@ -1,0 +1,63 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""A guest that boots from a kernel of its own can be block migrated.
+
+``LibvirtDriver._fetch_instance_kernel_ramdisk`` fetches kernel and ramdisk as
+if they were disk images, and the inspection of disk images that came with
+OSSA-2024-001 takes a kernel for one of an unknown kind: ImageUnacceptable. The
+first boot does not inspect them.
+
+With the fix the destination has both files from the source, which is the only
+place for them when they are gone from Glance. Nova fetches what is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import functools
+import os
+import shutil
+from typing import Any
+
+from oslo_log import log as logging
+
+from nova_migfix import arrival
+from nova_migfix.fixes import base
+
+LOG = logging.getLogger(__name__)
+
+# attribute of the instance: the file in its directory
+_FILES = {'kernel_id': 'kernel', 'ramdisk_id': 'ramdisk'}
+
+
+class KernelRamdisk(base.Fix):
+    name = 'kernel_ramdisk'
+    bug = 'kernel and ramdisk are inspected as disk images'
+
+    def files_to_pull(
+        self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
+    ) -> Iterable[arrival.Wanted]:
+        if not instance.kernel_id:
+            return
+        for attribute, name in _FILES.items():
+            target = os.path.join(instance_dir, name)
+            if getattr(instance, attribute) and not os.path.exists(target):
+                yield arrival.Wanted(target, (name,), functools.partial(
+                    _keep, instance, target))
+
+
+def _keep(instance: Any, target: str, copy: str) -> None:
+    shutil.move(copy, target)
+    LOG.info('%(name)s taken from the source where Nova would have fetched a '
+             'disk image (%(bug)s)', {
+                 'name': os.path.basename(target), 'bug': KernelRamdisk.bug},
+             instance=instance)

@@ -1,0 +1,65 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Directories in which files are made before they get their names.
+
+A file that a crash leaves half made must not be found under the name that
+Nova looks for: a base file without a file system is taken for a finished one
+by the next guest. So whatever takes time is made in a directory of its own
+beside its place and then renamed.
+
+The names mean nothing to Nova's image cache, which parses those of all that
+lies in ``_base``: they have no underscore of their own and fewer than the 40
+characters of a Glance image's, whatever the host is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+
+from oslo_config import cfg
+from oslo_log import log as logging
+
+LOG = logging.getLogger(__name__)
+CONF = cfg.CONF
+
+
+def _prefix() -> str:
+    """Return what this host's directories begin with; storage is shared."""
+    return f'migfix-{hashlib.sha256(CONF.host.encode()).hexdigest()[:12]}-'
+
+
+@contextlib.contextmanager
+def directory(beside: str) -> Iterator[str]:
+    """Make a directory on the file system of *beside*, and remove it again.
+
+    :param beside: path of the file that is to be made
+    :returns: path of the directory
+    """
+    with tempfile.TemporaryDirectory(
+            prefix=_prefix(), dir=os.path.dirname(beside)) as path:
+        yield path
+
+
+def sweep() -> None:
+    """Remove what a nova-compute of this host that was killed has left."""
+    root = glob.escape(CONF.instances_path)
+    for depth in ('', '*'):
+        for path in glob.glob(os.path.join(root, depth, f'{_prefix()}*')):
+            LOG.info('Removing %s, which was left by a nova-compute that did '
+                     'not end properly', path)
+            shutil.rmtree(path, ignore_errors=True)

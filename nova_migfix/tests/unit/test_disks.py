@@ -1,0 +1,152 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+import pathlib
+
+import ddt
+from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
+from oslo_utils.fixture import uuidsentinel as uuids
+import testtools
+
+from nova_migfix import disks
+from nova_migfix.tests import fixtures as migfix_fixtures
+
+
+class DisksTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.instances = self.useFixture(migfix_fixtures.Instances())
+        self.dir = self.instances.path / uuids.instance
+
+    def disk(self, name='disk.eph0', **kwargs):
+        return self.instances.make_disk(
+            uuids.instance, name, self.instances.make_base(), **kwargs)
+
+    def overlays(self):
+        return list(disks.ephemeral_overlays(self.dir))
+
+    def assert_same_bytes(self, disk, other):
+        processutils.execute('qemu-img', 'compare', disk, other)
+
+
+@ddt.ddt
+class TestOverlays(DisksTestCase):
+
+    @ddt.data(('disk.local', 0), ('disk.eph0', 0), ('disk.eph1', 1),
+              ('disk.eph12', 12))
+    @ddt.unpack
+    def test_an_ephemeral_disk_upon_a_base(self, name, number):
+        path = self.disk(name)
+        overlay, = self.overlays()
+        self.assertEqual((name, str(path), number),
+                         (overlay.name, overlay.path, overlay.number))
+        self.assertTrue(os.path.samefile(
+            overlay.backing, self.instances.base / 'ephemeral_1_40d1d2c'))
+
+    @ddt.data('disk', 'disk.swap', 'disk.config', 'disk.eph0.rescue')
+    def test_no_other_disk_is_one(self, name):
+        self.disk(name)
+        self.assertEqual([], self.overlays())
+
+    def test_a_complete_disk_is_none(self):
+        path = self.disk()
+        disks.flatten(str(path), 'qcow2', str(path))
+        self.assertEqual([], self.overlays())
+
+    def test_a_raw_disk_is_not_looked_into(self):
+        # its guest has written a header with a backing file of its choice
+        path = self.disk()
+        record = self.dir / 'disk.info'
+        record.write_text(record.read_text().replace('qcow2', 'raw'))
+        self.assertTrue(path.exists())
+        self.assertEqual([], self.overlays())
+
+    def test_an_instance_without_files_has_none(self):
+        self.assertEqual([], self.overlays())
+
+
+@ddt.ddt
+class TestFlatten(DisksTestCase):
+
+    @ddt.data(b'', b'\x07' * 65536)
+    def test_the_bytes_are_kept(self, written):
+        path = self.disk(written=written)
+        made = self.dir / 'made'
+        disks.flatten(str(path), 'qcow2', str(made))
+        self.assert_same_bytes(path, made)
+        self.assertIsNone(libvirt_utils.get_disk_backing_file(str(made)))
+
+    def test_another_file_can_be_the_backing_file(self):
+        path = self.disk(written=b'\x07' * 65536)
+        expected = self.dir / 'expected'
+        disks.flatten(str(path), 'qcow2', str(expected))
+        base = self.instances.base / 'ephemeral_1_40d1d2c'
+        copy = base.rename(self.dir / 'copy')
+        self.instances.make_base()      # what the destination has
+        disks.flatten(str(path), 'qcow2', str(path), backing=str(copy))
+        self.assert_same_bytes(path, expected)
+
+    def test_it_grows_to_the_disk_that_will_be_written_on_it(self):
+        made = self.dir / 'made'
+        self.dir.mkdir()
+        disks.flatten(str(self.instances.make_base()), 'raw', str(made),
+                      size=3 * self.instances.GIB)
+        self.assertIn(b'QFI\xfb', made.read_bytes()[:4])
+        self.assertEqual(3 * self.instances.GIB, disks.virtual_size(made))
+
+    def test_what_fails_leaves_nothing(self):
+        path = self.disk()
+        (self.instances.base / 'ephemeral_1_40d1d2c').unlink()
+        before = path.read_bytes()
+        self.assertRaises(
+            processutils.ProcessExecutionError, disks.flatten, str(path),
+            'qcow2', str(path))
+        self.assertEqual(before, path.read_bytes())
+        self.assertEqual({'disk.eph0', 'disk.info'},
+                         set(os.listdir(self.dir)))
+
+
+class TestContents(DisksTestCase):
+
+    def file(self, *parts):
+        path = pathlib.Path(self.instances.path, 'file')
+        with open(path, 'wb') as out:
+            for part in parts:
+                out.write(part) if isinstance(part, bytes) else out.seek(part)
+            out.truncate()
+        return str(path)
+
+    def test_a_truncated_file_is_a_hole(self):
+        self.assertTrue(disks.is_hole(self.file(1 << 30)))
+
+    def test_a_file_system_is_none(self):
+        self.assertFalse(disks.is_hole(str(self.instances.make_base())))
+
+    def test_zeros_are_data_and_zeros(self):
+        path = self.file(bytes(1 << 16))
+        self.assertFalse(disks.is_hole(path))
+        self.assertTrue(disks.is_zeros(path))
+        self.assertTrue(disks.is_zeros(self.file(1 << 20)))
+
+    def test_one_byte_at_the_end_is_something(self):
+        self.assertFalse(disks.is_zeros(self.file(bytes(1 << 22), b'\x01')))
+
+    def test_whether_the_guest_has_written_is_seen_without_the_base(self):
+        for written in (b'', b'\x07' * 512, b'\x00' * 512):
+            path = self.disk(written=written)
+            overlay, = self.overlays()
+            (self.instances.base / 'ephemeral_1_40d1d2c').unlink()
+            self.assertEqual(bool(written), disks.is_written(overlay))
+            path.unlink()

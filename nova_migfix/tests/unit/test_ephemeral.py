@@ -1,0 +1,322 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import os
+from unittest import mock
+
+import ddt
+import fixtures
+from nova import exception
+from nova import objects
+from nova.virt.libvirt import driver as nova_driver
+from nova.virt.libvirt import guest as libvirt_guest
+from nova.virt.libvirt import host as libvirt_host
+from oslo_concurrency import processutils
+from oslo_utils.fixture import uuidsentinel as uuids
+import testtools
+
+from nova_migfix import arrival
+from nova_migfix import disks
+from nova_migfix.fixes import ephemeral
+from nova_migfix import migrate_data
+from nova_migfix.tests import fixtures as migfix_fixtures
+
+BASE = 'ephemeral_1_40d1d2c'
+
+
+class EphemeralTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
+        self.instances = self.useFixture(migfix_fixtures.Instances())
+        self.ssh = self.useFixture(migfix_fixtures.FakeSsh())
+        self.instance = objects.Instance(uuid=uuids.instance, os_type=None)
+        self.dir = self.instances.path / uuids.instance
+        self.fix = ephemeral.Ephemeral()
+
+    def disk(self, name='disk.eph0', base=None, **kwargs):
+        return self.instances.make_disk(
+            uuids.instance, name, base or self.instances.make_base(),
+            **kwargs)
+
+    def assert_same_bytes(self, disk, other):
+        processutils.execute('qemu-img', 'compare', disk, other)
+
+    def label(self, path):
+        out, _ = processutils.execute(
+            '/sbin/blkid', '-o', 'value', '-s', 'LABEL', path)
+        return out.strip()
+
+
+@ddt.ddt
+class TestDestination(EphemeralTestCase):
+    """What the destination of a live migration makes."""
+
+    def described(self, name='disk.eph0', base=BASE, size=1):
+        return {'type': 'qcow2', 'backing_file': base,
+                'path': f'{self.instances.path}/{uuids.instance}/{name}',
+                'virt_disk_size': size * self.instances.GIB}
+
+    def pull(self, *described, host='10.0.2.11'):
+        self.dir.mkdir(exist_ok=True)
+        arrival.pull(self.instance, str(self.dir), list(
+            self.fix.files_to_pull(
+                self.instance, str(self.dir), list(described))), host)
+
+    def test_the_disk_has_the_bytes_of_the_sources_base(self):
+        base = self.instances.make_base()
+        self.pull(self.described())
+        self.assert_same_bytes(self.dir / 'disk.eph0', base)
+        self.assertIn(f"bytes of the source's {BASE}", self.log.output)
+
+    def test_disks_of_one_size_share_one_pull(self):
+        self.instances.make_base()
+        self.pull(self.described(), self.described('disk.eph1'))
+        self.assertEqual(1, len(self.ssh.asked))
+        self.assertEqual(1, self.ssh.asked[0].count(BASE))
+        self.assert_same_bytes(self.dir / 'disk.eph0', self.dir / 'disk.eph1')
+
+    def test_disks_of_two_sizes_come_in_one_session(self):
+        self.instances.make_base()
+        self.instances.make_base('ephemeral_2_40d1d2c', mkfs='xfs')
+        self.pull(self.described(),
+                  self.described('disk.eph1', 'ephemeral_2_40d1d2c', 2))
+        self.assertEqual(1, len(self.ssh.asked))
+        self.assertEqual({'disk.eph0', 'disk.eph1'},
+                         set(os.listdir(self.dir)))
+
+    def test_a_disk_that_was_grown_stays_so(self):
+        self.instances.make_base()
+        self.pull(self.described(size=2))
+        self.assertEqual(2 * self.instances.GIB,
+                         disks.virtual_size(self.dir / 'disk.eph0'))
+
+    def test_a_swap_disk_has_the_bytes_of_the_sources_base(self):
+        base = self.instances.make_base('swap_64', mkfs=None)
+        processutils.execute('/sbin/mkswap', base)
+        self.pull(self.described('disk.swap', 'swap_64'))
+        self.assert_same_bytes(self.dir / 'disk.swap', base)
+
+    @ddt.data('', None, '2cb9bf6aa0a3d3ac4a3e9d1c0d7c1a0a4f3e5b6c')
+    def test_disks_without_a_base_of_nova_are_left_to_nova(self, base):
+        self.pull(self.described(base=base))
+        self.assertEqual([], self.ssh.asked)
+        self.assertEqual([], os.listdir(self.dir))
+
+    @ddt.data(('cut', BASE, 'Connection refused'),
+              ('10.0.2.11', 'ephemeral_1_gone', 'No such file'),
+              ('10.0.2.11', 'ephemeral_1_$(id)', 'not a path of a disk'))
+    @ddt.unpack
+    def test_what_cannot_be_had_fails_and_leaves_nothing(
+            self, host, base, reason):
+        self.instances.make_base()
+        error = self.assertRaises(
+            exception.MigrationError, self.pull, self.described(base=base),
+            host=host)
+        for part in ('disk.eph0', uuids.instance, host, reason,
+                     'The guest has not been moved'):
+            self.assertIn(part, str(error))
+        self.assertEqual([], os.listdir(self.dir))
+        self.assertEqual({'_base', uuids.instance},
+                         set(os.listdir(self.instances.path)))
+
+
+class TestSource(EphemeralTestCase):
+    """A running guest that leaves for this or that destination."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.disk()
+        self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
+        self.guest.get_all_disks.return_value = [
+            mock.Mock(source_path=str(self.path), driver_format='qcow2',
+                      target_dev='vdb'),
+            mock.Mock(source_path=None, target_dev='vdc')]
+        self.device = self.guest.get_block_device.return_value
+        self.device.is_job_complete.side_effect = [False, True]
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        self.host.get_guest.return_value = self.guest
+        self.useFixture(migfix_fixtures.PatchedMigrateData())
+
+    def leave(self, told):
+        data = migrate_data.LibvirtLiveMigrateData()
+        if told is not None:
+            data.dest_capabilities = told
+        self.fix.check_source(self.instance, self.host, data)
+        self.fix.before_description(self.instance, self.host)
+
+    def pull_block(self, base):
+        disks.flatten(str(self.path), 'qcow2', str(self.path))
+
+    def test_a_destination_that_pulls_gets_the_disk_as_it_is(self):
+        self.leave(self.fix.capabilities())
+        self.device.rebase.assert_not_called()
+
+    def test_for_any_other_the_disk_is_made_complete_first(self):
+        self.device.rebase.side_effect = self.pull_block
+        self.leave(None)
+        self.device.rebase.assert_called_once_with(None)
+        self.guest.get_block_device.assert_called_once_with('vdb')
+        self.assertRegex(self.log.output,
+                         r'vdb: made complete by a block pull in \d')
+
+    def test_a_disk_that_is_complete_is_left_alone(self):
+        self.pull_block(None)
+        self.leave({})
+        self.device.rebase.assert_not_called()
+
+    def test_what_was_told_counts_for_one_migration(self):
+        self.leave(self.fix.capabilities())
+        self.device.rebase.side_effect = self.pull_block
+        self.fix.before_description(self.instance, self.host)
+        self.device.rebase.assert_called_once_with(None)
+
+    def test_a_job_that_fails_stops_the_migration(self):
+        # libvirt only says that there is no job any more
+        error = self.assertRaises(exception.MigrationError, self.leave, {})
+        for part in ('vdb', uuids.instance, 'ended before it was complete',
+                     'The guest has not been moved',
+                     'Install nova_migfix on the destination'):
+            self.assertIn(part, str(error))
+
+    def test_a_job_that_cannot_be_watched_is_ended(self):
+        self.device.is_job_complete.side_effect = OSError('libvirt is gone')
+        self.assertRaises(exception.MigrationError, self.leave, {})
+        self.device.abort_job.assert_called_once_with()
+
+
+class TestCold(EphemeralTestCase):
+
+    def test_the_source_makes_the_disk_complete(self):
+        path = self.disk(written=b'\x07' * 65536)
+        expected = self.instances.path / 'expected'
+        disks.flatten(str(path), 'qcow2', str(expected))
+        self.fix.leaving(self.instance, str(self.dir))
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+        self.assert_same_bytes(path, expected)
+        self.assertIn('disk.eph0: made complete', self.log.output)
+
+    def test_the_destination_does_if_the_source_has_not(self):
+        path = self.disk(written=b'\x07' * 65536)
+        expected = self.instances.path / 'expected'
+        disks.flatten(str(path), 'qcow2', str(expected))
+        self.fix.complete_disks(self.instance, str(self.dir), '10.0.2.11')
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+        self.assert_same_bytes(path, expected)
+        self.assertEqual(1, len(self.ssh.asked))
+
+    def test_without_the_base_the_disk_is_left_as_it_came(self):
+        path = self.disk()
+        before = path.read_bytes()
+        self.assertRaises(
+            exception.MigrationError, self.fix.complete_disks,
+            self.instance, str(self.dir), 'cut')
+        self.assertEqual(before, path.read_bytes())
+
+    def test_a_complete_disk_needs_nothing_of_the_source(self):
+        path = self.disk()
+        disks.flatten(str(path), 'qcow2', str(path))
+        self.fix.complete_disks(self.instance, str(self.dir), 'cut')
+        self.assertEqual([], self.ssh.asked)
+
+
+class TestMaking(EphemeralTestCase):
+
+    def test_the_file_has_its_name_when_it_is_finished(self):
+        target = str(self.instances.base / BASE)
+        with self.fix.making(target) as made:
+            self.assertEqual(BASE, os.path.basename(made))
+            with open(made, 'w') as out:
+                out.write('file system')
+            self.assertFalse(os.path.exists(target))
+        self.assertEqual([BASE], os.listdir(self.instances.base))
+
+    def test_what_fails_leaves_nothing(self):
+        def fail():
+            with self.fix.making(str(self.instances.base / BASE)) as made:
+                with open(made, 'w') as out:
+                    out.truncate(1 << 30)
+                raise processutils.ProcessExecutionError
+        self.assertRaises(processutils.ProcessExecutionError, fail)
+        self.assertEqual([], os.listdir(self.instances.base))
+
+    def create(self, mkfs):
+        with self.fix.creating_disks(self.instance, str(self.dir)):
+            self.disk(base=self.instances.make_base(mkfs=mkfs))
+
+    def test_a_new_disk_upon_an_empty_base_is_refused(self):
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, self.create, None)
+        for part in ('disk.eph0', uuids.instance, BASE, 'Remove that file'):
+            self.assertIn(part, str(error))
+        self.assertFalse((self.dir / 'disk.eph0').exists())
+
+    def test_a_new_disk_upon_a_file_system_is_not(self):
+        self.create('ext4')
+        self.assertTrue((self.dir / 'disk.eph0').exists())
+
+    def test_an_old_disk_upon_an_empty_base_is_the_guests(self):
+        # it may have made a file system by itself
+        self.disk(base=self.instances.make_base(mkfs=None))
+        with self.fix.creating_disks(self.instance, str(self.dir)):
+            pass
+        self.assertTrue((self.dir / 'disk.eph0').exists())
+
+
+@ddt.ddt
+class TestRestarting(EphemeralTestCase):
+
+    def restart(self, ephemerals=({'guest_format': None},) * 2):
+        driver = mock.create_autospec(
+            nova_driver.LibvirtDriver, instance=True)
+        driver._create_ephemeral = self.create
+        driver._get_fs_label_ephemeral = (
+            nova_driver.LibvirtDriver._get_fs_label_ephemeral)
+        self.fix.restarting(driver, 'context', self.instance, 'network',
+                            {'ephemerals': list(ephemerals)})
+
+    def create(self, target, ephemeral_size, fs_label, os_type,
+               specified_fs):
+        with open(target, 'wb') as file:
+            file.truncate(ephemeral_size << 30)
+        processutils.execute(
+            f'/sbin/mkfs.{specified_fs or "ext4"}', '-L', fs_label, target)
+
+    def test_a_missing_base_under_data_is_not_made_anew(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        for part in ('disk.eph0', uuids.instance, BASE, 'virsh blockpull'):
+            self.assertIn(part, str(error))
+        self.assertEqual([], os.listdir(self.instances.base))
+
+    @ddt.data(('disk.local', None, 'ephemeral0'),
+              ('disk.eph0', 'ext3', 'ephemeral0'),
+              ('disk.eph1', 'xfs', 'ephemeral1'))
+    @ddt.unpack
+    def test_one_under_a_disk_never_written_to_is(self, name, form, label):
+        self.disk(name)
+        base = self.instances.base / BASE
+        base.unlink()
+        self.restart([{'guest_format': None if name.endswith('1') else form},
+                      {'guest_format': form}])
+        self.assertEqual(label, self.label(base))
+        out, _ = processutils.execute(
+            '/sbin/blkid', '-o', 'value', '-s', 'TYPE', base)
+        self.assertEqual(form or 'ext4', out.strip())
+
+    def test_a_base_that_is_there_is_left_alone(self):
+        self.disk(written=b'\x07' * 512)
+        before = os.stat(self.instances.base / BASE)
+        self.restart()
+        self.assertEqual(before, os.stat(self.instances.base / BASE))
