@@ -12,6 +12,7 @@
 
 """What is on a guest's disk, read on its host and without the guest."""
 
+import json
 import re
 import subprocess
 
@@ -61,6 +62,13 @@ class Snapshot(fixtures.Fixture):
         """Where another Snapshot begins to differ, '' for nowhere."""
         return _complaint('qemu-img', 'compare', '-f', 'raw', '-F', 'raw',
                           self.path, other.path)
+
+
+def backing_file(host, path):
+    """What a disk on *host* needs to be complete, None for nothing."""
+    found = host.run('qemu-img', 'info', '--force-share', '--output', 'json',
+                     path)
+    return json.loads(found).get('backing-filename')
 
 
 def _run(*command):

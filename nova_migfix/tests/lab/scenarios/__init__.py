@@ -13,6 +13,13 @@
 """The scenarios, in the order in which they are run."""
 
 from nova_migfix.tests.lab.scenarios import config_drive
+from nova_migfix.tests.lab.scenarios import ephemeral_cut
+from nova_migfix.tests.lab.scenarios import ephemeral_disk_full
+from nova_migfix.tests.lab.scenarios import ephemeral_ext4
+from nova_migfix.tests.lab.scenarios import ephemeral_filesystems
+from nova_migfix.tests.lab.scenarios import ephemeral_mixed
+from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
+from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab.scenarios import image_gone_ipv6
 from nova_migfix.tests.lab.scenarios import image_gone_rsync
@@ -36,6 +43,13 @@ ALL = {scenario.name: scenario for scenario in (
     rollback.Rollback(),
     mixed.Mixed(),
     ephemeral_xfs.EphemeralXfs(),
+    ephemeral_ext4.EphemeralExt4(),
+    ephemeral_filesystems.EphemeralFilesystems(),
+    ephemeral_round_trip.EphemeralRoundTrip(),
+    ephemeral_mkfs_fails.EphemeralMkfsFails(),
+    ephemeral_cut.EphemeralCut(),
+    ephemeral_disk_full.EphemeralDiskFull(),
+    ephemeral_mixed.EphemeralMixed(),
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
 )}

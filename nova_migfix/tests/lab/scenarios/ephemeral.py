@@ -12,6 +12,10 @@
 
 """What the scenarios with ephemeral disks have in common."""
 
+import fixtures
+
+from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import disks
 from nova_migfix.tests.lab import guest
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
@@ -21,7 +25,15 @@ ONE_GB = (guest.Ephemeral(1),)
 
 # Without the plugin it is a success for Nova, but not for who has the disk.
 DAMAGES = scenario.Arrives(text='arrives, disk damaged')
-KEEPS = scenario.Arrives(text='arrives, disk kept')
+KEEPS = scenario.Arrives(said=(scenario.Said(
+    scenario.DESTINATION, 'nova-compute',
+    r"disk\.eph0: laid upon the bytes of the source's ephemeral_"),),
+    text='arrives, disk kept')
+CANNOT_BE_HAD = scenario.Fails(said=(scenario.Said(
+    scenario.DESTINATION, 'nova-compute',
+    r'disk\.eph0 of instance \S+ cannot be had from [\d.]+ \(.*_base/'
+    r'ephemeral_.*The guest has not been moved'),),
+    text='fails, guest goes on')
 
 # Files are written, with their checksums, until there are enough.
 _WRITE = '''
@@ -92,6 +104,12 @@ def _kernel_says(instance):
         return str(error)
 
 
+def names(instance):
+    """The names of the files of a guest's ephemeral disks."""
+    return [f'disk.eph{number}'
+            for number, _ in enumerate(instance.ephemerals)]
+
+
 def bases(run, host):
     """The bases of ephemeral disks in the image cache of *host*."""
     return list(run.instances(host).glob('_base/ephemeral_*'))
@@ -104,9 +122,43 @@ def forget_bases(run):
             base.unlink()
 
 
-def cache_foreign_base(run, host=scenario.DESTINATION):
-    """Leave a base on *host* that another guest was booted with."""
-    with run.guest(host=host, ephemerals=ONE_GB):
+def cache_foreign_base(run):
+    """Leave a base on the destination that another guest was booted with."""
+    forget_bases(run)
+    with run.guest(host=scenario.DESTINATION, ephemerals=ONE_GB):
         pass
-    run.check('a base of that name on the destination',
-              bases(run, host), [base.name for base in bases(run, host)])
+    found = [base.name for base in bases(run, scenario.DESTINATION)]
+    run.check('a base on the destination', found, found)
+
+
+def boot_failure(run):
+    """Why a guest with an ephemeral disk cannot be booted; '' if it can."""
+    try:
+        with run.guest(ephemerals=ONE_GB):
+            return ''
+    except (process.LabError, fixtures.MultipleExceptions) as error:
+        return str(scenario.reason(error))
+
+
+def check_complete(run, instance):
+    """The disks need no base, and their host has none for them."""
+    host = run.cloud.hosts[instance.host]
+    for name in names(instance):
+        backing = disks.backing_file(host, instance.disk(host.name, name))
+        run.check(f'{name} on {host.name} has no backing file', not backing,
+                  backing)
+
+
+def check_nothing_left(run, instance):
+    """The destination has no trace of a guest that did not come."""
+    host = run.cloud.hosts[scenario.DESTINATION]
+    left = host.run('find', configuration.instances(host.own), '-name',
+                    'migfix-*', '-o', '-name', f'{instance.id}*').split()
+    run.check('nothing left on the destination', not left, left)
+
+
+def check_next_migration(run, instance):
+    """What was in the way is gone: the guest moves, with its files."""
+    run.migrate(instance, title='the next migration', expected=KEEPS)
+    failure = use(instance, 'xfs')
+    run.check('guest can use the disk', not failure, failure)

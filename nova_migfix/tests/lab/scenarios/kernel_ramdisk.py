@@ -35,7 +35,9 @@ class KernelRamdisk(scenario.Scenario):
     unacceptable = _fails(r'ImageUnacceptable|does not pass safety check')
     gone = _fails(r'ssh: connect to host compute\d port 22: Connection refuse')
     expected = {scenario.NEITHER: unacceptable,
-                scenario.BOTH: scenario.Arrives()}
+                scenario.BOTH: scenario.Arrives(said=(scenario.Said(
+                    scenario.DESTINATION, 'nova-compute',
+                    r'kernel taken from the source'),))}
 
     def run(self, run):
         run.configure()
@@ -56,8 +58,8 @@ class KernelRamdisk(scenario.Scenario):
                        title='kernel and ramdisk deleted',
                        expected=None if run.protected else self.gone):
             check_same(run, instance, digests)
-            run.progress('hard reboot')
-            instance.hard_reboot()
+            run.progress('stop and start')
+            instance.restart()
             check_same(run, instance, digests)
 
 
