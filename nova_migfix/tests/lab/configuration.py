@@ -180,7 +180,8 @@ def _nova(host, state):
 
 def nova_controller(host):
     result = _nova(host, host.root / 'nova')
-    result['DEFAULT']['log_dir'] = host.root / 'log'
+    result['DEFAULT'].update({'log_dir': host.root / 'log',
+                              'max_local_block_devices': -1})
     return {
         **result,
         'api_database': {'connection': infrastructure.connection('nova_api')},

@@ -132,8 +132,14 @@ class Guest(fixtures.Fixture):
         self._booted()
 
     def _flavor(self, **changes):
+        """With the disks asked for.
+
+        A guest with several emulated CPUs that writes much while its memory
+        is copied may crash on the destination, or lose interrupts.
+        """
         size = sum(ephemeral.size for ephemeral in self.ephemerals)
-        return self.cloud.flavor(**changes, ephemeral=size)
+        disks = {'ephemeral': size, 'vcpus': 1} if size else {}
+        return self.cloud.flavor(**changes, **disks)
 
     def _mappings(self):
         root = {'uuid': self.image.id, 'source_type': 'image',

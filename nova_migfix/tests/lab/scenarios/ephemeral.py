@@ -12,6 +12,8 @@
 
 """What the scenarios with ephemeral disks have in common."""
 
+import os
+
 import fixtures
 
 from nova_migfix.tests.lab import configuration
@@ -20,6 +22,9 @@ from nova_migfix.tests.lab import guest
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab import topology
+
+# Bytes that a base has which is not as empty as a fresh one.
+HEAVY = 64 << 20
 
 ONE_GB = (guest.Ephemeral(1),)
 
@@ -30,9 +35,9 @@ KEEPS = scenario.Arrives(said=(scenario.Said(
     r"disk\.eph0: laid upon the bytes of the source's ephemeral_"),),
     text='arrives, disk kept')
 CANNOT_BE_HAD = scenario.Fails(said=(scenario.Said(
-    scenario.DESTINATION, 'nova-compute',
-    r'disk\.eph0 of instance \S+ cannot be had from [\d.]+ \(.*_base/'
-    r'ephemeral_.*The guest has not been moved'),),
+    scenario.SOURCE, 'nova-compute',
+    r'disk\.eph0 of instance \S+ cannot be had from [\d.]+ '
+    r'\(\S*_base/ephemeral_\S+\): '),),
     text='fails, guest goes on')
 
 # Files are written, with their checksums, until there are enough.
@@ -41,9 +46,9 @@ mkdir -p /disk && mount -t {type} /dev/{device} /disk && mkdir /disk/written
 cd /disk/written || exit 1
 (
     for number in $(seq 1 600); do
-        head -c 65536 /dev/urandom >$number
+        head -c 32768 /dev/urandom >$number
         md5sum $number >>/disk/sums
-        sync; sleep 0.1
+        sync; sleep 0.3
     done
 ) >/dev/null 2>&1 &
 echo $! >/writer
@@ -129,6 +134,21 @@ def cache_foreign_base(run):
         pass
     found = [base.name for base in bases(run, scenario.DESTINATION)]
     run.check('a base on the destination', found, found)
+
+
+def cache_heavy_base(run):
+    """Leave a base on the source that takes its time, and space, to copy.
+
+    What is added is in the second of four allocation groups, where a fresh
+    XFS has nothing but free space.
+    """
+    forget_bases(run)
+    with run.guest(ephemerals=ONE_GB):
+        pass
+    base, = bases(run, scenario.SOURCE)
+    with open(base, 'r+b') as file:
+        file.seek(300 << 20)
+        file.write(os.urandom(HEAVY))
 
 
 def boot_failure(run):

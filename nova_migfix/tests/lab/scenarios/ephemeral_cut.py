@@ -20,7 +20,7 @@ from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
-# Slow enough for the 64 MB of a fresh XFS to be cut in the middle.
+# Slow enough to cut it in the middle.
 _RATE = '20mbit'
 
 
@@ -32,7 +32,7 @@ class EphemeralCut(scenario.Scenario):
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
-        ephemeral.forget_bases(run)
+        ephemeral.cache_heavy_base(run)
         instance = run.boot(ephemerals=ephemeral.ONE_GB)
         ephemeral.write(instance, 'xfs')
         link = fabric.Link(run.cloud.controller, topology.MIGRATION,

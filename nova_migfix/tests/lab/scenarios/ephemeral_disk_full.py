@@ -21,8 +21,7 @@ from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
-# Less than the log of a fresh XFS.
-_SIZE = '48m'
+_SIZE = ephemeral.HEAVY // 2
 
 
 class EphemeralDiskFull(scenario.Scenario):
@@ -33,7 +32,7 @@ class EphemeralDiskFull(scenario.Scenario):
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
-        ephemeral.forget_bases(run)
+        ephemeral.cache_heavy_base(run)
         instance = run.boot(ephemerals=ephemeral.ONE_GB)
         ephemeral.write(instance, 'xfs')
         with small_file_system(run, scenario.DESTINATION):
