@@ -68,9 +68,9 @@ class ConfigDrive(scenario.Scenario):
         run.migrate(instance, title=case)
         after = sha256(run, instance)
         readings = {'after the migration': readable(instance, config_format)}
-        run.progress('stop and start')
-        instance.restart()
-        readings['after stop and start'] = readable(instance, config_format)
+        run.progress('hard reboot')
+        instance.hard_reboot()
+        readings['after a hard reboot'] = readable(instance, config_format)
         keep = (run.check_kept if config_format == ISO and
                 run.cloud.venvs.major >= self.lost_since else run.check)
         keep(f'{case}: disk.config equal on both hosts, sha256',

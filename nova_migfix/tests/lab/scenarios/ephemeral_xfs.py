@@ -49,15 +49,15 @@ class EphemeralXfs(scenario.Scenario):
         failure = ephemeral.use(instance, self.kind)
         run.check_kept(f'{case}: guest can use the disk', not failure,
                        failure)
-        run.progress('stop and start')
-        instance.restart()
+        run.progress('hard reboot')
+        instance.hard_reboot()
         after = run.snapshot(instance, 'disk.eph0')
         faults = after.faults()
         run.check_kept(f'{case}: the check of {self.kind} finds nothing',
                        not faults, faults)
         if run.protected:
             failure = ephemeral.verify(instance, self.kind)
-            run.check(f'{case}: guest can use it after stop and start',
+            run.check(f'{case}: guest can use it after a hard reboot',
                       not failure, failure)
             run.check_equal(f'{case}: type, label and UUID',
                             after.identity(), before)

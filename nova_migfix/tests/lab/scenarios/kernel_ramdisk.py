@@ -58,8 +58,8 @@ class KernelRamdisk(scenario.Scenario):
                        title='kernel and ramdisk deleted',
                        expected=None if run.protected else self.gone):
             check_same(run, instance, digests)
-            run.progress('stop and start')
-            instance.restart()
+            run.progress('hard reboot')
+            instance.hard_reboot()
             check_same(run, instance, digests)
 
 
