@@ -40,7 +40,7 @@ PASSED, FAILED, BROKEN, INTERRUPTED = 0, 1, 2, 130
 
 
 def parse(argv):
-    names = '\n'.join(f'  {item.name:18}{item.title}'
+    names = '\n'.join(f'  {item.name:24}{item.title}'
                       for item in scenarios.ALL.values())
     parser = argparse.ArgumentParser(
         prog='run_lab.sh', formatter_class=argparse.RawTextHelpFormatter,

@@ -30,6 +30,8 @@ from nova_migfix.tests.lab import topology
 
 # More virtual CPUs than the machine may have; placement must not mind.
 FLAVOR = {'name': 'four-cpus', 'ram': 192, 'vcpus': 4, 'disk': 1}
+# The same with room to grow.
+LARGER = {'ram': 224}
 FLAVOR_SPECS = {'resources:VCPU': '1'}
 
 MULTIQUEUE = {'hw_vif_multiqueue_enabled': 'true'}
@@ -80,6 +82,7 @@ class Cloud(fixtures.Fixture):
         self.libvirt = {}
         self.ssh = {}
         self.compute = {}
+        self._flavors = {}
         self._guest_numbers = itertools.cycle(
             range(topology.FIRST_GUEST, topology.LAST_GUEST + 1))
 
@@ -156,10 +159,19 @@ class Cloud(fixtures.Fixture):
         self.api.network.create_subnet(
             name='guests', network_id=network.id, ip_version=4,
             cidr=topology.GUEST_SUBNET, enable_dhcp=False, gateway_ip=None)
-        flavor = self.api.compute.create_flavor(**FLAVOR)
-        self.api.compute.create_flavor_extra_specs(flavor, FLAVOR_SPECS)
-        self.network, self.flavor = network, flavor
+        self.network = network
         self.multiqueue = self.upload('guest', **MULTIQUEUE)
+
+    def flavor(self, **changes):
+        """FLAVOR with *changes*, made when it is asked for first."""
+        name = '-'.join([FLAVOR['name'], *[
+            f'{key}-{value}' for key, value in sorted(changes.items())]])
+        if name not in self._flavors:
+            flavor = self.api.compute.create_flavor(
+                **{**FLAVOR, **changes, 'name': name})
+            self.api.compute.create_flavor_extra_specs(flavor, FLAVOR_SPECS)
+            self._flavors[name] = flavor
+        return self._flavors[name]
 
     def create_port(self):
         """A port for another guest."""
@@ -168,9 +180,10 @@ class Cloud(fixtures.Fixture):
             network_id=self.network.id, mac_address=mac,
             fixed_ips=[{'ip_address': address}])
 
-    def upload(self, name, **properties):
-        """Put the guest's disk image into Glance."""
+    def upload(self, name, file=None, disk_format='qcow2',
+               container_format='bare', **properties):
+        """Put a file, by default the guest's disk, into Glance."""
         return self.api.create_image(
-            name, filename=str(self.image.disk), disk_format='qcow2',
-            container_format='bare', visibility='public', wait=True,
-            **properties)
+            name, filename=str(file or self.image.disk),
+            disk_format=disk_format, container_format=container_format,
+            visibility='public', wait=True, **properties)

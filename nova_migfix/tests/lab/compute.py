@@ -21,7 +21,9 @@ import fixtures
 
 from nova_migfix.tests.lab import configuration
 from nova_migfix.tests.lab import environments
+from nova_migfix.tests.lab import host
 from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,9 @@ _DRIVER = {
         ('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'},
 }
 
+# Its programs come before the host's own ones.
+_PATH = f'{workdir.DATA / "bin"}:{host.PATH}'
+
 # What nova-compute writes first, and when it can be reached by RPC.
 _PLUGINS = re.compile('Loaded VIF plugins: .*')
 _STARTED = 'Join ServiceGroup membership for this service compute'
@@ -60,8 +65,9 @@ class Compute(fixtures.Fixture):
 
     _CONFIGURATION = 'etc/nova/nova.conf'
 
-    def __init__(self, host, libvirt, venvs):
-        self.host = host
+    def __init__(self, on, libvirt, venvs):
+        """:param on: the Host"""
+        self.host = on
         self.libvirt = libvirt
         self._venvs = venvs
         self._daemon = None
@@ -109,7 +115,7 @@ class Compute(fixtures.Fixture):
         self._seen = self._started()
         self._daemon = self.host.start(
             'nova-compute', venv.bin('nova-compute'), '--config-file', path,
-            env=environment)
+            env={**environment, 'PATH': _PATH})
         self._running = text, environment
         self._variant = settings.variant
         return True

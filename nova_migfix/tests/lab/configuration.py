@@ -180,7 +180,8 @@ def _nova(host, state):
 
 def nova_controller(host):
     result = _nova(host, host.root / 'nova')
-    result['DEFAULT']['log_dir'] = host.root / 'log'
+    result['DEFAULT'].update({'log_dir': host.root / 'log',
+                              'max_local_block_devices': -1})
     return {
         **result,
         'api_database': {'connection': infrastructure.connection('nova_api')},
@@ -212,6 +213,9 @@ def nova_compute(host, venv, path, options):
         'reserved_host_memory_mb': 64,
         'ram_allocation_ratio': 8,
         'cpu_allocation_ratio': 16,
+        # Disks are almost empty, and guests ignore the power button.
+        'disk_allocation_ratio': 64,
+        'shutdown_timeout': 1,
     })
     helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
     result.update({

@@ -12,6 +12,7 @@
 
 """The wires between the hosts, and what is seen on them."""
 
+import contextlib
 import re
 import signal
 
@@ -34,10 +35,13 @@ class Fabric(fixtures.Fixture):
             host.run('ip', 'link', 'set', 'lo', 'up')
         for network in topology.NETWORKS:
             self._bridge(network)
-            for number, name in enumerate(topology.COMPUTES, 1):
-                self._leg(network, number, self.hosts[name])
+            for name in topology.COMPUTES:
+                self._leg(network, self.hosts[name])
         self.controller.run('ip', 'address', 'add', topology.PINGER,
                             'dev', topology.PROVIDER.bridge)
+        # Open vSwitch takes packets as they are: with checksums, please.
+        self.controller.run('ethtool', '--offload', topology.PROVIDER.bridge,
+                            'tx', 'off')
 
     def _bridge(self, network):
         ip = self.controller.run
@@ -45,8 +49,8 @@ class Fabric(fixtures.Fixture):
         ip('ip', 'link', 'set', network.bridge, 'up')
         self._address(self.controller, network, network.bridge)
 
-    def _leg(self, network, number, host):
-        port = f'{network.name}{number}'
+    def _leg(self, network, host):
+        port = _port(network, host.name)
         ip = self.controller.run
         # The peer's process id is looked up where the lab runs, not on the
         # controller: enter its network namespace only.
@@ -62,6 +66,39 @@ class Fabric(fixtures.Fixture):
             # No duplicate address detection: an IPv6 address is used at once.
             nodad = ('nodad',) if ':' in address else ()
             host.run('ip', 'address', 'add', address, 'dev', device, *nodad)
+
+
+class Link:
+    """The controller's end of what joins a host to a network."""
+
+    def __init__(self, controller, network, host):
+        self.controller = controller
+        self.network = network
+        self.port = _port(network, host)
+
+    @contextlib.contextmanager
+    def limited(self, rate):
+        """Let what the host is sent come at *rate* only."""
+        device = ('dev', self.port, 'root')
+        self.controller.run('tc', 'qdisc', 'add', *device, 'tbf', 'rate',
+                            rate, 'burst', '64kb', 'latency', '400ms')
+        try:
+            yield
+        finally:
+            self.controller.run('tc', 'qdisc', 'del', *device)
+
+    def cut(self):
+        """Let nothing pass; nobody is told."""
+        self.controller.run('ip', 'link', 'set', self.port, 'nomaster')
+
+    def mend(self):
+        self.controller.run('ip', 'link', 'set', self.port, 'master',
+                            self.network.bridge)
+
+
+def _port(network, host):
+    """What the end of a leg on the controller is called."""
+    return f'{network.name}{topology.COMPUTES.index(host) + 1}'
 
 
 class Capture(fixtures.Fixture):

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import re
 import signal
+import socket
 import time
 
 import fixtures
@@ -34,6 +35,10 @@ _POLL = 0.5
 # After a failure Nova changes record and instance more than once: what was
 # found must have been so for this long, in seconds.
 _SETTLE = 3
+
+# Where the guest takes a script, and what it says when that has ended.
+_SHELL = 23
+_EXIT = re.compile(r'exit (\d+)\n\Z')
 
 _SAYS = re.compile(r'second \d+ boot (\S+) queues (\S.*)')
 _DEAD_VLAN = '4095'
@@ -65,13 +70,43 @@ class Pings:
     lost: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Ephemeral:
+    """An empty local disk that is asked for.
+
+    :param size: in GB
+    :param guest_format: the filesystem; None: what the host's default is
+    """
+
+    size: int
+    guest_format: str = None
+
+    @property
+    def mapping(self):
+        """It as an entry of block_device_mapping_v2."""
+        mapping = {'source_type': 'blank', 'destination_type': 'local',
+                   'boot_index': -1, 'volume_size': self.size,
+                   'delete_on_termination': True}
+        if self.guest_format:
+            mapping['guest_format'] = self.guest_format
+        return mapping
+
+
 class Guest(fixtures.Fixture):
     """An instance, from its boot on a given host until it is deleted."""
 
-    def __init__(self, cloud, image, host):
-        """:param image: as `cloud.upload` returned it; :param host: a name"""
+    def __init__(self, cloud, image, host, ephemerals=(),
+                 config_drive=False):
+        """Prepare a request.
+
+        :param image: as `cloud.upload` returned it
+        :param host: a name
+        :param ephemerals: of Ephemeral, /dev/vdb and so on for the guest
+        """
         self.cloud = cloud
         self.image = image
+        self.ephemerals = ephemerals
+        self._config_drive = config_drive
         self._first_host = host
 
     def _setUp(self):
@@ -83,8 +118,10 @@ class Guest(fixtures.Fixture):
         self.addCleanup(api.network.delete_port, port.id)
         server = api.compute.create_server(
             name='guest', image_id=self.image.id,
-            flavor_id=self.cloud.flavor.id,
+            flavor_id=self._flavor().id,
             networks=[{'port': self.port}],
+            block_device_mapping=self._mappings(),
+            has_config_drive=self._config_drive,
             availability_zone=f'nova:{self._first_host}')
         self.id = server.id
         self.addCleanup(self._delete)
@@ -92,8 +129,37 @@ class Guest(fixtures.Fixture):
                          self._active, timeout=180, poll=_POLL,
                          log=self.cloud.compute[self._first_host].log)
         self.domain = self._server().instance_name
+        self._booted()
+
+    def _flavor(self, **changes):
+        """With the disks asked for.
+
+        A guest with several emulated CPUs that writes much while its memory
+        is copied may crash on the destination, or lose interrupts.
+        """
+        size = sum(ephemeral.size for ephemeral in self.ephemerals)
+        disks = {'ephemeral': size, 'vcpus': 1} if size else {}
+        return self.cloud.flavor(**changes, **disks)
+
+    def _mappings(self):
+        root = {'uuid': self.image.id, 'source_type': 'image',
+                'destination_type': 'local', 'boot_index': 0,
+                'delete_on_termination': True}
+        return [root, *[ephemeral.mapping for ephemeral in self.ephemerals]]
+
+    def _booted(self):
+        """Wait for it; from now on this is the boot that goes on.
+
+        The agent may have missed a port that was replaced while it looked at
+        others. It looks again at one that is updated.
+        """
+        try:
+            self._wait_for_tag(timeout=20)
+        except process.LabError:
+            self.cloud.api.network.update_port(
+                self.port, description='look again')
         self.wait_reachable()
-        self.boot_id, _ = self.says(self._first_host)
+        self.boot_id, _ = self.says(self.host)
 
     def _delete(self):
         api = self.cloud.api
@@ -128,6 +194,11 @@ class Guest(fixtures.Fixture):
         """The directory of the guest's files on *host*."""
         root = self.cloud.hosts[host].root
         return configuration.instances(root) / self.id
+
+    def disk(self, host, name):
+        """The path of one of them as *host* itself knows it."""
+        own = self.cloud.hosts[host].own
+        return configuration.instances(own) / self.id / name
 
     def base_image(self, host):
         """The file of the image cache of *host* that backs the disk."""
@@ -190,12 +261,16 @@ class Guest(fixtures.Fixture):
 
         Its port needs a VLAN tag first, which the Open vSwitch agent sets.
         """
+        self._wait_for_tag()
         host = self.host
-        process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
-                         lambda: self._tagged(host),
-                         log=self.cloud.hosts[host].log('openvswitch-agent'))
         process.wait_for(f'{self.domain} on {host} to answer', self.answers,
                          log=self.files(host) / 'console.log')
+
+    def _wait_for_tag(self, timeout=120):
+        host = self.host
+        process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
+                         lambda: self._tagged(host), timeout=timeout,
+                         log=self.cloud.hosts[host].log('openvswitch-agent'))
 
     def _tagged(self, host):
         tap = f'tap{self.port[:11]}'
@@ -207,6 +282,44 @@ class Guest(fixtures.Fixture):
     def answers(self):
         return self.cloud.controller.succeeds(
             'ping', '-c', '1', '-W', '1', self.address)
+
+    def run(self, script, timeout=60):
+        """Run a shell script in the guest; returns what it printed.
+
+        What it leaves running must not hold on to its output.
+
+        :raises LabError: it failed, or did not end within *timeout* seconds
+        """
+        begin = time.monotonic()
+        output = b''
+        try:
+            with socket.create_connection((self.address, _SHELL),
+                                          timeout) as connection:
+                connection.sendall(script.encode())
+                connection.shutdown(socket.SHUT_WR)
+                while True:
+                    left = begin + timeout - time.monotonic()
+                    connection.settimeout(max(left, 0.01))
+                    part = connection.recv(1 << 16)
+                    if not part:
+                        break
+                    output += part
+        except OSError as error:
+            raise process.LabError(f'in the guest: {script}: {error}'
+                                   f'\n{output.decode()}') from error
+        text = output.decode(errors='replace')
+        status = _EXIT.search(text)
+        if not status or status[1] != '0':
+            raise process.LabError(f'in the guest: {script}: failed\n{text}')
+        return text[:status.start()]
+
+    def succeeds(self, script):
+        """Whether a script ends well in the guest."""
+        try:
+            self.run(script)
+        except process.LabError:
+            return False
+        return True
 
     @contextlib.contextmanager
     def pinged(self, limit=400):
@@ -253,6 +366,38 @@ class Guest(fixtures.Fixture):
         record, server = self._last_record(), self._server()
         return Migration(source, destination, record.status, server.status,
                          server.compute_host, time.monotonic() - begin)
+
+    def hard_reboot(self):
+        self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
+        self._booted()
+
+    def cold_migrate(self):
+        """To the other host; confirmed."""
+        self._act({'migrate': None}, 'VERIFY_RESIZE')
+        self._act({'confirmResize': None}, 'ACTIVE')
+        self._booted()
+
+    def resize(self, **changes):
+        """To a flavor with *changes*; to the other host, confirmed."""
+        flavor = self._flavor(**changes)
+        self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
+        self._act({'confirmResize': None}, 'ACTIVE')
+        self._booted()
+
+    def _act(self, action, status):
+        """Ask for an *action* and wait until the server has this *status*."""
+        self.cloud.wait_for_agents()
+        response = self.cloud.api.compute.post(
+            f'/servers/{self.id}/action', microversion='2.90', json=action)
+        exceptions.raise_from_response(response)
+        process.wait_for(f'{next(iter(action))} of {self.domain}',
+                         lambda: self._is(status), timeout=240, poll=_POLL)
+
+    def _is(self, status):
+        server = self._server()
+        if server.status == 'ERROR':
+            raise process.LabError(f'guest in ERROR: {server.fault}')
+        return server.status == status and not server.task_state
 
     def _request_migration(self, destination):
         # The SDK asks for an API version in which the request takes as long

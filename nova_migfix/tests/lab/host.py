@@ -26,12 +26,14 @@ _ETC_HOSTS = ''.join(
     [f'{topology.MANAGEMENT.address(host)} {host}\n'
      for host in topology.HOSTS])
 
+PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
 # Nothing of who runs the lab: neither where Python looks for modules nor
 # which locale or proxy is used.
 _ENVIRONMENT = {
     'HOME': '/root',
     'LANG': 'C.UTF-8',
-    'PATH': '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    'PATH': PATH,
     'PYTHONWARNINGS': 'ignore',
 }
 

@@ -29,12 +29,19 @@ from nova_migfix.tests.lab import workdir
 
 INIT = workdir.DATA / 'guest-init'
 
-# What the guest needs: its NIC and its disk. What the kernel has built in is
-# not found among its modules and left out.
-MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net')
+# What the guest needs: its NIC, its disks, a CD-ROM drive and filesystems,
+# which the kernel asks for when they are mounted. What it has built in is not
+# found among its modules and left out.
+MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
+           'crc32c_generic', 'crc32c_intel', 'ext4', 'isofs', 'nls_ascii',
+           'nls_cp437', 'nls_iso8859_1', 'nls_utf8', 'vfat', 'xfs')
 
 _KERNEL = {'debian': 'linux-image-cloud-amd64',
            'ubuntu': 'linux-image-virtual'}
+
+# Nobody between guest and controller fills in what a guest leaves out.
+COMMAND_LINE = ('console=ttyS0 quiet panic=5 '
+                'virtio_net.csum=0 virtio_net.gso=0')
 
 _MEBI = 1 << 20
 _SECTOR = 512
@@ -43,11 +50,16 @@ _PARTITION = _MEBI
 
 
 class GuestImage:
-    """Makes `disk` (qcow2), once for each version of the files it is from."""
+    """Makes `disk` (qcow2), once for each version of the files it is from.
+
+    `kernel` and `initramfs` are what is on it.
+    """
 
     def __init__(self, cache):
         self._directory = cache / 'guest'
         self.disk = self._directory / 'disk.qcow2'
+        self.kernel = self._directory / 'vmlinuz'
+        self.initramfs = self._directory / 'initramfs'
 
     def make(self, log):
         stamp = self._directory / 'made-of'
@@ -57,11 +69,10 @@ class GuestImage:
             return
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True)
-        kernel = _unpack_kernel(self._directory / 'kernel', log)
-        initramfs = self._directory / 'initramfs'
-        _make_initramfs(kernel, self._directory / 'root', initramfs, log)
-        vmlinuz = next(kernel.glob('boot/vmlinuz-*'))
-        _make_disk(vmlinuz, initramfs, self.disk, log)
+        tree = _unpack_kernel(self._directory / 'kernel', log)
+        _make_initramfs(tree, self._directory / 'root', self.initramfs, log)
+        shutil.copy(next(tree.glob('boot/vmlinuz-*')), self.kernel)
+        _make_disk(self.kernel, self.initramfs, self.disk, log)
         stamp.write_text(wanted)
 
 
@@ -105,14 +116,14 @@ def _module_name(path):
 
 
 def _needed_modules(tree):
-    """The paths of MODULES and of what they need, in loading order."""
+    """The paths of MODULES and of what they need."""
     modules = _modules(tree)
     needs = {}
     for line in (modules / 'modules.dep').read_text().splitlines():
         path, _, dependencies = line.partition(':')
-        needs[_module_name(path)] = [*reversed(dependencies.split()), path]
-    order = [path for name in MODULES for path in needs.get(name, ())]
-    return [modules / path for path in dict.fromkeys(order)]
+        needs[_module_name(path)] = [*dependencies.split(), path]
+    return {modules / path for name in MODULES
+            for path in needs.get(name, ())}
 
 
 def _uncompressed(module):
@@ -125,18 +136,17 @@ def _uncompressed(module):
     return module.read_bytes()
 
 
-def _make_initramfs(kernel, root, initramfs, log):
-    for directory in ('bin', 'sbin', 'proc', 'sys', 'dev', 'lib'):
+def _make_initramfs(tree, root, initramfs, log):
+    modules = root / 'lib/modules' / _modules(tree).name
+    for directory in ('bin', 'sbin', 'proc', 'sys', 'dev', modules):
         (root / directory).mkdir(parents=True)
     shutil.copy('/bin/busybox', root / 'bin/busybox')
     shutil.copy(INIT, root / 'init')
     (root / 'init').chmod(0o755)
-    order = []
-    for module in _needed_modules(kernel):
+    for module in _needed_modules(tree):
         name = f'{_module_name(module)}.ko'
-        (root / 'lib' / name).write_bytes(_uncompressed(module))
-        order.append(name)
-    (root / 'lib/modules.order').write_text('\n'.join(order))
+        (modules / name).write_bytes(_uncompressed(module))
+    process.run(['depmod', '--basedir', root, modules.name], log=log)
     names = '\n'.join(str(path.relative_to(root)) for path in root.rglob('*'))
     archive = initramfs.with_suffix('.cpio')
     process.run(['cpio', '--quiet', '--create', '--format=newc',
@@ -163,7 +173,7 @@ def _make_disk(vmlinuz, initramfs, disk, log):
     configuration = disk.with_name('syslinux.cfg')
     configuration.write_text(
         'DEFAULT guest\nPROMPT 0\nLABEL guest\n KERNEL vmlinuz\n'
-        ' INITRD initrd\n APPEND console=ttyS0 quiet panic=5\n')
+        f' INITRD initrd\n APPEND {COMMAND_LINE}\n')
     process.run(['mkfs.vfat', '--offset', _PARTITION // _SECTOR, '-n', 'BOOT',
                  raw, (_SIZE - _PARTITION) // 1024], log=log)
     process.run(['syslinux', '--offset', _PARTITION, '--install', raw],

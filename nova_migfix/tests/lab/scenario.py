@@ -24,6 +24,8 @@ import time
 import fixtures
 
 from nova_migfix.tests.lab import compute
+from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import disks
 from nova_migfix.tests.lab import environments
 from nova_migfix.tests.lab import evidence
 from nova_migfix.tests.lab import fabric
@@ -37,6 +39,8 @@ STOCK, PLUGIN = environments.STOCK, environments.PLUGIN
 MAX_QUEUES = ('libvirt', 'max_queues')
 TRANSPORT = ('libvirt', 'remote_filesystem_transport')
 INBOUND_ADDRESS = ('libvirt', 'live_migration_inbound_addr')
+CONFIG_DRIVE_FORMAT = ('DEFAULT', 'config_drive_format')
+EPHEMERAL_FORMAT = ('DEFAULT', 'default_ephemeral_format')
 BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
 
 # Where the logs are, below the directory of a host.
@@ -154,6 +158,11 @@ class Run(fixtures.Fixture):
     def plugin(self):
         return self.arrangement is BOTH
 
+    @property
+    def protected(self):
+        """Whether the plugin is on any host."""
+        return self.arrangement is not NEITHER
+
     def perform(self):
         """Run it to its end; whatever happens ends up in the Result."""
         begin = time.monotonic()
@@ -185,11 +194,28 @@ class Run(fixtures.Fixture):
         }
         self.cloud.configure(settings)
 
-    def boot(self, image=None, host=SOURCE):
-        """A guest that runs on *host* and answers."""
-        self.progress('guest')
+    def guest(self, image=None, host=SOURCE, **wanted):
+        """A guest for *host*; it exists within a `with` statement.
+
+        :param wanted: as guest.Guest takes it
+        """
+        self.progress(f'guest on {host}')
+        return guest.Guest(self.cloud, image or self.cloud.multiqueue, host,
+                           **wanted)
+
+    def boot(self, *arguments, **wanted):
+        """A guest that runs and answers until all is over."""
+        return self.useFixture(self.guest(*arguments, **wanted))
+
+    def instances(self, host):
+        """The directory with the files of all guests on *host*."""
+        return configuration.instances(self.cloud.hosts[host].root)
+
+    def snapshot(self, instance, name):
+        """What a disk of a guest, by its file's *name*, holds now."""
+        host = self.cloud.hosts[instance.host]
         return self.useFixture(
-            guest.Guest(self.cloud, image or self.cloud.multiqueue, host))
+            disks.Snapshot(host, instance.disk(host.name, name)))
 
     def listen_ssh(self, *networks):
         """Let sshd of both hosts answer on these networks only."""
@@ -306,6 +332,11 @@ class Run(fixtures.Fixture):
 
     def check_equal(self, what, found, expected):
         self.check(f'{what}: {expected}', found == expected, found)
+
+    def check_kept(self, statement, holds, found=''):
+        """What the plugin keeps and unmodified Nova is seen to lose."""
+        self.check(statement if self.protected else f'not so: {statement}',
+                   bool(holds) == self.protected, found)
 
     def check_in(self, what, found, expected):
         self.check(f'{what}: {" or ".join(expected)}', found in expected,

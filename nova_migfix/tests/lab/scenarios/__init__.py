@@ -12,9 +12,19 @@
 
 """The scenarios, in the order in which they are run."""
 
+from nova_migfix.tests.lab.scenarios import config_drive
+from nova_migfix.tests.lab.scenarios import ephemeral_cut
+from nova_migfix.tests.lab.scenarios import ephemeral_disk_full
+from nova_migfix.tests.lab.scenarios import ephemeral_ext4
+from nova_migfix.tests.lab.scenarios import ephemeral_filesystems
+from nova_migfix.tests.lab.scenarios import ephemeral_mixed
+from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
+from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
+from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab.scenarios import image_gone_ipv6
 from nova_migfix.tests.lab.scenarios import image_gone_rsync
 from nova_migfix.tests.lab.scenarios import image_gone_ssh
+from nova_migfix.tests.lab.scenarios import kernel_ramdisk
 from nova_migfix.tests.lab.scenarios import mixed
 from nova_migfix.tests.lab.scenarios import plain
 from nova_migfix.tests.lab.scenarios import queues_grow
@@ -32,4 +42,14 @@ ALL = {scenario.name: scenario for scenario in (
     image_gone_ipv6.ImageGoneIpv6(),
     rollback.Rollback(),
     mixed.Mixed(),
+    ephemeral_xfs.EphemeralXfs(),
+    ephemeral_ext4.EphemeralExt4(),
+    ephemeral_filesystems.EphemeralFilesystems(),
+    ephemeral_round_trip.EphemeralRoundTrip(),
+    ephemeral_mkfs_fails.EphemeralMkfsFails(),
+    ephemeral_cut.EphemeralCut(),
+    ephemeral_disk_full.EphemeralDiskFull(),
+    ephemeral_mixed.EphemeralMixed(),
+    config_drive.ConfigDrive(),
+    kernel_ramdisk.KernelRamdisk(),
 )}

@@ -1,0 +1,83 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is on a guest's disk, read on its host and without the guest."""
+
+import json
+import re
+import subprocess
+
+import fixtures
+
+# What looks for faults and changes nothing, by type of filesystem.
+_CHECKS = {
+    'xfs': ('xfs_repair', '-n', '-f'),
+    'ext3': ('e2fsck', '-fn'),
+    'ext4': ('e2fsck', '-fn'),
+    'vfat': ('fsck.vfat', '-n'),
+}
+
+
+class Snapshot(fixtures.Fixture):
+    """All bytes of a disk at one moment, in a raw file without backing.
+
+    The guest may run, but has to have written what it is going to.
+    """
+
+    def __init__(self, host, path):
+        """:param path: of the disk as its *host*, a Host, knows it"""
+        self.host = host
+        self.disk = path
+
+    def _setUp(self):
+        directory = self.useFixture(
+            fixtures.TempDir(rootdir=str(self.host.root)))
+        self.path = directory.join('raw')
+        self.host.run('qemu-img', 'convert', '--force-share', '-O', 'raw',
+                      self.disk, self.path)
+
+    def identity(self):
+        """``{'TYPE': ..., 'LABEL': ..., 'UUID': ...}`` of its filesystem."""
+        _, found = _run('blkid', '--probe', '--output', 'export', self.path)
+        return {name: value for name, value in re.findall(
+            r'^(TYPE|LABEL|UUID)=(.*)$', found, re.M)}
+
+    def faults(self):
+        """What the filesystem's own check finds, '' for nothing."""
+        kind = self.identity().get('TYPE')
+        if kind not in _CHECKS:
+            return f'a filesystem of type {kind}'
+        return _complaint(*_CHECKS[kind], self.path)
+
+    def difference(self, other):
+        """Where another Snapshot begins to differ, '' for nowhere."""
+        return _complaint('qemu-img', 'compare', '-f', 'raw', '-F', 'raw',
+                          self.path, other.path)
+
+
+def backing_file(host, path):
+    """What a disk on *host* needs to be complete, None for nothing."""
+    found = host.run('qemu-img', 'info', '--force-share', '--output', 'json',
+                     path)
+    return json.loads(found).get('backing-filename')
+
+
+def _run(*command):
+    done = subprocess.run(command, text=True, errors='replace', timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout.strip()
+
+
+def _complaint(*command):
+    """What *command* prints if it does not end well."""
+    status, output = _run(*command)
+    return (output or f'exit status {status}') if status else ''

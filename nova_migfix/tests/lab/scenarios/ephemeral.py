@@ -1,0 +1,184 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the scenarios with ephemeral disks have in common."""
+
+import os
+
+import fixtures
+
+from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import disks
+from nova_migfix.tests.lab import guest
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab import topology
+
+# Bytes that a base has which is not as empty as a fresh one.
+HEAVY = 64 << 20
+
+ONE_GB = (guest.Ephemeral(1),)
+
+# Without the plugin it is a success for Nova, but not for who has the disk.
+DAMAGES = scenario.Arrives(text='arrives, disk damaged')
+KEEPS = scenario.Arrives(said=(scenario.Said(
+    scenario.DESTINATION, 'nova-compute',
+    r"disk\.eph0: laid upon the bytes of the source's ephemeral_"),),
+    text='arrives, disk kept')
+CANNOT_BE_HAD = scenario.Fails(said=(scenario.Said(
+    scenario.SOURCE, 'nova-compute',
+    r'disk\.eph0 of instance \S+ cannot be had from [\d.]+ '
+    r'\(\S*_base/ephemeral_\S+\): '),),
+    text='fails, guest goes on')
+
+# Files are written, with their checksums, until there are enough.
+_WRITE = '''
+mkdir -p /disk && mount -t {type} /dev/{device} /disk && mkdir /disk/written
+cd /disk/written || exit 1
+(
+    for number in $(seq 1 600); do
+        head -c 32768 /dev/urandom >$number
+        md5sum $number >>/disk/sums
+        sync; sleep 0.3
+    done
+) >/dev/null 2>&1 &
+echo $! >/writer
+'''
+
+# New directories come to lie in all allocation groups.
+_USE = '''
+for number in $(seq 1 16); do
+    mkdir /disk/{directory}$number &&
+        cp /init /disk/{directory}$number || exit 1
+done
+sync
+'''
+
+_VERIFY = '''
+cd /disk/written && [ -s /disk/sums ] || exit 1
+md5sum -c /disk/sums 2>&1 | grep -v ': OK'
+[ $? = 1 ]
+'''
+
+
+def write(instance, kind, device='vdb'):
+    """Mount a disk in the guest and write to it from now on."""
+    instance.run(_WRITE.format(type=kind, device=device))
+
+
+def use(instance, kind, device='vdb', directory='new'):
+    """Use a disk in all ways after a migration; '' or what went wrong."""
+    mount = f'mount -t {kind} /dev/{device} /disk'
+    return _first_failure(instance, (
+        'kill $(cat /writer); sleep 1; sync', _USE.format(
+            directory=directory),
+        'echo 3 >/proc/sys/vm/drop_caches', _VERIFY,
+        'umount /disk', mount, _VERIFY,
+        'umount /disk; sync'))
+
+
+def verify(instance, kind, device='vdb'):
+    """Read all that was written, after a boot; '' or what went wrong."""
+    return _first_failure(instance, (
+        f'mkdir -p /disk && mount -t {kind} /dev/{device} /disk', _VERIFY,
+        'umount /disk; sync'))
+
+
+def _first_failure(instance, scripts):
+    try:
+        for script in scripts:
+            instance.run(script)
+    except process.LabError as error:
+        return f'{error}\n{_kernel_says(instance)}'
+    return ''
+
+
+def _kernel_says(instance):
+    try:
+        return instance.run('dmesg | tail -n 15')
+    except process.LabError as error:
+        return str(error)
+
+
+def names(instance):
+    """The names of the files of a guest's ephemeral disks."""
+    return [f'disk.eph{number}'
+            for number, _ in enumerate(instance.ephemerals)]
+
+
+def bases(run, host):
+    """The bases of ephemeral disks in the image cache of *host*."""
+    return list(run.instances(host).glob('_base/ephemeral_*'))
+
+
+def forget_bases(run):
+    """As if there had never been a guest with an ephemeral disk."""
+    for host in topology.COMPUTES:
+        for base in bases(run, host):
+            base.unlink()
+
+
+def cache_foreign_base(run):
+    """Leave a base on the destination that another guest was booted with."""
+    forget_bases(run)
+    with run.guest(host=scenario.DESTINATION, ephemerals=ONE_GB):
+        pass
+    found = [base.name for base in bases(run, scenario.DESTINATION)]
+    run.check('a base on the destination', found, found)
+
+
+def cache_heavy_base(run):
+    """Leave a base on the source that takes its time, and space, to copy.
+
+    What is added is in the second of four allocation groups, where a fresh
+    XFS has nothing but free space.
+    """
+    forget_bases(run)
+    with run.guest(ephemerals=ONE_GB):
+        pass
+    base, = bases(run, scenario.SOURCE)
+    with open(base, 'r+b') as file:
+        file.seek(300 << 20)
+        file.write(os.urandom(HEAVY))
+
+
+def boot_failure(run):
+    """Why a guest with an ephemeral disk cannot be booted; '' if it can."""
+    try:
+        with run.guest(ephemerals=ONE_GB):
+            return ''
+    except (process.LabError, fixtures.MultipleExceptions) as error:
+        return str(scenario.reason(error))
+
+
+def check_complete(run, instance):
+    """The disks need no base, and their host has none for them."""
+    host = run.cloud.hosts[instance.host]
+    for name in names(instance):
+        backing = disks.backing_file(host, instance.disk(host.name, name))
+        run.check(f'{name} on {host.name} has no backing file', not backing,
+                  backing)
+
+
+def check_nothing_left(run, instance):
+    """The destination has no trace of a guest that did not come."""
+    host = run.cloud.hosts[scenario.DESTINATION]
+    left = host.run('find', configuration.instances(host.own), '-name',
+                    'migfix-*', '-o', '-name', f'{instance.id}*').split()
+    run.check('nothing left on the destination', not left, left)
+
+
+def check_next_migration(run, instance):
+    """What was in the way is gone: the guest moves, with its files."""
+    run.migrate(instance, title='the next migration', expected=KEEPS)
+    failure = use(instance, 'xfs')
+    run.check('guest can use the disk', not failure, failure)

@@ -1,0 +1,53 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""The migration network is cut while the base is on its way.
+
+Unmodified Nova does not send it at all, so there is nothing to compare with.
+"""
+
+from nova_migfix.tests.lab import fabric
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab.scenarios import ephemeral
+from nova_migfix.tests.lab import topology
+
+# Slow enough to cut it in the middle.
+_RATE = '20mbit'
+
+
+class EphemeralCut(scenario.Scenario):
+    name = 'ephemeral-cut'
+    title = 'The migration network is cut while the base of a disk is pulled.'
+    expected = {scenario.BOTH: ephemeral.CANNOT_BE_HAD}
+
+    def run(self, run):
+        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
+        run.listen_ssh(topology.MIGRATION)
+        ephemeral.cache_heavy_base(run)
+        instance = run.boot(ephemerals=ephemeral.ONE_GB)
+        ephemeral.write(instance, 'xfs')
+        link = fabric.Link(run.cloud.controller, topology.MIGRATION,
+                           scenario.DESTINATION)
+        with link.limited(_RATE):
+            run.migrate(instance, title='cut in the middle',
+                        during=lambda: self.cut(run, link))
+            link.mend()
+        ephemeral.check_nothing_left(run, instance)
+        ephemeral.check_next_migration(run, instance)
+
+    @staticmethod
+    def cut(run, link):
+        instances = run.instances(scenario.DESTINATION)
+        process.wait_for('the base to be on its way', lambda: any(
+            path.stat().st_size > 0
+            for path in instances.glob('migfix-*/*')), poll=0.05)
+        link.cut()

@@ -1,0 +1,53 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""There is no space for the base of an ephemeral disk on the destination.
+
+Unmodified Nova does not fetch it at all, so there is nothing to compare with.
+"""
+
+import contextlib
+
+from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab.scenarios import ephemeral
+from nova_migfix.tests.lab import topology
+
+_SIZE = ephemeral.HEAVY // 2
+
+
+class EphemeralDiskFull(scenario.Scenario):
+    name = 'ephemeral-disk-full'
+    title = 'No space on the destination for the base of a disk.'
+    expected = {scenario.BOTH: ephemeral.CANNOT_BE_HAD}
+
+    def run(self, run):
+        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
+        run.listen_ssh(topology.MIGRATION)
+        ephemeral.cache_heavy_base(run)
+        instance = run.boot(ephemerals=ephemeral.ONE_GB)
+        ephemeral.write(instance, 'xfs')
+        with small_file_system(run, scenario.DESTINATION):
+            run.migrate(instance, title='no space')
+            ephemeral.check_nothing_left(run, instance)
+        ephemeral.check_next_migration(run, instance)
+
+
+@contextlib.contextmanager
+def small_file_system(run, name):
+    """Let a host have almost no space for the files of guests."""
+    host = run.cloud.hosts[name]
+    place = configuration.instances(host.own)
+    host.run('mount', '-t', 'tmpfs', '-o', f'size={_SIZE}', 'tmpfs', place)
+    try:
+        yield
+    finally:
+        host.run('umount', '--lazy', place)

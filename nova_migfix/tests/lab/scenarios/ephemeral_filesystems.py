@@ -1,0 +1,64 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Ephemeral disks of several sizes and filesystems, never written to.
+
+Nova makes the destination's base without regard to the filesystem that was
+asked for and to which disk it is for.
+"""
+
+from nova_migfix.tests.lab import guest
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab.scenarios import ephemeral
+from nova_migfix.tests.lab import topology
+
+# Nova makes vfat only where nothing is asked for.
+DISKS = (
+    guest.Ephemeral(200, 'ext4'),
+    guest.Ephemeral(1, 'ext4'),
+    guest.Ephemeral(2, 'ext3'),
+    guest.Ephemeral(3),
+    guest.Ephemeral(3),
+)
+
+
+class EphemeralFilesystems(scenario.Scenario):
+    name = 'ephemeral-filesystems'
+    title = 'ext4 of 1 and 200 GB, ext3, and two vfat of one size; unwritten.'
+    expected = {scenario.NEITHER: ephemeral.DAMAGES,
+                scenario.BOTH: ephemeral.KEEPS}
+
+    def run(self, run):
+        run.configure()
+        run.listen_ssh(topology.MIGRATION)
+        ephemeral.forget_bases(run)
+        instance = run.boot(ephemerals=DISKS)
+        before = self.look(run, instance)
+        for (name, disk), wanted in zip(before.items(), DISKS):
+            run.check_equal(f'{name} as asked for', disk.identity()['TYPE'],
+                            wanted.guest_format or 'vfat')
+        if not run.migrate(instance):
+            return
+        for name, disk in self.look(run, instance).items():
+            difference = disk.difference(before[name])
+            run.check_kept(f'{name} has the same bytes', not difference,
+                           difference)
+            identity = before[name].identity()
+            run.check_kept(f'{name} is still {identity}',
+                           disk.identity() == identity, disk.identity())
+        if run.protected:
+            ephemeral.check_complete(run, instance)
+
+    @staticmethod
+    def look(run, instance):
+        """A Snapshot of each disk, by the name of its file."""
+        return {name: run.snapshot(instance, name)
+                for name in ephemeral.names(instance)}

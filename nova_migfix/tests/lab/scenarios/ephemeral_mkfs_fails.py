@@ -1,0 +1,70 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""The filesystem of an ephemeral disk cannot be made, once.
+
+Nova leaves the empty file that should have become the base, and every guest
+after that gets a disk of nothing.
+"""
+
+import contextlib
+
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab.scenarios import ephemeral
+
+_REFUSED = 'would have no file system'
+
+
+class EphemeralMkfsFails(scenario.Scenario):
+    name = 'ephemeral-mkfs-fails'
+    title = 'mkfs fails for one guest; the next one gets the disk it asks for.'
+    expected = {
+        scenario.NEITHER: scenario.Arrives(text='next guest has a blank disk'),
+        scenario.BOTH: scenario.Arrives(text='next guest has its disk'),
+    }
+
+    def run(self, run):
+        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
+        ephemeral.forget_bases(run)
+        with failing_mkfs(run.cloud.hosts[scenario.SOURCE]):
+            error = ephemeral.boot_failure(run)
+        run.check('the guest is not started', 'mkfs' in error, error)
+        left = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]
+        run.check_kept('nothing is left in the image cache', not left, left)
+        with run.guest(ephemerals=ephemeral.ONE_GB) as instance:
+            found = run.snapshot(instance, 'disk.eph0').identity()
+        run.check_kept('the next guest has a filesystem', (
+            found.get('TYPE'), found.get('LABEL')) == ('xfs', 'ephemeral0'),
+            found)
+        self.leave_blank_base(run)
+        error = ephemeral.boot_failure(run)
+        run.check_kept('a base without filesystem is refused',
+                       _REFUSED in error, error)
+        ephemeral.forget_bases(run)
+
+    @staticmethod
+    def leave_blank_base(run):
+        """What an earlier Nova has left in the image cache."""
+        base, = ephemeral.bases(run, scenario.SOURCE)
+        size = base.stat().st_size
+        with open(base, 'r+b') as file:
+            file.truncate(0)
+            file.truncate(size)
+
+
+@contextlib.contextmanager
+def failing_mkfs(host):
+    """Let mkfs fail on one host."""
+    host.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
+    try:
+        yield
+    finally:
+        host.run('umount', '/usr/sbin/mkfs')

@@ -1,0 +1,107 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Two ephemeral disks through all that can be done with a guest.
+
+The image cache is emptied of all that is not used, again and again: what the
+disks need must not be among it.
+"""
+
+from nova_migfix.tests.lab import cloud
+from nova_migfix.tests.lab import guest
+from nova_migfix.tests.lab import process
+from nova_migfix.tests.lab import scenario
+from nova_migfix.tests.lab.scenarios import ephemeral
+from nova_migfix.tests.lab import topology
+
+# Seconds after which nova-compute looks into its image cache once more, and
+# for which it spares what nobody uses. What a migration needs is not in use
+# while that is prepared.
+_INTERVAL, _SPARED = 4, 20
+_EAGER_CACHE = {
+    ('image_cache', 'manager_interval'): _INTERVAL,
+    ('image_cache', 'remove_unused_original_minimum_age_seconds'): _SPARED,
+    ('image_cache', 'remove_unused_resized_minimum_age_seconds'): _SPARED,
+}
+_PASS = 'Verification complete'
+
+
+class EphemeralRoundTrip(scenario.Scenario):
+    name = 'ephemeral-round-trip'
+    title = ('There, back and there again, cold migration, resize and hard '
+             'reboot.')
+    expected = {scenario.NEITHER: ephemeral.DAMAGES,
+                scenario.BOTH: ephemeral.KEEPS}
+    ephemerals = (guest.Ephemeral(1), guest.Ephemeral(2))
+    kind = 'ext4'
+
+    def run(self, run):
+        options = {scenario.EPHEMERAL_FORMAT: self.kind}
+        run.configure(both=options)
+        run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
+        ephemeral.forget_bases(run)
+        instance = run.boot(ephemerals=self.ephemerals)
+        self.before = self.identities(run, instance)
+        ephemeral.write(instance, self.kind)
+        run.migrate(instance)
+        failure = ephemeral.use(instance, self.kind)
+        run.check('written disk can be used', not failure, failure)
+        self.check(run, instance, 'live migration')
+        if not run.protected:
+            return
+        run.configure(both={**options, **_EAGER_CACHE})
+        run.progress('image cache')
+        wait_for_cache_passes(run)
+        for destination, expected in (
+                (scenario.SOURCE, scenario.Arrives()),
+                (scenario.DESTINATION, scenario.Arrives())):
+            run.migrate(instance, destination, expected=expected)
+            self.check(run, instance, f'live migration to {destination}')
+        for title, action in (
+                ('cold migration', instance.cold_migrate),
+                ('resize', lambda: instance.resize(**cloud.LARGER)),
+                ('image cache', lambda: wait_for_cache_passes(run)),
+                ('hard reboot', instance.hard_reboot)):
+            run.progress(title)
+            action()
+            self.check(run, instance, title)
+            self.check_files(run, instance, title)
+
+    @staticmethod
+    def identities(run, instance):
+        return [run.snapshot(instance, name).identity()
+                for name in ephemeral.names(instance)]
+
+    def check(self, run, instance, title):
+        found = self.identities(run, instance)
+        run.check_kept(f'{title}: types, labels and UUIDs',
+                       found == self.before, found)
+
+    def check_files(self, run, instance, title):
+        """What has been written, in the guest and from outside."""
+        failure = ephemeral.verify(instance, self.kind)
+        run.check(f'{title}: files in the guest', not failure, failure)
+        for name in ephemeral.names(instance):
+            faults = run.snapshot(instance, name).faults()
+            run.check(f'{title}: {name} has no faults', not faults, faults)
+        ephemeral.check_complete(run, instance)
+
+
+def wait_for_cache_passes(run):
+    """Wait until both hosts have removed what nobody uses."""
+    logs = [service.log for service in run.cloud.compute.values()]
+
+    def passes(log):
+        return log.read_text(errors='replace').count(_PASS)
+
+    enough = {log: passes(log) + _SPARED // _INTERVAL + 2 for log in logs}
+    process.wait_for('passes of the image cache', lambda: all(
+        passes(log) >= enough[log] for log in logs))
