@@ -83,6 +83,7 @@ class Cloud(fixtures.Fixture):
         self.ssh = {}
         self.compute = {}
         self._flavors = {}
+        self._enough_looks = {}
         self._guest_numbers = itertools.cycle(
             range(topology.FIRST_GUEST, topology.LAST_GUEST + 1))
 
@@ -135,17 +136,22 @@ class Cloud(fixtures.Fixture):
         for service in changed:
             service.wait()
 
-    def wait_for_agents(self):
-        """Wait until the Open vSwitch agents have seen all ports as they are.
-
-        A port that comes, goes and comes again in between is never set up.
-        """
+    def ports_changed(self):
+        """From now on the Open vSwitch agents have something to look at."""
         # One look may be under way: the one after it begins later than now.
-        enough = {service: service.agent_looks() + 2
-                  for service in self.compute.values()}
-        process.wait_for('the Open vSwitch agents to look at their ports',
-                         lambda: all(service.agent_looks() >= looks
-                                     for service, looks in enough.items()))
+        self._enough_looks = {service: service.agent_looks() + 2
+                              for service in self.compute.values()}
+
+    def wait_for_agents(self):
+        """Wait until the agents have seen the ports since they changed.
+
+        A port that comes, goes and comes again in between is never set up,
+        and the flows of a new one go with an old one of the same number.
+        """
+        process.wait_for(
+            'the Open vSwitch agents to look at their ports',
+            lambda: all(service.agent_looks() >= looks
+                        for service, looks in self._enough_looks.items()))
 
     def _agents_alive(self):
         alive = [agent for agent in self.api.network.agents()

@@ -111,6 +111,7 @@ class Guest(fixtures.Fixture):
 
     def _setUp(self):
         api = self.cloud.api
+        self.cloud.wait_for_agents()
         port = self.cloud.create_port()
         self.port = port.id
         self.mac = port.mac_address
@@ -165,6 +166,7 @@ class Guest(fixtures.Fixture):
         api = self.cloud.api
         api.compute.delete_server(self.id)
         process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
+        self.cloud.ports_changed()
 
     def _gone(self):
         try:
@@ -354,6 +356,7 @@ class Guest(fixtures.Fixture):
         """
         previous = self._last_record()
         if previous:
+            self.cloud.ports_changed()
             self.cloud.wait_for_agents()
         source, begin = self.host, time.monotonic()
         self._request_migration(destination)
@@ -386,6 +389,7 @@ class Guest(fixtures.Fixture):
 
     def _act(self, action, status):
         """Ask for an *action* and wait until the server has this *status*."""
+        self.cloud.ports_changed()
         self.cloud.wait_for_agents()
         response = self.cloud.api.compute.post(
             f'/servers/{self.id}/action', microversion='2.90', json=action)
