@@ -13,14 +13,15 @@
 """What the tests came to, from the repositories that stestr keeps.
 
 ``python -m nova_migfix.tests.results DIRECTORY...`` adds up all runs below
-the directories.
+the directories, after the end of what each failed test had to say: whoever
+sees only the end of a log sees what failed.
 """
 
 import collections
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import sys
+from typing import Any
 
 from stestr import repository
 from stestr.repository import file
@@ -29,45 +30,63 @@ import testtools
 
 PASSED = frozenset(('success', 'xfail'))
 SKIPPED = frozenset(('skip',))
+# Of a failed test's details, which may hold a service's whole log.
+LINES_SHOWN = 25
 
 
-def runs(directory: str) -> Iterator[dict[str, str]]:
-    """Yield, for each run in a repository, each test's name and status."""
+def runs(directory: str) -> Iterator[list[dict[str, Any]]]:
+    """Yield, for each run in a repository, what each test came to.
+
+    A test is a dictionary with ``id``, ``status`` and ``details``, as
+    ``testtools.StreamToDict`` makes them.
+    """
     try:
         stored = file.RepositoryFactory().open(directory)
     except repository.abstract.RepositoryNotFound:
         return
     for run_id in stored.get_run_ids():
-        yield _statuses(stored.get_test_run(run_id).get_subunit_stream())
+        yield _tests(stored.get_test_run(run_id).get_subunit_stream())
 
 
-def _statuses(stream) -> dict[str, str]:
-    statuses: dict[str, str] = {}
-    result = testtools.StreamToDict(
-        lambda test: statuses.update({test['id']: test['status']}))
+def _tests(stream) -> list[dict[str, Any]]:
+    tests: list[dict[str, Any]] = []
+    result = testtools.StreamToDict(tests.append)
     result.startTestRun()
     subunit.ByteStreamToStreamResult(stream).run(result)
     result.stopTestRun()
-    return statuses
+    return tests
 
 
-def totals(counted: Iterable[Mapping[str, str]]) -> collections.Counter[str]:
-    """Count what passed, failed and was skipped.
+def outcome(test: Mapping[str, Any]) -> str:
+    """Say whether a test passed, failed or was skipped.
 
     Whatever neither passed nor was skipped has failed, be it an unexpected
     success, a module that cannot be imported or a test that never ended.
     """
-    counts = collections.Counter(passed=0, failed=0, skipped=0)
-    for statuses in counted:
-        for status in statuses.values():
-            counts['passed' if status in PASSED else
-                   'skipped' if status in SKIPPED else 'failed'] += 1
-    return counts
+    status = test['status']
+    return ('passed' if status in PASSED else
+            'skipped' if status in SKIPPED else 'failed')
+
+
+def describe(test: Mapping[str, Any]) -> str:
+    """Return a failed test's name and the ends of its details."""
+    lines = [f"FAILED {test['id']}: {test['status']}"]
+    for name, content in sorted(test['details'].items()):
+        if content.content_type.type == 'text':
+            lines += [f'  {name}:', *(
+                f'    {line}' for line
+                in content.as_text().splitlines()[-LINES_SHOWN:])]
+    return '\n'.join(lines)
 
 
 def main(directories: list[str]) -> None:
-    counts = totals(
-        run for directory in directories for run in runs(directory))
+    tests = [test for directory in directories for run in runs(directory)
+             for test in run]
+    for test in tests:
+        if outcome(test) == 'failed':
+            print(describe(test))
+    counts = collections.Counter(passed=0, failed=0, skipped=0)
+    counts.update(map(outcome, tests))
     print(', '.join(f'{number} {what}' for what, number in counts.items()))
 
 

@@ -48,8 +48,8 @@ def run(driver: str, directory: pathlib.Path) -> dict[str, str]:
         # then, with either driver; what fails twice has failed.
         if subprocess.run([*stestr, suite], env=environment).returncode:
             subprocess.run([*stestr, '--failing'], env=environment)
-    return {name: status for statuses in results.runs(str(directory))
-            for name, status in statuses.items()}
+    return {test['id']: test['status']
+            for tests in results.runs(str(directory)) for test in tests}
 
 
 def describe(statuses: Mapping[str, str]) -> str:

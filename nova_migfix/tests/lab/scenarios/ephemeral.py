@@ -161,7 +161,7 @@ def boot_failure(run):
 
 
 def check_complete(run, instance):
-    """The disks need no base, and their host has none for them."""
+    """The guest's disks need no base."""
     host = run.cloud.hosts[instance.host]
     for name in names(instance):
         backing = disks.backing_file(host, instance.disk(host.name, name))

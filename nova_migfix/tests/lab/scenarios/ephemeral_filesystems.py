@@ -56,6 +56,8 @@ class EphemeralFilesystems(scenario.Scenario):
                            disk.identity() == identity, disk.identity())
         if run.protected:
             ephemeral.check_complete(run, instance)
+            made = ephemeral.bases(run, scenario.DESTINATION)
+            run.check('no base made on the destination', not made, made)
 
     @staticmethod
     def look(run, instance):
