@@ -39,6 +39,8 @@ log_filters = "3:remote 4:event"
 # Both hosts are in one control group tree and in one user namespace.
 _QEMU = '''
 user = "root"
+# qemu_tcg.py asks the kernel not to stop it
+clear_emulator_capabilities = 0
 group = "root"
 dynamic_ownership = 0
 security_driver = "none"

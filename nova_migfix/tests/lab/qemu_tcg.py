@@ -20,6 +20,7 @@ it starts a guest, KVM becomes TCG and vhost is left out.
 Only the standard library is used: every QEMU of the lab starts through this.
 """
 
+import contextlib
 import json
 import os
 
@@ -53,4 +54,9 @@ def main(qemu, claim, argv):
     environment = dict(os.environ)
     if 'none,accel=kvm:tcg' in argv:
         environment['LD_PRELOAD'] = claim
+    # Stopped between its look at a page's dirty bit and the write, a CPU
+    # writes to what has been copied meanwhile: nothing may stop it there.
+    # Some containers may not ask for it.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     os.execve(qemu, [qemu, *emulated(argv)], environment)

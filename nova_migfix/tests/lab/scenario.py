@@ -305,13 +305,15 @@ class Run(fixtures.Fixture):
         try:
             instance.wait_reachable()
         except process.LabError as error:
+            self.result.crashed = instance.last_words(migration.host)
             self.check('guest answers', False, str(error))
             return
         self.check('guest answers', True, f'from {migration.host}')
         boot_id, _ = instance.says(migration.host)
+        self.result.crashed = instance.last_words(migration.host)
         self.check(f'boot id of the guest: {instance.boot_id}',
                    boot_id == instance.boot_id,
-                   f'{boot_id} {instance.last_words(migration.host)}')
+                   f'{boot_id} {self.result.crashed}')
 
     def _keep_xml(self, step, instance, was, logs):
         """The guest's interface on the source, compared with two others."""
