@@ -70,8 +70,8 @@ class Result:
     arrangement: object
     seconds: float = 0
     error: str = ''
-    crashed: str = ''                   # what the guest's kernel said
-    repeated: str = ''                  # and said in a run before this
+    crashed: str = ''                   # how the guest itself failed
+    repeated: str = ''                  # and failed in a run before this
     checks: list = dataclasses.field(default_factory=list)
     steps: list = dataclasses.field(default_factory=list)
 

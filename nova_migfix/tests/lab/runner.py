@@ -75,11 +75,10 @@ def perform(cloud, chosen, progress):
         progress.begin(f'{item.name}, plugin on {arrangement.name}')
         result = scenario.Run(cloud, item, arrangement, progress).perform()
         if result.crashed:
-            # Emulation loses a write to a page that is being copied when a
-            # busy machine stops the emulator at the wrong instruction. What
+            # Emulation loses writes (see qemu_tcg.py) and interrupts. What
             # Nova does wrong happens again.
             progress.done(f'{item.name}, plugin on {arrangement.name}: the '
-                          'emulated kernel crashed; once more')
+                          'emulated guest crashed or fell silent; once more')
             crashed = result.crashed
             result = scenario.Run(cloud, item, arrangement,
                                   progress).perform()

@@ -170,7 +170,10 @@ class Run(fixtures.Fixture):
             with self:
                 self.scenario.run(self)
         except (process.LabError, fixtures.MultipleExceptions) as error:
-            self.result.error = str(reason(error))
+            why = reason(error)
+            self.result.error = str(why)
+            if isinstance(why, guest.Silent):
+                self.result.crashed += str(why)
         self.result.seconds = time.monotonic() - begin
         return self.result
 
@@ -304,16 +307,16 @@ class Run(fixtures.Fixture):
                          [migration.host])
         try:
             instance.wait_reachable()
-        except process.LabError as error:
-            self.result.crashed = instance.last_words(migration.host)
+        except guest.Silent as error:
+            self.result.crashed += str(error)
             self.check('guest answers', False, str(error))
             return
         self.check('guest answers', True, f'from {migration.host}')
         boot_id, _ = instance.says(migration.host)
-        self.result.crashed = instance.last_words(migration.host)
+        words = instance.last_words(migration.host)
+        self.result.crashed += words
         self.check(f'boot id of the guest: {instance.boot_id}',
-                   boot_id == instance.boot_id,
-                   f'{boot_id} {self.result.crashed}')
+                   boot_id == instance.boot_id, f'{boot_id} {words}')
 
     def _keep_xml(self, step, instance, was, logs):
         """The guest's interface on the source, compared with two others."""
