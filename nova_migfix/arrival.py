@@ -44,6 +44,10 @@ LOG = logging.getLogger(__name__)
 
 _thread = threading.local()
 
+# What ssh and tar write besides the reason.
+_SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
+                 'tar: Error is not recoverable')
+
 
 class Wanted(NamedTuple):
     """A file of the source's."""
@@ -120,8 +124,11 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
 
 
 def _reason(error: Exception) -> str:
-    """Say it in a few words: an instance's action keeps 255 characters."""
-    said = [line for line in (
+    """Say it in a few words: an instance's action keeps 255 characters.
+
+    A login may greet first; what ended it comes last.
+    """
+    said = [line.strip().rstrip('.') for line in (
         getattr(error, 'stderr', None) or str(error)).splitlines()
-        if line and not line.startswith('Warning: ')]
-    return said[0].rstrip('.') if said else repr(error)
+        if line.strip() and not line.startswith(_SAYS_NOTHING)]
+    return '; '.join(said[-2:]) or repr(error)

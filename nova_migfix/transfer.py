@@ -111,13 +111,9 @@ def pull(host: str, paths: Collection[str], directory: str) -> None:
     :raises ValueError: a path cannot be asked for
     :raises ProcessExecutionError: they could not be had
     """
-    archive = os.path.join(directory, _ARCHIVE)
     {'ssh': _by_ssh, 'rsync': _by_rsync}[
         CONF.libvirt.remote_filesystem_transport](
-            host, [_checked(path) for path in sorted(paths)], archive)
-    processutils.execute('tar', '--extract', '--sparse', '--no-same-owner',
-                         '--directory', directory, '--file', archive)
-    os.unlink(archive)
+            host, [_checked(path) for path in sorted(paths)], directory)
 
 
 def _checked(path: str) -> str:
@@ -135,12 +131,18 @@ def _tar(paths: list[str], archive: str) -> list[str]:
                 os.path.basename(path)))]
 
 
-def _by_ssh(host: str, paths: list[str], archive: str) -> None:
-    with open(archive, 'wb') as out:
-        _run([*_SSH, host, shlex.join(_tar(paths, '-'))], out)
+def _untar(archive: str, directory: str) -> list[str]:
+    return ['tar', '--extract', '--sparse', '--no-same-owner',
+            '--directory', directory, '--file', archive]
 
 
-def _by_rsync(host: str, paths: list[str], archive: str) -> None:
+def _by_ssh(host: str, paths: list[str], directory: str) -> None:
+    # ssh does not say why it could not write; tar does.
+    _pipe([*_SSH, host, shlex.join(_tar(paths, '-'))],
+          _untar('-', directory))
+
+
+def _by_rsync(host: str, paths: list[str], directory: str) -> None:
     """Let the remote end make the archive before its rsync sends it.
 
     ``--rsync-path`` is documented to be a command line of the remote shell.
@@ -150,30 +152,52 @@ def _by_rsync(host: str, paths: list[str], archive: str) -> None:
         f'trap {shlex.quote(shlex.join(["rm", "-f", remote]))} EXIT; '
         f'umask 077; {shlex.join(_tar(paths, remote))} && rsync "$@"'),
         'rsync'])
+    archive = os.path.join(directory, _ARCHIVE)
     processutils.execute(
         'rsync', '--timeout', '15', '--rsh', shlex.join(_SSH),
         '--rsync-path', there,
         f'{netutils.escape_ipv6(host)}:{remote}', archive)
+    processutils.execute(*_untar(archive, directory))
+    os.unlink(archive)
 
 
-def _run(command: list[str], out: Any) -> None:
-    """Run a command whose output goes into a file.
+def _pipe(sender: list[str], receiver: list[str]) -> None:
+    """Run two commands, the second with the output of the first.
 
-    processutils would keep all of it in memory. Under eventlet, too, only
-    this thread waits.
+    processutils has no pipes, and would keep all of it in memory. Under
+    eventlet, too, only this thread waits; a pipe of its subprocess would not
+    block, which tar does not expect.
     """
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(  # noqa: S603 - no shell, paths checked
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+    with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
+        reading, writing = os.pipe()
         try:
-            while process.poll() is None:
-                time.sleep(_POLL)
+            first = stack.enter_context(_process(
+                sender, errors, stdin=subprocess.DEVNULL, stdout=writing))
+            second = stack.enter_context(_process(
+                receiver, errors, stdin=reading, stdout=subprocess.DEVNULL))
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        if process.returncode:
-            errors.seek(0)
-            raise processutils.ProcessExecutionError(
-                exit_code=process.returncode, cmd=shlex.join(command),
-                stderr=errors.read().decode(errors='replace'))
+            os.close(reading)
+            os.close(writing)
+        while first.poll() is None or second.poll() is None:
+            time.sleep(_POLL)
+        for process in (first, second):
+            if process.returncode:
+                errors.seek(0)
+                raise processutils.ProcessExecutionError(
+                    exit_code=process.returncode,
+                    cmd=shlex.join(process.args),
+                    stderr=errors.read().decode(errors='replace'))
+
+
+@contextlib.contextmanager
+def _process(command: list[str], errors: Any,
+             **streams: Any) -> Iterator[Any]:
+    """A process that does not outlive the context."""
+    process = subprocess.Popen(  # noqa: S603 - no shell, paths checked
+        command, stderr=errors, **streams)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

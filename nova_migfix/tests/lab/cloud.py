@@ -153,6 +153,21 @@ class Cloud(fixtures.Fixture):
             lambda: all(service.agent_looks() >= looks
                         for service, looks in self._enough_looks.items()))
 
+    def wait_for_space(self, host):
+        """Wait until Nova has told placement of disk space on *host*."""
+        placement = self.api.placement
+
+        def known():
+            providers = placement.get(
+                f'/resource_providers?name={host}').json()
+            uuid = providers['resource_providers'][0]['uuid']
+            inventories = placement.get(
+                f'/resource_providers/{uuid}/inventories').json()
+            return 'DISK_GB' in inventories['inventories']
+
+        process.wait_for(f'disk space on {host}', known, timeout=180, poll=1,
+                         log=self.compute[host].log)
+
     def _agents_alive(self):
         alive = [agent for agent in self.api.network.agents()
                  if agent.is_alive]

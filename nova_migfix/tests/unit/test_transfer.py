@@ -147,6 +147,14 @@ class TestPull(testtools.TestCase):
             self.instances.make_base(mkfs=None), host='cut')
         self.assertIn('Connection refused', error.stderr)
 
+    @ddt.data('ssh', 'rsync')
+    def test_a_file_that_cannot_be_written(self, transport):
+        base = self.instances.make_base(mkfs=None)
+        os.makedirs(os.path.join(self.target, base.name, 'in the way'))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport, base)
+        self.assertIn('Cannot open', error.stderr)
+
     @ddt.data('_base/file', '/inst/$(reboot)', '/inst/../../etc/shadow',
               '/inst/-rf', '/inst/a b', '/inst/', '/inst/a\nb', '')
     def test_a_peer_names_files_only(self, path):

@@ -27,7 +27,8 @@ _RATE = '20mbit'
 class EphemeralCut(scenario.Scenario):
     name = 'ephemeral-cut'
     title = 'The migration network is cut while the base of a disk is pulled.'
-    expected = {scenario.BOTH: ephemeral.CANNOT_BE_HAD}
+    expected = {scenario.BOTH: ephemeral.cannot_be_had(
+        'Unexpected EOF')}
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})

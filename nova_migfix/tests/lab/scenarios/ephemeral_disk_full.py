@@ -27,7 +27,8 @@ _SIZE = ephemeral.HEAVY // 2
 class EphemeralDiskFull(scenario.Scenario):
     name = 'ephemeral-disk-full'
     title = 'No space on the destination for the base of a disk.'
-    expected = {scenario.BOTH: ephemeral.CANNOT_BE_HAD}
+    expected = {scenario.BOTH: ephemeral.cannot_be_had(
+        'No space left on device')}
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
@@ -38,6 +39,7 @@ class EphemeralDiskFull(scenario.Scenario):
         with small_file_system(run, scenario.DESTINATION):
             run.migrate(instance, title='no space')
             ephemeral.check_nothing_left(run, instance)
+        run.cloud.wait_for_space(scenario.DESTINATION)
         ephemeral.check_next_migration(run, instance)
 
 

@@ -1,0 +1,49 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import ddt
+from oslo_concurrency import processutils
+import testtools
+
+from nova_migfix import arrival
+
+
+@ddt.ddt
+class TestReason(testtools.TestCase):
+    """What an operator is told of a file that could not be had."""
+
+    @ddt.data(
+        ('Warning: Permanently added compute1 to the list of known hosts.\n'
+         'tar: ephemeral_1: Cannot stat: No such file or directory\n'
+         'tar: Exiting with failure status due to previous errors\n',
+         'tar: ephemeral_1: Cannot stat: No such file or directory'),
+        ('Authorized users only\n'
+         'tar: ephemeral_1: Wrote only 512 of 10240 bytes\n'
+         'tar: ephemeral_1: Cannot write: No space left on device\n'
+         'tar: Error is not recoverable: exiting now\n',
+         'tar: ephemeral_1: Wrote only 512 of 10240 bytes; '
+         'tar: ephemeral_1: Cannot write: No space left on device'),
+        ('Timeout, server 10.0.2.11 not responding.\r\n'
+         'tar: Unexpected EOF in archive\n',
+         'Timeout, server 10.0.2.11 not responding; '
+         'tar: Unexpected EOF in archive'),
+    )
+    @ddt.unpack
+    def test_what_ended_a_command(self, stderr, reason):
+        self.assertEqual(reason, arrival._reason(
+            processutils.ProcessExecutionError(stderr=stderr)))
+
+    @ddt.data((OSError('no space'), 'no space'),
+              (ValueError(), 'ValueError()'))
+    @ddt.unpack
+    def test_another_error(self, error, reason):
+        self.assertEqual(reason, arrival._reason(error))
