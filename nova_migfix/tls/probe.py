@@ -1,0 +1,283 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a hypervisor's QEMU negotiates as the destination of a migration.
+
+A file that should restrict TLS may be misspelt, unreadable for QEMU's user or
+ignored by this build of QEMU, without a word. So the QEMU of the host is
+started, as the user that guests run as, without a guest, listens as it would
+for a migration, and is talked to as another QEMU would.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import pwd
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from typing import Any
+from typing import NamedTuple
+
+from nova_migfix.tls import certificates
+
+#: where distributions have it, in the order in which they are tried
+QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
+         'qemu-system-aarch64', 'qemu-system-ppc64', 'qemu-system-s390x')
+#: whom libvirt runs guests as, likewise
+USERS = ('libvirt-qemu', 'qemu')
+
+# Seconds, for all that a QEMU without a guest does, and between two looks.
+_TIMEOUT = 10
+_POLL = 0.02
+
+
+class ProbeError(Exception):
+    """QEMU could not be asked; the text says why."""
+
+
+class Answer(NamedTuple):
+    """What was negotiated.
+
+    :param version: as ServerHello has it, 'TLSv1.3'; '' if there was none
+    :param cipher: OpenSSL's name of the cipher suite
+    :param error: why nothing was negotiated
+    """
+
+    version: str
+    cipher: str
+    error: str = ''
+
+    @property
+    def rekeys(self) -> bool:
+        """Whether GnuTLS changes keys in the course of a long session.
+
+        Under TLS 1.3, with other ciphers than ChaCha20-Poly1305.
+        """
+        return self.version == 'TLSv1.3' and 'CHACHA20' not in self.cipher
+
+    @property
+    def verdict(self) -> str:
+        if self.error:
+            return 'no session'
+        return 'rekeys' if self.rekeys else 'safe'
+
+
+def find_qemu() -> str:
+    """The QEMU of this host.
+
+    :raises ProbeError: there is none
+    """
+    for name in QEMUS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise ProbeError('no QEMU found; name it with --qemu')
+
+
+def find_user() -> str:
+    """The user that guests run as; the one who asks if there is no such."""
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    for name in USERS:
+        if name in known and os.geteuid() == 0:
+            return name
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def probe(qemu: str, user: str, credentials: str | None = None,
+          priority: str | None = None) -> Answer:
+    """Ask a QEMU.
+
+    :param qemu: its path
+    :param user: name of the user to run it as; another than the caller needs
+        root
+    :param credentials: directory with the certificates of the host, as
+        libvirt's migrate_tls_x509_cert_dir; None: throw-away ones
+    :param priority: the priority string that libvirt would hand to it
+    :raises ProbeError: it did not start, or did not listen
+    """
+    with _directory(user) as directory:
+        if credentials is None:
+            credentials = str(directory / 'certificates')
+            certificates.write(pathlib.Path(credentials))
+            _give(directory, user)
+        with _listening(qemu, user, directory, credentials,
+                        priority) as address:
+            return _handshake(address)
+
+
+@contextlib.contextmanager
+def _directory(user: str) -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
+        _give(pathlib.Path(name), user)
+        yield pathlib.Path(name)
+
+
+def _give(directory: pathlib.Path, user: str) -> None:
+    if os.geteuid() != 0:
+        return
+    owner = pwd.getpwnam(user)
+    for path in (directory, *directory.rglob('*')):
+        os.chown(path, owner.pw_uid, owner.pw_gid)
+
+
+@contextlib.contextmanager
+def _listening(qemu: str, user: str, directory: pathlib.Path,
+               credentials: str, priority: str | None,
+               ) -> Iterator[tuple[str, int]]:
+    """A QEMU that waits for a migration; gives the address."""
+    # A comma ends a property, two are one.
+    properties = ','.join(
+        f'{key}={value.replace(",", ",,")}' for key, value in {
+            'id': 'tls0', 'endpoint': 'server', 'dir': credentials,
+            'verify-peer': 'off', 'priority': priority or ''}.items()
+        if value)
+    monitor = directory / 'monitor'
+    process = subprocess.Popen(  # noqa: S603 - no shell
+        [qemu, '-machine', 'none', '-nodefaults', '-display', 'none', '-S',
+         '-object', f'tls-creds-x509,{properties}',
+         '-qmp', f'unix:{monitor},server=on,wait=off',
+         '-incoming', 'defer'],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, **_as(user))
+    try:
+        qmp = _Monitor(monitor, process)
+        with contextlib.closing(qmp):
+            qmp.ask('qmp_capabilities')
+            qmp.ask('migrate-set-parameters', **{'tls-creds': 'tls0'})
+            qmp.ask('migrate-incoming', uri='tcp:127.0.0.1:0')
+            (address,) = qmp.ask('query-migrate')['socket-address']
+            yield address['host'], int(address['port'])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _as(user: str) -> dict[str, Any]:
+    if pwd.getpwnam(user).pw_uid == os.geteuid():
+        return {}
+    return {'user': user, 'group': pwd.getpwnam(user).pw_gid,
+            'extra_groups': os.getgrouplist(
+                user, pwd.getpwnam(user).pw_gid)}
+
+
+class _Monitor:
+    """QEMU's monitor protocol, as far as it is needed here."""
+
+    def __init__(self, path: pathlib.Path,
+                 process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(_TIMEOUT)
+        self._connect(path)
+        self._file = self._socket.makefile('rw')
+        self._receive()
+
+    def _connect(self, path: pathlib.Path) -> None:
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                return self._socket.connect(str(path))
+            except OSError as error:
+                if (self._process.poll() is not None
+                        or time.monotonic() > deadline):
+                    raise self._failed(error) from error
+                time.sleep(_POLL)
+
+    def _failed(self, error: Exception) -> ProbeError:
+        self._process.kill()
+        _, said = self._process.communicate()
+        lines = said.decode(errors='replace').strip().splitlines()
+        return ProbeError(f'QEMU did not start: {lines[-1:] or error}')
+
+    def _receive(self) -> Any:
+        try:
+            return json.loads(self._file.readline())
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        self._file.write(json.dumps(
+            {'execute': command, 'arguments': arguments}) + '\n')
+        self._file.flush()
+        while True:
+            answer = self._receive()
+            if 'error' in answer:
+                raise ProbeError(f'{command}: {answer["error"]["desc"]}')
+            if 'return' in answer:
+                return answer['return']
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+def _handshake(address: tuple[str, int]) -> Answer:
+    """Connect, offering what GnuTLS offers, and see what is chosen."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection(address, _TIMEOUT) as connection:
+            with context.wrap_socket(connection) as session:
+                cipher = session.cipher()
+                return Answer(session.version() or '',
+                              cipher[0] if cipher else '')
+    except OSError as error:
+        return Answer('', '', str(error))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line of ``probe``."""
+    parser.add_argument('--qemu', metavar='BINARY',
+                        help='default: the one of this host')
+    parser.add_argument('--user', help='whom guests run as; default: '
+                        f'{" or ".join(USERS)}, whichever there is')
+    parser.add_argument('--creds', metavar='DIR', help='certificates, as '
+                        'libvirt has them; default: throw-away ones')
+    parser.add_argument('--priority', help='as migrate_tls_priority in '
+                        'qemu.conf of libvirt 11.6 and later')
+    parser.add_argument('--json', action='store_true')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is negotiated.
+
+    :returns: 0: safe; 1: TLS 1.3 with rekeys; 2: no session, or not asked
+    """
+    try:
+        answer = probe(args.qemu or find_qemu(), args.user or find_user(),
+                       args.creds, args.priority)
+    except ProbeError as error:
+        answer = Answer('', '', str(error))
+    if args.json:
+        print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
+    else:
+        print(' '.join(part for part in (
+            answer.version, answer.cipher, f'{answer.verdict}:',
+            answer.error or _MEANING[answer.verdict]) if part))
+    return {'safe': 0, 'rekeys': 1, 'no session': 2}[answer.verdict]
+
+
+_MEANING = {
+    'safe': 'sessions with this destination are never rekeyed',
+    'rekeys': 'large guests fail that come from a host whose GnuTLS is '
+              'older than 3.8.11; give this one a policy',
+}
