@@ -1,0 +1,165 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Whether a migration over TLS outlives the keys of its session.
+
+Under TLS 1.3 GnuTLS changes the keys of a session when it has sent 2^24 - 3
+records, unless the cipher is ChaCha20-Poly1305. QEMU uses one session from
+two threads when there is a return path or post-copy, and before GnuTLS 3.8.11
+the change of keys breaks it: in pre-copy QEMU on the source crashes at the
+second change, in post-copy the migration fails at the first. With several
+connections (multifd) each is used from one thread.
+
+What counts is the GnuTLS that QEMU on the *source* has loaded, and what the
+destination agrees to.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import NamedTuple
+
+GIB = 1 << 30
+
+#: bytes of pages that are not zero, per change of keys: 2 records for 4 KiB
+PER_REKEY = 32 * GIB
+
+_FIXED = (3, 8, 11)
+# Backports: "distribution's tag" -> (version, build, build of the update)
+_BACKPORTS = {'el9': ((3, 8, 3), (6, 2)), 'el10': ((3, 8, 9), (14, 0))}
+_RPM = re.compile(r'([\d.]+)-(\d+)\.(el\d+)(?:_\d+)?(?:\.(\d+))?')
+
+# A busy guest's pages are sent more than once. How often is not known until
+# its dirty rate is measured; so many times is likely enough to be careful.
+_ROUNDS = 4
+
+
+class Verdict(enum.Enum):
+    SAFE = 'safe'
+    AT_RISK = 'at risk'
+    WILL_FAIL = 'will fail'
+
+
+class Assessment(NamedTuple):
+    verdict: Verdict
+    reason: str
+
+
+class Transport(NamedTuple):
+    """How Nova migrates, by the names of its options in [libvirt]."""
+
+    live_migration_with_native_tls: bool = False
+    live_migration_tunnelled: bool = False
+    live_migration_permit_post_copy: bool = False
+    live_migration_parallel_connections: int = 1
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return '3.8.3-6.el9' as (3, 8, 3).
+
+    :raises ValueError: not a version
+    """
+    match = re.match(r'\d+(?:\.\d+)*', version)
+    if not match:
+        raise ValueError(f'not a version: {version!r}')
+    return tuple(map(int, match[0].split('.')))
+
+
+def is_fixed(version: str, package: str = '') -> bool:
+    """Say whether a GnuTLS changes keys safely.
+
+    :param version: its own, '3.8.9'
+    :param package: the distribution's, '3.8.3-6.el9_6.2', where it is known
+    """
+    if numbers(version) >= _FIXED:
+        return True
+    match = _RPM.fullmatch(package)
+    if not match or match[3] not in _BACKPORTS:
+        return False
+    fixed, build = _BACKPORTS[match[3]]
+    return ((numbers(match[1]), (int(match[2]), int(match[4] or 0)))
+            >= (fixed, build))
+
+
+def bytes_sent(memory: int, dirty_rate: int | None = None,
+               bandwidth: int | None = None) -> int | None:
+    """Say how much a pre-copy migration sends until it converges.
+
+    Each round sends what was written during the one before.
+
+    :param memory: bytes that are not zero
+    :param dirty_rate: bytes a second that the guest writes; None: not known
+    :param bandwidth: bytes a second that the migration sends
+    :returns: bytes; None: it does not converge
+    """
+    if dirty_rate is None or bandwidth is None:
+        return memory
+    if dirty_rate >= bandwidth:
+        return None
+    return memory * bandwidth // (bandwidth - dirty_rate)
+
+
+def assess(transport: Transport, gnutls: str | None, package: str,
+           memory: int, dirty_rate: int | None = None,
+           bandwidth: int | None = None) -> Assessment:
+    """Say what becomes of a guest that is migrated.
+
+    To a destination that agrees to TLS 1.3 with AES.
+
+    :param gnutls: version that its QEMU has loaded; None: cannot be said
+    :param package: see is_fixed
+    :param memory: bytes that are in use
+    :param dirty_rate, bandwidth: see bytes_sent
+    """
+    safe = _safe_anyway(transport, gnutls, package)
+    if safe:
+        return Assessment(Verdict.SAFE, safe)
+    post_copy = transport.live_migration_permit_post_copy
+    end, how = ((PER_REKEY, 'fails at the first change of keys (post-copy)')
+                if post_copy else (2 * PER_REKEY,
+                                   'crashes at the second change of keys'))
+    what = f'GnuTLS {gnutls or "of unknown version"}: QEMU {how}, after '\
+           f'{end // GIB} GiB'
+    sent = bytes_sent(memory, dirty_rate, bandwidth)
+    if memory >= end:
+        return Assessment(Verdict.WILL_FAIL, (
+            f'{what}; {memory / GIB:.1f} GiB of memory are in use'))
+    if sent is None:
+        return Assessment(Verdict.WILL_FAIL, (
+            f'{what}; it writes faster than it can be migrated'))
+    if sent >= end:
+        return Assessment(Verdict.WILL_FAIL, (
+            f'{what}; {sent / GIB:.1f} GiB will be sent, as it writes '
+            f'{(dirty_rate or 0) / GIB:.2f} GiB a second'))
+    if dirty_rate is None and _ROUNDS * memory >= end:
+        return Assessment(Verdict.AT_RISK, (
+            f'{what}; {memory / GIB:.1f} GiB are in use and may be sent '
+            'several times'))
+    return Assessment(Verdict.SAFE, (
+        f'about {sent / GIB:.1f} GiB will be sent; changes of keys begin to '
+        f'harm at {end // GIB} GiB'))
+
+
+def _safe_anyway(transport: Transport, gnutls: str | None,
+                 package: str) -> str:
+    """Say why keys do not matter, or nothing."""
+    if transport.live_migration_tunnelled:
+        return 'tunnelled through libvirt: QEMU does not use TLS'
+    if not transport.live_migration_with_native_tls:
+        return 'QEMU does not use TLS'
+    if gnutls and is_fixed(gnutls, package):
+        return f'GnuTLS {package or gnutls} changes keys safely'
+    if (transport.live_migration_parallel_connections > 1
+            and not transport.live_migration_permit_post_copy):
+        return 'parallel connections, each used from one thread'
+    return ''
