@@ -1,0 +1,52 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``nova-migfix-tls``: TLS of migrations, on one hypervisor.
+
+Needs nothing of Nova: it runs where libvirt does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nova_migfix.tls import audit
+from nova_migfix.tls import lint
+from nova_migfix.tls import policy
+from nova_migfix.tls import probe
+
+_COMMANDS = {
+    'generate': (policy, 'print a policy under which keys never change'),
+    'lint': (lint, 'find what a policy file says in vain'),
+    'probe': (probe, 'ask QEMU of this host what it negotiates'),
+    'audit': (audit, 'tell which running guests are in danger'),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog='nova-migfix-tls', description=__doc__.split('\n')[0])
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    for name, (module, text) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    status: int = args.run(args)
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())
