@@ -44,7 +44,8 @@ _OVERRIDES = {
     CHACHA20: tuple(('tls-disabled-cipher', name.lower()) for name in AES),
 }
 _SECTION = re.compile(r'\s*\[([^\]]*)\]')
-_SETTING = re.compile(r'\s*([^\s=:#;][^=:]*?)\s*[=:]\s*(.*?)\s*$')
+_SETTING = re.compile(r'\s*([^\s=:#;][^=:]*?)\s*[=:]\s*(.*?)'
+                      r'(?:\s+[#;].*|\s*)$')
 
 
 class PolicyError(Exception):

@@ -113,14 +113,8 @@ def probe(qemu: str, user: str, credentials: str | None = None,
     :param priority: the priority string that libvirt would hand to it
     :raises ProbeError: it did not start, or did not listen
     """
-    with _directory(user) as directory:
-        if credentials is None:
-            credentials = str(directory / 'certificates')
-            certificates.write(pathlib.Path(credentials))
-            _give(directory, user)
-        with _listening(qemu, user, directory, credentials,
-                        priority) as address:
-            return _handshake(address)
+    with listening(qemu, user, credentials, priority) as address:
+        return handshake(address)
 
 
 @contextlib.contextmanager
@@ -139,10 +133,26 @@ def _give(directory: pathlib.Path, user: str) -> None:
 
 
 @contextlib.contextmanager
-def _listening(qemu: str, user: str, directory: pathlib.Path,
-               credentials: str, priority: str | None,
-               ) -> Iterator[tuple[str, int]]:
-    """A QEMU that waits for a migration; gives the address."""
+def listening(qemu: str, user: str, credentials: str | None = None,
+              priority: str | None = None) -> Iterator[tuple[str, int]]:
+    """A QEMU that waits for a migration; gives the address.
+
+    With the parameters and errors of :func:`probe`.
+    """
+    with _directory(user) as directory:
+        if credentials is None:
+            credentials = str(directory / 'certificates')
+            certificates.write(pathlib.Path(credentials))
+            _give(directory, user)
+        with _started(qemu, user, directory, credentials,
+                      priority) as address:
+            yield address
+
+
+@contextlib.contextmanager
+def _started(qemu: str, user: str, directory: pathlib.Path,
+             credentials: str, priority: str | None,
+             ) -> Iterator[tuple[str, int]]:
     # A comma ends a property, two are one.
     properties = ','.join(
         f'{key}={value.replace(",", ",,")}' for key, value in {
@@ -229,7 +239,7 @@ class _Monitor:
         self._socket.close()
 
 
-def _handshake(address: tuple[str, int]) -> Answer:
+def handshake(address: tuple[str, int]) -> Answer:
     """Connect, offering what GnuTLS offers, and see what is chosen."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
