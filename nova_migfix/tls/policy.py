@@ -101,7 +101,7 @@ def merge(family: Family, mode: str, text: str) -> str:
     :raises PolicyError: the file contradicts the policy
     """
     lines = text.splitlines()
-    present = _settings(lines)
+    present = _settings(lines, sections=family.section is not None)
     if ('global', 'override-mode', 'allowlist') in present:
         raise PolicyError(
             'the file has override-mode = allowlist: it is made by '
@@ -109,21 +109,23 @@ def merge(family: Family, mode: str, text: str) -> str:
     section = family.section
     wanted = family.settings[mode]
     _refuse_contradiction(section, wanted, present)
+    # GnuTLS does not mind the case of keys and values.
+    there = {(where, key.lower(), value.lower())
+             for where, key, value in present}
     missing = [f'{key} = {value}' for key, value in wanted
-               if (section, key, value.lower()) not in {
-                   (where, name, what.lower())
-                   for where, name, what in present}]
+               if (section, key.lower(), value.lower()) not in there]
     if not missing:
         return text
     return '\n'.join(_inserted(lines, section, missing)) + '\n'
 
 
-def _settings(lines: list[str]) -> list[tuple[str | None, str, str]]:
+def _settings(lines: list[str], *, sections: bool,
+              ) -> list[tuple[str | None, str, str]]:
     """Return (section, key, value), all that is not a comment."""
     section: str | None = None
     found = []
     for line in lines:
-        begin = _SECTION.match(line)
+        begin = _SECTION.match(line) if sections else None
         if begin:
             section = begin[1].lower()
         else:

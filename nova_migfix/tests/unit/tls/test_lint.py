@@ -1,0 +1,122 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import contextlib
+import io
+
+import ddt
+import fixtures
+import testtools
+
+from nova_migfix.cmd import tls
+from nova_migfix.tests import policies
+from nova_migfix.tls import lint
+from nova_migfix.tls import policy
+
+
+@ddt.ddt
+class TestLint(testtools.TestCase):
+
+    def complaints(self, text, builtin=lint.NORMAL):
+        return [finding.text for finding in lint.lint(text, builtin)]
+
+    @ddt.data(*policies.EXPECTED)
+    def test_file(self, name):
+        found = self.complaints(policies.path(name).read_text())
+        expected = policies.EXPECTED[name].complaint
+        self.assertEqual(bool(expected), bool(found), found)
+        if expected:
+            self.assertIn(expected, found[0])
+
+    def test_the_line_is_told(self):
+        finding, = lint.lint('# ours\n[overrides]\nenabled-versio = x\n')
+        self.assertEqual(
+            (3, lint.Severity.FAILURE), (finding.line, finding.severity))
+
+    def test_a_setting_before_any_section(self):
+        self.assertIn('write [overrides] before it', self.complaints(
+            'disabled-version = tls1.3\n')[0])
+
+    @ddt.data('', '[overrides]\ndisabled-version = tls1.3\n')
+    def test_every_session_fails_without_an_entry_for_system(self, text):
+        self.assertIn('every session fails', self.complaints(
+            text, lint.SYSTEM)[0])
+
+    @ddt.data('SYSTEM', 'QEMU')
+    def test_an_entry_that_system_builds_look_at(self, key):
+        for priority in policy.PRIORITIES.values():
+            self.assertEqual([], self.complaints(
+                f'[priorities]\n{key} = {priority}\n', lint.SYSTEM))
+
+    def test_an_entry_of_system_that_allows_tls13(self):
+        self.assertIn('nothing keeps QEMU', self.complaints(
+            '[priorities]\nSYSTEM = NORMAL\n', lint.SYSTEM)[0])
+
+    @ddt.data(*(
+        (family, mode) for family in ('debian', 'ubuntu', 'rhel')
+        for mode in policy.PRIORITIES))
+    @ddt.unpack
+    def test_what_is_generated_is_right(self, family, mode):
+        text = policy.merge(policy.FAMILIES[family], mode, '')
+        builtin = lint.SYSTEM if family == 'rhel' else lint.NORMAL
+        self.assertEqual([], self.complaints(text, builtin))
+
+
+class TestCommand(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.file = policies.pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('config'))
+        self.file.write_text(policies.path('disabled-version').read_text())
+
+    def lint(self, *arguments):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            status = tls.main(['lint', str(self.file), *arguments])
+        return status, out.getvalue()
+
+    def test_success(self):
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(0, status)
+        self.assertIn('nothing is said in vain', said)
+
+    def test_warning(self):
+        self.file.write_text('')
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(1, status)
+        self.assertIn(f'{self.file}: warning: nothing keeps', said)
+
+    def test_failure(self):
+        self.file.write_text('\n\nin vain\n')
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn(f'{self.file}:3: failure: ', said)
+
+    def test_a_file_that_qemu_cannot_read(self):
+        self.file.chmod(0o640)
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn('chmod 0644', said)
+
+    def test_no_file(self):
+        self.file.unlink()
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn('No such file', said)
+
+    def test_the_binary_is_looked_into(self):
+        qemu = self.file.with_name('qemu')
+        qemu.write_bytes(b'\0priority\0@QEMU,SYSTEM\0')
+        status, said = self.lint('--qemu', str(qemu))
+        self.assertEqual(2, status)
+        self.assertIn('built with @QEMU,SYSTEM', said)

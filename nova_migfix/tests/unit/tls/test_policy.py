@@ -1,0 +1,152 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import contextlib
+import io
+import os
+import pathlib
+
+import ddt
+import fixtures
+from hypothesis import given
+from hypothesis import strategies
+import testtools
+
+from nova_migfix.cmd import tls
+from nova_migfix.tests import policies
+from nova_migfix.tls import policy
+
+DEBIAN = policy.FAMILIES['debian']
+LIBVIRT = policy.FAMILIES['libvirt']
+
+_LINES = strategies.lists(strategies.sampled_from((
+    '', '# a comment', '[global]', '[overrides]', '[priorities]',
+    'insecure-hash = md5', 'disabled-version = tls1.3',
+    'tls-disabled-cipher = aes-128-gcm')))
+
+
+@ddt.ddt
+class TestMerge(testtools.TestCase):
+
+    @ddt.data((policy.TLS12, 'disabled-version'),
+              (policy.CHACHA20, 'disabled-ciphers'))
+    @ddt.unpack
+    def test_nothing_there(self, mode, name):
+        self.assertEqual(policies.path(name).read_text(),
+                         policy.merge(DEBIAN, mode, ''))
+
+    def test_what_is_there_stays(self):
+        before = policies.path('merged').read_text().replace(
+            'disabled-version = tls1.3\n', '')
+        self.assertEqual(policies.path('merged').read_text(),
+                         policy.merge(DEBIAN, policy.TLS12, before))
+
+    @ddt.data('disabled-version', 'any-case', 'comment', 'both', 'merged')
+    def test_a_policy_that_is_there_already(self, name):
+        text = policies.path(name).read_text()
+        self.assertEqual(text, policy.merge(DEBIAN, policy.TLS12, text))
+
+    @given(lines=_LINES, family=strategies.sampled_from(
+        sorted(policy.FAMILIES)), mode=strategies.sampled_from(
+        sorted(policy.PRIORITIES)))
+    def test_twice_is_once_and_nothing_gets_lost(self, lines, family, mode):
+        family = policy.FAMILIES[family]
+        once = policy.merge(family, mode, ''.join(
+            f'{line}\n' for line in lines))
+        self.assertEqual(once, policy.merge(family, mode, once))
+        rest = iter(once.splitlines())
+        self.assertTrue(all(line in rest for line in lines), once)
+
+    def test_qemu_conf(self):
+        self.assertEqual(
+            'user = "root"\nmigrate_tls_priority = "NORMAL:-VERS-TLS1.3"\n',
+            policy.merge(LIBVIRT, policy.TLS12, 'user = "root"\n'))
+
+    def test_another_priority_is_not_overruled(self):
+        error = self.assertRaises(
+            policy.PolicyError, policy.merge, LIBVIRT, policy.TLS12,
+            'migrate_tls_priority = "SECURE192"\n')
+        self.assertIn('SECURE192', str(error))
+
+    def test_a_file_of_crypto_policies(self):
+        error = self.assertRaises(
+            policy.PolicyError, policy.merge, DEBIAN, policy.TLS12,
+            '[global]\noverride-mode = allowlist\n')
+        self.assertIn('--family rhel', str(error))
+
+
+@ddt.ddt
+class TestCommand(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.file = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('config'))
+
+    def generate(self, *arguments):
+        out, error = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), \
+                contextlib.redirect_stderr(error):
+            status = tls.main(['generate', *map(str, arguments)])
+        return status, out.getvalue(), error.getvalue()
+
+    def to_file(self, *arguments):
+        return self.generate(
+            '--family', 'debian', '--output', self.file, *arguments)
+
+    @ddt.data(*policy.FAMILIES)
+    def test_every_family_is_told_where_it_belongs(self, family):
+        status, out, said = self.generate('--family', family)
+        self.assertEqual(0, status)
+        self.assertIn('TLS1.3', out.upper())
+        self.assertIn(policy.FAMILIES[family].path, said)
+        self.assertNotIn('slower', said)
+
+    def test_chacha20_says_what_it_costs(self):
+        _, out, said = self.generate('--family', 'rhel', '--mode', 'chacha20')
+        self.assertIn('QEMU = NORMAL:-AES-128-GCM', out)
+        self.assertIn('8 to 13 times slower', said)
+
+    def test_everybody_may_read_it(self):
+        self.addCleanup(os.umask, os.umask(0o077))
+        status, _, _ = self.to_file()
+        self.assertEqual(0, status)
+        self.assertEqual(0o644, self.file.stat().st_mode & 0o777)
+        self.assertEqual([self.file], list(self.file.parent.iterdir()))
+
+    def test_the_second_time_changes_nothing(self):
+        self.to_file()
+        before = self.file.stat()
+        status, _, said = self.to_file('--merge', self.file)
+        self.assertEqual(0, status)
+        self.assertIn('is as it should be', said)
+        self.assertEqual(before, self.file.stat())
+
+    def test_a_file_is_not_overwritten(self):
+        self.file.write_text('[global]\n')
+        status, _, said = self.to_file()
+        self.assertEqual(2, status)
+        self.assertIn('--force', said)
+        self.assertEqual('[global]\n', self.file.read_text())
+
+    def test_unless_it_is_wanted(self):
+        self.file.write_text('[global]\n')
+        status, _, _ = self.to_file('--merge', self.file, '--force')
+        self.assertEqual(0, status)
+        self.assertEqual(
+            '[global]\n\n[overrides]\ndisabled-version = tls1.3\n',
+            self.file.read_text())
+
+    def test_nothing_to_merge(self):
+        status, _, said = self.to_file('--merge', self.file)
+        self.assertEqual(2, status)
+        self.assertIn('No such file', said)
