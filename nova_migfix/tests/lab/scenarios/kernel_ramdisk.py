@@ -39,6 +39,10 @@ class KernelRamdisk(scenario.Scenario):
                     scenario.DESTINATION, 'nova-compute',
                     r'kernel taken from the source'),))}
 
+    # Nova's own inspection of images took a kernel for a raw disk; that of
+    # oslo.utils finds a boot sector in it.
+    inspected_since = 30
+
     def run(self, run):
         run.configure()
         run.listen_ssh(topology.MIGRATION)
@@ -49,7 +53,8 @@ class KernelRamdisk(scenario.Scenario):
             os_command_line=image.COMMAND_LINE)
         instance = run.boot(disk)
         digests = sha256(instance)
-        if run.migrate(instance, title='kernel and ramdisk in Glance'):
+        if run.migrate(instance, title='kernel and ramdisk in Glance',
+                       expected=self.in_glance(run)):
             check_same(run, instance, digests)
         for part in parts.values():
             run.cloud.api.image.delete_image(part)
@@ -61,6 +66,11 @@ class KernelRamdisk(scenario.Scenario):
             run.progress('hard reboot')
             instance.hard_reboot()
             check_same(run, instance, digests)
+
+    def in_glance(self, run):
+        """What to expect, None: what stands above."""
+        inspected = run.cloud.venvs.major >= self.inspected_since
+        return None if inspected or run.protected else scenario.Arrives()
 
 
 def upload_parts(run):
