@@ -29,7 +29,8 @@ OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
         sample_default=['config_drive', 'ephemeral', 'kernel_ramdisk',
-                        'rollback_state', 'source_address', 'vnic'],
+                        'rollback_state', 'source_address', 'tls_rekey',
+                        'vnic'],
         help="""
 Names of the fixes that are in force on this host.
 
@@ -42,6 +43,21 @@ Possible values:
 
 * A comma-separated list of names of fixes.
 * An empty value: no fix, which leaves Nova's own behaviour.
+"""),
+    cfg.BoolOpt(
+        'refuse_unsafe_tls',
+        default=False,
+        help="""
+Refuse a live migration that a change of TLS keys is likely to end.
+
+Over TLS 1.3 GnuTLS before 3.8.11 kills QEMU on the source when a large or
+busy guest is migrated with ``[libvirt] live_migration_with_native_tls``. By
+default there is a warning in the log of the source.
+
+Related options:
+
+* ``[libvirt] live_migration_with_native_tls``
+* ``[migfix] enabled_fixes``, the fix ``tls_rekey``
 """),
 ]
 

@@ -99,6 +99,11 @@ def guests(proc: pathlib.Path = _PROC) -> Iterator[Guest]:
             continue
 
 
+def find(uuid: str) -> Guest | None:
+    """The running QEMU of an instance, None if it cannot be seen."""
+    return next((guest for guest in guests() if guest.uuid == uuid), None)
+
+
 def _after(arguments: list[str], option: str) -> str:
     pairs = dict(zip(arguments, arguments[1:]))
     return pairs.get(option, '')
@@ -110,7 +115,10 @@ def _name(arguments: list[str]) -> str:
 
 
 def _library(process: pathlib.Path) -> Library | None:
-    match = _MAPPED.search((process / 'maps').read_text())
+    try:
+        match = _MAPPED.search((process / 'maps').read_text())
+    except PermissionError:
+        return Library('', False, None, '')
     if not match:
         return None
     deleted = bool(match[3])
@@ -239,7 +247,7 @@ def _table(found: list[tuple[Guest, rekey.Assessment]]) -> str:
         table.add_row([
             f'{guest.name}\n{guest.uuid}',
             f'{guest.memory / rekey.GIB:.1f}',
-            f'{library.package or library.version}'
+            f'{library.package or library.version or "not known"}'
             f'{" (replaced)" if library.deleted else ""}'
             if library else 'none',
             assessment.verdict.value, assessment.reason])

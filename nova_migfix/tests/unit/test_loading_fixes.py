@@ -28,12 +28,13 @@ from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
+from nova_migfix.fixes import tls_rekey
 from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
 OURS = [config_drive.ConfigDrive, ephemeral.Ephemeral,
         kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
-        source_address.SourceAddress, vnic.Vnic]
+        source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
 
 
 @ddt.ddt

@@ -1,0 +1,106 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A guest that would outlive the keys of its migration is told of.
+
+Over QEMU's own TLS 1.3 GnuTLS before 3.8.11 changes keys in a way that kills
+QEMU on the source (post-copy: the migration) once a guest has sent enough
+pages; Nova does not know. What becomes of a guest is in
+:mod:`nova_migfix.tls.rekey`. The destination decides what is negotiated, and
+tells the source in the precheck, where its QEMU can be asked.
+
+With the fix the source warns before such a guest is moved, or with ``[migfix]
+refuse_unsafe_tls`` refuses to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nova import exception
+from nova.i18n import _
+from oslo_config import cfg
+from oslo_log import log as logging
+from oslo_utils import units
+
+from nova_migfix.fixes import base
+from nova_migfix import migrate_data as migfix_data
+from nova_migfix.tls import audit
+from nova_migfix.tls import probe
+from nova_migfix.tls import rekey
+
+LOG = logging.getLogger(__name__)
+CONF = cfg.CONF
+
+# what a destination tells: a key of dest_capabilities, and the value that
+# says that no session with it changes keys
+TLS, SAFE = 'tls', 'safe'
+
+
+class TlsRekey(base.Fix):
+    name = 'tls_rekey'
+    bug = 'a change of TLS keys kills large guests (GnuTLS before 3.8.11)'
+
+    def capabilities(self) -> Mapping[str, str]:
+        if not CONF.libvirt.live_migration_with_native_tls:
+            return {}
+        try:
+            answer = probe.probe(probe.find_qemu(), probe.find_user())
+        except Exception as error:
+            # With Kolla QEMU is in another container. Who tells nothing is
+            # warned of, and not refused by default.
+            LOG.info('What QEMU of this host negotiates over TLS could not '
+                     'be found out: %s', error)
+            return {}
+        return {} if answer.error else {TLS: answer.verdict}
+
+    def check_source(
+        self, instance: Any, host: Any, migrate_data: Any,
+    ) -> None:
+        told = migfix_data.get(
+            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
+        if told.get(TLS) == SAFE:
+            return
+        assessment = _assess(instance)
+        if assessment.verdict is rekey.Verdict.SAFE:
+            return
+        problem = _(
+            'Instance %(uuid)s: live migration over TLS %(verdict)s: '
+            '%(reason)s. Give the destination a policy, see '
+            '"nova-migfix-tls generate", and check it with "nova-migfix-tls '
+            'probe".') % {
+                'uuid': instance.uuid, 'verdict': assessment.verdict.value,
+                'reason': assessment.reason}
+        if CONF.migfix.refuse_unsafe_tls:
+            raise exception.MigrationPreCheckError(reason=problem)
+        LOG.warning(problem, instance=instance)
+
+
+def _assess(instance: Any) -> rekey.Assessment:
+    transport = _transport()
+    if not transport.live_migration_with_native_tls:
+        return rekey.assess(transport, None, '', 0)
+    # Not found where nova-compute does not see the processes of the host.
+    guest = audit.find(instance.uuid)
+    library = guest.library if guest else None
+    return rekey.assess(
+        transport, library.version if library else None,
+        library.package if library else '',
+        guest.memory if guest else instance.memory_mb * units.Mi)
+
+
+def _transport() -> rekey.Transport:
+    """Nova's options, as far as this release has them."""
+    return rekey.Transport(**{
+        name: CONF.libvirt[name] for name in rekey.Transport._fields
+        if name in CONF.libvirt})
