@@ -177,7 +177,9 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             yield address['host'], int(address['port'])
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
 
 
 def _as(user: str) -> dict[str, Any]:
@@ -213,9 +215,11 @@ class _Monitor:
 
     def _failed(self, error: Exception) -> ProbeError:
         self._process.kill()
-        _, said = self._process.communicate()
+        self._process.wait()
+        said = self._process.stderr.read() if self._process.stderr else b''
         lines = said.decode(errors='replace').strip().splitlines()
-        return ProbeError(f'QEMU did not start: {lines[-1:] or error}')
+        return ProbeError(
+            f'QEMU did not start: {lines[-1] if lines else error}')
 
     def _receive(self) -> Any:
         try:
