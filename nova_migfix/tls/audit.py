@@ -123,14 +123,17 @@ def _library(process: pathlib.Path) -> Library | None:
         return None
     deleted = bool(match[3])
     # The mapping itself is the file, also if its name is another's by now.
-    version = (_version(process / 'map_files' / match[1])
-               or (None if deleted
-                   else _version(process / 'root' / match[2].lstrip('/'))))
-    return Library(match[2], deleted, version, '' if deleted else _package())
+    found = (version(process / 'map_files' / match[1])
+             or (None if deleted
+                 else version(process / 'root' / match[2].lstrip('/'))))
+    return Library(match[2], deleted, found, '' if deleted else _package())
 
 
-def _version(path: pathlib.Path) -> str | None:
-    """Load it in a process of its own and ask."""
+def version(path: pathlib.Path) -> str | None:
+    """Load a GnuTLS in a process of its own and ask it.
+
+    :returns: '3.8.9', None if it cannot be loaded
+    """
     try:
         out, _ = processutils.execute(
             sys.executable, '-c', _ASK_VERSION, str(path))

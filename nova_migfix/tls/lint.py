@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from nova_migfix.tls import policy
 from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
 
 #: priority strings that distributions build QEMU with
 NORMAL, SYSTEM = 'NORMAL', '@QEMU,SYSTEM'
@@ -230,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         findings = _lint_file(args.file, args.qemu_priority
                               or builtin_priority(args.qemu
                                                   or probe.find_qemu()))
-    except (OSError, UnicodeDecodeError, probe.ProbeError) as error:
+    except (OSError, UnicodeDecodeError, qmp.QemuError) as error:
         print(f'{args.file}: {error}', file=sys.stderr)
         return int(Severity.FAILURE)
     for finding in findings:

@@ -32,11 +32,11 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 from typing import Any
 from typing import NamedTuple
 
 from nova_migfix.tls import certificates
+from nova_migfix.tls import qmp
 
 #: where distributions have it, in the order in which they are tried
 QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
@@ -44,13 +44,8 @@ QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
 #: whom libvirt runs guests as, likewise
 USERS = ('libvirt-qemu', 'qemu')
 
-# Seconds, for all that a QEMU without a guest does, and between two looks.
+# Seconds, for a handshake.
 _TIMEOUT = 10
-_POLL = 0.02
-
-
-class ProbeError(Exception):
-    """QEMU could not be asked; the text says why."""
 
 
 class Answer(NamedTuple):
@@ -83,13 +78,13 @@ class Answer(NamedTuple):
 def find_qemu() -> str:
     """The QEMU of this host.
 
-    :raises ProbeError: there is none
+    :raises qmp.QemuError: there is none
     """
     for name in QEMUS:
         path = shutil.which(name)
         if path:
             return path
-    raise ProbeError('no QEMU found; name it with --qemu')
+    raise qmp.QemuError('no QEMU found; name it with --qemu')
 
 
 def find_user() -> str:
@@ -111,7 +106,7 @@ def probe(qemu: str, user: str, credentials: str | None = None,
     :param credentials: directory with the certificates of the host, as
         libvirt's migrate_tls_x509_cert_dir; None: throw-away ones
     :param priority: the priority string that libvirt would hand to it
-    :raises ProbeError: it did not start, or did not listen
+    :raises qmp.QemuError: it did not start, or did not listen
     """
     with listening(qemu, user, credentials, priority) as address:
         return handshake(address)
@@ -159,21 +154,20 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             'id': 'tls0', 'endpoint': 'server', 'dir': credentials,
             'verify-peer': 'off', 'priority': priority or ''}.items()
         if value)
-    monitor = directory / 'monitor'
+    path = directory / 'monitor'
     process = subprocess.Popen(  # noqa: S603 - no shell
         [qemu, '-machine', 'none', '-nodefaults', '-display', 'none', '-S',
          '-object', f'tls-creds-x509,{properties}',
-         '-qmp', f'unix:{monitor},server=on,wait=off',
+         '-qmp', f'unix:{path},server=on,wait=off',
          '-incoming', 'defer'],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, **_as(user))
     try:
-        qmp = _Monitor(monitor, process)
-        with contextlib.closing(qmp):
-            qmp.ask('qmp_capabilities')
-            qmp.ask('migrate-set-parameters', **{'tls-creds': 'tls0'})
-            qmp.ask('migrate-incoming', uri='tcp:127.0.0.1:0')
-            (address,) = qmp.ask('query-migrate')['socket-address']
+        with contextlib.closing(
+                qmp.Monitor(path, process)) as monitor:
+            monitor.ask('migrate-set-parameters', **{'tls-creds': 'tls0'})
+            monitor.ask('migrate-incoming', uri='tcp:127.0.0.1:0')
+            (address,) = monitor.ask('query-migrate')['socket-address']
             yield address['host'], int(address['port'])
     finally:
         process.kill()
@@ -188,59 +182,6 @@ def _as(user: str) -> dict[str, Any]:
     return {'user': user, 'group': pwd.getpwnam(user).pw_gid,
             'extra_groups': os.getgrouplist(
                 user, pwd.getpwnam(user).pw_gid)}
-
-
-class _Monitor:
-    """QEMU's monitor protocol, as far as it is needed here."""
-
-    def __init__(self, path: pathlib.Path,
-                 process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(_TIMEOUT)
-        self._connect(path)
-        self._file = self._socket.makefile('rw')
-        self._receive()
-
-    def _connect(self, path: pathlib.Path) -> None:
-        deadline = time.monotonic() + _TIMEOUT
-        while True:
-            try:
-                return self._socket.connect(str(path))
-            except OSError as error:
-                if (self._process.poll() is not None
-                        or time.monotonic() > deadline):
-                    raise self._failed(error) from error
-                time.sleep(_POLL)
-
-    def _failed(self, error: Exception) -> ProbeError:
-        self._process.kill()
-        self._process.wait()
-        said = self._process.stderr.read() if self._process.stderr else b''
-        lines = said.decode(errors='replace').strip().splitlines()
-        return ProbeError(
-            f'QEMU did not start: {lines[-1] if lines else error}')
-
-    def _receive(self) -> Any:
-        try:
-            return json.loads(self._file.readline())
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from error
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        self._file.write(json.dumps(
-            {'execute': command, 'arguments': arguments}) + '\n')
-        self._file.flush()
-        while True:
-            answer = self._receive()
-            if 'error' in answer:
-                raise ProbeError(f'{command}: {answer["error"]["desc"]}')
-            if 'return' in answer:
-                return answer['return']
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
 
 
 def handshake(address: tuple[str, int]) -> Answer:
@@ -279,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         answer = probe(args.qemu or find_qemu(), args.user or find_user(),
                        args.creds, args.priority)
-    except ProbeError as error:
+    except qmp.QemuError as error:
         answer = Answer('', '', str(error))
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))

@@ -44,9 +44,9 @@ ATTEMPTS = 3
 def run(driver: str, directory: pathlib.Path) -> dict[str, str]:
     """Run both suites with a driver and return each test's status."""
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    stestr = _Stestr(driver, directory)
     for suite in SUITES:
-        stestr = _Stestr(driver, directory)
         left = stestr.ids(suite)
         for _ in range(ATTEMPTS):
             if left:
@@ -70,6 +70,7 @@ class _Stestr:
         self._environment = {
             **os.environ, 'MIGFIX_COMPAT_DRIVER': driver,
             'OS_TEST_TIMEOUT': TIMEOUT}
+        subprocess.run([*self._command, 'init'], check=True)
 
     def ids(self, suite: str) -> set[str]:
         listed = subprocess.run(

@@ -26,6 +26,7 @@ from nova_migfix.fixes import tls_rekey
 from nova_migfix import migrate_data
 from nova_migfix.tls import audit
 from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
 from nova_migfix.tls import rekey
 
 GIB = 1 << 30
@@ -66,7 +67,7 @@ class TestDestination(TlsTestCase):
 
     def test_tells_nothing_where_qemu_cannot_be_asked(self):
         self.assertEqual({}, self.capabilities(
-            probe.ProbeError('no QEMU found')))
+            qmp.QemuError('no QEMU found')))
         self.assertIn('no QEMU found', self.log.output)
 
     def test_does_not_ask_where_tls_is_not_used(self):

@@ -29,6 +29,7 @@ import testtools
 from nova_migfix.tests import policies
 from nova_migfix.tls import lint
 from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
 
 # Seconds, for a command that is to take less than two.
 _LIMIT = 60
@@ -64,10 +65,13 @@ class Etc(fixtures.Fixture):
         self.file.write_bytes(policies.path(name).read_bytes())
         self.file.chmod(mode)
 
+    def entered(self):
+        """The beginning of a command that sees it."""
+        return ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self._above]
+
     def run(self, *command):
-        return subprocess.run(
-            ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self._above,
-             *command], capture_output=True, text=True, timeout=_LIMIT)
+        return subprocess.run([*self.entered(), *command],
+                              capture_output=True, text=True, timeout=_LIMIT)
 
     def probe(self, *arguments):
         """Run the command; returns what it found."""
@@ -83,7 +87,7 @@ class ProbeTestCase(testtools.TestCase):
         super().setUp()
         try:
             self.qemu = probe.find_qemu()
-        except probe.ProbeError as error:
+        except qmp.QemuError as error:
             self.skipTest(str(error))
         if lint.builtin_priority(self.qemu) != lint.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
