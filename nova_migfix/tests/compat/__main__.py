@@ -44,7 +44,7 @@ ATTEMPTS = 3
 def run(driver: str, directory: pathlib.Path) -> dict[str, str]:
     """Run both suites with a driver and return each test's status."""
     shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True)
     stestr = _Stestr(driver, directory)
     for suite in SUITES:
         left = stestr.ids(suite)
