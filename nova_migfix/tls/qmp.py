@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import socket
@@ -92,5 +93,7 @@ class Monitor:
                 return answer['return']
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be sent any more is tried once again here.
+        with contextlib.suppress(OSError):
+            self._file.close()
         self._socket.close()

@@ -86,8 +86,7 @@ class RekeyTestCase(testtools.TestCase):
         """Path of the GnuTLS that QEMU loads; skips if it is mended."""
         out = subprocess.run(['ldd', self.qemu], capture_output=True,
                              text=True, check=True).stdout
-        path = os.path.realpath(re.search(
-            r'libgnutls\S* => (\S+)', out)[1])
+        path = re.search(r'libgnutls\S* => (\S+)', out)[1]
         version = audit.version(pathlib.Path(path))
         if rekey.is_fixed(version):
             self.skipTest(f'GnuTLS {version} changes keys safely')
