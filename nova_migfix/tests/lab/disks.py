@@ -71,6 +71,14 @@ def backing_file(host, path):
     return json.loads(found).get('backing-filename')
 
 
+def empty(path):
+    """Leave as many zeros in a file as it had bytes."""
+    size = path.stat().st_size
+    with open(path, 'r+b') as file:
+        file.truncate(0)
+        file.truncate(size)
+
+
 def _run(*command):
     done = subprocess.run(command, text=True, errors='replace', timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -68,6 +68,7 @@ class Result:
 
     scenario: object
     arrangement: object
+    expected: object
     seconds: float = 0
     error: str = ''
     crashed: str = ''                   # how the guest itself failed
@@ -89,7 +90,7 @@ class Result:
     @property
     def expectation(self):
         """The one word for what should come of it."""
-        return self.scenario.expected[self.arrangement].text
+        return self.expected.text
 
     @property
     def anchor(self):

@@ -76,6 +76,11 @@ DESTINATION_ONLY = Arrangement('destination only', PLUGIN, STOCK, PLUGIN)
 ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
 
 
+def in_release(choices, major):
+    """What counts in a release of Nova, of ``{first such release: it}``."""
+    return choices[max(first for first in choices if first <= major)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Said:
     """A line that must appear: on which host, in which of LOGS, matching.
@@ -117,8 +122,7 @@ class Fails:
     text: str = 'fails'
 
     def vm_state_in(self, major):
-        since = max(first for first in self.vm_state if first <= major)
-        return self.vm_state[since]
+        return in_release(self.vm_state, major)
 
 
 # From 2025.2 on, an exception that the rollback has already dealt with is
@@ -131,12 +135,19 @@ class Scenario:
 
     :cvar name: on the command line
     :cvar title: in the report, one sentence
-    :cvar expected: what comes of it, by Arrangement
+    :cvar expected: what comes of it, by Arrangement; where that depends on
+        the release, for `in_release`
     """
 
     name = ''
     title = ''
     expected = {}
+
+    def expectation(self, arrangement, major):
+        """Arrives or Fails, in a release of Nova."""
+        expected = self.expected[arrangement]
+        return (in_release(expected, major) if isinstance(expected, dict)
+                else expected)
 
     def run(self, run):
         """The steps; *run* is a Run."""
@@ -150,9 +161,9 @@ class Run(fixtures.Fixture):
         self.cloud = cloud
         self.scenario = scenario
         self.arrangement = arrangement
-        self.expected = scenario.expected[arrangement]
+        self.expected = scenario.expectation(arrangement, cloud.venvs.major)
         self.progress = progress
-        self.result = evidence.Result(scenario, arrangement)
+        self.result = evidence.Result(scenario, arrangement, self.expected)
 
     @property
     def plugin(self):

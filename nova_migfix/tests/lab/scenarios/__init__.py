@@ -13,6 +13,7 @@
 """The scenarios, in the order in which they are run."""
 
 from nova_migfix.tests.lab.scenarios import config_drive
+from nova_migfix.tests.lab.scenarios import ephemeral_cold
 from nova_migfix.tests.lab.scenarios import ephemeral_cut
 from nova_migfix.tests.lab.scenarios import ephemeral_disk_full
 from nova_migfix.tests.lab.scenarios import ephemeral_ext4
@@ -45,6 +46,7 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_xfs.EphemeralXfs(),
     ephemeral_ext4.EphemeralExt4(),
     ephemeral_filesystems.EphemeralFilesystems(),
+    ephemeral_cold.EphemeralCold(),
     ephemeral_round_trip.EphemeralRoundTrip(),
     ephemeral_mkfs_fails.EphemeralMkfsFails(),
     ephemeral_cut.EphemeralCut(),

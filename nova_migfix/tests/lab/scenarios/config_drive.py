@@ -18,8 +18,11 @@ other and was never lost.
 
 import hashlib
 
+from nova_migfix.tests.lab import disks
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab import topology
+
+FILE = 'disk.config'
 
 # The formats and what the guest sees of them.
 ISO, VFAT = 'iso9660', 'vfat'
@@ -39,7 +42,8 @@ exit $status
 
 class ConfigDrive(scenario.Scenario):
     name = 'config-drive'
-    title = 'A config drive, ISO and vfat; fetched by ssh and by rsync.'
+    title = ('A config drive, ISO and vfat; fetched by ssh and by rsync, and '
+             'one that was emptied before.')
     expected = {
         scenario.NEITHER: scenario.Arrives(text='arrives, ISO all zeros'),
         scenario.BOTH: scenario.Arrives(said=(scenario.Said(
@@ -47,6 +51,9 @@ class ConfigDrive(scenario.Scenario):
             r'The config drive of the source is kept'),),
             text='arrives, config drive kept'),
     }
+    emptied = scenario.Arrives(said=(scenario.Said(
+        scenario.SOURCE, 'nova-compute',
+        r'WARNING .*has nothing but zeros .*reboot the instance hard'),))
     # Before this release the ISO was copied, by the source's host name.
     lost_since = 30
 
@@ -58,6 +65,8 @@ class ConfigDrive(scenario.Scenario):
                                 scenario.TRANSPORT: transport})
             with run.guest(config_drive=True) as instance:
                 self.migrate(run, instance, config_format, transport)
+                if run.protected and transport == 'rsync':
+                    self.rebuild(run, instance)
 
     def migrate(self, run, instance, config_format, transport):
         """Look at the file and through the guest, before and after."""
@@ -78,10 +87,22 @@ class ConfigDrive(scenario.Scenario):
         for when, works in readings.items():
             keep(f'{case}: guest can read it {when}', works)
 
+    def rebuild(self, run, instance):
+        """What unmodified Nova has emptied is told of, and comes back."""
+        disks.empty(instance.files(instance.host) / FILE)
+        run.migrate(instance, scenario.SOURCE, title='an emptied one',
+                    expected=self.emptied)
+        run.check('an emptied one: guest cannot read it', not readable(
+            instance, ISO))
+        run.progress('hard reboot')
+        instance.hard_reboot()
+        run.check('an emptied one: guest can read it after a hard reboot',
+                  readable(instance, ISO))
+
 
 def sha256(run, instance):
     """The digest of the config drive on the host that has the guest."""
-    path = instance.files(instance.host) / 'disk.config'
+    path = instance.files(instance.host) / FILE
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -79,6 +79,11 @@ def write(instance, kind, device='vdb'):
     instance.run(_WRITE.format(type=kind, device=device))
 
 
+def stop_writing(instance):
+    """All that was written is on the disk, which is not in use any more."""
+    instance.run('sleep 3; kill $(cat /writer); sleep 1; umount /disk; sync')
+
+
 def use(instance, kind, device='vdb', directory='new'):
     """Use a disk in all ways after a migration; '' or what went wrong."""
     mount = f'mount -t {kind} /dev/{device} /disk'

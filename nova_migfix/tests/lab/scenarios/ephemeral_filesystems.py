@@ -30,11 +30,19 @@ DISKS = (
 )
 
 
+# Before LP 2061701 was mended the destination took the base's name for the
+# label, which vfat has no room for.
+LABEL_TOO_LONG = scenario.Fails(said=(scenario.Said(
+    scenario.DESTINATION, 'nova-compute', r'mkfs.* -n ephemeral_\d+_'),))
+
+
 class EphemeralFilesystems(scenario.Scenario):
     name = 'ephemeral-filesystems'
     title = 'ext4 of 1 and 200 GB, ext3, and two vfat of one size; unwritten.'
-    expected = {scenario.NEITHER: ephemeral.DAMAGES,
-                scenario.BOTH: ephemeral.KEEPS}
+    expected = {
+        scenario.NEITHER: {0: LABEL_TOO_LONG, 30: ephemeral.DAMAGES},
+        scenario.BOTH: ephemeral.KEEPS,
+    }
 
     def run(self, run):
         run.configure()

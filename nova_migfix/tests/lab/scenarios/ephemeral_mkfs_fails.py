@@ -17,6 +17,7 @@ after that gets a disk of nothing.
 
 import contextlib
 
+from nova_migfix.tests.lab import disks
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
@@ -54,10 +55,7 @@ class EphemeralMkfsFails(scenario.Scenario):
     def leave_blank_base(run):
         """What an earlier Nova has left in the image cache."""
         base, = ephemeral.bases(run, scenario.SOURCE)
-        size = base.stat().st_size
-        with open(base, 'r+b') as file:
-            file.truncate(0)
-            file.truncate(size)
+        disks.empty(base)
 
 
 @contextlib.contextmanager
