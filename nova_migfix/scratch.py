@@ -30,12 +30,18 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
+import uuid
 
 from oslo_config import cfg
 from oslo_log import log as logging
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
+
+_ARCHIVE = 'migfix-archive-'
+# Seconds after which an archive was left.
+_FORGOTTEN = 24 * 3600
 
 
 def _prefix() -> str:
@@ -55,11 +61,50 @@ def directory(beside: str) -> Iterator[str]:
         yield path
 
 
+def publish(made: str, target: str) -> None:
+    """Give a file its name when all of it is on the disk.
+
+    After a loss of power there is the file that was there before, or this
+    one as a whole.
+    """
+    _write_through(made)
+    os.rename(made, target)
+    _write_through(os.path.dirname(target))
+
+
+def _write_through(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def archive() -> str:
+    """Return a new name for an archive that a peer fetches, see sweep."""
+    return f'{_ARCHIVE}{uuid.uuid4()}.tar'
+
+
 def sweep() -> None:
-    """Remove what a nova-compute of this host that was killed has left."""
-    root = glob.escape(CONF.instances_path)
-    for depth in ('', '*'):
-        for path in glob.glob(os.path.join(root, depth, f'{_prefix()}*')):
-            LOG.info('Removing %s, which was left by a nova-compute that did '
-                     'not end properly', path)
+    """Remove what a nova-compute of this host that was killed has left.
+
+    Archives may belong to a peer that fetches one just now, so only those go
+    that nobody can want any more.
+    """
+    old = time.time() - _FORGOTTEN
+    for path in [*_find(f'{_prefix()}*'), *(
+            path for path in _find(f'{_ARCHIVE}*.tar')
+            if os.path.getmtime(path) < old)]:
+        LOG.info('Removing %s, which was left by a nova-compute that did not '
+                 'end properly', path)
+        if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+def _find(pattern: str) -> list[str]:
+    """Return the paths of all that is called so where instances are."""
+    root = glob.escape(CONF.instances_path)
+    return [path for depth in ('', '*')
+            for path in glob.glob(os.path.join(root, depth, pattern))]

@@ -29,18 +29,21 @@ import contextlib
 import os
 import re
 import shlex
+import stat
 import subprocess
 import tempfile
 import threading
 import time
 from typing import Any
 from typing import overload
-import uuid
 
 from nova.virt.libvirt.volume import remotefs
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_utils import netutils
+
+from nova_migfix import address
+from nova_migfix import scratch
 
 CONF = cfg.CONF
 
@@ -50,15 +53,16 @@ _thread = threading.local()
 _SSH = ('ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15',
         '-o', 'ServerAliveInterval=5', '-o', 'ServerAliveCountMax=3')
 _ARCHIVE = 'files.tar'
-_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}')
+# What a peer may name a file or a directory.
+_NAME = re.compile(r'(?!\.{1,2}\Z)[A-Za-z0-9_.+@=,][A-Za-z0-9_.+@=,-]{0,254}')
 _POLL = 0.05        # seconds
 
 
 @contextlib.contextmanager
-def fetching_from(address: str | None) -> Iterator[None]:
-    """Within it, :func:`source` answers with *address*, unless it is None."""
+def fetching_from(told: str | None) -> Iterator[None]:
+    """Within it, :func:`source` answers with *told*, unless it is None."""
     before = getattr(_thread, 'address', None)
-    _thread.address = address
+    _thread.address = told
     try:
         yield
     finally:
@@ -80,8 +84,8 @@ def source(host: str | None) -> str | None:
         from another host
     :returns: the source's migration address where it is known, else *host*
     """
-    address: str | None = getattr(_thread, 'address', None)
-    return host if host is None or address is None else address
+    told: str | None = getattr(_thread, 'address', None)
+    return host if host is None or told is None else told
 
 
 class RemoteFilesystem(remotefs.RemoteFilesystem):
@@ -108,12 +112,19 @@ def pull(host: str, paths: Collection[str], directory: str) -> None:
     :param paths: absolute paths of the files on that host, no two of which
         end alike
     :param directory: where they are put under their own names
-    :raises ValueError: a path cannot be asked for
+    :raises ValueError: host or paths are not what they should be, or what
+        came is no file
+    :raises OSError: something that was asked for did not come
     :raises ProcessExecutionError: they could not be had
     """
     {'ssh': _by_ssh, 'rsync': _by_rsync}[
         CONF.libvirt.remote_filesystem_transport](
-            host, [_checked(path) for path in sorted(paths)], directory)
+            address.check(host), [_checked(path) for path in sorted(paths)],
+            directory)
+    for path in paths:
+        name = os.path.basename(path)
+        if not stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
+            raise ValueError(f'{path} came as something else than a file')
 
 
 def _checked(path: str) -> str:
@@ -124,11 +135,18 @@ def _checked(path: str) -> str:
     return path
 
 
-def _tar(paths: list[str], archive: str) -> list[str]:
-    return ['tar', '--create', '--sparse', '--dereference', '--file', archive,
-            *(part for path in paths for part in (
-                '--directory', os.path.dirname(path),
-                os.path.basename(path)))]
+def _tar(paths: list[str], archive: str) -> str:
+    """Return what a shell of the source runs.
+
+    1 is not a failure: a file "changed as we read it" when Nova touches a
+    backing file, as it does whenever it uses one, or when the guest writes
+    to a config drive, of which libvirt copies what is written.
+    """
+    return shlex.join([
+        'tar', '--create', '--sparse', '--dereference', '--file', archive,
+        *(part for path in paths for part in (
+            '--directory', os.path.dirname(path),
+            os.path.basename(path)))]) + ' || [ $? -eq 1 ]'
 
 
 def _untar(archive: str, directory: str) -> list[str]:
@@ -138,27 +156,35 @@ def _untar(archive: str, directory: str) -> list[str]:
 
 def _by_ssh(host: str, paths: list[str], directory: str) -> None:
     # ssh does not say why it could not write; tar does.
-    _pipe([*_SSH, host, shlex.join(_tar(paths, '-'))],
-          _untar('-', directory))
+    _pipe([*_SSH, host, _tar(paths, '-')], _untar('-', directory))
 
 
 def _by_rsync(host: str, paths: list[str], directory: str) -> None:
     """Let the remote end make the archive before its rsync sends it.
 
     ``--rsync-path`` is documented to be a command line of the remote shell.
+    rsync has no time limit: until the archive is made it would only wait. A
+    network that is cut is noticed by ssh.
     """
-    remote = f'{CONF.instances_path}/migfix-{uuid.uuid4()}.tar'
+    remote = os.path.join(os.path.dirname(paths[0]), scratch.archive())
     there = shlex.join(['sh', '-c', (
-        f'trap {shlex.quote(shlex.join(["rm", "-f", remote]))} EXIT; '
-        f'umask 077; {shlex.join(_tar(paths, remote))} && rsync "$@"'),
-        'rsync'])
+        f'trap {shlex.quote(shlex.join(["rm", "-f", remote]))} '
+        'EXIT HUP INT TERM; umask 077; '
+        f'{{ {_tar(paths, remote)}; }} && rsync "$@"'), 'rsync'])
     archive = os.path.join(directory, _ARCHIVE)
     processutils.execute(
-        'rsync', '--timeout', '15', '--rsh', shlex.join(_SSH),
-        '--rsync-path', there,
+        'rsync', '--rsh', shlex.join(_SSH), '--rsync-path', there,
         f'{netutils.escape_ipv6(host)}:{remote}', archive)
     processutils.execute(*_untar(archive, directory))
     os.unlink(archive)
+
+
+def remove_empty_directory(host: str, path: str) -> None:
+    """Remove a directory on another host, unless it has become another's.
+
+    :raises ProcessExecutionError: it is not empty, or cannot be had
+    """
+    processutils.execute(*_SSH, host, shlex.join(['rmdir', '--', path]))
 
 
 def _pipe(sender: list[str], receiver: list[str]) -> None:

@@ -12,7 +12,9 @@
 
 """Fixtures that several tests share."""
 
+import os
 import pathlib
+import shutil
 
 import fixtures
 from nova.objects import base
@@ -47,10 +49,13 @@ class Instances(fixtures.Fixture):
         config.config(instances_path=str(self.path), host='compute1')
 
     def make_base(self, name='ephemeral_1_40d1d2c', size=GIB, mkfs='ext4'):
-        """A backing file, empty where *mkfs* is None."""
+        """A backing file; where *mkfs* is None as one that failed leaves it.
+
+        qemu-img writes its first block, so it is not all a hole.
+        """
         path = self.base / name
-        with open(path, 'wb') as file:
-            file.truncate(size)
+        processutils.execute(
+            'qemu-img', 'create', '-f', 'raw', path, size)
         if mkfs:
             processutils.execute(f'/sbin/mkfs.{mkfs}', path)
         return path
@@ -68,6 +73,33 @@ class Instances(fixtures.Fixture):
         known = jsonutils.loads(record.read_text()) if record.exists() else {}
         record.write_text(jsonutils.dumps({**known, str(path): 'qcow2'}))
         return path
+
+
+class FakeTar(fixtures.Fixture):
+    """A tar that differs when it makes an archive: it complains, or worse."""
+
+    SCRIPT = """#!/bin/sh
+case "$*" in *--create*) ;; *) exec {tar} "$@" ;; esac
+for argument; do
+    shift
+    [ "$argument" = "{without}" ] || set -- "$@" "$argument"
+done
+{tar} "$@" || exit
+[ -z "{complaint}" ] || {{ echo "tar: {complaint}" >&2; exit 1; }}
+"""
+
+    def __init__(self, complaint='', dereference=True):
+        self._words = {
+            'complaint': complaint, 'tar': shutil.which('tar'),
+            'without': '' if dereference else '--dereference'}
+
+    def _setUp(self):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        tar = directory / 'tar'
+        tar.write_text(self.SCRIPT.format(**self._words))
+        tar.chmod(0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{directory}:{os.environ["PATH"]}'))
 
 
 class FakeSsh(fixtures.Fixture):

@@ -11,6 +11,7 @@
 #    under the License.
 
 import os
+import time
 
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
@@ -59,3 +60,21 @@ class TestScratch(testtools.TestCase):
         self.config.config(host='compute2.example')
         scratch.sweep()
         self.assertTrue(os.path.exists(path))
+
+    def test_an_archive_that_nobody_wants_any_more_is(self):
+        old, new = (self.instances.base / scratch.archive() for _ in '12')
+        for path, age in ((old, 2), (new, 0)):
+            path.touch()
+            then = time.time() - age * 24 * 3600
+            os.utime(path, (then, then))
+        scratch.sweep()
+        self.assertEqual([new.name], os.listdir(self.instances.base))
+
+    def test_a_file_gets_its_name_with_what_it_has(self):
+        with scratch.directory(str(self.instances.base / 'file')) as path:
+            made = os.path.join(path, 'made')
+            with open(made, 'w') as file:
+                file.write('content')
+            scratch.publish(made, str(self.instances.base / 'file'))
+        self.assertEqual('content',
+                         (self.instances.base / 'file').read_text())

@@ -155,6 +155,47 @@ class TestPull(testtools.TestCase):
             processutils.ProcessExecutionError, self.pull, transport, base)
         self.assertIn('Cannot open', error.stderr)
 
+    @ddt.data('ssh', 'rsync')
+    def test_a_file_whose_time_is_changed_meanwhile(self, transport):
+        # as Nova changes that of each backing file that it uses
+        base = self.instances.make_base(mkfs=None)
+        self.useFixture(migfix_fixtures.FakeTar('file changed as we read it'))
+        self.pull(transport, base)
+        self.assertEqual([base.name], os.listdir(self.target))
+
+    @ddt.data('ssh', 'rsync')
+    def test_what_is_no_file_is_not_taken(self, transport):
+        link = self.instances.base / 'kernel'
+        link.symlink_to('/etc/shadow')
+        self.useFixture(migfix_fixtures.FakeTar(dereference=False))
+        self.assertRaises(ValueError, self.pull, transport, link)
+
+    @ddt.data('-oProxyCommand=reboot', 'a b', 'root@host', '')
+    def test_nova_names_a_host(self, host):
+        self.assertRaises(ValueError, self.pull, 'ssh',
+                          self.instances.make_base(mkfs=None), host=host)
+        self.assertEqual([], self.ssh.asked)
+
+    @ddt.data('/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b')
+    def test_paths_that_are_unusual(self, path):
+        path = str(self.instances.path) + path
+        os.makedirs(os.path.dirname(path))
+        with open(path, 'w') as file:
+            file.write('content')
+        self.pull('ssh', path)
+        self.assertEqual([os.path.basename(path)], os.listdir(self.target))
+
+    def test_an_empty_directory_is_removed_and_no_other(self):
+        directory = self.instances.path / 'uuid'
+        directory.mkdir()
+        (directory / 'disk').touch()
+        self.assertRaises(
+            processutils.ProcessExecutionError,
+            transfer.remove_empty_directory, '10.0.2.12', str(directory))
+        (directory / 'disk').unlink()
+        transfer.remove_empty_directory('10.0.2.12', str(directory))
+        self.assertFalse(directory.exists())
+
     @ddt.data('_base/file', '/inst/$(reboot)', '/inst/../../etc/shadow',
               '/inst/-rf', '/inst/a b', '/inst/', '/inst/a\nb', '')
     def test_a_peer_names_files_only(self, path):
