@@ -27,6 +27,8 @@ which Nova does not keep.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Iterator
+import contextlib
 import functools
 import os
 import shutil
@@ -55,7 +57,7 @@ class ConfigDrive(base.Fix):
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         path = _path(instance)
-        if local_disks.is_zeros(path):
+        if _is_empty(path, instance):
             LOG.warning('The config drive %(path)s has nothing but zeros '
                         '(%(bug)s); reboot the instance hard to have it built '
                         'again', {'path': path, 'bug': self.bug},
@@ -74,20 +76,22 @@ class ConfigDrive(base.Fix):
         block_device_info: Any,
     ) -> None:
         path = _path(instance)
-        if not (local_disks.is_zeros(path)
-                and configdrive.required_by(instance)):
+        if not (configdrive.required_by(instance)
+                and _is_empty(path, instance)):
             return
-        with scratch.directory(path) as directory:
-            empty = os.path.join(directory, FILE)
-            os.rename(path, empty)
-            try:
+        try:
+            with _put_aside(path):
                 driver._create_configdrive(
                     context, instance, libvirt_driver.InjectionInfo(
                         network_info=network_info, files=None,
                         admin_pass=None))
-            finally:
-                if not os.path.exists(path):
-                    os.rename(empty, path)
+        except Exception as error:
+            # Nova starts the guest with what is there.
+            LOG.warning('The config drive is nothing but zeros (%(bug)s) and '
+                        'could not be built again: %(error)s', {
+                            'bug': self.bug, 'error': error},
+                        instance=instance)
+            return
         LOG.info('The config drive was nothing but zeros (%(bug)s) and has '
                  'been built again; files and password of the first boot are '
                  'not in it', {'bug': self.bug}, instance=instance)
@@ -96,6 +100,29 @@ class ConfigDrive(base.Fix):
 def _path(instance: Any) -> str:
     directory: str = libvirt_utils.get_instance_path(instance)
     return os.path.join(directory, FILE)
+
+
+def _is_empty(path: str, instance: Any) -> bool:
+    try:
+        return local_disks.is_zeros(path)
+    except OSError as error:
+        LOG.info('Whether the config drive %(path)s has anything could not be '
+                 'found out: %(error)s', {'path': path, 'error': error},
+                 instance=instance)
+        return False
+
+
+@contextlib.contextmanager
+def _put_aside(path: str) -> Iterator[None]:
+    """Move a file out of the way; it comes back if no other is made."""
+    with scratch.directory(path) as directory:
+        aside = os.path.join(directory, FILE)
+        os.rename(path, aside)
+        try:
+            yield
+        finally:
+            if not os.path.exists(path):
+                os.rename(aside, path)
 
 
 def _keep(instance: Any, target: str, copy: str) -> None:

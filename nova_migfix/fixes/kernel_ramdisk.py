@@ -48,11 +48,14 @@ class KernelRamdisk(base.Fix):
     ) -> Iterable[arrival.Wanted]:
         if not instance.kernel_id:
             return
+        there = (os.path.dirname(disks[0]['path']) if disks
+                 else instance_dir)
         for attribute, name in _FILES.items():
             target = os.path.join(instance_dir, name)
             if getattr(instance, attribute) and not os.path.exists(target):
-                yield arrival.Wanted(target, (name,), functools.partial(
-                    _keep, instance, target))
+                yield arrival.Wanted(
+                    os.path.join(there, name), (name,),
+                    functools.partial(_keep, instance, target))
 
 
 def _keep(instance: Any, target: str, copy: str) -> None:
