@@ -146,7 +146,7 @@ class Guest(fixtures.Fixture):
         wanted = {'ephemeral': size} if size else {}
         if size or self._config_drive:
             wanted['vcpus'] = 1
-        return self.cloud.flavor(**changes, **wanted)
+        return self.cloud.flavor(**{**wanted, **changes})
 
     def _mappings(self):
         root = {'uuid': self.image.id, 'source_type': 'image',
@@ -383,8 +383,12 @@ class Guest(fixtures.Fixture):
                          server.compute_host, time.monotonic() - begin)
 
     def hard_reboot(self):
-        self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
+        self.ask_for_hard_reboot()
         self._booted()
+
+    def ask_for_hard_reboot(self):
+        """Wait until Nova has done it, or has left the guest as it is."""
+        self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
     def cold_migrate(self):
         """To the other host; confirmed."""

@@ -13,6 +13,7 @@
 """The scenarios, in the order in which they are run."""
 
 from nova_migfix.tests.lab.scenarios import config_drive
+from nova_migfix.tests.lab.scenarios import ephemeral_base_gone
 from nova_migfix.tests.lab.scenarios import ephemeral_cold
 from nova_migfix.tests.lab.scenarios import ephemeral_cut
 from nova_migfix.tests.lab.scenarios import ephemeral_disk_full
@@ -47,6 +48,7 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_ext4.EphemeralExt4(),
     ephemeral_filesystems.EphemeralFilesystems(),
     ephemeral_cold.EphemeralCold(),
+    ephemeral_base_gone.EphemeralBaseGone(),
     ephemeral_round_trip.EphemeralRoundTrip(),
     ephemeral_mkfs_fails.EphemeralMkfsFails(),
     ephemeral_cut.EphemeralCut(),

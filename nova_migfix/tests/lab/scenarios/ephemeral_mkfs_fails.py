@@ -17,7 +17,7 @@ after that gets a disk of nothing.
 
 import contextlib
 
-from nova_migfix.tests.lab import disks
+from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
@@ -55,7 +55,9 @@ class EphemeralMkfsFails(scenario.Scenario):
     def leave_blank_base(run):
         """What an earlier Nova has left in the image cache."""
         base, = ephemeral.bases(run, scenario.SOURCE)
-        disks.empty(base)
+        size = base.stat().st_size
+        base.unlink()
+        process.run(['qemu-img', 'create', '-f', 'raw', base, size])
 
 
 @contextlib.contextmanager

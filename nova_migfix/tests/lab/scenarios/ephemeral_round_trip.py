@@ -41,6 +41,8 @@ class EphemeralRoundTrip(scenario.Scenario):
     expected = {scenario.NEITHER: ephemeral.DAMAGES,
                 scenario.BOTH: ephemeral.KEEPS}
     ephemerals = (guest.Ephemeral(1), guest.Ephemeral(2))
+    # GB of the flavor it is resized to; they are more than the disks have
+    grown = 4
     kind = 'ext4'
 
     def run(self, run):
@@ -67,7 +69,8 @@ class EphemeralRoundTrip(scenario.Scenario):
             self.check(run, instance, f'live migration to {destination}')
         for title, action in (
                 ('cold migration', instance.cold_migrate),
-                ('resize', lambda: instance.resize(**cloud.LARGER)),
+                ('resize', lambda: instance.resize(
+                    **cloud.LARGER, ephemeral=self.grown)),
                 ('image cache', lambda: wait_for_cache_passes(run)),
                 ('hard reboot', instance.hard_reboot)):
             run.progress(title)
