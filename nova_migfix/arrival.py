@@ -115,7 +115,7 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
                 'files exist: %(paths)s.') % {
                     'disks': ', '.join(sum((f.makes for f in wanted), ())),
                     'uuid': instance.uuid, 'host': host,
-                    'error': _reason(error),
+                    'error': reason(error),
                     'paths': ', '.join(f.path for f in wanted)}) from error
     LOG.info('Pulled %(paths)s from %(host)s for %(disks)s in %(time).2f s',
              {'paths': ', '.join(f.path for f in wanted), 'host': host,
@@ -123,7 +123,7 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
               'time': time.monotonic() - begin}, instance=instance)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Say it in a few words: an instance's action keeps 255 characters.
 
     A login may greet first; what ended it comes last.

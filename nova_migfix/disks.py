@@ -19,7 +19,9 @@ only, and no two of that name on two hosts have the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Iterator
+import errno
 import os
 import re
 from typing import Any
@@ -28,15 +30,25 @@ from typing import NamedTuple
 from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
+from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
 from nova_migfix import scratch
+
+LOG = logging.getLogger(__name__)
 
 # The first is how an ephemeral disk was called that came from the flavor.
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
 
 #: what the names of base files begin with that Nova makes on each host
 MADE_HERE = ('ephemeral', 'swap')
+
+
+# Bytes that are looked at at once.
+_BLOCK = 1 << 20
+
+# Which file systems the backing files have, in the instance's directory.
+_BASES = 'migfix-bases.json'
 
 
 class Overlay(NamedTuple):
@@ -72,20 +84,27 @@ def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
 
 def _formats(instance_dir: str) -> dict[str, str]:
     """Return Nova's record of the format of each of an instance's files."""
+    formats: dict[str, str] = _record(instance_dir, 'disk.info')
+    return formats
+
+
+def _record(instance_dir: str, name: str) -> dict[str, Any]:
     try:
-        with open(os.path.join(instance_dir, 'disk.info')) as record:
+        with open(os.path.join(instance_dir, name)) as record:
             text = record.read()
     except FileNotFoundError:
         return {}
-    formats: dict[str, str] = jsonutils.loads(text) if text else {}
-    return formats
+    found: dict[str, Any] = jsonutils.loads(text) if text else {}
+    return found
 
 
 def flatten(path: str, form: str, target: str, size: int = 0,
             backing: str | None = None) -> None:
     """Make a qcow2 without backing file that has the bytes of a disk.
 
-    The cost follows the data; ``qemu-img rebase`` reads every hole.
+    The cost follows the data; ``qemu-img rebase`` reads every hole. The new
+    disk may be the only one from then on, so it is written through first:
+    by default qemu-img leaves that to the kernel.
 
     :param path: the disk
     :param form: its format, 'raw' or 'qcow2'
@@ -102,11 +121,12 @@ def flatten(path: str, form: str, target: str, size: int = 0,
         if backing:
             source['backing'] = _node(backing, 'raw')
         processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
+                             '-t', 'writeback',
                              f'json:{jsonutils.dumps(source)}', made)
         if size > virtual_size(made):
             processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
                                  str(size))
-        os.rename(made, target)
+        scratch.publish(made, target)
 
 
 def virtual_size(path: str) -> int:
@@ -120,29 +140,83 @@ def _node(path: str, form: str) -> dict[str, Any]:
     return {'driver': form, 'file': {'driver': 'file', 'filename': path}}
 
 
-def is_hole(path: str) -> bool:
-    """Say whether a file has no data at all, whatever its size."""
-    with open(path, 'rb') as file:
-        try:
-            os.lseek(file.fileno(), 0, os.SEEK_DATA)
-        except OSError:
-            # ENXIO: there is nothing but a hole up to the end
-            return True
-    return False
-
-
 def is_zeros(path: str) -> bool:
-    """Say whether a file has nothing but zeros; it is read as a whole.
+    """Say whether a file has nothing but zeros; what is a hole is not read.
 
     :returns: False also where there is no file
     """
     if not os.path.isfile(path):
         return False
-    if is_hole(path):
-        return True
     with open(path, 'rb') as file:
-        return not any(any(block) for block in iter(
-            lambda: file.read(1 << 20), b''))
+        return not any(any(block) for block in _data(file.fileno()))
+
+
+def _data(descriptor: int) -> Iterator[bytes]:
+    """Yield what a file has between its holes, in blocks."""
+    end = 0
+    while True:
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return      # nothing but a hole up to the end
+            raise
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        for offset in range(begin, end, _BLOCK):
+            yield os.pread(descriptor, min(_BLOCK, end - offset), offset)
+
+
+def filesystem(path: str) -> dict[str, str] | None:
+    """Return what blkid finds in a raw image: TYPE, UUID, LABEL and more.
+
+    :returns: nothing of these where it finds no file system, None if it
+        cannot be asked or cannot read the file
+    """
+    try:
+        found, _errors = processutils.execute(
+            'blkid', '--probe', '--output', 'export', path,
+            check_exit_code=[0, 2])
+    except (OSError, processutils.ProcessExecutionError) as error:
+        LOG.info('Which file system %(path)s has could not be found out: '
+                 '%(error)s', {'path': path, 'error': error})
+        return None
+    return dict(line.split('=', 1) for line in found.splitlines())
+
+
+def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
+    """Write down which file systems the backing files have.
+
+    One that Nova's image cache has removed while it was in use is made anew,
+    under its name, for the next guest.
+    """
+    known = _record(instance_dir, _BASES)
+    found = {overlay.name: _uuid(overlay.backing) for overlay in overlays
+             if os.path.exists(overlay.backing)}
+    if {**known, **found} == known:
+        return
+    target = os.path.join(instance_dir, _BASES)
+    with scratch.directory(target) as directory:
+        made = os.path.join(directory, _BASES)
+        with open(made, 'w') as record:
+            record.write(jsonutils.dumps({**known, **found}))
+        scratch.publish(made, target)
+
+
+def lost(overlay: Overlay) -> str:
+    """Say what has become of the file that a disk was laid upon.
+
+    :returns: '' if it is there, as far as is known
+    """
+    if not os.path.exists(overlay.backing):
+        return 'is missing'
+    known = _record(os.path.dirname(overlay.path), _BASES).get(overlay.name)
+    if known and known != (_uuid(overlay.backing) or known):
+        return 'is another one than the disk was laid upon'
+    return ''
+
+
+def _uuid(path: str) -> str:
+    return (filesystem(path) or {}).get('UUID', '')
 
 
 def is_written(overlay: Overlay) -> bool:

@@ -30,6 +30,7 @@ from nova import exception
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_config import cfg
+from oslo_log import log as logging
 from oslo_serialization import jsonutils
 from oslo_utils import excutils
 
@@ -42,7 +43,9 @@ from nova_migfix import nova_release
 from nova_migfix import scratch
 from nova_migfix import transfer
 
+LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
+_CREATE_IMAGE = inspect.signature(driver.LibvirtDriver._create_image)
 _HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
@@ -113,7 +116,14 @@ class LibvirtDriver(driver.LibvirtDriver):
         # Nova's only caller is a block migration that begins.
         for fix in self._fixes:
             fix.before_description(instance, self._host)
-        return super().get_instance_disk_info(instance, block_device_info)
+        return self._describe(
+            super().get_instance_disk_info(instance, block_device_info))
+
+    def _describe(self, disk_info):
+        disks = jsonutils.loads(disk_info)
+        for fix in self._fixes:
+            fix.describe_disks(disks)
+        return jsonutils.dumps(disks)
 
     # -- destination: prepare to receive the guest --------------------------
 
@@ -153,29 +163,36 @@ class LibvirtDriver(driver.LibvirtDriver):
     @staticmethod
     @_with_signature_of(driver.LibvirtDriver._create_ephemeral)
     def _create_ephemeral(target, *args, **kwargs):
-        with contextlib.ExitStack() as making:
-            if not kwargs.get('is_block_dev'):
-                for fix in LibvirtDriver._fixes:
-                    target = making.enter_context(fix.making(target))
+        with _making(target) as place:
             super(LibvirtDriver, LibvirtDriver)._create_ephemeral(
-                target, *args, **kwargs)
+                place, *args, **kwargs)
+
+    @staticmethod
+    @_with_signature_of(driver.LibvirtDriver._create_swap)
+    def _create_swap(target, *args, **kwargs):
+        with _making(target) as place:
+            super(LibvirtDriver, LibvirtDriver)._create_swap(
+                place, *args, **kwargs)
 
     @_with_signature_of(driver.LibvirtDriver._create_image)
     def _create_image(self, context, instance, *args, **kwargs):
+        asked = _CREATE_IMAGE.bind(
+            self, context, instance, *args, **kwargs).arguments
         with contextlib.ExitStack() as creation:
-            for fix in self._fixes:
+            for fix in () if asked.get('suffix') else self._fixes:
+                # not for a rescue, which leaves the guest's own disks alone
                 creation.enter_context(fix.creating_disks(
-                    instance, libvirt_utils.get_instance_path(instance)))
+                    instance, libvirt_utils.get_instance_path(instance),
+                    asked.get('block_device_info')))
             return super()._create_image(context, instance, *args, **kwargs)
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
-        block_device_info = _HARD_REBOOT.bind(
-            self, context, instance, network_info, *args, **kwargs,
-        ).arguments.get('block_device_info')
+        asked = _HARD_REBOOT.bind(
+            self, context, instance, network_info, *args, **kwargs).arguments
         for fix in self._fixes:
-            fix.restarting(
-                self, context, instance, network_info, block_device_info)
+            fix.restarting(self, context, instance, network_info,
+                           asked.get('block_device_info'))
         super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     # -- source: move the guest, in a thread, and watch over it --------------
@@ -206,20 +223,26 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
+        self._ask_to_leave(lambda fix: fix.before_power_off(
+            instance, self._host))
         self._cold.copies_disks = False
         try:
-            disks = jsonutils.loads(super().migrate_disk_and_power_off(
+            disk_info = super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
-                block_device_info, timeout, retry_interval))
+                block_device_info, timeout, retry_interval)
         except _CannotLeave:
             with excutils.save_and_reraise_exception():
-                self._stay(context, instance, dest, network_info,
-                           block_device_info)
+                self._stay(context, instance, dest)
         finally:
             self._cold.copies_disks = False
-        for fix in self._fixes:
-            fix.describe_disks(disks)
-        return jsonutils.dumps(disks)
+        return self._describe(disk_info)
+
+    def _ask_to_leave(self, question):
+        try:
+            for fix in self._fixes:
+                question(fix)
+        except Exception as error:
+            raise _CannotLeave(error) from error
 
     def _is_path_shared_with(self, dest, path):
         shared = super()._is_path_shared_with(dest, path)
@@ -229,21 +252,22 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _get_instance_disk_info(self, instance, block_device_info):
         # In a cold migration this is called when the guest is off.
         if self._cold.copies_disks:
-            try:
-                for fix in self._fixes:
-                    fix.leaving(
-                        instance, libvirt_utils.get_instance_path(instance))
-            except Exception as error:
-                raise _CannotLeave(error) from error
+            self._ask_to_leave(lambda fix: fix.leaving(
+                instance, libvirt_utils.get_instance_path(instance)))
         return super()._get_instance_disk_info(instance, block_device_info)
 
-    def _stay(self, context, instance, dest, network_info, block_device_info):
+    def _stay(self, context, instance, dest):
         """Undo what a cold migration has done so far."""
-        self._remotefs.remove_dir(
-            dest, libvirt_utils.get_instance_path(instance))
         if instance.vm_state == vm_states.ACTIVE:
-            self.power_on(context, instance, network_info,
-                          block_device_info=block_device_info)
+            # the manager's: it knows all that the guest had
+            self.virtapi._compute._power_on(context, instance)
+        try:
+            transfer.remove_empty_directory(
+                dest, libvirt_utils.get_instance_path(instance))
+        except Exception as error:
+            LOG.warning('The empty directory that was made for the instance '
+                        'on %(dest)s is left there: %(error)s',
+                        {'dest': dest, 'error': error}, instance=instance)
 
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,
@@ -263,6 +287,18 @@ class LibvirtDriver(driver.LibvirtDriver):
         if not os.path.exists(f'{instance_dir}_resize'):
             for fix in self._fixes:
                 fix.complete_disks(instance, instance_dir, source)
+
+
+@contextlib.contextmanager
+def _making(target):
+    """Give the place where the fixes want a file to be made.
+
+    What is there already is a logical volume and has its name.
+    """
+    with contextlib.ExitStack() as making:
+        for fix in () if os.path.exists(target) else LibvirtDriver._fixes:
+            target = making.enter_context(fix.making(target))
+        yield target
 
 
 class _ColdMigration(threading.local):

@@ -70,6 +70,14 @@ class Fix:
         :raises MigrationError: Nova rolls the migration back
         """
 
+    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
+        """Source: add to the description that the destination gets as JSON.
+
+        In a cold migration and resize as well, when they have been copied.
+
+        :param disks: Nova's description, a dict for each; changed in place
+        """
+
     # -- the destination is prepared ----------------------------------------
 
     def depart(self, migrate_data: Any) -> None:
@@ -136,18 +144,20 @@ class Fix:
 
     # -- cold migration and resize ------------------------------------------
 
+    def before_power_off(self, instance: Any, host: Any) -> None:
+        """Source: the guest will be stopped next, if it runs.
+
+        :param instance: nova.objects.Instance
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :raises Exception: the guest stays as it is
+        """
+
     def leaving(self, instance: Any, instance_dir: str) -> None:
         """Source: the guest is off and its disks will be copied next.
 
         Not called when both hosts share them.
 
         :raises Exception: the guest is started again
-        """
-
-    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
-        """Source: add to the description of the disks that were copied.
-
-        :param disks: what the destination gets as JSON, changed in place
         """
 
     def arriving_cold(
@@ -179,9 +189,15 @@ class Fix:
         return contextlib.nullcontext(target)
 
     def creating_disks(
-        self, instance: Any, instance_dir: str,
+        self, instance: Any, instance_dir: str, block_device_info: Any,
     ) -> contextlib.AbstractContextManager[None]:
-        """Either host: what holds while Nova makes the disks of a guest."""
+        """Either host: what holds while Nova makes the disks of a guest.
+
+        Those that are there already it leaves as they are, but not what they
+        need.
+
+        :param block_device_info: as Nova gets it; may be None
+        """
         return contextlib.nullcontext()
 
     def restarting(
@@ -191,6 +207,6 @@ class Fix:
         """Either host: the guest will be stopped, if it runs, and started.
 
         :param driver: the LibvirtDriver
-        :param block_device_info: as Nova's hard reboot gets it; may be None
+        :param block_device_info: as Nova gets it; may be None
         :raises Exception: the guest stays as it is
         """

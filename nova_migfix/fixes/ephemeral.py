@@ -32,9 +32,12 @@ With the fix a disk that is moved needs no backing file afterwards:
 - cold migration and resize: the source makes the disk complete when the guest
   is off, or the destination does if the source has not.
 
-A backing file that is missing is not made anew under a disk that has data, and
-one without a file system, left by a mkfs that failed, is not given to a new
-disk. File systems are made in a scratch directory and renamed.
+A backing file that is lost, because it is missing or another of its name has
+taken its place, is not made anew under a disk that has data; while the guest
+runs, QEMU still has the right one open, and a migration makes the disk
+complete from that. One without a file system, left by a mkfs that failed, or
+with another than was asked for, is not given to a new disk. File systems are
+made in a scratch directory and renamed.
 """
 
 from __future__ import annotations
@@ -49,11 +52,15 @@ import operator
 import os
 import time
 from typing import Any
+from typing import NamedTuple
 
 from nova import exception
 from nova.i18n import _
+from nova.privsep import fs
 from nova.virt import driver as virt_driver
+from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import utils as libvirt_utils
+from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import excutils
@@ -71,8 +78,30 @@ CONF = cfg.CONF
 # what a destination tells: a key of dest_capabilities
 PULLS_BASES = 'pulls_ephemeral_bases'
 
+# File systems that blkid calls as mkfs does.
+_KINDS = ('ext2', 'ext3', 'ext4', 'vfat', 'xfs')
+
+# a key in the description of a disk: where its backing file is
+BACKING_PATH = 'backing_path'
+
 # Seconds between two looks at a block pull.
 _POLL = 0.2
+
+
+class _Reason(NamedTuple):
+    """Why a running guest's disk is made complete on the source."""
+
+    why: str
+    remedy: str
+
+
+_NOT_PULLED = _Reason(
+    _('the destination has not said that it pulls the backing file'),
+    _('Install nova_migfix on the destination, or make space here.'))
+_LOST = _Reason(
+    _('the backing file here is lost'),
+    _('If the guest runs, make space here; else get that very file back from '
+      'a backup or from the host where the disk was made.'))
 
 
 class Ephemeral(base.Fix):
@@ -99,19 +128,26 @@ class Ephemeral(base.Fix):
             self._pulled_by_destination.add(instance.uuid)
 
     def before_description(self, instance: Any, host: Any) -> None:
-        if instance.uuid in self._pulled_by_destination:
-            self._pulled_by_destination.discard(instance.uuid)
-            return
+        pulled = instance.uuid in self._pulled_by_destination
+        self._pulled_by_destination.discard(instance.uuid)
         for disk in _overlays_of(instance):
-            _pull_block(instance, host.get_guest(instance), disk)
+            if not pulled:
+                _pull_block(instance, host.get_guest(instance), disk,
+                            _NOT_PULLED)
+            elif local_disks.lost(disk):
+                _pull_block(instance, host.get_guest(instance), disk, _LOST)
+
+    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
+        for disk in disks:
+            # In a cold migration those that were copied are not there.
+            if _is_made_here(disk) and os.path.exists(disk['path']):
+                disk[BACKING_PATH] = libvirt_utils.get_disk_backing_file(
+                    disk['path'], basename=False)
 
     def files_to_pull(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
     ) -> Iterable[arrival.Wanted]:
-        overlays = sorted(
-            (disk for disk in disks if os.path.basename(
-                disk['backing_file'] or '').startswith(local_disks.MADE_HERE)),
-            key=_backing_path)
+        overlays = sorted(filter(_is_made_here, disks), key=_backing_path)
         for path, above in itertools.groupby(overlays, _backing_path):
             sizes = {os.path.basename(disk['path']): disk['virt_disk_size']
                      for disk in above}
@@ -120,10 +156,23 @@ class Ephemeral(base.Fix):
 
     # -- cold migration and resize ------------------------------------------
 
+    def before_power_off(self, instance: Any, host: Any) -> None:
+        for disk in _overlays_of(instance):
+            if local_disks.lost(disk):
+                _pull_block(instance, host.get_guest(instance), disk, _LOST)
+
     def leaving(self, instance: Any, instance_dir: str) -> None:
         for disk in local_disks.ephemeral_overlays(instance_dir):
             begin = time.monotonic()
-            local_disks.flatten(disk.path, 'qcow2', disk.path)
+            try:
+                local_disks.flatten(disk.path, 'qcow2', disk.path)
+            except (OSError, processutils.ProcessExecutionError) as error:
+                raise exception.MigrationError(reason=_(
+                    'The disk %(disk)s of instance %(uuid)s cannot be made '
+                    'complete: %(error)s. The guest stays where it is. Make '
+                    'space here.') % {
+                        'disk': disk.name, 'uuid': instance.uuid,
+                        'error': arrival.reason(error)}) from error
             LOG.info('%(name)s: made complete without its backing file '
                      '%(base)s in %(time).2f s', {
                          'name': disk.name, 'base': disk.backing,
@@ -152,39 +201,32 @@ class Ephemeral(base.Fix):
         with scratch.directory(target) as directory:
             made = os.path.join(directory, os.path.basename(target))
             yield made
-            os.rename(made, target)
+            scratch.publish(made, target)
 
     @contextlib.contextmanager
     def creating_disks(
-        self, instance: Any, instance_dir: str,
+        self, instance: Any, instance_dir: str, block_device_info: Any,
     ) -> Iterator[None]:
-        before = {disk.name for disk in
-                  local_disks.ephemeral_overlays(instance_dir)}
+        formats = _guest_formats(block_device_info)
+        before = list(local_disks.ephemeral_overlays(instance_dir))
+        _see_to_bases(instance, before, formats)
+        names = {disk.name for disk in before}
         yield
-        for disk in local_disks.ephemeral_overlays(instance_dir):
-            if disk.name not in before and local_disks.is_hole(disk.backing):
-                os.unlink(disk.path)
-                raise exception.InvalidDiskInfo(reason=_(
-                    '%(name)s of instance %(uuid)s would have no file '
-                    'system: its backing file %(base)s is empty, left by a '
-                    'mkfs that failed. Remove that file on this host unless '
-                    'another disk is laid upon it, and try again.') % {
-                        'name': disk.name, 'uuid': instance.uuid,
-                        'base': disk.backing})
+        made = [disk for disk
+                in local_disks.ephemeral_overlays(instance_dir)
+                if disk.name not in names]
+        for disk in made:
+            _check_new(instance, disk, formats.get(disk.number))
+        local_disks.remember_bases(instance_dir, made)
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        formats = [
-            disk['guest_format'] for disk in
-            virt_driver.block_device_info_get_ephemerals(block_device_info)]
-        for disk in _overlays_of(instance):
-            if os.path.exists(disk.backing):
-                continue
-            if local_disks.is_written(disk):
-                _refuse_to_start(instance, disk)
-            _make_base(driver, instance, disk, dict(enumerate(formats)))
+        overlays = _overlays_of(instance)
+        _see_to_bases(instance, overlays, _guest_formats(block_device_info))
+        local_disks.remember_bases(
+            libvirt_utils.get_instance_path(instance), overlays)
 
 
 # -- live migration, source -------------------------------------------------
@@ -194,14 +236,14 @@ def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
         libvirt_utils.get_instance_path(instance)))
 
 
-def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay) -> None:
+def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
+                reason: _Reason) -> None:
     """Make a running guest's disk complete, bounded by the disk's size.
 
     :raises MigrationError: it could not be done; the guest runs on
     """
-    LOG.info('%s: the destination has not said that it pulls its backing '
-             'file; it is made complete here first', disk.name,
-             instance=instance)
+    LOG.info('%(disk)s: %(why)s; it is made complete here first',
+             {'disk': disk.name, 'why': reason.why}, instance=instance)
     begin = time.monotonic()
     device = guest.get_block_device(disk.path)
     try:
@@ -219,11 +261,12 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay) -> None:
                 'libvirt'))
     except Exception as error:
         raise exception.MigrationError(reason=_(
-            'The disk %(disk)s of instance %(uuid)s cannot be made complete '
-            'for a destination without nova_migfix: %(error)s. The guest has '
-            'not been moved. Install nova_migfix on the destination, or make '
-            'space here.') % {'disk': disk.name, 'uuid': instance.uuid,
-                              'error': error}) from error
+            'The disk %(disk)s of instance %(uuid)s cannot be made complete, '
+            'which is needed as %(why)s: %(error)s. The guest has not been '
+            'moved. %(remedy)s') % {
+                'disk': disk.name, 'uuid': instance.uuid,
+                'why': reason.why, 'error': error,
+                'remedy': reason.remedy}) from error
     LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',
              {'disk': disk.name, 'time': time.monotonic() - begin},
              instance=instance)
@@ -231,9 +274,18 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay) -> None:
 
 # -- live migration, destination --------------------------------------------
 
+def _is_made_here(disk: dict[str, Any]) -> bool:
+    """Say whether Nova makes a disk's backing file on each host."""
+    return os.path.basename(
+        disk['backing_file'] or '').startswith(local_disks.MADE_HERE)
+
+
 def _backing_path(disk: dict[str, Any]) -> str:
-    """Say where the source has a disk's backing file, as Nova places it."""
-    return os.path.join(
+    """Say where the source has a disk's backing file.
+
+    One without the plugin does not tell; that is where Nova places it.
+    """
+    return disk.get(BACKING_PATH) or os.path.join(
         os.path.dirname(os.path.dirname(disk['path'])),
         CONF.image_cache.subdirectory_name,
         os.path.basename(disk['backing_file']))
@@ -262,25 +314,84 @@ def _complete(instance: Any, disks: Iterable[local_disks.Overlay],
                      'bug': Ephemeral.bug}, instance=instance)
 
 
-# -- hard reboot ------------------------------------------------------------
+# -- disks are made, or needed again -----------------------------------------
 
-def _refuse_to_start(instance: Any, disk: local_disks.Overlay) -> None:
+def _guest_formats(block_device_info: Any) -> dict[int, str | None]:
+    """Return the file system that was asked for, by the disk's number."""
+    return dict(enumerate(
+        disk['guest_format'] for disk in
+        virt_driver.block_device_info_get_ephemerals(block_device_info)))
+
+
+def _see_to_bases(instance: Any, overlays: Iterable[local_disks.Overlay],
+                  formats: Mapping[int, str | None]) -> None:
+    """Refuse what would destroy data; help where there is none."""
+    for disk in overlays:
+        if loss := local_disks.lost(disk):
+            if local_disks.is_written(disk):
+                _refuse_to_start(instance, disk, loss)
+            _make_anew(instance, disk, formats.get(disk.number))
+
+
+def _refuse_to_start(instance: Any, disk: local_disks.Overlay,
+                     loss: str) -> None:
     raise exception.InvalidDiskInfo(reason=_(
         '%(name)s of instance %(uuid)s has data, but its backing file '
-        '%(base)s is missing; a new one would destroy what the guest reads. '
-        'If the guest still runs, make the disk complete with "virsh '
-        'blockpull"; else get that very file back from a backup or from the '
-        'host where the disk was made.') % {
-            'name': disk.name, 'uuid': instance.uuid, 'base': disk.backing})
+        '%(base)s %(loss)s; to go on without it would destroy what the guest '
+        'reads. If the guest still runs, migrate it, which makes the disk '
+        'complete, or do so with "virsh blockpull"; else get that very file '
+        'back from a backup or from the host where the disk was made.') % {
+            'name': disk.name, 'uuid': instance.uuid, 'base': disk.backing,
+            'loss': loss})
 
 
-def _make_base(driver: Any, instance: Any, disk: local_disks.Overlay,
-               formats: Mapping[int, str | None]) -> None:
+def _make_anew(instance: Any, disk: local_disks.Overlay,
+               guest_format: str | None) -> None:
+    """Make a disk that was never written to, complete from the beginning."""
     size = local_disks.virtual_size(disk.path)
-    driver._create_ephemeral(
-        target=disk.backing, ephemeral_size=size // units.Gi,
-        fs_label=f'ephemeral{disk.number}',     # as Nova labels new ones
-        os_type=instance.os_type, specified_fs=formats.get(disk.number))
-    LOG.info('%(name)s: made its missing backing file %(base)s anew; the '
-             'guest had never written to it',
+    with scratch.directory(disk.path) as directory:
+        image = os.path.join(directory, 'image')
+        libvirt_driver.LibvirtDriver._create_ephemeral(
+            image, size // units.Gi, f'ephemeral{disk.number}',
+            instance.os_type, specified_fs=guest_format)
+        local_disks.flatten(image, 'raw', disk.path, size)
+    LOG.info('%(name)s: made anew, as its backing file %(base)s is lost and '
+             'the guest had never written to it',
              {'name': disk.name, 'base': disk.backing}, instance=instance)
+
+
+def _check_new(instance: Any, disk: local_disks.Overlay,
+               guest_format: str | None) -> None:
+    """Refuse a disk that does not have what was asked for.
+
+    :raises InvalidDiskInfo: the disk is gone again
+    """
+    wanted = _wanted(instance.os_type, guest_format)
+    found = local_disks.filesystem(disk.backing)
+    if local_disks.is_zeros(disk.backing):
+        has = _('nothing')
+    elif wanted is None or found is None or found.get('TYPE') == wanted:
+        return
+    else:
+        has = found.get('TYPE', _('no file system'))
+    os.unlink(disk.path)
+    raise exception.InvalidDiskInfo(reason=_(
+        '%(name)s of instance %(uuid)s should have %(wanted)s, but its '
+        'backing file %(base)s has %(has)s: it was left by a mkfs that '
+        'failed, or made for a disk of this size with another file system, '
+        'which Nova does not tell apart. Remove that file on this host unless '
+        'another disk is laid upon it, and try again, or boot on another '
+        'host.') % {
+            'name': disk.name, 'uuid': instance.uuid, 'base': disk.backing,
+            'has': has, 'wanted': wanted or _('a file system')})
+
+
+def _wanted(os_type: str | None, guest_format: str | None) -> str | None:
+    """Return what Nova makes, None where ``virt_mkfs`` decides that.
+
+    Nova does not say so itself, but derives a name from it.
+    """
+    name = functools.partial(fs.get_file_extension_for_os_type, os_type)
+    asked = name(CONF.default_ephemeral_format, guest_format)
+    same = [kind for kind in _KINDS if name(None, kind) == asked]
+    return same[0] if len(same) == 1 else None

@@ -39,11 +39,11 @@ class TestReason(testtools.TestCase):
     )
     @ddt.unpack
     def test_what_ended_a_command(self, stderr, reason):
-        self.assertEqual(reason, arrival._reason(
+        self.assertEqual(reason, arrival.reason(
             processutils.ProcessExecutionError(stderr=stderr)))
 
     @ddt.data((OSError('no space'), 'no space'),
               (ValueError(), 'ValueError()'))
     @ddt.unpack
     def test_another_error(self, error, reason):
-        self.assertEqual(reason, arrival._reason(error))
+        self.assertEqual(reason, arrival.reason(error))

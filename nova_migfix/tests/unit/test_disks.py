@@ -128,15 +128,19 @@ class TestContents(DisksTestCase):
             out.truncate()
         return str(path)
 
-    def test_a_truncated_file_is_a_hole(self):
-        self.assertTrue(disks.is_hole(self.file(1 << 30)))
+    def test_holes_are_zeros(self):
+        self.assertTrue(disks.is_zeros(self.file(1 << 40)))
+
+    def test_what_qemu_img_makes_is_zeros(self):
+        # though its first block is none but data
+        self.assertTrue(disks.is_zeros(
+            str(self.instances.make_base(size=1 << 40, mkfs=None))))
 
     def test_a_file_system_is_none(self):
-        self.assertFalse(disks.is_hole(str(self.instances.make_base())))
+        self.assertFalse(disks.is_zeros(str(self.instances.make_base())))
 
     def test_zeros_are_data_and_zeros(self):
         path = self.file(bytes(1 << 16))
-        self.assertFalse(disks.is_hole(path))
         self.assertTrue(disks.is_zeros(path))
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))
 

@@ -18,14 +18,17 @@ what they do is shown by Nova's own suites, which run against this driver.
 
 import contextlib
 import inspect
+import types
 from unittest import mock
 
+import ddt
 import fixtures
 from nova import exception
 from nova import objects
 from nova.tests import fixtures as nova_fixtures
 from nova.virt import fake
 from nova.virt.libvirt import driver as libvirt_driver
+from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
@@ -37,6 +40,7 @@ from nova_migfix import driver
 from nova_migfix import fixes
 from nova_migfix.fixes import base
 from nova_migfix import migrate_data
+from nova_migfix import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix import transfer
 
@@ -53,7 +57,8 @@ class DriverTestCase(testtools.TestCase):
         self.fix.settles_failure.return_value = False
         self.useFixture(fixtures.MockPatchObject(
             fixes, 'load', autospec=True, return_value=(self.fix,)))
-        self.driver = driver.LibvirtDriver(fake.FakeVirtAPI())
+        self.virtapi = fake.FakeVirtAPI()
+        self.driver = driver.LibvirtDriver(self.virtapi)
 
     def nova(self, method, **behaviour):
         """Replace one of Nova's methods by a recorder."""
@@ -76,12 +81,35 @@ class TestStart(DriverTestCase):
                               driver.LibvirtDriver, fake.FakeVirtAPI())
 
     def test_signatures_are_novas(self):
-        for name, override in vars(driver.LibvirtDriver).items():
+        for name, stock, override in self.overrides():
+            self.assertEqual(
+                inspect.getfullargspec(stock)[:-1],
+                inspect.getfullargspec(override)[:-1], name)
+
+    def test_what_they_really_take_is_what_nova_gives(self):
+        for name, stock, override in self.overrides():
+            given = list(inspect.signature(stock).parameters)
+            # not what it shows, but what stands there
+            taken = inspect.signature(types.FunctionType(
+                override.__code__, {}, closure=override.__closure__))
+            taken.bind(*given)
+            taken.bind(**dict.fromkeys(given, name))
+
+    def overrides(self):
+        """Yield name, Nova's and ours of each method that is overridden."""
+        for name, ours in vars(driver.LibvirtDriver).items():
             stock = getattr(libvirt_driver.LibvirtDriver, name, None)
-            if inspect.isfunction(override) and name != '__init__' and stock:
-                self.assertEqual(
-                    inspect.getfullargspec(stock)[:-1],
-                    inspect.getfullargspec(override)[:-1], name)
+            ours = getattr(ours, '__func__', ours)      # of a static method
+            if inspect.isfunction(ours) and name != '__init__' and stock:
+                yield name, stock, ours
+
+    def test_what_was_left_is_swept_away_first(self):
+        nova = self.nova('init_host')
+        with mock.patch.object(
+                scratch, 'sweep', autospec=True,
+                side_effect=lambda: nova.assert_not_called()) as sweep:
+            self.driver.init_host('compute1')
+        sweep.assert_called_once_with()
 
     def test_departures_are_stamped(self):
         self.nova('init_host')
@@ -164,6 +192,17 @@ class TestDestination(DriverTestCase):
             instance, [{'path': 'disk'}])
         self.fix.complete_disks.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
+
+    def test_disks_that_the_source_shares_are_left_alone(self):
+        instances = self.useFixture(migfix_fixtures.Instances())
+        (instances.path / f'{uuids.instance}_resize').mkdir()
+        nova = self.nova('finish_migration')
+        self.driver.finish_migration(
+            'context', mock.Mock(source_compute='compute1'),
+            objects.Instance(uuid=uuids.instance), '[]', 'network', 'image',
+            False, {}, 'devices')
+        nova.assert_called_once()
+        self.fix.complete_disks.assert_not_called()
 
     def test_what_holds_while_preparing_ends_with_a_failure(self):
         ended = []
@@ -257,31 +296,42 @@ class TestColdSource(DriverTestCase):
     def stay(self, vm_state='active'):
         """A cold migration to another host whose disks cannot leave."""
         error = OSError('no space')
+        self.virtapi._compute = mock.Mock()
         instance = objects.Instance(uuid=uuids.instance, vm_state=vm_state)
         shared = self.nova('_is_path_shared_with', return_value=False)
         describe = self.nova('_get_instance_disk_info')
-        power_on = self.nova('power_on')
         self.fix.leaving.side_effect = error
 
         def migrate(driver, *args):
             driver._is_path_shared_with('dest', '/inst')
             driver._get_instance_disk_info(instance, None)
         self.nova('migrate_disk_and_power_off', side_effect=migrate)
-        with mock.patch.object(self.driver, '_remotefs') as remote:
+        with mock.patch.object(
+                transfer, 'remove_empty_directory', autospec=True,
+                side_effect=processutils.ProcessExecutionError) as remove:
             raised = self.assertRaises(
                 exception.InstanceFaultRollback,
                 self.driver.migrate_disk_and_power_off, 'context', instance,
-                'dest', 'flavor', 'network', 'devices')
+                'dest', 'flavor', 'network')
         self.assertIs(error, raised.inner_exception)
         shared.assert_called_once()
         describe.assert_not_called()
-        remote.remove_dir.assert_called_once_with('dest', mock.ANY)
-        return power_on
+        remove.assert_called_once_with('dest', mock.ANY)
+        return self.virtapi._compute._power_on
 
     def test_a_guest_that_cannot_leave_is_started_again(self):
-        power_on = self.stay()
-        self.assertEqual('devices',
-                         power_on.call_args.kwargs['block_device_info'])
+        # also when the destination cannot be reached
+        self.stay().assert_called_once_with('context', mock.ANY)
+
+    def test_one_that_must_not_be_stopped_is_not(self):
+        nova = self.nova('migrate_disk_and_power_off')
+        self.fix.before_power_off.side_effect = error = OSError('no base')
+        raised = self.assertRaises(
+            exception.InstanceFaultRollback,
+            self.driver.migrate_disk_and_power_off, 'context', 'instance',
+            'dest', 'flavor', 'network')
+        self.assertIs(error, raised.inner_exception)
+        nova.assert_not_called()
 
     def test_one_that_was_off_stays_off(self):
         self.stay(vm_state='stopped').assert_not_called()
@@ -294,6 +344,7 @@ class TestColdSource(DriverTestCase):
         self.fix.leaving.assert_not_called()
 
 
+@ddt.ddt
 class TestDisks(DriverTestCase):
 
     def test_what_was_pulled_is_not_left_to_nova(self):
@@ -326,13 +377,38 @@ class TestDisks(DriverTestCase):
             target='/base', ephemeral_size=1, fs_label='l', os_type=None)
         self.assertEqual('/scratch', nova.call_args.args[0])
 
-    def test_one_on_a_block_device_is_made_there(self):
-        nova = self.nova('_create_ephemeral')
-        self.driver._create_ephemeral(
-            target='/dev/vg/lv', ephemeral_size=1, fs_label='l',
-            os_type=None, is_block_dev=True)
+    def test_swap_is_made_there_too(self):
+        self.fix.making.return_value = contextlib.nullcontext('/scratch')
+        nova = self.nova('_create_swap')
+        self.driver._create_swap('/base', 64)
+        self.assertEqual('/scratch', nova.call_args.args[0])
+
+    @ddt.data(('_create_ephemeral', (1, 'l', None, True)),
+              ('_create_swap', (64,)))
+    @ddt.unpack
+    def test_one_on_a_logical_volume_is_made_there(self, method, arguments):
+        volume = self.useFixture(fixtures.TempDir()).join('volume')
+        open(volume, 'w').close()
+        nova = self.nova(method)
+        getattr(self.driver, method)(volume, *arguments)
         self.fix.making.assert_not_called()
-        self.assertEqual('/dev/vg/lv', nova.call_args.args[0])
+        self.assertEqual(volume, nova.call_args.args[0])
+
+    def create_image(self, **kwargs):
+        nova = self.nova('_create_image')
+        self.driver._create_image(
+            'context', objects.Instance(uuid=uuids.instance), 'mapping',
+            block_device_info='devices', **kwargs)
+        nova.assert_called_once()
+
+    def test_the_disks_that_nova_makes_are_looked_at(self):
+        self.create_image()
+        self.fix.creating_disks.assert_called_once_with(
+            mock.ANY, mock.ANY, 'devices')
+
+    def test_those_of_a_rescue_are_not(self):
+        self.create_image(suffix='.rescue')
+        self.fix.creating_disks.assert_not_called()
 
     def test_a_fix_may_refuse_to_stop_the_guest(self):
         nova = self.nova('_hard_reboot')
@@ -355,3 +431,12 @@ class TestDisks(DriverTestCase):
         self.assertRaises(exception.MigrationError,
                           self.driver.get_instance_disk_info, 'instance')
         nova.assert_not_called()
+
+    def test_and_adds_to_the_description(self):
+        self.nova('get_instance_disk_info',
+                  return_value='[{"path": "disk"}]')
+        self.fix.describe_disks.side_effect = (
+            lambda disks: disks[0].update(backing_path='/base'))
+        self.assertEqual(
+            [{'path': 'disk', 'backing_path': '/base'}],
+            jsonutils.loads(self.driver.get_instance_disk_info('instance')))

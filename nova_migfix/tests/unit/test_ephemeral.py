@@ -18,6 +18,7 @@ import ddt
 import fixtures
 from nova import exception
 from nova import objects
+from nova.privsep import fs
 from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
@@ -52,11 +53,6 @@ class EphemeralTestCase(testtools.TestCase):
 
     def assert_same_bytes(self, disk, other):
         processutils.execute('qemu-img', 'compare', disk, other)
-
-    def label(self, path):
-        out, _ = processutils.execute(
-            '/sbin/blkid', '-o', 'value', '-s', 'LABEL', path)
-        return out.strip()
 
 
 @ddt.ddt
@@ -101,6 +97,14 @@ class TestDestination(EphemeralTestCase):
         self.pull(self.described(size=2))
         self.assertEqual(2 * self.instances.GIB,
                          disks.virtual_size(self.dir / 'disk.eph0'))
+
+    def test_the_source_says_where_the_base_is(self):
+        elsewhere = self.instances.path / '_base_of_compute1'
+        self.instances.make_base()
+        self.instances.base.rename(elsewhere)
+        self.pull({**self.described(),
+                   ephemeral.BACKING_PATH: f'{elsewhere}/{BASE}'})
+        self.assert_same_bytes(self.dir / 'disk.eph0', elsewhere / BASE)
 
     def test_a_swap_disk_has_the_bytes_of_the_sources_base(self):
         base = self.instances.make_base('swap_64', mkfs=None)
@@ -179,6 +183,52 @@ class TestSource(EphemeralTestCase):
         self.fix.before_description(self.instance, self.host)
         self.device.rebase.assert_called_once_with(None)
 
+    def test_a_base_that_is_lost_cannot_be_pulled(self):
+        # The guest has it open still.
+        self.device.rebase.side_effect = self.keep_what_is_written
+        (self.instances.base / BASE).unlink()
+        self.leave(self.fix.capabilities())
+        self.device.rebase.assert_called_once_with(None)
+        self.assertIn('disk.eph0: the backing file here is lost',
+                      self.log.output)
+
+    def keep_what_is_written(self, base):
+        processutils.execute('qemu-img', 'rebase', '-u', '-b', '', self.path)
+
+    def test_where_the_base_is_is_described(self):
+        disk = {'path': str(self.path), 'backing_file': BASE}
+        self.fix.describe_disks([disk])
+        self.assertEqual(f'{self.instances.base}/{BASE}',
+                         disk[ephemeral.BACKING_PATH])
+
+    def test_of_a_disk_that_has_left_nothing_is_described(self):
+        # as a swap disk's, in a cold migration
+        disk = {'path': f'{self.path}-gone', 'backing_file': BASE}
+        self.fix.describe_disks([disk])
+        self.assertNotIn(ephemeral.BACKING_PATH, disk)
+
+    def test_a_cold_migration_saves_a_disk_whose_base_is_lost(self):
+        self.device.rebase.side_effect = self.keep_what_is_written
+        (self.instances.base / BASE).unlink()
+        self.fix.before_power_off(self.instance, self.host)
+        self.device.rebase.assert_called_once_with(None)
+
+    def test_a_cold_migration_leaves_any_other_as_it_is(self):
+        self.fix.before_power_off(self.instance, self.host)
+        self.device.rebase.assert_not_called()
+
+    def test_a_guest_that_is_off_keeps_what_it_has(self):
+        (self.instances.base / BASE).unlink()
+        before = self.path.read_bytes()
+        self.device.rebase.side_effect = RuntimeError('domain is not running')
+        error = self.assertRaises(
+            exception.MigrationError, self.fix.before_power_off,
+            self.instance, self.host)
+        for part in ('disk.eph0', uuids.instance, 'lost', 'is not running',
+                     'from a backup'):
+            self.assertIn(part, str(error))
+        self.assertEqual(before, self.path.read_bytes())
+
     def test_a_job_that_fails_stops_the_migration(self):
         # libvirt only says that there is no job any more
         error = self.assertRaises(exception.MigrationError, self.leave, {})
@@ -205,6 +255,17 @@ class TestCold(EphemeralTestCase):
         self.assert_same_bytes(path, expected)
         self.assertIn('disk.eph0: made complete', self.log.output)
 
+    def test_what_cannot_be_made_complete_is_as_it_was(self):
+        path = self.disk(written=b'\x07' * 65536)
+        before = path.read_bytes()
+        (self.instances.base / BASE).unlink()
+        error = self.assertRaises(
+            exception.MigrationError, self.fix.leaving, self.instance,
+            str(self.dir))
+        for part in ('disk.eph0', uuids.instance, 'stays where it is'):
+            self.assertIn(part, str(error))
+        self.assertEqual(before, path.read_bytes())
+
     def test_the_destination_does_if_the_source_has_not(self):
         path = self.disk(written=b'\x07' * 65536)
         expected = self.instances.path / 'expected'
@@ -229,6 +290,7 @@ class TestCold(EphemeralTestCase):
         self.assertEqual([], self.ssh.asked)
 
 
+@ddt.ddt
 class TestMaking(EphemeralTestCase):
 
     def test_the_file_has_its_name_when_it_is_finished(self):
@@ -249,51 +311,87 @@ class TestMaking(EphemeralTestCase):
         self.assertRaises(processutils.ProcessExecutionError, fail)
         self.assertEqual([], os.listdir(self.instances.base))
 
-    def create(self, mkfs):
-        with self.fix.creating_disks(self.instance, str(self.dir)):
+    def create(self, mkfs, guest_format='ext4'):
+        with self.fix.creating_disks(
+                self.instance, str(self.dir),
+                {'ephemerals': [{'guest_format': guest_format}]}):
             self.disk(base=self.instances.make_base(mkfs=mkfs))
 
-    def test_a_new_disk_upon_an_empty_base_is_refused(self):
+    @ddt.data((None, 'nothing'), ('xfs', 'xfs'))
+    @ddt.unpack
+    def test_a_new_disk_upon_anything_else_is_refused(self, mkfs, has):
         error = self.assertRaises(
-            exception.InvalidDiskInfo, self.create, None)
-        for part in ('disk.eph0', uuids.instance, BASE, 'Remove that file'):
+            exception.InvalidDiskInfo, self.create, mkfs)
+        for part in ('disk.eph0', uuids.instance, BASE, f'has {has}',
+                     'should have ext4', 'Remove that file'):
             self.assertIn(part, str(error))
         self.assertFalse((self.dir / 'disk.eph0').exists())
+
+    def test_one_upon_what_mkfs_left_half_done_is_refused(self):
+        base = self.instances.make_base(mkfs=None)
+        with open(base, 'r+b') as file:
+            file.seek(1 << 20)
+            file.write(b'an inode table, but no superblock')
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
+            # what Nova makes by default
+            self.disk('disk.local', self.instances.make_base(
+                'ephemeral_2_40d1d2c', mkfs='vfat'))
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, self.lay_upon, base)
+        self.assertIn('no file system', str(error))
+
+    def lay_upon(self, base):
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
+            self.disk(base=base)
 
     def test_a_new_disk_upon_a_file_system_is_not(self):
         self.create('ext4')
         self.assertTrue((self.dir / 'disk.eph0').exists())
 
+    def test_what_a_command_of_the_deployer_makes_is_not_known(self):
+        self.useFixture(fixtures.MockPatchObject(
+            fs, '_DEFAULT_MKFS_COMMAND', 'mkfs.special %(target)s'))
+        self.create('xfs')
+        self.assertTrue((self.dir / 'disk.eph0').exists())
+        self.assertRaises(exception.InvalidDiskInfo, self.create_another)
+
+    def create_another(self):
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
+            self.disk('disk.eph1', self.instances.make_base(
+                'ephemeral_2_40d1d2c', mkfs=None))
+
     def test_an_old_disk_upon_an_empty_base_is_the_guests(self):
         # it may have made a file system by itself
         self.disk(base=self.instances.make_base(mkfs=None))
-        with self.fix.creating_disks(self.instance, str(self.dir)):
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
             pass
         self.assertTrue((self.dir / 'disk.eph0').exists())
 
 
 @ddt.ddt
-class TestRestarting(EphemeralTestCase):
+class TestLostBase(EphemeralTestCase):
+    """Disks whose backing file is gone, when they are needed again."""
 
-    def restart(self, ephemerals=({'guest_format': None},) * 2):
+    def restart(self, block_device_info=None):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
-        driver._create_ephemeral = self.create
         self.fix.restarting(driver, 'context', self.instance, 'network',
-                            {'ephemerals': list(ephemerals)})
+                            block_device_info)
 
-    def create(self, target, ephemeral_size, fs_label, os_type,
-               specified_fs):
-        with open(target, 'wb') as file:
-            file.truncate(ephemeral_size << 30)
-        processutils.execute(
-            f'/sbin/mkfs.{specified_fs or "ext4"}', '-L', fs_label, target)
+    def create(self, block_device_info=None):
+        """As a resize on one host, an evacuation and the like do."""
+        with self.fix.creating_disks(
+                self.instance, str(self.dir), block_device_info):
+            self.fail('Nova would make the backing file')
 
-    def test_a_missing_base_under_data_is_not_made_anew(self):
+    @ddt.data('restart', 'create')
+    def test_under_data_it_is_not_made_anew(self, action):
         self.disk(written=b'\x07' * 512)
         (self.instances.base / BASE).unlink()
-        error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
-        for part in ('disk.eph0', uuids.instance, BASE, 'virsh blockpull'):
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, getattr(self, action))
+        for part in ('disk.eph0', uuids.instance, f'{BASE} is missing',
+                     'virsh blockpull'):
             self.assertIn(part, str(error))
         self.assertEqual([], os.listdir(self.instances.base))
 
@@ -301,22 +399,43 @@ class TestRestarting(EphemeralTestCase):
               ('disk.eph0', 'ext3', 'ephemeral0'),
               ('disk.eph1', 'xfs', 'ephemeral1'))
     @ddt.unpack
-    def test_one_under_a_disk_never_written_to_is(self, name, form, label):
-        self.disk(name)
-        base = self.instances.base / BASE
-        base.unlink()
-        self.restart([{'guest_format': None if name.endswith('1') else form},
-                      {'guest_format': form}])
-        self.assertEqual(label, self.label(base))
-        out, _ = processutils.execute(
-            '/sbin/blkid', '-o', 'value', '-s', 'TYPE', base)
-        self.assertEqual(form or 'ext4', out.strip())
+    def test_a_disk_never_written_to_is_made_anew(self, name, form, label):
+        path = self.disk(name)
+        (self.instances.base / BASE).unlink()
+        self.restart({'ephemerals': [
+            {'guest_format': None if name.endswith('1') else form},
+            {'guest_format': form}]})
+        processutils.execute(
+            'qemu-img', 'convert', '-O', 'raw', path, f'{path}.raw')
+        found = disks.filesystem(f'{path}.raw')
+        self.assertEqual((form or 'vfat', label),
+                         (found['TYPE'], found['LABEL']))
+        self.assertEqual(self.instances.GIB, disks.virtual_size(path))
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+        self.assertEqual([], os.listdir(self.instances.base))
 
     def test_a_base_that_is_there_is_left_alone(self):
-        self.disk(written=b'\x07' * 512)
-        before = os.stat(self.instances.base / BASE)
+        path = self.disk(written=b'\x07' * 512)
+        before = os.stat(self.instances.base / BASE), path.read_bytes()
         self.restart()
-        self.assertEqual(before, os.stat(self.instances.base / BASE))
+        self.restart()
+        self.assertEqual(before, (os.stat(self.instances.base / BASE),
+                                  path.read_bytes()))
+
+    def test_another_in_its_place_is_not_taken_for_it(self):
+        self.disk(written=b'\x07' * 512)
+        self.restart()
+        self.instances.make_base()
+        error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.assertIn(f'{BASE} is another one', str(error))
+
+    def test_a_new_disk_knows_its_base_from_the_beginning(self):
+        with self.fix.creating_disks(
+                self.instance, str(self.dir),
+                {'ephemerals': [{'guest_format': 'ext4'}]}):
+            self.disk(written=b'\x07' * 512)
+        self.instances.make_base()
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
 
 
 @ddt.ddt
@@ -381,6 +500,6 @@ class TestOtherStorage(EphemeralTestCase):
 
     @ddt.data(*IMAGES_TYPES)
     def test_created(self, images_type):
-        with self.fix.creating_disks(self.instance, str(self.dir)):
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
             before = self.make(images_type)
         self.assertEqual(before, self.content())
