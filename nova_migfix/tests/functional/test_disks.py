@@ -19,6 +19,7 @@ import fixtures
 from nova import conf
 from oslo_concurrency import processutils
 
+from nova_migfix import disks
 from nova_migfix.tests.functional import base
 from nova_migfix.tests.functional import test_source_address
 
@@ -129,20 +130,29 @@ class UnpatchedDestinationTestCase(DisksTestCase):
         super().setUp()
         self.block_pull = self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._pull_block', autospec=True)).mock
+        self.disk = disks.Overlay('disk.eph0', '/inst/disk.eph0', '/base')
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
-            return_value=['the disk']))
+            return_value=[self.disk]))
+        self.lost = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.disks.lost', autospec=True, return_value='')).mock
 
     def test_the_source_makes_the_disk_complete_first(self):
         self.dest.driver._capabilities = {}
         self.boot()
         self.live_migrate('completed')
-        self.assertEqual('the disk', self.block_pull.call_args.args[2])
+        self.assertEqual(self.disk, self.block_pull.call_args.args[2])
 
     def test_for_one_that_does_it_does_not(self):
         self.boot()
         self.live_migrate('completed')
         self.block_pull.assert_not_called()
+
+    def test_unless_its_base_is_lost(self):
+        self.lost.return_value = 'is missing'
+        self.boot()
+        self.live_migrate('completed')
+        self.assertEqual(self.disk, self.block_pull.call_args.args[2])
 
     def test_what_fails_there_leaves_the_guest_on_its_source(self):
         self.dest.driver._capabilities = {}
