@@ -21,7 +21,7 @@ from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
-_REFUSED = 'would have no file system'
+_REFUSED = 'should have xfs, but its backing file'
 
 
 class EphemeralMkfsFails(scenario.Scenario):
