@@ -42,7 +42,7 @@ def make(qemu, directory):
     :param directory: for LD_LIBRARY_PATH, which makes QEMU load the copy
     :raises CannotBeMade: it changes keys safely, or the limit is not found
     """
-    library = _loaded_by(qemu)
+    library = loaded_by(qemu)
     version = audit.version(library)
     if version is None or rekey.is_fixed(version):
         raise CannotBeMade(f'GnuTLS {version} changes keys safely')
@@ -53,7 +53,8 @@ def make(qemu, directory):
     pathlib.Path(directory, library.name).write_bytes(content)
 
 
-def _loaded_by(qemu):
+def loaded_by(qemu):
+    """Return the path of the GnuTLS that a QEMU loads."""
     out = subprocess.run(['ldd', qemu], capture_output=True, text=True,
                          check=True).stdout
     match = re.search(r'libgnutls\S* => (\S+)', out)
