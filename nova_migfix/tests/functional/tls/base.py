@@ -31,41 +31,59 @@ from nova_migfix.tls import qmp
 # Seconds, for a command that is to take less than two.
 _LIMIT = 60
 
-# Gives the machine another /etc/gnutls, a link to a directory that may be
-# changed later, and runs what it is told.
+# Gives the machine another /etc and runs what it is told.
 _ENTER = '''
-mount -t overlay -o "lowerdir=$1:/etc" overlay /etc && shift && exec "$@"
+mount -t overlay -o "$1" overlay /etc && shift && exec "$@"
 '''
 
 
-class Etc(fixtures.Fixture):
-    """An /etc with a policy of ours, for who enters."""
+class WritableEtc(fixtures.Fixture):
+    """An /etc that may be written to by one after the other who enters."""
 
     def _setUp(self):
-        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        root.chmod(0o755)
-        self._above = root / 'etc'
-        self._above.mkdir()
-        (root / 'gnutls').mkdir()
-        (self._above / 'gnutls').symlink_to(root / 'gnutls')
-        self.file = root / 'gnutls' / 'config'
+        self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.root.chmod(0o755)
+        self.above = self.root / 'etc'
+        for directory in (self.above, self.root / 'work'):
+            directory.mkdir()
+
+    @property
+    def options(self):
+        """Of the file system that becomes /etc."""
+        return (f'lowerdir=/etc,upperdir={self.above},'
+                f'workdir={self.root}/work')
+
+    def entered(self):
+        """The beginning of a command that sees it."""
+        return ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self.options]
+
+    def run(self, *command, **popen):
+        return subprocess.run([*self.entered(), *command], text=True,
+                              capture_output=True, timeout=_LIMIT, **popen)
+
+
+class Etc(WritableEtc):
+    """An /etc with a policy of ours, that may be changed while it is seen."""
+
+    def _setUp(self):
+        super()._setUp()
+        gnutls = self.root / 'gnutls'
+        gnutls.mkdir()
+        (self.above / 'gnutls').symlink_to(gnutls)
+        self.file = gnutls / 'config'
+
+    @property
+    def options(self):
+        return f'lowerdir={self.above}:/etc'
 
     def put(self, name, mode=0o644):
         self.file.write_bytes(policies.path(name).read_bytes())
         self.file.chmod(mode)
 
-    def entered(self):
-        """The beginning of a command that sees it."""
-        return ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self._above]
-
-    def run(self, *command):
-        return subprocess.run([*self.entered(), *command],
-                              capture_output=True, text=True, timeout=_LIMIT)
-
-    def probe(self, *arguments):
+    def probe(self, *arguments, **popen):
         """Run the command; returns what it found."""
         done = self.run(sys.executable, '-m', 'nova_migfix.cmd.tls', 'probe',
-                        '--json', *arguments)
+                        '--json', *arguments, **popen)
         return json.loads(done.stdout or f'"{done.stderr}"')
 
 

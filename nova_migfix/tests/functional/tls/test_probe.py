@@ -12,6 +12,8 @@
 
 """What the QEMU of this machine makes of policies."""
 
+import os
+import resource
 import sys
 
 import ddt
@@ -19,6 +21,7 @@ import ddt
 from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import policies
 from nova_migfix.tls import lint
+from nova_migfix.tls import policy
 
 _CHANGED_LATER = '''
 import pathlib, shutil, sys
@@ -29,22 +32,33 @@ with probe.listening(probe.find_qemu(), probe.find_user()) as address:
 '''
 
 
-@ddt.ddt
 class ProbeTestCase(base.QemuTestCase):
+
+    def assertNegotiated(self, expected, found):
+        self.assertEqual((expected.version, expected.cipher),
+                         (found['version'], found['cipher']), found)
+
+
+@ddt.ddt
+class DebianTestCase(ProbeTestCase):
 
     def setUp(self):
         super().setUp()
         if lint.builtin_priority(self.qemu) != lint.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
 
-    def assertNegotiated(self, expected, found):
-        self.assertEqual((expected.version, expected.cipher),
-                         (found['version'], found['cipher']), found)
-
     @ddt.data(*policies.EXPECTED)
     def test_policy(self, name):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED[name], self.etc.probe())
+
+    def test_it_takes_less_than_two_seconds(self):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.etc.probe()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # of the processor: other tests run at the same time
+        self.assertLess(after.ru_utime + after.ru_stime
+                        - before.ru_utime - before.ru_stime, 2)
 
     def test_no_file(self):
         self.assertNegotiated(policies.EXPECTED['none'], self.etc.probe())
@@ -74,3 +88,27 @@ class ProbeTestCase(base.QemuTestCase):
         found = self.etc.probe('--creds', str(self.etc.file.parent))
         self.assertEqual('no session', found['verdict'])
         self.assertIn('ca-cert.pem', found['error'])
+
+
+@ddt.ddt
+class RhelTestCase(ProbeTestCase):
+    """With the priority and the file that the RHEL family builds in."""
+
+    def probe(self):
+        return self.etc.probe('--priority', lint.SYSTEM, env={
+            **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE': self.etc.file})
+
+    @ddt.data(*policies.EXPECTED_OF_SYSTEM)
+    def test_policy(self, name):
+        self.etc.put(name)
+        self.assertNegotiated(policies.EXPECTED_OF_SYSTEM[name],
+                              self.probe())
+
+    @ddt.data((policy.TLS12, 'disabled-version'),
+              (policy.CHACHA20, 'disabled-ciphers'))
+    @ddt.unpack
+    def test_what_is_generated_is_appended(self, mode, as_with):
+        self.etc.put('crypto-policies')
+        with self.etc.file.open('a') as file:
+            file.write(policy.merge(policy.FAMILIES['rhel'], mode, ''))
+        self.assertNegotiated(policies.EXPECTED[as_with], self.probe())

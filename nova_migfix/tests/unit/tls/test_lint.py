@@ -12,6 +12,8 @@
 
 import contextlib
 import io
+import pathlib
+from unittest import mock
 
 import ddt
 import fixtures
@@ -29,10 +31,14 @@ class TestLint(testtools.TestCase):
     def complaints(self, text, builtin=lint.NORMAL):
         return [finding.text for finding in lint.lint(text, builtin)]
 
-    @ddt.data(*policies.EXPECTED)
-    def test_file(self, name):
-        found = self.complaints(policies.path(name).read_text())
-        expected = policies.EXPECTED[name].complaint
+    @ddt.data(*(
+        (name, builtin, expected[name].complaint)
+        for builtin, expected in ((lint.NORMAL, policies.EXPECTED),
+                                  (lint.SYSTEM, policies.EXPECTED_OF_SYSTEM))
+        for name in expected))
+    @ddt.unpack
+    def test_file(self, name, builtin, expected):
+        found = self.complaints(policies.path(name).read_text(), builtin)
         self.assertEqual(bool(expected), bool(found), found)
         if expected:
             self.assertIn(expected, found[0])
@@ -45,11 +51,6 @@ class TestLint(testtools.TestCase):
     def test_a_setting_before_any_section(self):
         self.assertIn('write [overrides] before it', self.complaints(
             'disabled-version = tls1.3\n')[0])
-
-    @ddt.data('', '[overrides]\ndisabled-version = tls1.3\n')
-    def test_every_session_fails_without_an_entry_for_system(self, text):
-        self.assertIn('every session fails', self.complaints(
-            text, lint.SYSTEM)[0])
 
     @ddt.data('SYSTEM', 'QEMU')
     def test_an_entry_that_system_builds_look_at(self, key):
@@ -71,12 +72,31 @@ class TestLint(testtools.TestCase):
         self.assertEqual([], self.complaints(text, builtin))
 
 
+class TestSystemFile(testtools.TestCase):
+
+    def test_gnutls_is_asked(self):
+        library = mock.Mock()
+        library.gnutls_get_system_config_file.return_value = b'/etc/its/own'
+        with mock.patch.object(lint.ctypes, 'CDLL', autospec=True,
+                               return_value=library):
+            self.assertEqual(pathlib.Path('/etc/its/own'),
+                             lint.system_file())
+
+    def test_there_is_none(self):
+        with mock.patch.object(lint.ctypes, 'CDLL', autospec=True,
+                               side_effect=OSError):
+            self.assertEqual(pathlib.Path('/etc/gnutls/config'),
+                             lint.system_file())
+
+
 class TestCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.file = policies.pathlib.Path(
-            self.useFixture(fixtures.TempDir()).join('config'))
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.directory.chmod(0o755)
+        self.file = self.directory / 'config'
         self.file.write_text(policies.path('disabled-version').read_text())
 
     def lint(self, *arguments):
@@ -106,7 +126,21 @@ class TestCommand(testtools.TestCase):
         self.file.chmod(0o640)
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
-        self.assertIn('chmod 0644', said)
+        self.assertIn(f'chmod 0644 {self.file}', said)
+
+    def test_a_directory_that_qemu_cannot_enter(self):
+        self.directory.chmod(0o750)
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn(f'chmod 0755 {self.directory}\n', said)
+
+    def test_no_file_is_named(self):
+        with mock.patch.object(lint, 'system_file', autospec=True,
+                               return_value=self.file), \
+                contextlib.redirect_stdout(io.StringIO()) as out:
+            self.assertEqual(0, tls.main(
+                ['lint', '--qemu-priority', lint.NORMAL]))
+        self.assertIn(str(self.file), out.getvalue())
 
     def test_no_file(self):
         self.file.unlink()
