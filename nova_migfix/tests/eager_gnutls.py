@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A GnuTLS that changes keys after 2^16 records instead of 2^24.
+"""A GnuTLS that changes keys after 2^16 records, or fewer, instead of 2^24.
 
 The code that runs is the library's own: in a copy of the machine's library
 two constants are lowered. The copy is made when it is needed and goes with
@@ -21,32 +21,39 @@ import pathlib
 import re
 import subprocess
 
-from nova_migfix.tls import audit
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import rekey
 
-#: records that a session sends under one key
-RECORDS = 0xfffd
-
 # On x86-64: and $0xffffff,%eax; cmp $0xfffffd,%rax
-_COUNTS = re.compile(rb'\x25\xff\xff\xff\x00\x48\x3d\xfd\xff\xff\x00')
-_SOONER = b'\x25\xff\xff\x00\x00\x48\x3d\xfd\xff\x00\x00'
+_COUNTS = re.compile(rb'(\x25)\xff\xff\xff\x00(\x48\x3d)\xfd\xff\xff\x00')
+# The first of them has to be all ones.
+_MASK = (1 << 16) - 1
+
+
+def records(mask=_MASK):
+    """How many records a session sends under one key."""
+    return mask - 2
 
 
 class CannotBeMade(Exception):
     """There is nothing to show on this machine; the text says why."""
 
 
-def make(qemu, directory):
+def make(qemu, directory, mask=_MASK):
     """Copy the GnuTLS that a QEMU loads, and lower its limit.
 
+    :param mask: of the records that are counted, 2^n - 1
     :param directory: for LD_LIBRARY_PATH, which makes QEMU load the copy
     :raises CannotBeMade: it changes keys safely, or the limit is not found
     """
     library = loaded_by(qemu)
-    version = audit.version(library)
+    version = gnutls.version(library)
     if version is None or rekey.is_fixed(version):
         raise CannotBeMade(f'GnuTLS {version} changes keys safely')
-    content, count = _COUNTS.subn(_SOONER, library.read_bytes())
+    content, count = _COUNTS.subn(
+        lambda match: match[1] + mask.to_bytes(4, 'little')
+        + match[2] + records(mask).to_bytes(4, 'little'),
+        library.read_bytes())
     if count != 1:
         raise CannotBeMade(
             f'the limit is found {count} times in GnuTLS {version}')

@@ -35,6 +35,7 @@ from oslo_concurrency import processutils
 from oslo_config import cfg
 import prettytable
 
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import rekey
 
 NOVA_CONF = '/etc/nova/nova.conf'
@@ -49,7 +50,6 @@ _MAPPED = re.compile(
     r'^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/\S*libgnutls\.so\S*)'
     r'( \(deleted\))?$', re.MULTILINE)
 _IN_USE = re.compile(r'^(?:VmRSS|HugetlbPages):\s+(\d+) kB$', re.MULTILINE)
-_VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
 _PACKAGE = (
     ('dpkg-query', '--show', '--showformat', '${Version}', 'libgnutls30*'),
     ('rpm', '--query', '--queryformat', '%{VERSION}-%{RELEASE}', 'gnutls'),
@@ -134,26 +134,13 @@ def _library(process: pathlib.Path) -> Library | None:
         return None
     mapping, path, deleted = match[1], match[2], bool(match[3])
     # The mapping itself is the file, also if its name is another's by now.
-    found = version(process / 'map_files' / mapping)
+    found = gnutls.version(process / 'map_files' / mapping)
     if deleted:
         return Library(path, True, found, '')
     return Library(
-        path, False, found or version(process / 'root' / path.lstrip('/')),
+        path, False,
+        found or gnutls.version(process / 'root' / path.lstrip('/')),
         _package() if _is_of_this_system(process) else '')
-
-
-def version(path: pathlib.Path) -> str | None:
-    """Read the version out of a GnuTLS.
-
-    It is not loaded: what a process has mapped may be anything.
-
-    :returns: '3.8.9', None if it is not found
-    """
-    try:
-        found = set(_VERSION.findall(path.read_bytes()))
-    except OSError:
-        return None
-    return found.pop().decode() if len(found) == 1 else None
 
 
 def _is_of_this_system(process: pathlib.Path) -> bool:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-import ctypes
 import difflib
 import enum
 import pathlib
@@ -29,6 +28,7 @@ import re
 import sys
 from typing import NamedTuple
 
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import policy
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
@@ -211,16 +211,6 @@ def builtin_priority(qemu: str) -> str:
             else NORMAL)
 
 
-def system_file() -> pathlib.Path:
-    """Ask GnuTLS of this host where it looks for its configuration."""
-    try:
-        ask = ctypes.CDLL('libgnutls.so.30').gnutls_get_system_config_file
-    except (OSError, AttributeError):
-        return pathlib.Path(policy.FAMILIES['debian'].path)
-    ask.restype = ctypes.c_char_p
-    return pathlib.Path(ask().decode())
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of ``lint``."""
     parser.add_argument('file', nargs='?', type=pathlib.Path,
@@ -237,7 +227,8 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: the worst: 0: none, 1: warning, 2: failure
     """
-    path = args.file or system_file()
+    path = (args.file or gnutls.system_file()
+            or pathlib.Path(policy.FAMILIES['debian'].path))
     try:
         findings = _lint_file(path, args.qemu_priority or builtin_priority(
             args.qemu or probe.find_qemu()))

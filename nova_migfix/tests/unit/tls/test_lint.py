@@ -21,6 +21,7 @@ import testtools
 
 from nova_migfix.cmd import tls
 from nova_migfix.tests import policies
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 
@@ -72,23 +73,6 @@ class TestLint(testtools.TestCase):
         self.assertEqual([], self.complaints(text, builtin))
 
 
-class TestSystemFile(testtools.TestCase):
-
-    def test_gnutls_is_asked(self):
-        library = mock.Mock()
-        library.gnutls_get_system_config_file.return_value = b'/etc/its/own'
-        with mock.patch.object(lint.ctypes, 'CDLL', autospec=True,
-                               return_value=library):
-            self.assertEqual(pathlib.Path('/etc/its/own'),
-                             lint.system_file())
-
-    def test_there_is_none(self):
-        with mock.patch.object(lint.ctypes, 'CDLL', autospec=True,
-                               side_effect=OSError):
-            self.assertEqual(pathlib.Path('/etc/gnutls/config'),
-                             lint.system_file())
-
-
 class TestCommand(testtools.TestCase):
 
     def setUp(self):
@@ -135,7 +119,7 @@ class TestCommand(testtools.TestCase):
         self.assertIn(f'chmod 0755 {self.directory}\n', said)
 
     def test_no_file_is_named(self):
-        with mock.patch.object(lint, 'system_file', autospec=True,
+        with mock.patch.object(gnutls, 'system_file', autospec=True,
                                return_value=self.file), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
             self.assertEqual(0, tls.main(
