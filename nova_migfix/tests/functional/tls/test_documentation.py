@@ -14,18 +14,12 @@
 
 import os
 import pathlib
-import re
 import sys
-import textwrap
 
-import nova_migfix
+from nova_migfix.tests import etc
 from nova_migfix.tests.functional.tls import base
+from nova_migfix.tests import pages
 from nova_migfix.tls import lint
-
-_PAGE = (pathlib.Path(nova_migfix.__file__).parent.parent
-         / 'doc/source/tls/index.rst')
-_BLOCK = re.compile(
-    r'^( *)\.\. code-block:: console\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
 
 # What this machine does not have: they do what the real ones do here.
 _STAND_INS = {
@@ -39,22 +33,13 @@ cat /etc/crypto-policies/local.d/gnutls-*.config \
 }
 
 
-def shown(text):
-    """Yield each command of a page, and what it is shown to print."""
-    for block in _BLOCK.finditer(text):
-        for part in re.split('^# ', textwrap.dedent(block[2]),
-                             flags=re.MULTILINE)[1:]:
-            command, _, output = part.strip().partition('\n')
-            yield command, output
-
-
 class DocumentationTestCase(base.QemuTestCase):
 
     def setUp(self):
         super().setUp()
         if lint.builtin_priority(self.qemu) != lint.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
-        self.etc = self.useFixture(base.WritableEtc())
+        self.etc = self.useFixture(etc.WritableEtc())
         self.prepare()
 
     def prepare(self):
@@ -77,7 +62,7 @@ class DocumentationTestCase(base.QemuTestCase):
             **os.environ, 'PATH': ':'.join(map(str, path))})
 
     def test_commands(self):
-        commands = list(shown(_PAGE.read_text()))
+        commands = list(pages.commands('tls/index.rst'))
         self.assertIn('nova-migfix-tls probe', dict(commands))
         for command, output in commands:
             done = self.do(command)

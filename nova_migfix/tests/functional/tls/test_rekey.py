@@ -22,6 +22,7 @@ import signal
 import fixtures
 
 from nova_migfix.tests import eager_gnutls
+from nova_migfix.tests import etc
 from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests.functional.tls import busy_guest
 from nova_migfix.tests import qemu_pair
@@ -38,17 +39,17 @@ _BANDWIDTH = 200 * qemu_pair.MIB
 
 class Pair(qemu_pair.Pair):
 
-    def __init__(self, etc, libraries, kernel):
+    def __init__(self, etcs, libraries, kernel):
         """Prepare two that load certain libraries.
 
-        :param etc: base.Etc by end
+        :param etcs: etc.Etc by end
         """
         super().__init__(_MEMORY, ('-kernel', kernel))
-        self._etc = etc
+        self._etcs = etcs
         self._libraries = libraries
 
     def command(self, end):
-        return [*self._etc[end].entered(), 'env',
+        return [*self._etcs[end].entered(), 'env',
                 f'LD_LIBRARY_PATH={self._libraries}', *super().command(end)]
 
 
@@ -62,7 +63,7 @@ class RekeyTestCase(base.QemuTestCase):
             eager_gnutls.make(self.qemu, self.directory)
         except eager_gnutls.CannotBeMade as error:
             self.skipTest(str(error))
-        self.etc_of_destination = self.useFixture(base.Etc())
+        self.etc_of_destination = self.useFixture(etc.Etc())
 
     def give_policy_to_destination(self):
         self.etc_of_destination.file.write_text(policy.merge(
