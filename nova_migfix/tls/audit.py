@@ -12,14 +12,15 @@
 
 """Which running guests a migration over TLS would harm.
 
-Reads only: /proc, nova.conf, the package database and, when asked for dirty
-rates, libvirt. A guest keeps the GnuTLS that was installed when it was
-started, also when that has been replaced since.
+Reads only: /proc, nova.conf and the package database; dirty rates, when asked
+for, are measured by libvirt. A guest keeps the GnuTLS that was installed when
+it was started, also when that has been replaced since.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from collections.abc import Iterator
 import json
 import os
@@ -27,12 +28,14 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 from typing import NamedTuple
 
 from oslo_concurrency import processutils
 from oslo_config import cfg
 import prettytable
 
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import rekey
 
 NOVA_CONF = '/etc/nova/nova.conf'
@@ -42,26 +45,25 @@ NOVA_CONF = '/etc/nova/nova.conf'
 _BANDWIDTH = 1 << 30
 
 _PROC = pathlib.Path('/proc')
+_QEMU = re.compile(r'qemu-(system-|kvm)')
 _MAPPED = re.compile(
     r'^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/\S*libgnutls\.so\S*)'
     r'( \(deleted\))?$', re.MULTILINE)
 _IN_USE = re.compile(r'^(?:VmRSS|HugetlbPages):\s+(\d+) kB$', re.MULTILINE)
-_ASK_VERSION = '''
-import ctypes, sys
-library = ctypes.CDLL(sys.argv[1])
-library.gnutls_check_version.restype = ctypes.c_char_p
-print(library.gnutls_check_version(None).decode())
-'''
 _PACKAGE = (
     ('dpkg-query', '--show', '--showformat', '${Version}', 'libgnutls30*'),
     ('rpm', '--query', '--queryformat', '%{VERSION}-%{RELEASE}', 'gnutls'),
 )
 
 
+class AuditError(Exception):
+    """The guests cannot be judged; the text says why and what to do."""
+
+
 class Library(NamedTuple):
     """The GnuTLS that a process has mapped."""
 
-    path: str
+    path: str           # '' if it cannot be seen
     deleted: bool       # replaced on disk since
     version: str | None
     package: str        # '' if it cannot be said
@@ -78,40 +80,49 @@ class Guest(NamedTuple):
     dirty_rate: int | None = None       # bytes a second
 
 
-def guests(proc: pathlib.Path = _PROC) -> Iterator[Guest]:
-    """Yield the running QEMUs that may be looked into.
+def guests(uuid: str | None = None) -> Iterator[Guest]:
+    """Yield the running QEMUs.
 
     One that ends meanwhile is left out.
+
+    :param uuid: of the only one that is wanted
     """
-    for entry in sorted(proc.glob('[0-9]*'), key=lambda path: int(path.name)):
-        try:
-            arguments = (entry / 'cmdline').read_text(
-                errors='replace').split('\0')
-            if not re.match(r'qemu-(system-|kvm)',
-                            os.path.basename(arguments[0])):
+    for process, arguments in _qemus():
+        if uuid in (None, _after(arguments, '-uuid')):
+            try:
+                yield _guest(process, arguments)
+            except (FileNotFoundError, ProcessLookupError):
                 continue
-            in_use = sum(int(size) for size in _IN_USE.findall(
-                (entry / 'status').read_text()))
-            yield Guest(
-                int(entry.name), _name(arguments), _after(arguments, '-uuid'),
-                in_use * 1024, _library(entry))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
 
 
 def find(uuid: str) -> Guest | None:
     """The running QEMU of an instance, None if it cannot be seen."""
-    return next((guest for guest in guests() if guest.uuid == uuid), None)
+    return next(guests(uuid), None)
+
+
+def _qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """Yield directory and command line of each, in the order of PIDs."""
+    for process in sorted(_PROC.glob('[0-9]*'), key=lambda p: int(p.name)):
+        try:
+            arguments = (process / 'cmdline').read_text(
+                errors='replace').split('\0')
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if _QEMU.match(os.path.basename(arguments[0])):
+            yield process, arguments
+
+
+def _guest(process: pathlib.Path, arguments: list[str]) -> Guest:
+    in_use = _IN_USE.findall((process / 'status').read_text())
+    name = re.match(r'(?:guest=)?([^,]*)', _after(arguments, '-name'))
+    return Guest(
+        int(process.name), name[1] if name else '',
+        _after(arguments, '-uuid'), sum(map(int, in_use)) * 1024,
+        _library(process))
 
 
 def _after(arguments: list[str], option: str) -> str:
-    pairs = dict(zip(arguments, arguments[1:]))
-    return pairs.get(option, '')
-
-
-def _name(arguments: list[str]) -> str:
-    match = re.match(r'(?:guest=)?([^,]*)', _after(arguments, '-name'))
-    return match[1] if match else ''
+    return dict(zip(arguments, arguments[1:])).get(option, '')
 
 
 def _library(process: pathlib.Path) -> Library | None:
@@ -121,25 +132,23 @@ def _library(process: pathlib.Path) -> Library | None:
         return Library('', False, None, '')
     if not match:
         return None
-    deleted = bool(match[3])
+    mapping, path, deleted = match[1], match[2], bool(match[3])
     # The mapping itself is the file, also if its name is another's by now.
-    found = (version(process / 'map_files' / match[1])
-             or (None if deleted
-                 else version(process / 'root' / match[2].lstrip('/'))))
-    return Library(match[2], deleted, found, '' if deleted else _package())
+    found = gnutls.version(process / 'map_files' / mapping)
+    if deleted:
+        return Library(path, True, found, '')
+    return Library(
+        path, False,
+        found or gnutls.version(process / 'root' / path.lstrip('/')),
+        _package() if _is_of_this_system(process) else '')
 
 
-def version(path: pathlib.Path) -> str | None:
-    """Load a GnuTLS in a process of its own and ask it.
-
-    :returns: '3.8.9', None if it cannot be loaded
-    """
+def _is_of_this_system(process: pathlib.Path) -> bool:
+    """Whether it sees our files, rather than those of a container."""
     try:
-        out, _ = processutils.execute(
-            sys.executable, '-c', _ASK_VERSION, str(path))
-    except (OSError, processutils.ProcessExecutionError):
-        return None
-    return str(out).strip()
+        return (process / 'root').samefile('/')
+    except OSError:
+        return False
 
 
 def _package() -> str:
@@ -154,11 +163,11 @@ def _package() -> str:
     return ''
 
 
-def transport(path: str) -> rekey.Transport:
+def transport(paths: Iterable[str]) -> rekey.Transport:
     """Read how Nova migrates.
 
-    :param path: of nova.conf
-    :raises oslo_config.cfg.ConfigFilesNotFoundError: there is none
+    :param paths: of nova.conf; the last one that sets an option counts
+    :raises AuditError: one is not there, or cannot be understood
     """
     conf = cfg.ConfigOpts()
     conf.register_opts([
@@ -166,25 +175,36 @@ def transport(path: str) -> rekey.Transport:
             name, default=default)
         for name, default in rekey.Transport._field_defaults.items()],
         group='libvirt')
-    conf([], default_config_files=[path], default_config_dirs=[])
-    return rekey.Transport(**{
-        name: conf.libvirt[name] for name in rekey.Transport._fields})
+    try:
+        conf([], default_config_files=list(paths), default_config_dirs=[])
+        return rekey.Transport(**{
+            name: conf.libvirt[name] for name in rekey.Transport._fields})
+    except (cfg.Error, ValueError) as error:
+        raise AuditError(f'{error}\nHow Nova migrates is not known: name the '
+                         'configuration of nova-compute with --config-file'
+                         ) from error
 
 
 def dirty_rates(seconds: int) -> dict[str, int]:
-    """Measure how much each guest writes.
+    """Let libvirt measure how much each guest writes.
 
     :param seconds: for how long, 1 to 60
     :returns: bytes a second by libvirt's name of the guest
+    :raises AuditError: libvirt cannot be asked
     """
-    names, _ = processutils.execute('virsh', '--readonly', 'list', '--name')
-    for name in names.split():
-        processutils.execute(
-            'virsh', 'domdirtyrate-calc', name, '--seconds', str(seconds))
-    processutils.execute('sleep', str(seconds + 1))
-    out, _ = processutils.execute(
-        'virsh', '--readonly', 'domstats', '--dirtyrate')
-    return _rates(out)
+    for name in _virsh('--readonly', 'list', '--name').split():
+        _virsh('domdirtyrate-calc', name, '--seconds', str(seconds))
+    time.sleep(seconds + 1)
+    return _rates(_virsh('--readonly', 'domstats', '--dirtyrate'))
+
+
+def _virsh(*arguments: str) -> str:
+    try:
+        out, _ = processutils.execute('virsh', *arguments)
+    except (OSError, processutils.ProcessExecutionError) as error:
+        raise AuditError(
+            f'Dirty rates cannot be measured: {error}') from error
+    return str(out)
 
 
 def _rates(stats: str) -> dict[str, int]:
@@ -199,8 +219,9 @@ def _rates(stats: str) -> dict[str, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of ``audit``."""
-    parser.add_argument('--config-file', default=NOVA_CONF,
-                        help='of nova-compute; default: %(default)s')
+    parser.add_argument('--config-file', action='append', metavar='FILE',
+                        help='of nova-compute, may be repeated; default: '
+                        f'{NOVA_CONF}')
     parser.add_argument('--dirty-rate', type=int, metavar='SECONDS',
                         help='let libvirt measure for so long how much the '
                         'guests write')
@@ -213,17 +234,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what becomes of each guest.
 
-    :returns: 0: all are safe; 1: some are at risk; 2: some will fail
+    :returns: 0: all are safe; 1: some are at risk; 2: some will fail, or it
+        cannot be said
     """
-    how = transport(args.config_file)
-    rates = dirty_rates(args.dirty_rate) if args.dirty_rate else {}
-    found = [(guest, rekey.assess(
-        how, guest.library.version if guest.library else None,
-        guest.library.package if guest.library else '', guest.memory,
-        guest.dirty_rate, args.bandwidth)) for guest in (
-            guest._replace(dirty_rate=rates.get(guest.name))
-            for guest in guests())]
-    print(_json(found) if args.json else _table(found))
+    try:
+        how = transport(args.config_file or [NOVA_CONF])
+        rates = dirty_rates(args.dirty_rate) if args.dirty_rate else {}
+    except AuditError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = [(guest, _assess(guest, how, args.bandwidth)) for guest in (
+        guest._replace(dirty_rate=rates.get(guest.name))
+        for guest in guests())]
+    print(_json(how, found) if args.json else _table(how, found))
     return max((_STATUS[assessment.verdict] for _, assessment in found),
                default=0)
 
@@ -232,26 +255,39 @@ _STATUS = {rekey.Verdict.SAFE: 0, rekey.Verdict.AT_RISK: 1,
            rekey.Verdict.WILL_FAIL: 2}
 
 
-def _json(found: list[tuple[Guest, rekey.Assessment]]) -> str:
-    return json.dumps([{
+def _assess(guest: Guest, how: rekey.Transport,
+            bandwidth: int) -> rekey.Assessment:
+    library = guest.library or Library('', False, None, '')
+    return rekey.assess(how, library.version, library.package, guest.memory,
+                        guest.dirty_rate, bandwidth)
+
+
+def _json(how: rekey.Transport,
+          found: list[tuple[Guest, rekey.Assessment]]) -> str:
+    return json.dumps({'nova': how._asdict(), 'guests': [{
         **guest._asdict(),
         'library': guest.library and guest.library._asdict(),
-        'verdict': assessment.verdict.value, 'reason': assessment.reason,
-    } for guest, assessment in found], indent=2)
+        **assessment._asdict(), 'verdict': assessment.verdict.value,
+    } for guest, assessment in found]}, indent=2)
 
 
-def _table(found: list[tuple[Guest, rekey.Assessment]]) -> str:
+def _table(how: rekey.Transport,
+           found: list[tuple[Guest, rekey.Assessment]]) -> str:
     table = prettytable.PrettyTable(
-        ['guest', 'GiB in use', 'GnuTLS', 'verdict', 'reason'])
+        ['guest', 'GiB in use', 'GnuTLS', 'rekeys', 'verdict', 'reason'])
     table.align = 'l'
     table.max_width['reason'] = 50
     for guest, assessment in found:
-        library = guest.library
         table.add_row([
             f'{guest.name}\n{guest.uuid}',
-            f'{guest.memory / rekey.GIB:.1f}',
-            f'{library.package or library.version or "not known"}'
-            f'{" (replaced)" if library.deleted else ""}'
-            if library else 'none',
+            f'{guest.memory / rekey.GIB:.1f}', _shown(guest.library),
+            'no end' if assessment.rekeys is None else assessment.rekeys,
             assessment.verdict.value, assessment.reason])
-    return str(table)
+    return f'Nova migrates {how}.\n{table}'
+
+
+def _shown(library: Library | None) -> str:
+    if library is None:
+        return 'none'
+    name = library.package or library.version or 'not known'
+    return f'{name} (replaced)' if library.deleted else name

@@ -28,6 +28,7 @@ import re
 import sys
 from typing import NamedTuple
 
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import policy
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
@@ -213,8 +214,7 @@ def builtin_priority(qemu: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line of ``lint``."""
     parser.add_argument('file', nargs='?', type=pathlib.Path,
-                        default=pathlib.Path(policy.FAMILIES['debian'].path),
-                        help='default: %(default)s')
+                        help='default: where GnuTLS of this host looks')
     parser.add_argument('--qemu', metavar='BINARY',
                         help='whose built-in priority counts; default: the '
                         'one of this host')
@@ -227,18 +227,19 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: the worst: 0: none, 1: warning, 2: failure
     """
+    path = (args.file or gnutls.system_file()
+            or pathlib.Path(policy.FAMILIES['debian'].path))
     try:
-        findings = _lint_file(args.file, args.qemu_priority
-                              or builtin_priority(args.qemu
-                                                  or probe.find_qemu()))
+        findings = _lint_file(path, args.qemu_priority or builtin_priority(
+            args.qemu or probe.find_qemu()))
     except (OSError, UnicodeDecodeError, qmp.QemuError) as error:
-        print(f'{args.file}: {error}', file=sys.stderr)
+        print(f'{path}: {error}', file=sys.stderr)
         return int(Severity.FAILURE)
     for finding in findings:
-        place = f'{args.file}:{finding.line}' if finding.line else args.file
+        place = f'{path}:{finding.line}' if finding.line else path
         print(f'{place}: {finding.severity.name.lower()}: {finding.text}')
     if not findings:
-        print(f'{args.file}: nothing is said in vain; ask "nova-migfix-tls '
+        print(f'{path}: nothing is said in vain; ask "nova-migfix-tls '
               'probe" what QEMU makes of it')
     return int(max((finding.severity for finding in findings),
                    default=Severity.SUCCESS))
@@ -246,7 +247,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _lint_file(path: pathlib.Path, builtin: str) -> list[Finding]:
     findings = lint(path.read_text(), builtin)
-    if path.stat().st_mode & 0o004 == 0:
-        findings.insert(0, Finding(0, Severity.FAILURE, (
-            'QEMU\'s user cannot read it: chmod 0644')))
+    findings[:0] = [Finding(0, Severity.FAILURE, (
+        f'QEMU\'s user cannot read it: chmod {right} {place}'))
+        for place, needed, right in (
+            (path, 0o004, '0644'),
+            *((parent, 0o001, '0755') for parent in path.absolute().parents))
+        if place.stat().st_mode & needed == 0]
     return findings

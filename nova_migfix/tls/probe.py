@@ -27,6 +27,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import socket
 import ssl
@@ -41,8 +42,11 @@ from nova_migfix.tls import qmp
 #: where distributions have it, in the order in which they are tried
 QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
          'qemu-system-aarch64', 'qemu-system-ppc64', 'qemu-system-s390x')
-#: whom libvirt runs guests as, likewise
+#: whom libvirt runs guests as unless its configuration names another
 USERS = ('libvirt-qemu', 'qemu')
+
+_QEMU_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
+_USER = re.compile(r'^\s*user\s*=\s*"\+?([^"]+)"', re.MULTILINE)
 
 # Seconds, for a handshake.
 _TIMEOUT = 10
@@ -89,11 +93,22 @@ def find_qemu() -> str:
 
 def find_user() -> str:
     """The user that guests run as; the one who asks if there is no such."""
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    for name in USERS:
-        if name in known and os.geteuid() == 0:
-            return name
+    if os.geteuid() == 0:
+        known = {entry.pw_name for entry in pwd.getpwall()}
+        for name in (_configured_user(), *USERS):
+            if name in known:
+                return name
     return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def _configured_user() -> str:
+    """Whom libvirt's configuration names, by name or number; '': nobody."""
+    try:
+        match = _USER.search(_QEMU_CONF.read_text())
+        name = match[1] if match else ''
+        return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
+    except (OSError, KeyError):
+        return ''
 
 
 def probe(qemu: str, user: str, credentials: str | None = None,
@@ -204,7 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--qemu', metavar='BINARY',
                         help='default: the one of this host')
     parser.add_argument('--user', help='whom guests run as; default: '
-                        f'{" or ".join(USERS)}, whichever there is')
+                        f'as {_QEMU_CONF} says, {" or ".join(USERS)}')
     parser.add_argument('--creds', metavar='DIR', help='certificates, as '
                         'libvirt has them; default: throw-away ones')
     parser.add_argument('--priority', help='as migrate_tls_priority in '

@@ -51,8 +51,14 @@ class Verdict(enum.Enum):
 
 
 class Assessment(NamedTuple):
+    """What becomes of a guest.
+
+    :param rekeys: how often keys are likely to change; None: there is no end
+    """
+
     verdict: Verdict
     reason: str
+    rekeys: int | None = 0
 
 
 class Transport(NamedTuple):
@@ -62,6 +68,16 @@ class Transport(NamedTuple):
     live_migration_tunnelled: bool = False
     live_migration_permit_post_copy: bool = False
     live_migration_parallel_connections: int = 1
+
+    def __str__(self) -> str:
+        """For the sentence 'Nova migrates ...'."""
+        if self.live_migration_tunnelled:
+            return 'tunnelled through libvirt'
+        tls = ('over' if self.live_migration_with_native_tls else 'without')
+        post_copy = ('with' if self.live_migration_permit_post_copy
+                     else 'without')
+        return (f'{tls} native TLS, {post_copy} post-copy, parallel '
+                f'connections: {self.live_migration_parallel_connections}')
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -83,7 +99,7 @@ def is_fixed(version: str, package: str = '') -> bool:
     """
     if numbers(version) >= _FIXED:
         return True
-    match = _RPM.fullmatch(package)
+    match = _RPM.match(package)
     if not match or match[3] not in _BACKPORTS:
         return False
     fixed, build = _BACKPORTS[match[3]]
@@ -124,30 +140,45 @@ def assess(transport: Transport, gnutls: str | None, package: str,
     safe = _safe_anyway(transport, gnutls, package)
     if safe:
         return Assessment(Verdict.SAFE, safe)
-    post_copy = transport.live_migration_permit_post_copy
-    end, how = ((PER_REKEY, 'fails at the first change of keys (post-copy)')
-                if post_copy else (2 * PER_REKEY,
-                                   'crashes at the second change of keys'))
-    what = f'GnuTLS {gnutls or "of unknown version"}: QEMU {how}, after '\
-           f'{end // GIB} GiB'
     sent = bytes_sent(memory, dirty_rate, bandwidth)
+    if sent is None and transport.live_migration_permit_post_copy:
+        # It is switched to, sooner or later.
+        dirty_rate, sent = None, memory
+    how, end = _end(transport)
+    verdict, reason = _judge(memory, dirty_rate, sent, end)
+    if verdict is not Verdict.SAFE:
+        reason = (f'GnuTLS {gnutls or "of unknown version"}: {how}, '
+                  f'after {end // GIB} GiB; {reason}')
+    return Assessment(verdict, reason,
+                      None if sent is None else sent // PER_REKEY)
+
+
+def _end(transport: Transport) -> tuple[str, int]:
+    """Say what happens to QEMU, and after how many bytes."""
+    if transport.live_migration_permit_post_copy:
+        return 'fails at the first change of keys (post-copy)', PER_REKEY
+    return 'QEMU crashes at the second change of keys', 2 * PER_REKEY
+
+
+def _judge(memory: int, dirty_rate: int | None, sent: int | None,
+           end: int) -> tuple[Verdict, str]:
+    """Compare what is sent with the bytes at which it ends."""
     if memory >= end:
-        return Assessment(Verdict.WILL_FAIL, (
-            f'{what}; {memory / GIB:.1f} GiB of memory are in use'))
+        return Verdict.WILL_FAIL, f'{memory / GIB:.1f} GiB are in use'
     if sent is None:
-        return Assessment(Verdict.WILL_FAIL, (
-            f'{what}; it writes faster than it can be migrated'))
+        return (Verdict.WILL_FAIL,
+                'it writes faster than it can be migrated')
     if sent >= end:
-        return Assessment(Verdict.WILL_FAIL, (
-            f'{what}; {sent / GIB:.1f} GiB will be sent, as it writes '
-            f'{(dirty_rate or 0) / GIB:.2f} GiB a second'))
+        return Verdict.WILL_FAIL, (
+            f'{sent / GIB:.1f} GiB will be sent, as it writes '
+            f'{(dirty_rate or 0) / GIB:.2f} GiB a second')
     if dirty_rate is None and _ROUNDS * memory >= end:
-        return Assessment(Verdict.AT_RISK, (
-            f'{what}; {memory / GIB:.1f} GiB are in use and may be sent '
-            'several times'))
-    return Assessment(Verdict.SAFE, (
+        return Verdict.AT_RISK, (
+            f'{memory / GIB:.1f} GiB are in use and may be sent several '
+            'times')
+    return Verdict.SAFE, (
         f'about {sent / GIB:.1f} GiB will be sent; changes of keys begin to '
-        f'harm at {end // GIB} GiB'))
+        f'harm at {end // GIB} GiB')
 
 
 def _safe_anyway(transport: Transport, gnutls: str | None,

@@ -15,4 +15,6 @@
 ``python -m nova_migfix.tests.bench DIRECTORY`` takes new file systems of
 several sizes from one directory to another through a real sshd on loopback,
 in the three ways there are, and draws time against size.
+
+``python -m nova_migfix.tests.bench.ciphers DIRECTORY``: see there.
 """

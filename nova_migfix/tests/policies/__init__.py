@@ -13,7 +13,9 @@
 """GnuTLS configurations: those that work, and those that do nothing.
 
 Each stands in a file of its name beside this one. What is expected was read
-off a QEMU that was built with the priority NORMAL.
+off a QEMU that was built with the priority NORMAL, as Debian and Ubuntu do, or
+with @QEMU,SYSTEM, as the RHEL family does; crypto-policies.config is what
+update-crypto-policies writes there, shortened.
 """
 
 import pathlib
@@ -46,6 +48,18 @@ EXPECTED = {
     'misspelt-section': Expected(*REKEYS, 'write [overrides]'),
     'other-section': Expected(*REKEYS, 'write it into [overrides]'),
     'malformed': Expected(*REKEYS, 'ignores the whole file'),
+}
+
+NO_SESSION = ('', '')
+
+EXPECTED_OF_SYSTEM = {
+    'crypto-policies': Expected(*REKEYS, 'nothing keeps QEMU from TLS 1.3'),
+    'priorities': Expected(*TLS12, ''),
+    'both': Expected(*TLS12, ''),
+    'merged': Expected(*TLS12, ''),
+    'disabled-version': Expected(*NO_SESSION, 'every session fails'),
+    'disabled-ciphers': Expected(*NO_SESSION, 'every session fails'),
+    'none': Expected(*NO_SESSION, 'every session fails'),
 }
 
 

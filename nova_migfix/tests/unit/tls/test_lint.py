@@ -12,6 +12,8 @@
 
 import contextlib
 import io
+import pathlib
+from unittest import mock
 
 import ddt
 import fixtures
@@ -19,6 +21,7 @@ import testtools
 
 from nova_migfix.cmd import tls
 from nova_migfix.tests import policies
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 
@@ -29,10 +32,14 @@ class TestLint(testtools.TestCase):
     def complaints(self, text, builtin=lint.NORMAL):
         return [finding.text for finding in lint.lint(text, builtin)]
 
-    @ddt.data(*policies.EXPECTED)
-    def test_file(self, name):
-        found = self.complaints(policies.path(name).read_text())
-        expected = policies.EXPECTED[name].complaint
+    @ddt.data(*(
+        (name, builtin, expected[name].complaint)
+        for builtin, expected in ((lint.NORMAL, policies.EXPECTED),
+                                  (lint.SYSTEM, policies.EXPECTED_OF_SYSTEM))
+        for name in expected))
+    @ddt.unpack
+    def test_file(self, name, builtin, expected):
+        found = self.complaints(policies.path(name).read_text(), builtin)
         self.assertEqual(bool(expected), bool(found), found)
         if expected:
             self.assertIn(expected, found[0])
@@ -45,11 +52,6 @@ class TestLint(testtools.TestCase):
     def test_a_setting_before_any_section(self):
         self.assertIn('write [overrides] before it', self.complaints(
             'disabled-version = tls1.3\n')[0])
-
-    @ddt.data('', '[overrides]\ndisabled-version = tls1.3\n')
-    def test_every_session_fails_without_an_entry_for_system(self, text):
-        self.assertIn('every session fails', self.complaints(
-            text, lint.SYSTEM)[0])
 
     @ddt.data('SYSTEM', 'QEMU')
     def test_an_entry_that_system_builds_look_at(self, key):
@@ -75,8 +77,10 @@ class TestCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.file = policies.pathlib.Path(
-            self.useFixture(fixtures.TempDir()).join('config'))
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.directory.chmod(0o755)
+        self.file = self.directory / 'config'
         self.file.write_text(policies.path('disabled-version').read_text())
 
     def lint(self, *arguments):
@@ -106,7 +110,21 @@ class TestCommand(testtools.TestCase):
         self.file.chmod(0o640)
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
-        self.assertIn('chmod 0644', said)
+        self.assertIn(f'chmod 0644 {self.file}', said)
+
+    def test_a_directory_that_qemu_cannot_enter(self):
+        self.directory.chmod(0o750)
+        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn(f'chmod 0755 {self.directory}\n', said)
+
+    def test_no_file_is_named(self):
+        with mock.patch.object(gnutls, 'system_file', autospec=True,
+                               return_value=self.file), \
+                contextlib.redirect_stdout(io.StringIO()) as out:
+            self.assertEqual(0, tls.main(
+                ['lint', '--qemu-priority', lint.NORMAL]))
+        self.assertIn(str(self.file), out.getvalue())
 
     def test_no_file(self):
         self.file.unlink()

@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import pathlib
+from unittest import mock
 
 import ddt
 import fixtures
@@ -145,6 +146,24 @@ class TestCommand(testtools.TestCase):
         self.assertEqual(
             '[global]\n\n[overrides]\ndisabled-version = tls1.3\n',
             self.file.read_text())
+
+    def test_it_is_written_in_one_step(self):
+        self.file.write_text('[global]\n')
+        for failing in ('replace', 'fchmod', 'fsync'):
+            with mock.patch.object(os, failing, autospec=True,
+                                   side_effect=OSError('disk full')):
+                status, _, said = self.to_file('--force')
+            self.assertEqual((2, 'disk full\n'), (status, said))
+            self.assertEqual('[global]\n', self.file.read_text())
+            self.assertEqual([self.file], list(self.file.parent.iterdir()))
+
+    def test_a_file_that_not_everybody_may_read(self):
+        self.to_file()
+        self.file.chmod(0o600)
+        status, _, _ = self.to_file()
+        self.assertEqual(2, status)
+        self.to_file('--force')
+        self.assertEqual(0o644, self.file.stat().st_mode & 0o777)
 
     def test_nothing_to_merge(self):
         status, _, said = self.to_file('--merge', self.file)

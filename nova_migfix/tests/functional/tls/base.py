@@ -1,0 +1,33 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What the tests with the QEMU of this machine have in common."""
+
+import testtools
+
+from nova_migfix.tests import etc
+from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
+
+class QemuTestCase(testtools.TestCase):
+    """Skips where there is no QEMU or no mount namespace of our own."""
+
+    def setUp(self):
+        super().setUp()
+        try:
+            self.qemu = probe.find_qemu()
+        except qmp.QemuError as error:
+            self.skipTest(str(error))
+        self.etc = self.useFixture(etc.Etc())
+        done = self.etc.run('true')
+        if done.returncode:
+            self.skipTest(f'no mount namespace of our own: {done.stderr}')

@@ -1,0 +1,359 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import contextlib
+import io
+import json
+import pathlib
+from unittest import mock
+
+import ddt
+import fixtures
+from oslo_concurrency import processutils
+import testtools
+
+from nova_migfix.cmd import tls
+from nova_migfix.tls import audit
+
+GIB = 1 << 30
+
+LIBRARY = '/usr/lib/x86_64-linux-gnu/libgnutls.so.30.34.3'
+MAPPING = '7f0000000000-7f0000030000'
+
+MAPS = f'''\
+560000000000-560000400000 r--p 00000000 fe:00 1    /usr/bin/qemu-system-x86_64
+7e0000000000-7e0100000000 rw-p 00000000 00:00 0
+{MAPPING} r--p 00000000 fe:00 2                    {{path}}
+7f0000030000-7f0000150000 r-xp 00030000 fe:00 2    {{path}}
+'''
+
+STATUS = '''\
+Name:	qemu-system-x86
+VmPeak:	 9000000 kB
+VmRSS:	 {resident} kB
+HugetlbPages:	 {huge} kB
+Threads:	4
+'''
+
+
+class Proc(fixtures.Fixture):
+    """A /proc with processes that a test describes."""
+
+    def _setUp(self):
+        self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (self.path / 'self').symlink_to('42')
+
+    def process(self, pid, *command, files=None, version='3.7.9', root='/'):
+        """Add one.
+
+        :param files: text by name, beside its command line
+        :param version: of the GnuTLS that is mapped
+        :param root: the directory that is its /
+        """
+        process = self.path / str(pid)
+        (process / 'map_files').mkdir(parents=True)
+        (process / 'root').symlink_to(root)
+        (process / 'cmdline').write_text('\0'.join(command) + '\0')
+        (process / 'map_files' / MAPPING).write_bytes(
+            b'\0000.3.4\0' + version.encode() + b'\0')
+        for name, text in (files or {}).items():
+            (process / name).write_text(text)
+        return process
+
+    def qemu(self, pid, uuid='', path=LIBRARY, resident=0, huge=0, **process):
+        """Add a QEMU that libvirt has started."""
+        return self.process(
+            pid, '/usr/bin/qemu-system-x86_64', '-name',
+            f'guest=instance-{pid},debug-threads=on', '-S', '-uuid', uuid,
+            files={'maps': MAPS.format(path=path), 'status': STATUS.format(
+                resident=resident // 1024, huge=huge // 1024)}, **process)
+
+
+class AuditTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.proc = self.useFixture(Proc())
+        self.useFixture(fixtures.MockPatchObject(
+            audit, '_PROC', self.proc.path))
+        self.useFixture(fixtures.MockPatchObject(
+            audit, '_package', self.package))
+        self.packages = ['3.7.9-2+deb12u6']
+
+    def package(self):
+        return self.packages[0]
+
+    def guests(self):
+        return list(audit.guests())
+
+
+class TestGuests(AuditTestCase):
+
+    def test_a_guest(self):
+        self.proc.qemu(7, 'aaaa', resident=3 * GIB)
+        self.assertEqual([audit.Guest(
+            7, 'instance-7', 'aaaa', 3 * GIB, audit.Library(
+                LIBRARY, False, '3.7.9', '3.7.9-2+deb12u6'))], self.guests())
+
+    def test_huge_pages_are_memory_too(self):
+        self.proc.qemu(7, resident=GIB, huge=64 * GIB)
+        self.assertEqual(65 * GIB, self.guests()[0].memory)
+
+    def test_all_are_found_in_the_order_of_their_processes(self):
+        for pid in (100, 9, 20):
+            self.proc.qemu(pid)
+        self.assertEqual([9, 20, 100], [g.pid for g in self.guests()])
+
+    def test_other_processes_are_none(self):
+        self.proc.process(1, '/sbin/init')
+        self.proc.process(2)
+        self.proc.process(3, '/usr/bin/vi', '/usr/bin/qemu-system-x86_64')
+        self.proc.process(4, '/usr/bin/qemu-img', 'convert')
+        self.assertEqual([], self.guests())
+
+    def test_the_red_hat_family_calls_it_otherwise(self):
+        self.proc.process(8, '/usr/libexec/qemu-kvm', files={
+            'maps': '', 'status': ''})
+        self.assertEqual([8], [guest.pid for guest in self.guests()])
+
+    def test_one_that_ends_meanwhile(self):
+        self.proc.process(5, '/usr/bin/qemu-system-x86_64')
+        self.proc.qemu(6)
+        (self.proc.path / '7').mkdir()
+        self.assertEqual([6], [guest.pid for guest in self.guests()])
+
+    def test_one_is_found_by_its_uuid(self):
+        self.proc.qemu(6, 'aaaa')
+        self.proc.qemu(7, 'bbbb')
+        self.assertEqual(7, audit.find('bbbb').pid)
+        self.assertIsNone(audit.find('cccc'))
+
+
+class TestLibrary(AuditTestCase):
+
+    def library(self):
+        guest, = self.guests()
+        return guest.library
+
+    def test_one_that_was_replaced_counts_as_it_was(self):
+        self.packages = ['3.8.11-1']
+        self.proc.qemu(7, path=f'{LIBRARY} (deleted)', version='3.7.9')
+        self.assertEqual(audit.Library(LIBRARY, True, '3.7.9', ''),
+                         self.library())
+
+    def test_one_that_may_not_be_seen(self):
+        maps = self.proc.qemu(7) / 'maps'
+        self.useFixture(fixtures.MockPatchObject(
+            pathlib.Path, 'read_text', self.refusing(maps)))
+        self.assertEqual(audit.Library('', False, None, ''), self.library())
+
+    def refusing(self, refused):
+        """A read_text to which this file is forbidden."""
+        read_text = pathlib.Path.read_text
+
+        def wrapper(path, *args, **kwargs):
+            if path == refused:
+                raise PermissionError(path)
+            return read_text(path, *args, **kwargs)
+        return wrapper
+
+    def test_none(self):
+        (self.proc.qemu(7) / 'maps').write_text('')
+        self.assertIsNone(self.library())
+
+    def test_that_of_a_container_is_not_of_our_packages(self):
+        root = self.useFixture(fixtures.TempDir()).path
+        self.proc.qemu(7, version='3.8.3', root=root)
+        self.assertEqual(audit.Library(LIBRARY, False, '3.8.3', ''),
+                         self.library())
+
+    def test_that_of_a_container_whose_mappings_cannot_be_opened(self):
+        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        file = root / LIBRARY.lstrip('/')
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b'\x003.8.9\0')
+        process = self.proc.qemu(7, root=root)
+        (process / 'map_files' / MAPPING).unlink()
+        self.assertEqual('3.8.9', self.library().version)
+
+    def test_one_that_does_not_say_its_version(self):
+        process = self.proc.qemu(7, path=f'{LIBRARY} (deleted)')
+        (process / 'map_files' / MAPPING).write_bytes(
+            b'\x003.8.9\0 or \x003.8.11\0')
+        self.assertIsNone(self.library().version)
+
+
+class TestPackage(testtools.TestCase):
+
+    def package(self, **answers):
+        def execute(command, *_):
+            answer = answers[command.replace('-', '_')]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer, ''
+
+        with mock.patch.object(processutils, 'execute', autospec=True,
+                               side_effect=execute), \
+                mock.patch.object(audit.shutil, 'which', autospec=True,
+                                  side_effect=lambda command: (
+                                      command.replace('-', '_') in answers)):
+            return audit._package()
+
+    def test_debian(self):
+        self.assertEqual('3.7.9-2', self.package(dpkg_query='3.7.9-2'))
+
+    def test_red_hat(self):
+        self.assertEqual('3.8.3-6.el9_6.2',
+                         self.package(rpm='3.8.3-6.el9_6.2\n'))
+
+    def test_a_dpkg_that_does_not_have_it(self):
+        self.assertEqual('3.8.3-6.el9_6.2', self.package(
+            dpkg_query=processutils.ProcessExecutionError(),
+            rpm='3.8.3-6.el9_6.2'))
+
+    def test_neither(self):
+        self.assertEqual('', self.package())
+
+
+@ddt.ddt
+class TestTransport(testtools.TestCase):
+
+    def file(self, text):
+        path = self.useFixture(fixtures.TempDir()).join('nova.conf')
+        pathlib.Path(path).write_text(text)
+        return path
+
+    def test_defaults_are_novas(self):
+        self.assertEqual((False, False, False, 1),
+                         audit.transport([self.file('[DEFAULT]\n')]))
+
+    def test_what_is_set(self):
+        self.assertEqual((True, False, True, 4), audit.transport([self.file(
+            '[libvirt]\nlive_migration_with_native_tls = true\n'
+            'live_migration_permit_post_copy = yes\n'
+            'live_migration_parallel_connections = 4\n'
+            'virt_type = kvm\n')]))
+
+    def test_the_last_file_counts(self):
+        files = [self.file(f'[libvirt]\nlive_migration_tunnelled = {value}\n')
+                 for value in ('false', 'true')]
+        self.assertTrue(audit.transport(files).live_migration_tunnelled)
+
+    @ddt.data('no section\n', '[libvirt]\n'
+              'live_migration_parallel_connections = many\n')
+    def test_what_is_not_understood(self, text):
+        error = self.assertRaises(
+            audit.AuditError, audit.transport, [self.file(text)])
+        self.assertIn('--config-file', str(error))
+
+
+class TestDirtyRates(testtools.TestCase):
+
+    STATS = ("Domain: 'instance-1'\n"
+             '  dirtyrate.calc_status=2\n'
+             '  dirtyrate.megabytes_per_second=300\n\n'
+             "Domain: 'instance-2'\n"
+             '  dirtyrate.calc_status=0\n')
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.MockPatchObject(audit.time, 'sleep'))
+        self.execute = self.useFixture(fixtures.MockPatchObject(
+            processutils, 'execute', autospec=True)).mock
+
+    def test_every_guest_is_measured(self):
+        self.execute.side_effect = [
+            ('instance-1\ninstance-2\n', ''), ('', ''), ('', ''),
+            (self.STATS, '')]
+        self.assertEqual({'instance-1': 300 << 20}, audit.dirty_rates(2))
+        self.execute.assert_any_call(
+            'virsh', 'domdirtyrate-calc', 'instance-2', '--seconds', '2')
+        audit.time.sleep.assert_called_once_with(3)
+
+    def test_no_libvirt(self):
+        self.execute.side_effect = FileNotFoundError('virsh')
+        error = self.assertRaises(audit.AuditError, audit.dirty_rates, 2)
+        self.assertIn('virsh', str(error))
+
+
+@ddt.ddt
+class TestCommand(AuditTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.config = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('nova.conf'))
+        self.config.write_text(
+            '[libvirt]\nlive_migration_with_native_tls = true\n')
+
+    def audit(self, *arguments):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            status = tls.main(['audit', '--config-file', str(self.config),
+                               *arguments])
+        return status, out.getvalue()
+
+    # GiB in use on each guest, and what the command ends with
+    @ddt.data(((), 0), ((1,), 0), ((1, 20), 1), ((20, 1, 80), 2))
+    @ddt.unpack
+    def test_the_worst_guest_counts(self, memory, expected):
+        for pid, size in enumerate(memory, 1):
+            self.proc.qemu(pid, resident=size * GIB)
+        status, _ = self.audit()
+        self.assertEqual(expected, status)
+
+    def test_table(self):
+        self.proc.qemu(7, 'aaaa', resident=80 * GIB,
+                       path=f'{LIBRARY} (deleted)')
+        _, said = self.audit()
+        self.assertIn('Nova migrates over native TLS, without post-copy, '
+                      'parallel connections: 1', said)
+        for cell in ('instance-7', 'aaaa', '80.0', '3.7.9 (replaced)', '2',
+                     'will fail'):
+            self.assertIn(f'| {cell} ', said)
+
+    def test_json(self):
+        self.proc.qemu(7, 'aaaa', resident=80 * GIB)
+        status, said = self.audit('--json')
+        found = json.loads(said)
+        self.assertTrue(found['nova']['live_migration_with_native_tls'])
+        guest, = found['guests']
+        self.assertEqual(
+            (7, 'instance-7', 'aaaa', 80 * GIB, 'will fail', 2, '3.7.9'),
+            (guest['pid'], guest['name'], guest['uuid'], guest['memory'],
+             guest['verdict'], guest['rekeys'], guest['library']['version']))
+
+    def test_a_dirty_rate_is_asked_for(self):
+        self.proc.qemu(7, resident=20 * GIB)
+        with mock.patch.object(
+                audit, 'dirty_rates', autospec=True,
+                side_effect=lambda seconds: {'instance-7': seconds << 20}):
+            status, said = self.audit('--dirty-rate', '5')
+            self.assertEqual(0, status, said)
+            status, said = self.audit('--dirty-rate', '60',
+                                      '--bandwidth', str(80 << 20))
+        self.assertEqual(2, status)
+        self.assertIn('80.0 GiB will be sent', said)
+
+    def test_no_configuration(self):
+        self.config.unlink()
+        status, said = self.audit()
+        self.assertEqual(2, status)
+        self.assertIn(f'{self.config}\n', said)
+        self.assertIn('--config-file', said)
+
+    def test_nothing_is_asked_of_libvirt_by_itself(self):
+        self.proc.qemu(7)
+        with mock.patch.object(processutils, 'execute',
+                               autospec=True) as execute:
+            self.audit()
+        execute.assert_not_called()

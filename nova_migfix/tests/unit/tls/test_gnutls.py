@@ -1,0 +1,59 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+import pathlib
+from unittest import mock
+
+import ddt
+import fixtures
+import testtools
+
+from nova_migfix.tls import gnutls
+
+
+@ddt.ddt
+class TestVersion(testtools.TestCase):
+
+    @ddt.data(
+        # as it stands in the libraries of Debian 12 and of a wheel
+        (b'/usr/share/locale\x000.3.4\x003.7.9\x00', '3.7.9'),
+        (b'NUTLS_DEBUG_LEVEL\x000.3.4\x003.8.1\x00', '3.8.1'),
+        (b'GnuTLS 3.8.11\x00', '3.8.11'),
+        (b'3.8.9\x00 and again 3.8.9\x00', '3.8.9'),
+        (b'3.8.9\x00 or 3.8.11\x00', None),
+        (b'13.8.9\x00 1.3.8.9\x00 3.8.9 of\x00', None),
+        (b'', None))
+    @ddt.unpack
+    def test_is_read_out(self, content, expected):
+        path = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('libgnutls.so.30'))
+        path.write_bytes(content)
+        self.assertEqual(expected, gnutls.version(path))
+
+    def test_of_no_file(self):
+        self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
+
+
+class TestSystemFile(testtools.TestCase):
+
+    def test_gnutls_is_asked(self):
+        library = mock.Mock()
+        library.gnutls_get_system_config_file.return_value = b'/etc/its/own'
+        with mock.patch.object(gnutls.ctypes, 'CDLL', autospec=True,
+                               return_value=library):
+            self.assertEqual(pathlib.Path('/etc/its/own'),
+                             gnutls.system_file())
+
+    def test_there_is_none(self):
+        with mock.patch.object(gnutls.ctypes, 'CDLL', autospec=True,
+                               side_effect=OSError):
+            self.assertIsNone(gnutls.system_file())

@@ -1,0 +1,48 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is to be known of a GnuTLS, without executing any of a guest."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import re
+
+_VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
+
+
+def version(path: pathlib.Path) -> str | None:
+    """Read the version out of a library.
+
+    It is not loaded: what a process has mapped may be anything.
+
+    :returns: '3.8.9', None if it is not found
+    """
+    try:
+        found = set(_VERSION.findall(path.read_bytes()))
+    except OSError:
+        return None
+    return found.pop().decode() if len(found) == 1 else None
+
+
+def system_file() -> pathlib.Path | None:
+    """Ask GnuTLS of this host where it looks for its configuration.
+
+    :returns: None if there is no GnuTLS
+    """
+    try:
+        ask = ctypes.CDLL('libgnutls.so.30').gnutls_get_system_config_file
+    except (OSError, AttributeError):
+        return None
+    ask.restype = ctypes.c_char_p
+    return pathlib.Path(ask().decode())
