@@ -26,7 +26,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 
 import fixtures
@@ -34,6 +33,7 @@ from oslo_concurrency import lockutils
 import testtools
 
 from nova_migfix import nova_release
+from nova_migfix.tests import environments
 
 ROOT = pathlib.Path(__file__).parents[3]
 PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
@@ -42,17 +42,15 @@ PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
 ENVIRONMENTS = pathlib.Path(
     os.environ.get('OS_RPC_ENVIRONMENTS', ROOT / '.tox' / 'rpc'))
 
-NOVA = {'31': '31.3.1', '34': '34.0.0'}
-
 ADDRESS = '192.0.2.1'
 
 #: releases of source, conductor and destination; the conductor is upgraded
 #: before the computes
 RELEASES = (
-    ('31', '31', '31'),
-    ('34', '34', '34'),
-    ('31', '34', '34'),
-    ('34', '34', '31'),
+    (31, 31, 31),
+    (34, 34, 34),
+    (31, 34, 34),
+    (34, 34, 31),
 )
 
 
@@ -116,67 +114,14 @@ class Service:
         self.directory.cleanup()
 
 
-class Environments:
-    """One for each release, without the plugin."""
-
-    def __init__(self, directory):
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self.uv = shutil.which('uv') or shutil.which(
-            'uv', path=os.path.dirname(sys.executable))
-
-    def python(self, release):
-        """Return the interpreter that has this release of Nova."""
-        environment = self.directory / f'nova-{release}'
-        python = environment / 'bin' / 'python'
-        complete = environment / 'complete'
-        constraints = ROOT / 'constraints' / f'nova-{release}.txt'
-        if not complete.exists() or (
-                complete.read_text() != constraints.read_text()):
-            shutil.rmtree(environment, ignore_errors=True)
-            self._run(*([self.uv, 'venv', '--python', sys.executable]
-                        if self.uv else [sys.executable, '-m', 'venv']),
-                      environment)
-            self._install(
-                python, '-c', constraints, f'nova=={NOVA[release]}')
-            complete.write_text(constraints.read_text())
-        return python
-
-    def install_plugin(self, python, target):
-        """Install this checkout's plugin, and nothing else, by itself."""
-        with tempfile.TemporaryDirectory() as directory:
-            # setuptools would leave what it has built in the checkout
-            copy = pathlib.Path(directory, 'checkout')
-            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
-                '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
-            self._install(python, '--no-deps', '--target', target, copy)
-
-    def _install(self, python, *what):
-        install = [*([self.uv, 'pip', 'install', '--python', python]
-                     if self.uv else [python, '-m', 'pip', 'install'])]
-        try:
-            self._run(*install, *what)
-        except RuntimeError as error:
-            self._skip_if_unreachable(install, error)
-            raise
-
-    def _skip_if_unreachable(self, install, error):
-        with tempfile.TemporaryDirectory() as nowhere:
-            try:
-                self._run(*install, '--dry-run', '--no-cache-dir',
-                          '--no-deps', '--target', nowhere, 'pbr')
-            except RuntimeError:
-                raise testtools.TestCase.skipException(
-                    f'the package index cannot be reached: {error}') from None
-
-    def _run(self, *command):
-        # The version of the plugin is of no matter and needs no git.
-        environ = {'PBR_VERSION': '0.0.1', **os.environ}
-        done = subprocess.run(
-            command, env=environ, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise RuntimeError(done.stdout)
+def install_plugin(venvs, python, target):
+    """Install this checkout's plugin, and nothing else, by itself."""
+    with tempfile.TemporaryDirectory() as directory:
+        # setuptools would leave what it has built in the checkout
+        copy = pathlib.Path(directory, 'checkout')
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+            '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
+        venvs.install(python, '--no-deps', '--target', target, copy)
 
 
 class Migration:
@@ -219,22 +164,31 @@ class RpcMatrixTestCase(testtools.TestCase):
         if nova_release.major() != nova_release.NEWEST:
             # It would be the same again: the environments are its own.
             self.skipTest('runs with the newest Nova')
-        environments = Environments(ENVIRONMENTS)
-        with lockutils.lock(
-                'environments', external=True, lock_path=str(ENVIRONMENTS)):
-            pythons = {
-                release: environments.python(release) for release in NOVA}
         plugin = self.useFixture(fixtures.TempDir()).path
-        environments.install_plugin(pythons['34'], plugin)
+        try:
+            pythons = self.make_environments(plugin)
+        except environments.IndexUnreachable as error:
+            self.skipTest(f'the package index cannot be reached: {error}')
         # all at once: each needs some seconds to import Nova
         self.services = {
             (role, release, patched): Service(
                 pythons[release], plugin, release, patched, role)
             for role in ('source', 'conductor', 'destination')
-            for release in NOVA
+            for release in pythons
             for patched in (False, True)}
         for service in self.services.values():
             self.addCleanup(service.stop)
+
+    @staticmethod
+    def make_environments(plugin):
+        """Return the interpreters, and install the plugin into a directory."""
+        venvs = environments.Environments(ENVIRONMENTS)
+        with lockutils.lock(
+                'environments', external=True, lock_path=str(ENVIRONMENTS)):
+            pythons = {
+                major: venvs.python(major) for major in set(sum(RELEASES, ()))}
+        install_plugin(venvs, pythons[nova_release.NEWEST], plugin)
+        return pythons
 
     # One test, for it takes longer to start the services than to ask them.
     def test_every_mixture(self):
