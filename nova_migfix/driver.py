@@ -129,12 +129,12 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
+        source = transfer.source(fallback_from_host)
         if arrival.is_prepared():   # and not a hard reboot
             disk_info = arrival.pull_disks(
-                self._fixes, instance, instance_dir, disk_info or [],
-                transfer.source(fallback_from_host))
+                self._fixes, instance, instance_dir, disk_info or [], source)
         super()._create_images_and_backing(
-            context, instance, instance_dir, disk_info, fallback_from_host)
+            context, instance, instance_dir, disk_info, source)
 
     def _try_fetch_image_cache(self, image, fetch_func, context, filename,
                                image_id, instance, size,
@@ -162,11 +162,21 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     @_with_signature_of(driver.LibvirtDriver._create_image)
     def _create_image(self, context, instance, *args, **kwargs):
+        # of a cold migration or resize only; a patched Nova has been told it
+        if source := transfer.source(kwargs.get('fallback_from_host')):
+            self._complete_disks(instance, source)
         with contextlib.ExitStack() as creation:
             for fix in self._fixes:
                 creation.enter_context(fix.creating_disks(
                     instance, libvirt_utils.get_instance_path(instance)))
             return super()._create_image(context, instance, *args, **kwargs)
+
+    def _complete_disks(self, instance, source):
+        instance_dir = libvirt_utils.get_instance_path(instance)
+        # Where the source has put it aside, both hosts share it.
+        if not os.path.exists(f'{instance_dir}_resize'):
+            for fix in self._fixes:
+                fix.complete_disks(instance, instance_dir, source)
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
@@ -252,17 +262,8 @@ class LibvirtDriver(driver.LibvirtDriver):
             for fix in self._fixes:
                 arriving.enter_context(fix.arriving_cold(
                     instance, jsonutils.loads(disk_info)))
-            self._complete_disks(
-                instance, transfer.source(migration.source_compute))
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
-
-    def _complete_disks(self, instance, source):
-        instance_dir = libvirt_utils.get_instance_path(instance)
-        # Where the source has put it aside, both hosts share it.
-        if not os.path.exists(f'{instance_dir}_resize'):
-            for fix in self._fixes:
-                fix.complete_disks(instance, instance_dir, source)
 
 
 class _ColdMigration(threading.local):
