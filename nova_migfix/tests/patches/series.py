@@ -75,6 +75,11 @@ def touched(patch: pathlib.Path) -> list[str]:
     return [file.path for file in _files(patch)]
 
 
+def module(path: str) -> str:
+    """Return the dotted name of a Python file."""
+    return path.removesuffix('.py').replace('/', '.')
+
+
 def subject(patch: pathlib.Path) -> str:
     """Return the first line of a patch's commit message."""
     found = re.search(r'^Subject: (?:\[[^]]*\] *)?(.*(?:\n[ \t].*)*)',
