@@ -11,13 +11,15 @@
 #    under the License.
 
 
-"""What migrate_data becomes between services with and without the plugin.
+"""What migrate_data becomes between services of three kinds.
 
-Registering the plugin's class changes what every process does with Nova's
-object, so each service is a process here, in an environment of its own
-release: see rpc_peer. The same is asked of each mixture: nobody fails, nobody
-asks for a backport that would not have been asked for without the plugin, and
-what the plugin has to tell arrives where both computes have it.
+Of each release there are Nova as it is, Nova with the plugin, and Nova with
+the patch set. Registering the plugin's class changes what every process does
+with Nova's object, so each service is a process here, in an environment of its
+own release: see rpc_peer. The same is asked of each mixture: nobody fails,
+nobody asks for a backport that would not have been asked for among services as
+they are, and what there is to tell arrives where both computes know of it, be
+it from the plugin or from the patches.
 """
 
 import itertools
@@ -34,6 +36,7 @@ import testtools
 
 from nova_migfix import nova_release
 from nova_migfix.tests import environments
+from nova_migfix.tests.patches import series
 
 ROOT = pathlib.Path(__file__).parents[3]
 PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
@@ -53,19 +56,29 @@ RELEASES = (
     (34, 34, 31),
 )
 
+STOCK, PLUGIN, PATCHED = KINDS = ('stock', 'plugin', 'patched')
+
+#: what makes one of the others of a Nova as it is
+DRIVERS = {PLUGIN: 'migfix.LibvirtDriver'}
+
 
 class Service:
-    """A process that answers what it is asked."""
+    """A process that answers what it is asked.
 
-    def __init__(self, python, plugin, release, patched, role):
-        self.name = f'{role}-{release}' + ('-patched' if patched else '')
-        self.release, self.patched = release, patched
+    :param paths: where the process finds the plugin, or another Nova
+    """
+
+    def __init__(self, python, paths, release, kind, role):
+        self.name = f'{role}-{release}-{kind}'
+        self.kind = kind
         self.directory = tempfile.TemporaryDirectory()
         nova_conf = pathlib.Path(self.directory.name, 'nova.conf')
         nova_conf.write_text(
             '[DEFAULT]\n'
-            f'compute_driver = {"migfix" if patched else "libvirt"}'
-            '.LibvirtDriver\n'
+            'compute_driver = '
+            f'{DRIVERS.get(kind, "libvirt.LibvirtDriver")}\n'
+            f'instances_path = {self.directory.name}\n'
+            'vif_plugging_timeout = 0\n'
             '[libvirt]\n' + (
                 f'live_migration_inbound_addr = {ADDRESS}\n'
                 if role == 'source' else '') +
@@ -73,8 +86,7 @@ class Service:
             'enabled_fixes = source_address,vnic\n')
         environ = {name: value for name, value in os.environ.items()
                    if not name.startswith(('PYTHON', 'OS_'))}
-        if patched:
-            environ['PYTHONPATH'] = str(plugin)
+        environ['PYTHONPATH'] = os.pathsep.join(map(str, paths))
         self.stderr = open(
             pathlib.Path(self.directory.name, 'stderr'), 'w+')
         self.process = subprocess.Popen(
@@ -151,7 +163,7 @@ class Migration:
     def ask(self, service, method, **arguments):
         data, backports = service.ask(method, self.conductor, **arguments)
         self.backports.append((method, backports))
-        if not service.patched and any(
+        if service.kind == STOCK and any(
                 name in data['nova_object.data'] for name in self.OURS):
             raise AssertionError(f'{service.name} says more than it knows')
         return data
@@ -164,59 +176,68 @@ class RpcMatrixTestCase(testtools.TestCase):
         if nova_release.major() != nova_release.NEWEST:
             # It would be the same again: the environments are its own.
             self.skipTest('runs with the newest Nova')
-        plugin = self.useFixture(fixtures.TempDir()).path
         try:
-            pythons = self.make_environments(plugin)
+            installed = self.make_environments()
         except environments.IndexUnreachable as error:
             self.skipTest(f'the package index cannot be reached: {error}')
         # all at once: each needs some seconds to import Nova
         self.services = {
-            (role, release, patched): Service(
-                pythons[release], plugin, release, patched, role)
+            (role, release, kind): Service(
+                python, paths[kind], release, kind, role)
             for role in ('source', 'conductor', 'destination')
-            for release in pythons
-            for patched in (False, True)}
+            for release, (python, paths) in installed.items()
+            for kind in KINDS}
         for service in self.services.values():
             self.addCleanup(service.stop)
 
-    @staticmethod
-    def make_environments(plugin):
-        """Return the interpreters, and install the plugin into a directory."""
+    def make_environments(self):
+        """Return, by release, the interpreter and each kind's paths."""
         venvs = environments.Environments(ENVIRONMENTS)
         with lockutils.lock(
                 'environments', external=True, lock_path=str(ENVIRONMENTS)):
             pythons = {
                 major: venvs.python(major) for major in set(sum(RELEASES, ()))}
+        plugin = self.useFixture(fixtures.TempDir()).path
         install_plugin(venvs, pythons[nova_release.NEWEST], plugin)
-        return pythons
+        return {release: (python, {
+            STOCK: (), PLUGIN: (plugin,),
+            PATCHED: (self.patched(release, python),)})
+            for release, python in pythons.items()}
+
+    def patched(self, release, python):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        series.copy_patched(
+            series.of_nova(release), environments.site_packages(python),
+            directory)
+        return directory
 
     # One test, for it takes longer to start the services than to ask them.
     def test_every_mixture(self):
         for service in self.services.values():
-            has_plugin, _ = service.ask('has_plugin')
-            self.assertEqual(service.patched, has_plugin, service.name)
+            self.assertEqual(service.kind, service.ask('kind')[0],
+                             service.name)
         for releases in RELEASES:
-            stock = self.migrate(releases, (False, False, False))
-            for patched in itertools.product((False, True), repeat=3):
+            stock = self.migrate(releases, (STOCK,) * 3)
+            for kinds in itertools.product(KINDS, repeat=3):
                 self.assert_works(
-                    releases, patched, stock, self.migrate(releases, patched))
+                    releases, kinds, stock, self.migrate(releases, kinds))
 
-    def migrate(self, releases, patched):
+    def migrate(self, releases, kinds):
         return Migration(*(
-            self.services[role, release, has_plugin]
-            for role, release, has_plugin in zip(
-                ('source', 'conductor', 'destination'), releases, patched)))
+            self.services[role, release, kind]
+            for role, release, kind in zip(
+                ('source', 'conductor', 'destination'), releases, kinds)))
 
-    def assert_works(self, releases, patched, stock, migration):
-        source, conductor, destination = patched
-        both = source and destination
-        which = f'releases {releases}, patched {patched}'
+    def assert_works(self, releases, kinds, stock, migration):
+        source, conductor, destination = kinds
+        both = STOCK not in (source, destination)
+        which = f'releases {releases}, {kinds}'
         self.assertEqual(stock.backports, migration.backports, which)
         self.assertEqual(
             ADDRESS if both else 'src', migration.fetched_from, which)
         # An older source has the first leg's object backported, where a
-        # conductor without the plugin drops what it does not know.
-        dropped = releases[0] < releases[2] and not conductor
+        # conductor that does not know of it drops what it does not know.
+        dropped = releases[0] < releases[2] and conductor == STOCK
         self.assertEqual(
             '256' if both and not dropped else None,
             (migration.capabilities or {}).get('max_tap_queues'), which)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import subprocess
 
 import unidiff
@@ -127,8 +128,24 @@ def apply(diff: str, directory: pathlib.Path) -> None:
 
 
 def patch_installed(
-    name: str, site_packages: pathlib.Path, patches: pathlib.Path = PATCHES,
+    name: str, site_packages: pathlib.Path, tests: bool = True,
+    patches: pathlib.Path = PATCHES,
 ) -> None:
     """Turn the Nova that is installed there into a patched one."""
     for patch in read(name, patches):
-        apply(installed(patch), site_packages)
+        if diff := installed(patch, tests=tests):
+            apply(diff, site_packages)
+
+
+def copy_patched(
+    name: str, site_packages: pathlib.Path, target: pathlib.Path,
+) -> None:
+    """Copy a Nova without its tests from where it is installed, and patch it.
+
+    :param target: a directory, to be put on PYTHONPATH
+    """
+    shutil.copytree(
+        site_packages / 'nova', target / 'nova',
+        ignore=lambda path, names: [
+            'tests'] if path == str(site_packages / 'nova') else [])
+    patch_installed(name, target, tests=False)

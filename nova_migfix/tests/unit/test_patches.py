@@ -113,7 +113,8 @@ class TestSeries(PatchesTestCase):
 
     def test_an_installed_nova_is_patched(self):
         package = self.install()
-        series.patch_installed('2026.2', self.root, self.series.patches)
+        series.patch_installed(
+            '2026.2', self.root, patches=self.series.patches)
         self.assertEqual(BEFORE.replace('return', 'return 2 *'),
                          (package / 'twice.py').read_text())
         self.assertEqual(
@@ -125,7 +126,7 @@ class TestSeries(PatchesTestCase):
         self.install(text=BEFORE.replace('a/nova', 'another'))
         self.assertRaises(
             subprocess.CalledProcessError, series.patch_installed, '2026.2',
-            self.root, self.series.patches)
+            self.root, patches=self.series.patches)
 
     def test_releases_are_those_of_the_constraints(self):
         self.assertEqual('34.0.0', series.release(34))
