@@ -14,12 +14,13 @@
 """What migrate_data becomes between services of three kinds.
 
 Of each release there are Nova as it is, Nova with the plugin, and Nova with
-the patch set. Registering the plugin's class changes what every process does
-with Nova's object, so each service is a process here, in an environment of its
-own release: see rpc_peer. The same is asked of each mixture: nobody fails,
-nobody asks for a backport that would not have been asked for among services as
-they are, and what there is to tell arrives where both computes know of it, be
-it from the plugin or from the patches.
+the patch set, and of the newest also that with the patches for review, in
+which the object has another version. Registering the plugin's class changes
+what every process does with Nova's object, so each service is a process here,
+in an environment of its own release: see rpc_peer. The same is asked of each
+mixture: nobody fails, nobody asks for a backport that would not have been
+asked for among services as they are, and what there is to tell arrives where
+both computes know of it, be it from the plugin or from the patches.
 """
 
 import itertools
@@ -47,6 +48,10 @@ ENVIRONMENTS = pathlib.Path(
 
 ADDRESS = '192.0.2.1'
 
+#: the newest release with the series for review, in which the object's
+#: version is the next one, and another
+MASTER = 35
+
 #: releases of source, conductor and destination; the conductor is upgraded
 #: before the computes
 RELEASES = (
@@ -54,9 +59,17 @@ RELEASES = (
     (34, 34, 34),
     (31, 34, 34),
     (34, 34, 31),
+    (MASTER, MASTER, MASTER),
+    (34, MASTER, MASTER),
+    (MASTER, MASTER, 34),
 )
 
-STOCK, PLUGIN, PATCHED = KINDS = ('stock', 'plugin', 'patched')
+STOCK, PLUGIN, PATCHED = 'stock', 'plugin', 'patched'
+KINDS = {31: (STOCK, PLUGIN, PATCHED), 34: (STOCK, PLUGIN, PATCHED),
+         MASTER: (PATCHED,)}
+
+#: what each destination that is not stock has to tell
+TOLD = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
 
 #: what makes one of the others of a Nova as it is
 DRIVERS = {PLUGIN: 'migfix.LibvirtDriver'}
@@ -83,7 +96,7 @@ class Service:
                 f'live_migration_inbound_addr = {ADDRESS}\n'
                 if role == 'source' else '') +
             '[migfix]\n'
-            'enabled_fixes = source_address,vnic\n')
+            'enabled_fixes = ephemeral,source_address,vnic\n')
         environ = {name: value for name, value in os.environ.items()
                    if not name.startswith(('PYTHON', 'OS_'))}
         environ['PYTHONPATH'] = os.pathsep.join(map(str, paths))
@@ -186,7 +199,7 @@ class RpcMatrixTestCase(testtools.TestCase):
                 python, paths[kind], release, kind, role)
             for role in ('source', 'conductor', 'destination')
             for release, (python, paths) in installed.items()
-            for kind in KINDS}
+            for kind in paths}
         for service in self.services.values():
             self.addCleanup(service.stop)
 
@@ -195,21 +208,22 @@ class RpcMatrixTestCase(testtools.TestCase):
         venvs = environments.Environments(ENVIRONMENTS)
         with lockutils.lock(
                 'environments', external=True, lock_path=str(ENVIRONMENTS)):
-            pythons = {
-                major: venvs.python(major) for major in set(sum(RELEASES, ()))}
+            pythons = {release: venvs.python(min(release, nova_release.NEWEST))
+                       for release in KINDS}
         plugin = self.useFixture(fixtures.TempDir()).path
         install_plugin(venvs, pythons[nova_release.NEWEST], plugin)
+        where = {STOCK: lambda *_: (), PLUGIN: lambda *_: (plugin,),
+                 PATCHED: self.patch}
         return {release: (python, {
-            STOCK: (), PLUGIN: (plugin,),
-            PATCHED: (self.patched(release, python),)})
+            kind: where[kind](release, python) for kind in KINDS[release]})
             for release, python in pythons.items()}
 
-    def patched(self, release, python):
+    def patch(self, release, python):
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         series.copy_patched(
-            series.of_nova(release), environments.site_packages(python),
-            directory)
-        return directory
+            'master' if release == MASTER else series.of_nova(release),
+            environments.site_packages(python), directory)
+        return (directory,)
 
     # One test, for it takes longer to start the services than to ask them.
     def test_every_mixture(self):
@@ -217,10 +231,17 @@ class RpcMatrixTestCase(testtools.TestCase):
             self.assertEqual(service.kind, service.ask('kind')[0],
                              service.name)
         for releases in RELEASES:
-            stock = self.migrate(releases, (STOCK,) * 3)
-            for kinds in itertools.product(KINDS, repeat=3):
-                self.assert_works(
-                    releases, kinds, stock, self.migrate(releases, kinds))
+            migrations = {
+                kinds: self.migrate(releases, kinds)
+                for kinds in itertools.product(*(
+                    KINDS[release] for release in releases))}
+            stock = migrations.get((STOCK,) * 3)
+            for kinds, migration in migrations.items():
+                which = f'releases {releases}, {kinds}'
+                self.assert_told(which, releases, kinds, migration)
+                if stock:
+                    self.assertEqual(
+                        stock.backports, migration.backports, which)
 
     def migrate(self, releases, kinds):
         return Migration(*(
@@ -228,16 +249,16 @@ class RpcMatrixTestCase(testtools.TestCase):
             for role, release, kind in zip(
                 ('source', 'conductor', 'destination'), releases, kinds)))
 
-    def assert_works(self, releases, kinds, stock, migration):
+    def assert_told(self, which, releases, kinds, migration):
         source, conductor, destination = kinds
         both = STOCK not in (source, destination)
-        which = f'releases {releases}, {kinds}'
-        self.assertEqual(stock.backports, migration.backports, which)
         self.assertEqual(
             ADDRESS if both else 'src', migration.fetched_from, which)
-        # An older source has the first leg's object backported, where a
-        # conductor that does not know of it drops what it does not know.
-        dropped = releases[0] < releases[2] and conductor == STOCK
-        self.assertEqual(
-            '256' if both and not dropped else None,
-            (migration.capabilities or {}).get('max_tap_queues'), which)
+        # An older source has the first leg's object backported. A conductor
+        # that does not know of it drops it then, and one that has it in the
+        # next version from all that is older.
+        dropped = releases[0] < releases[2] and (
+            conductor == STOCK or releases[2] == MASTER)
+        told = migration.capabilities or {}
+        self.assertEqual(TOLD if both and not dropped else {}, {
+            name: told[name] for name in TOLD if name in told}, which)
