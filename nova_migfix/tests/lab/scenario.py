@@ -80,7 +80,7 @@ class Said:
 
     :param host: SOURCE or DESTINATION *of the migration*
     :param since: the first major version of Nova with which it must
-    :param patched_since: the same with the patch set
+    :param patched_since: the same with the patch set, None: never
     """
 
     host: str
@@ -91,9 +91,10 @@ class Said:
 
     def must_appear(self, venvs):
         """:param venvs: environments.Environments"""
-        since = {environments.PLUGIN: self.since,
-                 environments.PATCHED: max(self.since, self.patched_since)}
-        return venvs.major >= since[venvs.variant]
+        if venvs.variant == environments.PLUGIN:
+            return venvs.major >= self.since
+        return self.patched_since is not None and venvs.major >= max(
+            self.since, self.patched_since)
 
 
 @dataclasses.dataclass(frozen=True)

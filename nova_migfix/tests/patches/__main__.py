@@ -60,7 +60,7 @@ def main() -> int:
         directory / 'venvs', '-r', series.CHECKOUT / 'requirements.txt',
         '-r', series.CHECKOUT / 'test-requirements.txt')
     table = prettytable.PrettyTable(COLUMNS, align='l')
-    complaints = []
+    complaints, notes = [], []
     for name in arguments.series or series.SERIES:
         checked = check.Series(
             name, directory, venvs, arguments.patches, arguments.ends)
@@ -70,8 +70,8 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             checked.complaints.append(f'{error}\n{error.output or ""}')
         complaints += [f'{name}: {text}' for text in checked.complaints]
-    print('\n'.join(complaints))
-    print(table)
+        notes += [f'{name}: note: {text}' for text in checked.notes]
+    print('\n'.join([*notes, *complaints, str(table)]))
     return 1 if complaints else 0
 
 

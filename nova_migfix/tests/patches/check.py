@@ -31,6 +31,9 @@ from nova_migfix.tests.patches import series
 from nova_migfix.tests.patches import tree
 from nova_migfix.tests import suites
 
+#: Where in Nova's tree a patch may have something to do.
+PLACES = ('nova/', 'doc/source/', 'releasenotes/notes/')
+
 #: What tests a file beside the module that is named after it.
 ALSO_TESTED = {
     'nova/compute/manager.py': ('nova.tests.unit.compute.test_compute_mgr',),
@@ -63,6 +66,7 @@ class Series:
     """A series on its release.
 
     :ivar complaints: whatever is not as it should be
+    :ivar notes: what somebody may want to know
     """
 
     def __init__(self, name: str, directory: pathlib.Path,
@@ -70,6 +74,7 @@ class Series:
                  ends: bool = False) -> None:
         self.name = name
         self.complaints: list[str] = []
+        self.notes: list[str] = []
         self._directory = directory
         self._major = series.SERIES[name]
         self._patches = series.read(name, patches)
@@ -86,6 +91,9 @@ class Series:
 
     def _row(self, number: int, patch: pathlib.Path) -> Row:
         known = len(self.complaints)
+        self._complain(patch, (
+            f'{path}: does not belong there' for path in series.touched(patch)
+            if not path.startswith(PLACES)))
         modules = self._modules([patch])
         before, after = (
             _of(self._run(where), modules) for where in (
@@ -166,6 +174,8 @@ class Series:
                    if suites.is_good(statuses.get(name, 'not run'))}
         if passing == new:
             self._complain(patch, ['no new test fails without it'])
+        self.notes += [f'{patch.name}: {name} passes without it'
+                       for name in sorted(passing)]
         return f'{len(new - passing)} of {len(new)}'
 
     def _new(self, number: int, patch: pathlib.Path,
@@ -209,7 +219,7 @@ class Series:
 
     def _version(self, package: str) -> str:
         configuration = self._tree.path / '.pre-commit-config.yaml'
-        found = re.search(rf'/{package}\n +rev: v?(\S+)',
+        found = re.search(rf'[/-]{package}\n +rev: v?(\S+)',
                           configuration.read_text())
         assert found, package
         return found[1]
