@@ -139,12 +139,12 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
+        source = transfer.source(fallback_from_host)
         if arrival.is_prepared():   # and not a hard reboot
             disk_info = arrival.pull_disks(
-                self._fixes, instance, instance_dir, disk_info or [],
-                transfer.source(fallback_from_host))
+                self._fixes, instance, instance_dir, disk_info or [], source)
         super()._create_images_and_backing(
-            context, instance, instance_dir, disk_info, fallback_from_host)
+            context, instance, instance_dir, disk_info, source)
 
     def _try_fetch_image_cache(self, image, fetch_func, context, filename,
                                image_id, instance, size,
@@ -178,6 +178,9 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _create_image(self, context, instance, *args, **kwargs):
         asked = _CREATE_IMAGE.bind(
             self, context, instance, *args, **kwargs).arguments
+        # of a cold migration or resize only; a patched Nova has been told it
+        if source := transfer.source(asked.get('fallback_from_host')):
+            self._complete_disks(instance, source)
         with contextlib.ExitStack() as creation:
             for fix in () if asked.get('suffix') else self._fixes:
                 # not for a rescue, which leaves the guest's own disks alone
@@ -185,6 +188,13 @@ class LibvirtDriver(driver.LibvirtDriver):
                     instance, libvirt_utils.get_instance_path(instance),
                     asked.get('block_device_info')))
             return super()._create_image(context, instance, *args, **kwargs)
+
+    def _complete_disks(self, instance, source):
+        instance_dir = libvirt_utils.get_instance_path(instance)
+        # Where the source has put it aside, both hosts share it.
+        if not os.path.exists(f'{instance_dir}_resize'):
+            for fix in self._fixes:
+                fix.complete_disks(instance, instance_dir, source)
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
@@ -276,17 +286,8 @@ class LibvirtDriver(driver.LibvirtDriver):
             for fix in self._fixes:
                 arriving.enter_context(fix.arriving_cold(
                     instance, jsonutils.loads(disk_info)))
-            self._complete_disks(
-                instance, transfer.source(migration.source_compute))
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
-
-    def _complete_disks(self, instance, source):
-        instance_dir = libvirt_utils.get_instance_path(instance)
-        # Where the source has put it aside, both hosts share it.
-        if not os.path.exists(f'{instance_dir}_resize'):
-            for fix in self._fixes:
-                fix.complete_disks(instance, instance_dir, source)
 
 
 @contextlib.contextmanager

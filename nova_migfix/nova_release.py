@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from nova import exception
 from nova.i18n import _
 from nova import version
@@ -25,6 +27,15 @@ NEWEST = 34
 def major() -> int:
     """Return the running Nova's first number, 29 for 2024.1."""
     return int(version.version_string().split('.')[0])
+
+
+def has(path: str) -> bool:
+    """Say whether there is a module, or something in one, of that name."""
+    try:
+        pkgutil.resolve_name(path)
+    except (ImportError, AttributeError):
+        return False
+    return True
 
 
 def require_supported() -> None:

@@ -12,9 +12,10 @@
 #    under the License.
 
 # Live migrations between two real hypervisors on this machine, with
-# unmodified Nova and with the plugin of this checkout:
+# unmodified Nova and with the plugin, or the patches, of this checkout:
 #
 #   tools/run_lab.sh [SCENARIO...] [--keep] [--nova X.Y.Z]
+#                    [--variant plugin|patched]
 #
 # Installs what is missing, as root on Debian or Ubuntu. Files are kept in
 # NOVA_MIGFIX_LAB_DIR (default: /var/tmp/nova-migfix-lab).
@@ -25,9 +26,9 @@ PACKAGES=(
     busybox-static cpio curl dosfstools e2fsprogs ethtool gcc genisoimage
     iproute2 ipset iputils-ping kmod libc6-dev libvirt-clients
     libvirt-daemon-system libvirt-dev mariadb-server mount mtools
-    openssh-client openssh-server openvswitch-switch pkg-config python3-dev
-    python3-venv qemu-system-x86 qemu-utils rabbitmq-server rsync syslinux
-    syslinux-common tcpdump util-linux xfsprogs xz-utils zstd
+    openssh-client openssh-server openvswitch-switch patch pkg-config
+    python3-dev python3-venv qemu-system-x86 qemu-utils rabbitmq-server rsync
+    syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils zstd
 )
 
 fail() {

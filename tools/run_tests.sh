@@ -27,35 +27,7 @@ if [ $# -eq 0 ]; then
     set -- pep8 docs releasenotes nova-29-quick nova-34-quick
 fi
 
-install_packages() {
-    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
-        echo "Missing on this machine, please install: $*" >&2
-        exit 1
-    fi
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install --no-install-recommends "$@" >/dev/null
-}
-
-# -- what runs the environments ---------------------------------------------
-
-runner=.tox/.runner
-python3 -c 'import ensurepip' 2>/dev/null ||
-    install_packages python3 python3-venv
-"$runner/bin/python" -c '' 2>/dev/null || python3 -m venv --clear "$runner"
-"$runner/bin/python" -m pip install -qq \
-    'tox>=4.21,<5' 'tox-uv>=1.16,<2' 'stestr>=4,<5' bindep
-
-missing=$("$runner/bin/bindep" -b) || install_packages $missing
-
-# -- the environments -------------------------------------------------------
-
-# uv trusts the machine's certificates, as pip does, and not its own list; it
-# does not read pip's variables
-export UV_SYSTEM_CERTS=1
-if [ -n "${PIP_INDEX_URL:-}" ]; then
-    export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
-fi
+. tools/runner.sh
 
 results=("${@/#/.tox/}")
 rm -rf "${results[@]/%//.stestr}"

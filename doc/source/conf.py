@@ -10,9 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import itertools
 import pathlib
 
 from nova_migfix import guest_abi
+from nova_migfix.tests.patches import series
 
 extensions = [
     'openstackdocstheme',
@@ -52,5 +54,25 @@ def write_vnic_table(app):
         '   * - {}\n     - {}\n     - {}\n'.format(*row) for row in rows))
 
 
+# -- the table of patches, from the series ------------------------------------
+
+PATCHES = pathlib.Path(__file__).parent / 'patches' / 'table.rst'
+
+
+def write_patch_table(app):
+    subjects = {name: [series.subject(patch) for patch in series.read(name)]
+                for name in series.SERIES}
+    known = dict.fromkeys(itertools.chain(subjects['master'], *(
+        subjects[name] for name in subjects)))
+    rows = [('patch', *subjects)] + [
+        (subject, *('yes' if subject in of_series else 'no'
+                    for of_series in subjects.values()))
+        for subject in known]
+    PATCHES.write_text(
+        '.. list-table::\n   :header-rows: 1\n\n' + ''.join(
+            '   * - ' + '\n     - '.join(row) + '\n' for row in rows))
+
+
 def setup(app):
     app.connect('builder-inited', write_vnic_table)
+    app.connect('builder-inited', write_patch_table)

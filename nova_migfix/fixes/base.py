@@ -27,6 +27,7 @@ from typing import Any
 from typing import ClassVar
 
 from nova_migfix import arrival
+from nova_migfix import nova_release
 
 
 class Fix:
@@ -36,10 +37,15 @@ class Fix:
     name: ClassVar[str]
     #: the bug or the fault, as it stands in the log
     bug: ClassVar[str]
+    #: the dotted path of what a Nova has only where the fault is mended in
+    #: it: see the patches that come with the plugin
+    mended_by: ClassVar[str | None] = None
 
     @classmethod
     def not_needed(cls) -> str | None:
         """Say why the running Nova does not need this fix, or return None."""
+        if cls.mended_by and nova_release.has(cls.mended_by):
+            return f'it has {cls.mended_by}'
         return None
 
     # -- precheck: nothing has been touched yet -----------------------------

@@ -52,6 +52,9 @@ FILE = 'disk.config'
 class ConfigDrive(base.Fix):
     name = 'config_drive'
     bug = 'an ISO config drive arrives as zeros'
+    mended_by = (
+        'nova.virt.libvirt.driver.LibvirtDriver.'
+        '_rebuild_empty_configdrive')
 
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,

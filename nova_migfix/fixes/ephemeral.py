@@ -107,6 +107,7 @@ _LOST = _Reason(
 class Ephemeral(base.Fix):
     name = 'ephemeral'
     bug = 'ephemeral disks are laid upon another backing file (LP 2061701)'
+    mended_by = 'nova.virt.libvirt.ephemeral'
 
     def __init__(self) -> None:
         # Instances whose destination pulls: told in the precheck, needed

@@ -42,6 +42,7 @@ _FILES = {'kernel_id': 'kernel', 'ramdisk_id': 'ramdisk'}
 class KernelRamdisk(base.Fix):
     name = 'kernel_ramdisk'
     bug = 'kernel and ramdisk are inspected as disk images'
+    mended_by = 'nova.virt.libvirt.driver.LibvirtDriver._try_fetch_raw_image'
 
     def files_to_pull(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],

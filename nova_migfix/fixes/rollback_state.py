@@ -63,12 +63,15 @@ UNCHANGED = {
 class RollbackState(base.Fix):
     name = 'rollback_state'
     bug = 'a rolled back live migration leaves a running guest in ERROR'
+    mended_by = (
+        'nova.virt.libvirt.driver.LibvirtDriver.'
+        '_is_live_migration_rolled_back')
 
     @classmethod
     def not_needed(cls) -> str | None:
         if nova_release.major() < 32:
             return 'it does not raise again what the monitor rolled back'
-        return None
+        return super().not_needed()
 
     def settles_failure(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,

@@ -60,6 +60,7 @@ OVS_CREATE_TAP = 'ovs_create_tap'
 class Vnic(base.Fix):
     name = 'vnic'
     bug = 'the vNIC is recomputed instead of kept on live migration'
+    mended_by = 'nova.virt.libvirt.migration.VNIC_GUEST_ABI'
 
     def capabilities(self) -> Mapping[str, str]:
         try:

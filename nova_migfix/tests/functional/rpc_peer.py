@@ -13,11 +13,11 @@
 
 """A service of a cloud, in a process of its own: see test_rpc_matrix.
 
-It is run by the Python of an environment that has one release of Nova, and
-the plugin or not, so it imports nothing of this package itself. Of Nova it
-leaves out what needs a hypervisor, a network or a database; what remains
-between the driver and the wire is Nova's: the manager, the registry of
-objects, the serializer and the conductor's backport.
+It is run by the Python of an environment that has one release of Nova, as it
+is, with the plugin or patched, so it imports nothing of this package itself.
+Of Nova it leaves out what needs a hypervisor, a network or a database; what
+remains is Nova's: the driver's part in a live migration, the manager, the
+registry of objects, the serializer and the conductor's backport.
 
 Each line of standard input asks for one method of :class:`Peer` with its
 arguments; standard output has the answer. The peer itself may have to ask the
@@ -25,16 +25,21 @@ conductor before it can answer.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import traceback
 import types
+from unittest import mock
 
 # What anything prints must not get between the answers.
 ANSWERS = os.fdopen(os.dup(1), 'w', buffering=1)
 os.dup2(2, 1)
+
+sys.modules['libvirt'] = mock.MagicMock()
 
 import nova.conf  # noqa: E402
 
@@ -55,44 +60,69 @@ UUID = 'c5e4ba0e-2ed4-44b1-8f2a-6b1c4ac1a1d5'
 
 
 class LibvirtDriver:
-    """What stands in for those of Nova's methods that the plugin extends."""
+    """What stands in for those of Nova's methods that need a hypervisor."""
 
-    def __init__(self, virtapi, read_only=False):
-        self.virtapi = virtapi
-        self.fetched_from = None
+    fetched_from = None
+
+    def init_host(self, host):
         self._host = types.SimpleNamespace(
             get_guest=lambda instance: types.SimpleNamespace(
                 get_xml_desc=lambda **kwargs: '<domain/>'))
+        self._network_api = types.SimpleNamespace(
+            has_port_binding_extension=lambda context: True)
+        # where a patched Nova calls it
+        if hasattr(self, '_get_dest_capabilities'):
+            self._dest_capabilities = self._get_dest_capabilities()
 
-    def init_host(self, host):
+    # -- destination's precheck
+
+    def _compare_cpu(self, guest_cpu, host_cpu_str, instance):
         pass
 
-    def check_can_live_migrate_destination(self, *arguments):
-        return objects.LibvirtLiveMigrateData(
-            filename='tmpfile', image_type='qcow2', block_migration=False,
-            disk_available_mb=1, dst_wants_file_backed_memory=False,
-            serial_listen_addr=None,
-            vifs=[objects.VIFMigrateData(
-                port_id=UUID, vnic_type='normal', vif_type='ovs',
-                supports_os_vif_delegation=True)])
+    def _create_shared_storage_test_file(self, instance):
+        return 'tmpfile'
 
-    def check_can_live_migrate_source(self, context, instance, data, bdms):
-        data.is_shared_instance_path = False
-        data.is_shared_block_storage = True
-        return data
+    def _host_can_support_mdev_live_migration(self):
+        return False
 
-    def pre_live_migration(self, context, instance, block_device_info,
-                           network_info, disk_info, data):
-        self._try_fetch_image_cache(
-            None, None, context, 'base', UUID, instance, 1,
-            fallback_from_host=instance.host)
-        data.target_connect_addr = CONF.libvirt.live_migration_inbound_addr
-        return data
+    # -- source's precheck
 
-    def _try_fetch_image_cache(self, image, fetch_func, context, filename,
-                               image_id, instance, size,
-                               fallback_from_host=None):
+    def _check_shared_storage_test_file(self, filename, instance):
+        return False
+
+    def _is_shared_block_storage(self, instance, data, block_device_info):
+        return False
+
+    def _assert_dest_node_has_enough_disk(self, *arguments):
+        pass
+
+    def _get_all_assigned_mediated_devices(self, instance=None):
+        return {}
+
+    # -- departure and arrival
+
+    def _get_instance_disk_info(self, instance, block_device_info):
+        return []
+
+    def _create_images_and_backing(self, context, instance, instance_dir,
+                                   disk_info, fallback_from_host=None):
         self.fetched_from = fallback_from_host
+
+    def _pre_live_migration_plug_vifs(self, *arguments):
+        pass
+
+
+def stand_in():
+    """Replace what needs a hypervisor or a kernel, as far as there is such."""
+    for name, replacement in vars(LibvirtDriver).items():
+        if not name.startswith('__') and (
+                name == 'fetched_from' or hasattr(driver.LibvirtDriver, name)):
+            setattr(driver.LibvirtDriver, name, replacement)
+    for module, name in (('nova_migfix.tap', 'max_queues'),
+                         ('nova.privsep.linux_net', 'count_tap_queues')):
+        with contextlib.suppress(ImportError, AttributeError):
+            getattr(importlib.import_module(module), name)
+            setattr(sys.modules[module], name, lambda *arguments: 256)
 
 
 class Conductor:
@@ -109,24 +139,35 @@ class Peer:
     def __init__(self):
         self.context = context.RequestContext('user', 'project')
         self.instance = objects.Instance(
-            uuid=UUID, host='src', info_cache=objects.InstanceInfoCache(
-                network_info=model.NetworkInfo()))
+            uuid=UUID, host='src', image_ref='', vcpu_model=None,
+            numa_topology=None,
+            flavor=objects.Flavor(vcpus=1, extra_specs={}),
+            system_metadata={}, info_cache=objects.InstanceInfoCache(
+                network_info=model.NetworkInfo([model.VIF(
+                    id=UUID, address='fa:16:3e:00:00:01', type='ovs')])))
         self.manager = manager.ComputeManager.__new__(manager.ComputeManager)
         self.manager.reportclient = None
         self.manager.compute_rpcapi = self
         self.manager.virtapi = manager.ComputeVirtAPI(self.manager)
         # in the order of nova-compute's main function
         os_vif.initialize()
-        self.driver = importutils.import_class(
+        self.driver = self.manager.driver = importutils.import_class(
             f'nova.virt.{CONF.compute_driver}')(self.manager.virtapi)
         self.driver.init_host('host')
+        self.manager._get_instance_block_device_info = (
+            lambda *arguments, **options: {})
 
-    def has_plugin(self):
-        return importlib.util.find_spec('nova_migfix') is not None
+    def kind(self):
+        """Say what this is: stock, plugin or patched."""
+        if importlib.util.find_spec('nova_migfix') is not None:
+            return 'plugin'
+        patched = hasattr(driver.LibvirtDriver, '_get_source_host')
+        return 'patched' if patched else 'stock'
 
     def check_destination(self):
         return self.send(self.driver.check_can_live_migrate_destination(
-            self.context, self.instance, {}, {}))
+            self.context, self.instance, {'cpu_info': '{}'},
+            {'disk_available_least': 1}, block_migration=True))
 
     def check_source(self, migrate_data):
         return self.send(self.driver.check_can_live_migrate_source(
@@ -142,7 +183,7 @@ class Peer:
 
     def depart(self, migrate_data):
         self.manager._do_pre_live_migration_from_source(
-            self.context, 'dest', self.instance, False, None,
+            self.context, 'dest', self.instance, True, None,
             self.receive(migrate_data), [])
         return self.departed
 
@@ -153,9 +194,12 @@ class Peer:
         return migrate_data
 
     def arrive(self, migrate_data):
-        return self.send(self.driver.pre_live_migration(
-            self.context, self.instance, {}, [], None,
-            self.receive(migrate_data)))
+        try:
+            return self.send(self.driver.pre_live_migration(
+                self.context, self.instance, {}, [], '[]',
+                self.receive(migrate_data)))
+        finally:
+            shutil.rmtree(os.path.join(CONF.instances_path, UUID))
 
     def fetched_from(self):
         return self.driver.fetched_from
@@ -181,13 +225,7 @@ SERIALIZER._conductor = Conductor()
 
 def main():
     objects.register_all()
-    for name, replacement in vars(LibvirtDriver).items():
-        if isinstance(replacement, types.FunctionType):
-            setattr(driver.LibvirtDriver, name, replacement)
-    with contextlib.suppress(ImportError):
-        # There is no kernel here that could be asked.
-        from nova_migfix import tap
-        tap.max_queues = lambda: 256
+    stand_in()
     peer = Peer()
     for line in iter(sys.stdin.readline, ''):
         request = json.loads(line)

@@ -11,13 +11,16 @@
 #    under the License.
 
 
-"""What migrate_data becomes between services with and without the plugin.
+"""What migrate_data becomes between services of three kinds.
 
-Registering the plugin's class changes what every process does with Nova's
-object, so each service is a process here, in an environment of its own
-release: see rpc_peer. The same is asked of each mixture: nobody fails, nobody
-asks for a backport that would not have been asked for without the plugin, and
-what the plugin has to tell arrives where both computes have it.
+Of each release there are Nova as it is, Nova with the plugin, and Nova with
+the patch set, and of the newest also that with the patches for review, in
+which the object has another version. Registering the plugin's class changes
+what every process does with Nova's object, so each service is a process here,
+in an environment of its own release: see rpc_peer. The same is asked of each
+mixture: nobody fails, nobody asks for a backport that would not have been
+asked for among services as they are, and what there is to tell arrives where
+both computes know of it, be it from the plugin or from the patches.
 """
 
 import itertools
@@ -26,7 +29,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 
 import fixtures
@@ -34,6 +36,8 @@ from oslo_concurrency import lockutils
 import testtools
 
 from nova_migfix import nova_release
+from nova_migfix.tests import environments
+from nova_migfix.tests.patches import series
 
 ROOT = pathlib.Path(__file__).parents[3]
 PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
@@ -42,41 +46,60 @@ PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
 ENVIRONMENTS = pathlib.Path(
     os.environ.get('OS_RPC_ENVIRONMENTS', ROOT / '.tox' / 'rpc'))
 
-NOVA = {'31': '31.3.1', '34': '34.0.0'}
-
 ADDRESS = '192.0.2.1'
+
+#: the newest release with the series for review, in which the object's
+#: version is the next one, and another
+MASTER = 35
 
 #: releases of source, conductor and destination; the conductor is upgraded
 #: before the computes
 RELEASES = (
-    ('31', '31', '31'),
-    ('34', '34', '34'),
-    ('31', '34', '34'),
-    ('34', '34', '31'),
+    (31, 31, 31),
+    (34, 34, 34),
+    (31, 34, 34),
+    (34, 34, 31),
+    (MASTER, MASTER, MASTER),
+    (34, MASTER, MASTER),
+    (MASTER, MASTER, 34),
 )
+
+STOCK, PLUGIN, PATCHED = 'stock', 'plugin', 'patched'
+KINDS = {31: (STOCK, PLUGIN, PATCHED), 34: (STOCK, PLUGIN, PATCHED),
+         MASTER: (PATCHED,)}
+
+#: what each destination that is not stock has to tell
+TOLD = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
+
+#: what makes one of the others of a Nova as it is
+DRIVERS = {PLUGIN: 'migfix.LibvirtDriver'}
 
 
 class Service:
-    """A process that answers what it is asked."""
+    """A process that answers what it is asked.
 
-    def __init__(self, python, plugin, release, patched, role):
-        self.name = f'{role}-{release}' + ('-patched' if patched else '')
-        self.release, self.patched = release, patched
+    :param paths: where the process finds the plugin, or another Nova
+    """
+
+    def __init__(self, python, paths, release, kind, role):
+        self.name = f'{role}-{release}-{kind}'
+        self.kind = kind
         self.directory = tempfile.TemporaryDirectory()
         nova_conf = pathlib.Path(self.directory.name, 'nova.conf')
         nova_conf.write_text(
             '[DEFAULT]\n'
-            f'compute_driver = {"migfix" if patched else "libvirt"}'
-            '.LibvirtDriver\n'
+            'compute_driver = '
+            f'{DRIVERS.get(kind, "libvirt.LibvirtDriver")}\n'
+            f'instances_path = {self.directory.name}\n'
+            'vif_plugging_timeout = 0\n'
             '[libvirt]\n' + (
                 f'live_migration_inbound_addr = {ADDRESS}\n'
                 if role == 'source' else '') +
             '[migfix]\n'
-            'enabled_fixes = source_address,vnic\n')
+            'enabled_fixes = ephemeral,source_address,vnic\n')
         environ = {name: value for name, value in os.environ.items()
                    if not name.startswith(('PYTHON', 'OS_'))}
-        if patched:
-            environ['PYTHONPATH'] = str(plugin)
+        environ['PYTHONPATH'] = os.pathsep.join(map(str, paths))
         self.stderr = open(
             pathlib.Path(self.directory.name, 'stderr'), 'w+')
         self.process = subprocess.Popen(
@@ -116,67 +139,14 @@ class Service:
         self.directory.cleanup()
 
 
-class Environments:
-    """One for each release, without the plugin."""
-
-    def __init__(self, directory):
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self.uv = shutil.which('uv') or shutil.which(
-            'uv', path=os.path.dirname(sys.executable))
-
-    def python(self, release):
-        """Return the interpreter that has this release of Nova."""
-        environment = self.directory / f'nova-{release}'
-        python = environment / 'bin' / 'python'
-        complete = environment / 'complete'
-        constraints = ROOT / 'constraints' / f'nova-{release}.txt'
-        if not complete.exists() or (
-                complete.read_text() != constraints.read_text()):
-            shutil.rmtree(environment, ignore_errors=True)
-            self._run(*([self.uv, 'venv', '--python', sys.executable]
-                        if self.uv else [sys.executable, '-m', 'venv']),
-                      environment)
-            self._install(
-                python, '-c', constraints, f'nova=={NOVA[release]}')
-            complete.write_text(constraints.read_text())
-        return python
-
-    def install_plugin(self, python, target):
-        """Install this checkout's plugin, and nothing else, by itself."""
-        with tempfile.TemporaryDirectory() as directory:
-            # setuptools would leave what it has built in the checkout
-            copy = pathlib.Path(directory, 'checkout')
-            shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
-                '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
-            self._install(python, '--no-deps', '--target', target, copy)
-
-    def _install(self, python, *what):
-        install = [*([self.uv, 'pip', 'install', '--python', python]
-                     if self.uv else [python, '-m', 'pip', 'install'])]
-        try:
-            self._run(*install, *what)
-        except RuntimeError as error:
-            self._skip_if_unreachable(install, error)
-            raise
-
-    def _skip_if_unreachable(self, install, error):
-        with tempfile.TemporaryDirectory() as nowhere:
-            try:
-                self._run(*install, '--dry-run', '--no-cache-dir',
-                          '--no-deps', '--target', nowhere, 'pbr')
-            except RuntimeError:
-                raise testtools.TestCase.skipException(
-                    f'the package index cannot be reached: {error}') from None
-
-    def _run(self, *command):
-        # The version of the plugin is of no matter and needs no git.
-        environ = {'PBR_VERSION': '0.0.1', **os.environ}
-        done = subprocess.run(
-            command, env=environ, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise RuntimeError(done.stdout)
+def install_plugin(venvs, python, target):
+    """Install this checkout's plugin, and nothing else, by itself."""
+    with tempfile.TemporaryDirectory() as directory:
+        # setuptools would leave what it has built in the checkout
+        copy = pathlib.Path(directory, 'checkout')
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
+            '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
+        venvs.install(python, '--no-deps', '--target', target, copy)
 
 
 class Migration:
@@ -206,7 +176,7 @@ class Migration:
     def ask(self, service, method, **arguments):
         data, backports = service.ask(method, self.conductor, **arguments)
         self.backports.append((method, backports))
-        if not service.patched and any(
+        if service.kind == STOCK and any(
                 name in data['nova_object.data'] for name in self.OURS):
             raise AssertionError(f'{service.name} says more than it knows')
         return data
@@ -219,50 +189,76 @@ class RpcMatrixTestCase(testtools.TestCase):
         if nova_release.major() != nova_release.NEWEST:
             # It would be the same again: the environments are its own.
             self.skipTest('runs with the newest Nova')
-        environments = Environments(ENVIRONMENTS)
-        with lockutils.lock(
-                'environments', external=True, lock_path=str(ENVIRONMENTS)):
-            pythons = {
-                release: environments.python(release) for release in NOVA}
-        plugin = self.useFixture(fixtures.TempDir()).path
-        environments.install_plugin(pythons['34'], plugin)
+        try:
+            installed = self.make_environments()
+        except environments.IndexUnreachable as error:
+            self.skipTest(f'the package index cannot be reached: {error}')
         # all at once: each needs some seconds to import Nova
         self.services = {
-            (role, release, patched): Service(
-                pythons[release], plugin, release, patched, role)
+            (role, release, kind): Service(
+                python, paths[kind], release, kind, role)
             for role in ('source', 'conductor', 'destination')
-            for release in NOVA
-            for patched in (False, True)}
+            for release, (python, paths) in installed.items()
+            for kind in paths}
         for service in self.services.values():
             self.addCleanup(service.stop)
+
+    def make_environments(self):
+        """Return, by release, the interpreter and each kind's paths."""
+        venvs = environments.Environments(ENVIRONMENTS)
+        with lockutils.lock(
+                'environments', external=True, lock_path=str(ENVIRONMENTS)):
+            pythons = {release: venvs.python(min(release, nova_release.NEWEST))
+                       for release in KINDS}
+        plugin = self.useFixture(fixtures.TempDir()).path
+        install_plugin(venvs, pythons[nova_release.NEWEST], plugin)
+        where = {STOCK: lambda *_: (), PLUGIN: lambda *_: (plugin,),
+                 PATCHED: self.patch}
+        return {release: (python, {
+            kind: where[kind](release, python) for kind in KINDS[release]})
+            for release, python in pythons.items()}
+
+    def patch(self, release, python):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        series.copy_patched(
+            'master' if release == MASTER else series.of_nova(release),
+            environments.site_packages(python), directory)
+        return (directory,)
 
     # One test, for it takes longer to start the services than to ask them.
     def test_every_mixture(self):
         for service in self.services.values():
-            has_plugin, _ = service.ask('has_plugin')
-            self.assertEqual(service.patched, has_plugin, service.name)
+            self.assertEqual(service.kind, service.ask('kind')[0],
+                             service.name)
         for releases in RELEASES:
-            stock = self.migrate(releases, (False, False, False))
-            for patched in itertools.product((False, True), repeat=3):
-                self.assert_works(
-                    releases, patched, stock, self.migrate(releases, patched))
+            migrations = {
+                kinds: self.migrate(releases, kinds)
+                for kinds in itertools.product(*(
+                    KINDS[release] for release in releases))}
+            stock = migrations.get((STOCK,) * 3)
+            for kinds, migration in migrations.items():
+                which = f'releases {releases}, {kinds}'
+                self.assert_told(which, releases, kinds, migration)
+                if stock:
+                    self.assertEqual(
+                        stock.backports, migration.backports, which)
 
-    def migrate(self, releases, patched):
+    def migrate(self, releases, kinds):
         return Migration(*(
-            self.services[role, release, has_plugin]
-            for role, release, has_plugin in zip(
-                ('source', 'conductor', 'destination'), releases, patched)))
+            self.services[role, release, kind]
+            for role, release, kind in zip(
+                ('source', 'conductor', 'destination'), releases, kinds)))
 
-    def assert_works(self, releases, patched, stock, migration):
-        source, conductor, destination = patched
-        both = source and destination
-        which = f'releases {releases}, patched {patched}'
-        self.assertEqual(stock.backports, migration.backports, which)
+    def assert_told(self, which, releases, kinds, migration):
+        source, conductor, destination = kinds
+        both = STOCK not in (source, destination)
         self.assertEqual(
             ADDRESS if both else 'src', migration.fetched_from, which)
-        # An older source has the first leg's object backported, where a
-        # conductor without the plugin drops what it does not know.
-        dropped = releases[0] < releases[2] and not conductor
-        self.assertEqual(
-            '256' if both and not dropped else None,
-            (migration.capabilities or {}).get('max_tap_queues'), which)
+        # An older source has the first leg's object backported. A conductor
+        # that does not know of it drops it then, and one that has it in the
+        # next version from all that is older.
+        dropped = releases[0] < releases[2] and (
+            conductor == STOCK or releases[2] == MASTER)
+        told = migration.capabilities or {}
+        self.assertEqual(TOLD if both and not dropped else {}, {
+            name: told[name] for name in TOLD if name in told}, which)

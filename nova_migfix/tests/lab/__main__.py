@@ -45,7 +45,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         prog='run_lab.sh', formatter_class=argparse.RawTextHelpFormatter,
         description='Live migrations between two real hypervisors, with '
-                    'unmodified Nova and\nwith the plugin of this checkout.',
+                    'unmodified Nova and\nwith the plugin, or the patches, of '
+                    'this checkout.',
         epilog=f'scenarios (default: all):\n{names}')
     parser.add_argument('scenario', nargs='*', metavar='SCENARIO')
     parser.add_argument('--keep', action='store_true',
@@ -54,6 +55,9 @@ def parse(argv):
                         help='end a lab that was left up, and nothing else')
     parser.add_argument('--nova', default=DEFAULT_NOVA, metavar='X.Y.Z',
                         help=f'release of Nova (default: {DEFAULT_NOVA})')
+    parser.add_argument('--variant', choices=environments.VARIANTS,
+                        default=environments.PLUGIN,
+                        help='what mends Nova (default: plugin)')
     arguments = parser.parse_intermixed_args(argv)
     unknown = set(arguments.scenario) - set(scenarios.ALL)
     if unknown:
@@ -67,10 +71,10 @@ def chosen(names):
             if not names or name in names]
 
 
-def prepare(directories, version, progress):
+def prepare(directories, version, variant, progress):
     """Make what is kept between runs; returns environments and image."""
     directories.prepare()
-    venvs = environments.Environments(version, directories)
+    venvs = environments.Environments(version, directories, variant)
     venvs.make(progress)
     progress('kernel and disk image of the guest')
     disk = image.GuestImage(directories.cache)
@@ -94,7 +98,8 @@ def run(arguments, directories, screen):
     begin = time.monotonic()
     results = []
     with runner.Progress(screen) as progress:
-        venvs, disk = prepare(directories, arguments.nova, progress)
+        venvs, disk = prepare(directories, arguments.nova, arguments.variant,
+                              progress)
         lab = cloud.Cloud(directories, venvs, disk, arguments.keep, progress)
         try:
             lab.setUp()
@@ -152,7 +157,7 @@ def main(argv):
         screen.print(f'{scenario.reason(error)}', style='bold red',
                      markup=False, soft_wrap=True)
         return BROKEN
-    screen.print(runner.make_table(results))
+    screen.print(runner.make_table(results, arguments.variant))
     screen.print(f'report: {directories.report}', soft_wrap=True)
     as_expected = all(result.as_expected for result in results)
     return PASSED if as_expected else FAILED

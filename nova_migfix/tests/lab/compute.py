@@ -30,23 +30,19 @@ from nova_migfix.tests.lab import workdir
 class Settings:
     """How a compute host is set up.
 
-    :param variant: environments.STOCK or environments.PLUGIN
+    :param nova: environments.STOCK or environments.MENDED
     :param options: of nova.conf, ``{(section, option): value}``
     :param tap_queue_limit: how many queues of one tap device its kernel
         seems to open; None: as many as it does
     """
 
-    variant: str = environments.STOCK
+    nova: str = environments.STOCK
     options: dict = dataclasses.field(
         default_factory=lambda: types.MappingProxyType({}))
     tap_queue_limit: int = None
 
 
-_DRIVER = {
-    environments.STOCK: {},
-    environments.PLUGIN: {
-        ('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'},
-}
+_PLUGIN = {('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'}
 
 # Its programs come before the host's own ones.
 _PATH = f'{workdir.DATA / "bin"}:{host.PATH}'
@@ -101,10 +97,12 @@ class Compute(fixtures.Fixture):
         """Begin to run with *settings*; returns whether to `wait`."""
         limit = settings.tap_queue_limit
         environment = self.libvirt.environment(limit)
-        venv = self._venvs.nova[settings.variant]
+        venv = self._venvs.nova[settings.nova]
+        plugin = (settings.nova == environments.MENDED
+                  and self._venvs.variant == environments.PLUGIN)
         text = configuration.render(configuration.nova_compute(
             self.host, venv, self._CONFIGURATION,
-            {**_DRIVER[settings.variant], **settings.options}))
+            {**(_PLUGIN if plugin else {}), **settings.options}))
         if (text, environment) == self._running:
             return False
         if self._daemon:
@@ -117,7 +115,7 @@ class Compute(fixtures.Fixture):
             'nova-compute', venv.bin('nova-compute'), '--config-file', path,
             env={**environment, 'PATH': _PATH})
         self._running = text, environment
-        self._variant = settings.variant
+        self._plugin = plugin
         return True
 
     def _started(self):
@@ -131,12 +129,12 @@ class Compute(fixtures.Fixture):
         self._daemon.wait_for(
             f'nova-compute of {self.host.name}',
             lambda: self._started() > self._seen, log=self.log, timeout=180)
-        self._check_variant()
+        self._check_plugin()
 
-    def _check_variant(self):
-        """Unmodified Nova must not even have found the plugin."""
+    def _check_plugin(self):
+        """Any other Nova must not even have found it."""
         plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
-        if ('migfix' in plugins) != (self._variant == environments.PLUGIN):
+        if ('migfix' in plugins) != self._plugin:
             raise process.LabError(
-                f'{self._variant} nova-compute of {self.host.name}: '
-                f'{plugins}')
+                f'nova-compute of {self.host.name} with'
+                f'{"" if self._plugin else "out"} the plugin: {plugins}')

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The virtual environments: control plane, unmodified Nova, Nova and plugin.
+"""The virtual environments: control plane, unmodified Nova, mended Nova.
 
 Three kinds, so that nothing is mixed up: `control` has everything but Nova,
-``nova-X.Y.Z`` has Nova as it is on the package index, and
-``nova-X.Y.Z-migfix`` the same with nothing but the plugin's wheel added.
+``nova-X.Y.Z`` has Nova as it is on the package index, and in the third it is
+mended in one of two ways: ``nova-X.Y.Z-plugin`` has nothing but the plugin's
+wheel added, ``nova-X.Y.Z-patched`` has Nova with the patch set.
 """
 
 import base64
@@ -24,14 +25,17 @@ import hashlib
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import workdir
+from nova_migfix.tests.patches import series as patches
 
-STOCK = 'stock'
-PLUGIN = 'plugin'
+# What a host runs, and in which way its Nova is mended.
+STOCK, MENDED = 'stock', 'mended'
+PLUGIN, PATCHED = VARIANTS = 'plugin', 'patched'
 
 # os-vif 5.2 imports pyroute2 but does not ask for it.
 _CONTROL = ('keystone', 'glance', 'openstack-placement', 'neutron',
@@ -120,9 +124,13 @@ class Venv:
     def python_version(self):
         return process.run([self.bin('python'), '--version']).split()[1]
 
-    def make(self, requirements, log, wheel=None):
-        """Install *requirements*, and *wheel* without its dependencies."""
-        wanted = self._fingerprint(requirements, wheel)
+    def make(self, requirements, log, wheel=None, series=None):
+        """Install *requirements*, and *wheel* without its dependencies.
+
+        :param series: of patches, which are applied to Nova
+        """
+        wanted = self._fingerprint(requirements, [
+            *filter(None, [wheel]), *(patches.read(series) if series else ())])
         if self.made_of() == wanted:
             return
         shutil.rmtree(self.path, ignore_errors=True)
@@ -131,6 +139,8 @@ class Venv:
         self._install(*limits, *requirements, log=log)
         if wheel:
             self._install('--no-deps', wheel, log=log)
+        if series:
+            self._patch(series)
         self._stamp.write_text(wanted)
 
     @property
@@ -145,15 +155,22 @@ class Venv:
         self._uv('pip', 'install', '--python', self.bin('python'),
                  *arguments, log=log)
 
+    def _patch(self, series):
+        try:
+            patches.patch_installed(series, self.site_packages)
+        except subprocess.CalledProcessError as error:
+            raise process.LabError(
+                f'patches/{series} does not apply: {error.stdout}') from error
+
     @staticmethod
     def _uv(*arguments, log):
         uv = pathlib.Path(sys.executable).with_name('uv')
         process.run([uv, '--quiet', *arguments], timeout=900, log=log)
 
-    def _fingerprint(self, requirements, wheel):
+    def _fingerprint(self, requirements, files):
         digest = hashlib.sha256()
         digest.update('\n'.join((self.python, *requirements)).encode())
-        for path in filter(None, (self.constraints, wheel)):
+        for path in filter(None, (self.constraints, *files)):
             digest.update(pathlib.Path(path).read_bytes())
         return digest.hexdigest()
 
@@ -225,10 +242,14 @@ def _wheel_version():
 
 
 class Environments:
-    """All that one run needs, for one version of Nova."""
+    """All that one run needs, for one version of Nova.
 
-    def __init__(self, version, directories):
+    :param variant: one of VARIANTS
+    """
+
+    def __init__(self, version, directories, variant=PLUGIN):
         self.version = version
+        self.variant = variant
         self.series = series(version)
         self._directories = directories
         self.major = int(version.split('.')[0])
@@ -240,7 +261,7 @@ class Environments:
         self.nova = {
             STOCK: Venv(path / f'nova-{version}', python,
                         _constraints(self.major)),
-            PLUGIN: Venv(path / f'nova-{version}-migfix', python,
+            MENDED: Venv(path / f'nova-{version}-{variant}', python,
                          _constraints(self.major)),
         }
 
@@ -253,12 +274,25 @@ class Environments:
         nova = (f'nova=={self.version}', *_COMPUTE, *self.series.extra)
         progress(f'Nova {self.version} from the package index')
         self.nova[STOCK].make(nova, log)
-        progress(f'Nova {self.version} with the plugin of this checkout')
-        wheel = build_wheel(self._directories.cache, log)
-        self.nova[PLUGIN].make(nova, log, wheel)
-        for venv in self.nova.values():
-            modified = venv.modified_files('nova')
-            if modified:
-                raise process.LabError(
-                    f'{venv.path} does not hold the Nova that was '
-                    f'published: {modified[0]}')
+        patched = set()
+        if self.variant == PLUGIN:
+            progress(f'Nova {self.version} with the plugin of this checkout')
+            wheel = build_wheel(self._directories.cache, log)
+            self.nova[MENDED].make(nova, log, wheel)
+        else:
+            series = patches.of_nova(self.major)
+            progress(f'Nova {self.version} with patches/{series}')
+            self.nova[MENDED].make(nova, log, series=series)
+            patched = {path for patch in patches.read(series)
+                       for path in patches.touched(patch)}
+        self._check_published(STOCK, set())
+        self._check_published(MENDED, patched)
+
+    def _check_published(self, which, patched):
+        """Nothing but what is *patched* differs from what was published."""
+        venv = self.nova[which]
+        modified = set(venv.modified_files('nova')) - patched
+        if modified:
+            raise process.LabError(
+                f'{venv.path} does not hold the Nova that was published: '
+                f'{min(modified)}')

@@ -50,6 +50,7 @@ def write(path, results, environments, seconds):
     text = environment.get_template('report.html.j2').render(
         results=results, rows=list(runner.rows(results)),
         versions=list(versions(environments)), seconds=seconds,
+        variant=environments.variant,
         failed=[result for result in results if not result.as_expected],
         now=datetime.datetime.now(datetime.timezone.utc))
     path.write_text(text)

@@ -72,21 +72,21 @@ def runs(chosen):
 def perform(cloud, chosen, progress):
     """Yield the Result of every scenario in every arrangement it has."""
     for item, arrangement in runs(chosen):
-        progress.begin(f'{item.name}, plugin on {arrangement.name}')
+        what = f'{item.name}, {cloud.venvs.variant} on {arrangement.name}'
+        progress.begin(what)
         result = scenario.Run(cloud, item, arrangement, progress).perform()
         if result.crashed:
             # Emulation loses writes (see qemu_tcg.py) and interrupts. What
             # Nova does wrong happens again.
-            progress.done(f'{item.name}, plugin on {arrangement.name}: the '
-                          'emulated guest crashed or fell silent; once more')
+            progress.done(f'{what}: the emulated guest crashed or fell '
+                          'silent; once more')
             crashed = result.crashed
             result = scenario.Run(cloud, item, arrangement,
                                   progress).perform()
             result.repeated = crashed
         style, verdict = _MARK[result.as_expected]
-        progress.done(f'{item.name}, plugin on {arrangement.name}: {verdict}'
-                      f' ({result.expectation}), {result.seconds:.0f} s',
-                      style)
+        progress.done(f'{what}: {verdict} ({result.expectation}), '
+                      f'{result.seconds:.0f} s', style)
         for problem in result.problems:
             progress.done(f'      {problem}', style)
         yield result
@@ -95,7 +95,7 @@ def perform(cloud, chosen, progress):
 def rows(results):
     """One row for each scenario and pair of arrangements to compare.
 
-    ``(name, {STOCK or PLUGIN: Result}, seconds)``
+    ``(name, {STOCK or MENDED: Result}, seconds)``
     """
     by_run = {(result.scenario.name, result.arrangement): result
               for result in results}
@@ -105,26 +105,26 @@ def rows(results):
                    if (name, arrangement) in by_run]
         stock = [r for r in of_name
                  if r.arrangement.column == environments.STOCK]
-        plugin = [r for r in of_name
-                  if r.arrangement.column == environments.PLUGIN]
-        for index in range(max(len(stock), len(plugin))):
+        mended = [r for r in of_name
+                  if r.arrangement.column == environments.MENDED]
+        for index in range(max(len(stock), len(mended))):
             cells = {}
             if index < len(stock):
                 cells[environments.STOCK] = stock[index]
-            if index < len(plugin):
-                cells[environments.PLUGIN] = plugin[index]
+            if index < len(mended):
+                cells[environments.MENDED] = mended[index]
             yield name, cells, sum(r.seconds for r in cells.values())
 
 
-def make_table(results):
+def make_table(results, variant):
     """The table at the end, for rich."""
     result = table.Table(box=box.SIMPLE_HEAD)
-    for column in ('scenario', 'stock', 'plugin'):
+    for column in ('scenario', 'stock', variant):
         result.add_column(column)
     result.add_column('time', justify='right')
     for name, cells, seconds in rows(results):
         result.add_row(name, *[_cell(cells.get(column)) for column in (
-            environments.STOCK, environments.PLUGIN)], f'{seconds:.0f} s')
+            environments.STOCK, environments.MENDED)], f'{seconds:.0f} s')
     return result
 
 

@@ -13,8 +13,9 @@
 """How scenarios are written, and what runs one.
 
 A scenario says what is set up, what is done, and what must come of it with
-unmodified Nova and with the plugin. `Run` is what its steps are written in:
-each of its methods does one thing and keeps the evidence.
+unmodified Nova and with a mended one, be it by the plugin or by the patches.
+`Run` is what its steps are written in: each of its methods does one thing and
+keeps the evidence.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import topology
 
 SOURCE, DESTINATION = topology.COMPUTES
-STOCK, PLUGIN = environments.STOCK, environments.PLUGIN
+STOCK, MENDED = environments.STOCK, environments.MENDED
 
 MAX_QUEUES = ('libvirt', 'max_queues')
 TRANSPORT = ('libvirt', 'remote_filesystem_transport')
@@ -55,7 +56,7 @@ LOGS = {
 class Arrangement:
     """What runs on which compute host.
 
-    :param column: of the table at the end: STOCK or PLUGIN
+    :param column: of the table at the end: STOCK or MENDED
     """
 
     name: str
@@ -63,14 +64,11 @@ class Arrangement:
     source: str
     destination: str
 
-    def variant(self, host):
-        return self.source if host == SOURCE else self.destination
-
 
 NEITHER = Arrangement('neither', STOCK, STOCK, STOCK)
-SOURCE_ONLY = Arrangement('source only', PLUGIN, PLUGIN, STOCK)
-BOTH = Arrangement('both', PLUGIN, PLUGIN, PLUGIN)
-DESTINATION_ONLY = Arrangement('destination only', PLUGIN, STOCK, PLUGIN)
+SOURCE_ONLY = Arrangement('source only', MENDED, MENDED, STOCK)
+BOTH = Arrangement('both', MENDED, MENDED, MENDED)
+DESTINATION_ONLY = Arrangement('destination only', MENDED, STOCK, MENDED)
 
 # In this order as few nova-compute as possible have to be replaced.
 ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
@@ -87,12 +85,21 @@ class Said:
 
     :param host: SOURCE or DESTINATION *of the migration*
     :param since: the first major version of Nova with which it must
+    :param patched_since: the same with the patch set, None: never
     """
 
     host: str
     log: str
     pattern: str
     since: int = 0
+    patched_since: int = 0
+
+    def must_appear(self, venvs):
+        """:param venvs: environments.Environments"""
+        if venvs.variant == environments.PLUGIN:
+            return venvs.major >= self.since
+        return self.patched_since is not None and venvs.major >= max(
+            self.since, self.patched_since)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +173,12 @@ class Run(fixtures.Fixture):
         self.result = evidence.Result(scenario, arrangement, self.expected)
 
     @property
-    def plugin(self):
+    def mended(self):
         return self.arrangement is BOTH
 
     @property
     def protected(self):
-        """Whether the plugin is on any host."""
+        """Whether any host is mended."""
         return self.arrangement is not NEITHER
 
     def perform(self):
@@ -299,7 +306,7 @@ class Run(fixtures.Fixture):
             self.check_equal('state of the instance', migration.vm_state,
                              'ACTIVE')
         for said in expected.said:
-            if said.since <= self.cloud.venvs.major:
+            if said.must_appear(self.cloud.venvs):
                 self._check_said(step, said, logs)
 
     def _check_said(self, step, said, logs):
@@ -350,7 +357,7 @@ class Run(fixtures.Fixture):
         self.check(f'{what}: {expected}', found == expected, found)
 
     def check_kept(self, statement, holds, found=''):
-        """What the plugin keeps and unmodified Nova is seen to lose."""
+        """What a mended Nova keeps and unmodified Nova is seen to lose."""
         self.check(statement if self.protected else f'not so: {statement}',
                    bool(holds) == self.protected, found)
 

@@ -158,6 +158,10 @@ class TestDestination(DriverTestCase):
             transfer.fetching_from('10.0.2.11'))
         self.fetched_from = []
 
+    def finish(self, driver, context, migration, instance, *args, **kwargs):
+        driver._create_image(context, instance, 'mapping',
+                             fallback_from_host=migration.source_compute)
+
     def fetch(self, driver, *args, **kwargs):
         driver._try_fetch_image_cache(
             'image', 'fetch', 'context', 'name', 'id', 'instance', 1, 'src')
@@ -179,7 +183,8 @@ class TestDestination(DriverTestCase):
 
     def test_a_cold_migration_fetches_from_the_told_address(self):
         self.record()
-        nova = self.nova('finish_migration', side_effect=self.fetch)
+        self.nova('_create_image', side_effect=self.fetch)
+        nova = self.nova('finish_migration', side_effect=self.finish)
         instance = objects.Instance(uuid=uuids.instance)
         arguments = ('context', objects.Migration(source_compute='src'),
                      instance, '[{"path": "disk"}]', 'network', 'image',
@@ -196,12 +201,24 @@ class TestDestination(DriverTestCase):
     def test_disks_that_the_source_shares_are_left_alone(self):
         instances = self.useFixture(migfix_fixtures.Instances())
         (instances.path / f'{uuids.instance}_resize').mkdir()
-        nova = self.nova('finish_migration')
-        self.driver.finish_migration(
-            'context', mock.Mock(source_compute='compute1'),
-            objects.Instance(uuid=uuids.instance), '[]', 'network', 'image',
-            False, {}, 'devices')
-        nova.assert_called_once()
+        self.nova('_create_image')
+        self.driver._create_image(
+            'context', objects.Instance(uuid=uuids.instance), 'mapping',
+            fallback_from_host='compute1')
+        self.fix.complete_disks.assert_not_called()
+
+    def test_a_patched_nova_knows_the_address_itself(self):
+        self.nova('_create_image')
+        instance = objects.Instance(uuid=uuids.instance)
+        self.driver._create_image(
+            'context', instance, 'mapping', fallback_from_host='10.0.2.11')
+        self.fix.complete_disks.assert_called_once_with(
+            instance, mock.ANY, '10.0.2.11')
+
+    def test_nothing_is_fetched_for_a_guest_that_is_new(self):
+        self.nova('_create_image')
+        self.driver._create_image(
+            'context', objects.Instance(uuid=uuids.instance), 'mapping')
         self.fix.complete_disks.assert_not_called()
 
     def test_what_holds_while_preparing_ends_with_a_failure(self):
@@ -361,7 +378,7 @@ class TestDisks(DriverTestCase):
                 'context', objects.Instance(uuid=uuids.instance), directory,
                 disks, 'source')
         self.assertEqual('source', pull.call_args.args[0])
-        self.assertEqual(disks[:1], nova.call_args.args[4])
+        self.assertEqual((disks[:1], 'source'), nova.call_args.args[4:])
 
     def test_a_hard_reboot_pulls_nothing(self):
         nova = self.nova('_create_images_and_backing')

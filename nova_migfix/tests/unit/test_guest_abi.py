@@ -14,11 +14,13 @@
 
 ``xml/<case>-source.xml`` is ``virsh dumpxml --migratable`` of a real domain,
 ``<case>-stock.xml`` what Nova makes of it for the destination under the
-conditions of :data:`CASES`, ``<case>-kept.xml`` what the fix makes of that.
+conditions of :data:`CASES`, ``<case>-kept.xml`` what the fix makes of that,
+and what a Nova that has the fix itself makes of the first.
 """
 
 import functools
 import pathlib
+import unittest
 from unittest import mock
 
 import ddt
@@ -35,7 +37,9 @@ from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 import testtools
 
+from nova_migfix.fixes import vnic as fix
 from nova_migfix import guest_abi
+from nova_migfix import nova_release
 
 XML = pathlib.Path(__file__).parent / 'xml'
 
@@ -138,13 +142,34 @@ class RecomputedByNova(testtools.TestCase):
         return bound
 
 
+PATCHED = nova_release.has(fix.Vnic.mended_by)
+
+
 @ddt.ddt
 class TestStock(RecomputedByNova):
 
     @ddt.data(*CASES)
+    @unittest.skipIf(PATCHED, 'this Nova has the fix')
     def test_stock_is_what_nova_computes(self, case):
         self.assertEqual(canonical(golden(case, 'stock')),
                          canonical(self.recompute(case)))
+
+
+@ddt.ddt
+class TestPatched(RecomputedByNova):
+
+    @ddt.data(*CASES)
+    @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
+    def test_kept_is_what_a_patched_nova_computes(self, case):
+        self.assertEqual(canonical(golden(case, 'kept')),
+                         canonical(self.recompute(case)))
+
+    @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
+    def test_the_same_is_kept(self):
+        self.assertEqual(
+            [attribute.path for attribute in guest_abi.VNIC
+             if attribute.rule is guest_abi.Rule.KEEP],
+            list(migration.VNIC_GUEST_ABI))
 
 
 @ddt.ddt

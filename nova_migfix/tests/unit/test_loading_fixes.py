@@ -85,6 +85,18 @@ class TestLoad(testtools.TestCase):
                       'not raise again what the monitor rolled back',
                       self.log.output)
 
+    @ddt.data(*OURS)
+    def test_a_fix_that_a_patched_nova_has_itself_steps_aside(self, fix):
+        if not fix.mended_by:
+            self.skipTest('tested by itself, or no fault of Nova')
+        self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'has', autospec=True,
+            side_effect=lambda path: path == fix.mended_by))
+        self.assertEqual([one for one in OURS if one is not fix],
+                         self.load(None))
+        self.assertIn(f'Fix {fix.name}: not needed in this Nova, it has '
+                      f'{fix.mended_by}', self.log.output)
+
     @ddt.data(None, ['vnic'])
     def test_a_fix_that_fails_to_load_stops(self, enabled):
         def fail(self, ep, *args, **kwargs):
@@ -129,6 +141,16 @@ class TestRelease(testtools.TestCase):
         with mock.patch.object(nova_release.version, 'version_string',
                                return_value=version):
             nova_release.require_supported()
+
+    @ddt.data('nova.virt.libvirt', 'nova.virt.libvirt.driver.LibvirtDriver',
+              'nova.virt.libvirt.driver.LibvirtDriver.spawn')
+    def test_what_this_nova_has(self, path):
+        self.assertTrue(nova_release.has(path))
+
+    @ddt.data('nova.virt.libwirt', 'nova.virt.libvirt.driver.Driver',
+              'nova.virt.libvirt.driver.LibvirtDriver.spam')
+    def test_what_this_nova_does_not_have(self, path):
+        self.assertFalse(nova_release.has(path))
 
     @ddt.data('26.2.2', '28.3.0', '35.0.0')
     def test_any_other_release_stops(self, version):

@@ -48,7 +48,7 @@ class ConfigDrive(scenario.Scenario):
         scenario.NEITHER: scenario.Arrives(text='arrives, ISO all zeros'),
         scenario.BOTH: scenario.Arrives(said=(scenario.Said(
             scenario.DESTINATION, 'nova-compute',
-            r'The config drive of the source is kept'),),
+            r'Pulled .*/disk\.config.* from ', patched_since=30),),
             text='arrives, config drive kept'),
     }
     emptied = scenario.Arrives(said=(scenario.Said(

@@ -23,6 +23,9 @@ from nova_migfix.tests.lab import topology
 # Slow enough to cut it in the middle.
 _RATE = '20mbit'
 
+# Where plugin and patches put it meanwhile.
+_PLACES = ('migfix-*/*', '*/pull-*/*')
+
 
 class EphemeralCut(scenario.Scenario):
     name = 'ephemeral-cut'
@@ -49,6 +52,6 @@ class EphemeralCut(scenario.Scenario):
     def cut(run, link):
         instances = run.instances(scenario.DESTINATION)
         process.wait_for('the base to be on its way', lambda: any(
-            path.stat().st_size > 0
-            for path in instances.glob('migfix-*/*')), poll=0.05)
+            path.stat().st_size > 0 for place in _PLACES
+            for path in instances.glob(place)), poll=0.05)
         link.cut()

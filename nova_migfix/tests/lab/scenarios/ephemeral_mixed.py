@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The plugin on one host only, and XFS that is written to.
+"""One host is mended, and XFS that is written to.
 
 A source makes the disk complete before it leaves, as the destination will not
 ask for its base; a destination asks for it by the source's host name.
@@ -21,12 +21,12 @@ from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab import topology
 
 _BY_SOURCE = scenario.Said(scenario.SOURCE, 'nova-compute',
-                           r'made complete by a block pull in [\d.]+ s')
+                           r'made complete (by a block pull )?in [\d.]+ s')
 
 
 class EphemeralMixed(ephemeral_xfs.EphemeralXfs):
     name = 'ephemeral-mixed'
-    title = 'The plugin on one host only; 1 GB XFS under writing.'
+    title = 'One host is mended; 1 GB XFS under writing.'
     networks = (topology.MANAGEMENT, topology.MIGRATION)
     expected = {
         scenario.SOURCE_ONLY: scenario.Arrives(

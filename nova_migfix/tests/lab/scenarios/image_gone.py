@@ -33,7 +33,7 @@ class ImageGone(scenario.Scenario):
             r'ssh: connect to host compute\d port 22: Connection refused'),)),
         scenario.BOTH: scenario.Arrives(said=(scenario.Said(
             scenario.DESTINATION, 'nova-compute',
-            r'is fetched from the source.s migration address'),)),
+            r'is fetched from the .*migration address'),)),
     }
 
     def run(self, run):
@@ -69,7 +69,7 @@ def migrate(run, guest, *networks, expected=None):
     if run.migrate(guest, destination, expected=expected,
                    title=f'{source} to {destination}, sshd on {names}'):
         check_copied(run, guest, source, destination)
-        run.check_wire([topology.MIGRATION if run.plugin
+        run.check_wire([topology.MIGRATION if run.mended
                         else topology.MANAGEMENT])
 
 

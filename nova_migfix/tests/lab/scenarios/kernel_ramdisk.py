@@ -37,7 +37,7 @@ class KernelRamdisk(scenario.Scenario):
     expected = {scenario.NEITHER: unacceptable,
                 scenario.BOTH: scenario.Arrives(said=(scenario.Said(
                     scenario.DESTINATION, 'nova-compute',
-                    r'kernel taken from the source'),))}
+                    r'kernel taken from the source', patched_since=None),))}
 
     # Nova's own inspection of images took a kernel for a raw disk; that of
     # oslo.utils finds a boot sector in it.

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The plugin on one of the two hosts, as during a rolling upgrade.
+"""One of the two hosts is mended, as during a rolling upgrade.
 
-Queues are kept by the source. A destination with the plugin must not make
+Queues are kept by the source. A destination that is mended must not make
 anything worse, and migrations that work without it must work in each mix.
 """
 
@@ -25,7 +25,7 @@ _AS_STOCK = queues_grow.QueuesGrow.expected[scenario.NEITHER]
 
 class Mixed(queues_grow.QueuesGrow):
     name = 'mixed'
-    title = 'The plugin on one host only; max_queues raised from 2 to 4.'
+    title = 'One host is mended; max_queues raised from 2 to 4.'
     expected = {
         scenario.NEITHER: _AS_STOCK,
         scenario.SOURCE_ONLY: queues_grow.QueuesGrow.expected[scenario.BOTH],

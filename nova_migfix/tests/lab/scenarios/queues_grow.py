@@ -26,7 +26,7 @@ QEMU_REFUSES = scenario.Said(
     r'get_pci_config_device: Bad config data|'
     r'Failed to load virtio-net:virtio')
 
-# What the plugin says of it.
+# What a mended Nova says of it.
 KEPT = scenario.Said(scenario.SOURCE, 'nova-compute',
                      r'vNIC \S+: kept .*queues')
 

@@ -45,7 +45,7 @@ class QueuesRefused(scenario.Scenario):
         run.check_queues(guest, scenario.SOURCE, HAS)
         run.migrate(guest)
         prepared = guest.qemu_log(scenario.DESTINATION).exists()
-        if run.plugin:
+        if run.mended:
             self.check_refusal(run, guest)
             run.check('destination never prepared', not (
                 prepared or guest.files(scenario.DESTINATION).exists()))

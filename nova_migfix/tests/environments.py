@@ -1,0 +1,98 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Virtual environments with a release of Nova, kept between runs."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from nova_migfix.tests.patches import series
+
+
+class IndexUnreachable(Exception):
+    """Packages cannot be fetched, which is no fault of ours."""
+
+
+class Environments:
+    """One for each release, without the plugin.
+
+    :param directory: where they are kept
+    :param requirements: what else they have, as arguments of pip install
+    """
+
+    def __init__(self, directory: pathlib.Path,
+                 *requirements: str | pathlib.Path) -> None:
+        self.directory = directory
+        self.requirements = requirements
+        directory.mkdir(parents=True, exist_ok=True)
+        self.uv = shutil.which('uv') or shutil.which(
+            'uv', path=os.path.dirname(sys.executable))
+
+    def python(self, major: int) -> pathlib.Path:
+        """Return the interpreter that has this release of Nova."""
+        environment = self.directory / f'nova-{major}'
+        python = environment / 'bin' / 'python'
+        complete = environment / 'complete'
+        constraints = series.constraints(major)
+        if not complete.exists() or (
+                complete.read_text() != constraints.read_text()):
+            shutil.rmtree(environment, ignore_errors=True)
+            self._run(*([self.uv, 'venv', '--python', sys.executable]
+                        if self.uv else [sys.executable, '-m', 'venv']),
+                      environment)
+            self.install(python, '-c', constraints, 'nova',
+                         *self.requirements)
+            complete.write_text(constraints.read_text())
+        return python
+
+    def install(self, python: pathlib.Path, *what: str | pathlib.Path) -> None:
+        """Install by pip or uv.
+
+        :raises IndexUnreachable: the package index cannot be reached
+        :raises RuntimeError: it failed otherwise, with its output
+        """
+        install = [*([self.uv, 'pip', 'install', '--python', python]
+                     if self.uv else [python, '-m', 'pip', 'install'])]
+        try:
+            self._run(*install, *what)
+        except RuntimeError as error:
+            self._check_index(install, error)
+            raise
+
+    def _check_index(self, install, error: RuntimeError) -> None:
+        with tempfile.TemporaryDirectory() as nowhere:
+            try:
+                self._run(*install, '--dry-run', '--no-cache-dir',
+                          '--no-deps', '--target', nowhere, 'pbr')
+            except RuntimeError:
+                raise IndexUnreachable(str(error)) from None
+
+    def _run(self, *command: str | pathlib.Path) -> None:
+        # The version of the plugin is of no matter and needs no git.
+        environ = {'PBR_VERSION': '0.0.1', **os.environ}
+        done = subprocess.run(
+            command, env=environ, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise RuntimeError(done.stdout)
+
+
+def site_packages(python: pathlib.Path) -> pathlib.Path:
+    """Return where the environment of an interpreter has its packages."""
+    found, = python.parents[1].glob('lib/python3*/site-packages')
+    return found

@@ -1,0 +1,134 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The patch set, applied to this Nova where it is installed, as Kolla does.
+
+What runs in the patched Nova is a process of its own.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import fixtures
+import testtools
+
+from nova_migfix import nova_release
+from nova_migfix.tests import environments
+from nova_migfix.tests.functional import test_loading
+from nova_migfix.tests.patches import check
+from nova_migfix.tests.patches import kolla
+from nova_migfix.tests.patches import series
+from nova_migfix.tests import suites
+
+SERIES = series.of_nova(nova_release.major())
+
+#: Fixes that are in force in a patched Nova: they mend no fault of Nova's, or
+#: none of that Nova's.
+IN_FORCE = {29: {'config_drive', 'tls_rekey'}}
+
+
+class PatchedImage(fixtures.Fixture):
+    """The root of an image of Kolla's whose Nova has been patched.
+
+    :ivar path: of the root
+    :ivar site_packages: where its Nova is, and nothing else
+    :ivar before: where this Nova is
+    """
+
+    def _setUp(self):
+        self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.site_packages = self.path / kolla.SITE_PACKAGES
+        self.before = environments.site_packages(pathlib.Path(sys.executable))
+        shutil.copytree(self.before / 'nova', self.site_packages / 'nova')
+        patches = self.path / 'patches'
+        kolla.write(SERIES, patches)
+        image = patches / kolla.IMAGE
+        for name in (image / 'series').read_text().split():
+            series.apply((image / name).read_text(), self.path)
+
+
+class PatchedNovaTestCase(testtools.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.image = PatchedImage()
+        cls.image.setUp()
+        cls.addClassCleanup(cls.image.cleanUp)
+
+    def run_python(self, *arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments], text=True, cwd=self.image.path,
+            env={**os.environ, 'PYTHONPATH': str(self.image.site_packages)},
+            stdin=subprocess.DEVNULL, capture_output=True)
+        self.assertEqual(0, done.returncode, done.stderr)
+        return done.stdout
+
+    def test_the_tests_of_the_patches_pass(self):
+        new = {f'{series.module(path)}.{test}'
+               for patch in series.read(SERIES)
+               for path in series.touched(patch)
+               if path.startswith(f'{series.TESTS}unit/')
+               for test in check.changed_tests(*(
+                   self.read(where, path) for where in (
+                       self.image.before, self.image.site_packages)))}
+        modules = {name.rsplit('.', 2)[0] for name in new}
+        directory = self.image.path / 'results'
+        with open(self.image.path / 'log', 'w+') as log:
+            statuses = suites.run(
+                directory, output=log, attempts=1,
+                only=lambda name: check.is_among(name, new),
+                PYTHONPATH=str(self.image.site_packages),
+                MIGFIX_COMPAT_MODULES=' '.join(sorted(modules)))
+            log.seek(0)
+            self.addDetail('log', testtools.content.text_content(log.read()))
+        self.assertEqual(set(), new - {
+            test for name in statuses for test in new
+            if check.is_among(name, {test})}, 'not run')
+        self.assertEqual({}, {
+            name: status for name, status in statuses.items()
+            if not suites.is_good(status)})
+
+    @staticmethod
+    def read(directory, path):
+        file = directory / path
+        return file.read_text() if file.exists() else ''
+
+    def test_every_fix_of_the_plugin_steps_aside(self):
+        log = self.image.path / 'nova-compute.log'
+        configuration = self.image.path / 'nova.conf'
+        configuration.write_text(
+            '[DEFAULT]\n'
+            'compute_driver = migfix.LibvirtDriver\n'
+            'transport_url = fake://\n'
+            f'log_file = {log}\n'
+            f'state_path = {self.image.path}\n')
+        loaded = json.loads(self.run_python(
+            '-c', test_loading.NOVA_COMPUTE, '--config-file', configuration))
+        self.assertEqual(str(self.image.site_packages / 'nova'),
+                         *loaded['nova_path'])
+        self.assertEqual('nova.virt.migfix', loaded['module'])
+        text = log.read_text()
+        in_force = IN_FORCE.get(nova_release.major(), {'tls_rekey'})
+        for name in ('config_drive', 'ephemeral', 'kernel_ramdisk',
+                     'rollback_state', 'source_address', 'tls_rekey', 'vnic'):
+            self.assertIn(f'Fix {name}: ' + (
+                'active' if name in in_force else
+                'not needed in this Nova, it'), text)
+
+    def test_golden_files(self):
+        self.run_python('-m', 'testtools.run',
+                        'nova_migfix.tests.unit.test_guest_abi')

@@ -1,0 +1,265 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Checks one series against its release: what applies, passes and fails."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import fnmatch
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import NamedTuple
+
+from nova_migfix.tests import environments
+from nova_migfix.tests.patches import series
+from nova_migfix.tests.patches import tree
+from nova_migfix.tests import suites
+
+#: Where in Nova's tree a patch may have something to do.
+PLACES = ('nova/', 'doc/source/', 'releasenotes/notes/')
+
+#: What tests a file beside the module that is named after it.
+ALSO_TESTED = {
+    'nova/compute/manager.py': ('nova.tests.unit.compute.test_compute_mgr',),
+    'nova/objects/*': ('nova.tests.unit.objects.test_objects',),
+    'nova/virt/libvirt/driver.py': (
+        'nova.tests.functional.libvirt.test_live_migration',
+        'nova.tests.functional.libvirt.test_migration_addr'),
+}
+
+#: Nova's checks of style: the package, which is fetched in the version that
+#: the release's pre-commit configuration names, the command and its files.
+STYLE = (
+    ('hacking', ('flake8',), '*.py'),
+    ('autopep8', ('autopep8', '--in-place', '--exit-code'), '*.py'),
+    ('codespell', ('codespell', '--ignore-words=doc/dictionary.txt'), '*'),
+)
+
+
+class Row(NamedTuple):
+    series: str
+    patch: str
+    before: str = ''
+    after: str = ''
+    without: str = ''
+    style: str = ''
+    rc: int = 0
+
+
+class Series:
+    """A series on its release.
+
+    :ivar complaints: whatever is not as it should be
+    :ivar notes: what somebody may want to know
+    """
+
+    def __init__(self, name: str, directory: pathlib.Path,
+                 venvs: environments.Environments, patches: pathlib.Path,
+                 ends: bool = False) -> None:
+        self.name = name
+        self.complaints: list[str] = []
+        self.notes: list[str] = []
+        self._directory = directory
+        self._major = series.SERIES[name]
+        self._patches = series.read(name, patches)
+        self._ends = ends
+        self._tree = tree.Tree(directory / 'trees' / name)
+        self._python = venvs.python(self._major)
+        self._statuses: dict[int, dict[str, str]] = {}
+
+    def rows(self) -> Iterator[Row]:
+        self._tree.make(series.release(self._major))
+        self._commits = self._tree.apply(self._patches)
+        for number, patch in enumerate(self._patches, 1):
+            yield self._row(number, patch)
+
+    def _row(self, number: int, patch: pathlib.Path) -> Row:
+        known = len(self.complaints)
+        self._complain(patch, (
+            f'{path}: does not belong there' for path in series.touched(patch)
+            if not path.startswith(PLACES)))
+        modules = self._modules([patch])
+        before, after = (
+            _of(self._run(where), modules) for where in (
+                (0, len(self._patches)) if self._ends
+                else (number - 1, number)))
+        self._complain(patch, _bad(before, 'before it'))
+        self._complain(patch, _bad(after, 'with it'))
+        return Row(self.name, patch.name, _counted(before), _counted(after),
+                   self._without(number, patch, before, after),
+                   self._style(number, patch),
+                   int(len(self.complaints) > known))
+
+    def _complain(self, patch: pathlib.Path, what: Iterable[str]) -> None:
+        self.complaints += [f'{patch.name}: {text}' for text in what]
+
+    # -- tests ---------------------------------------------------------------
+
+    def _modules(self, patches: Iterable[pathlib.Path]) -> set[str]:
+        """Return the test modules of what the patches touch."""
+        return {module for patch in patches for path in series.touched(patch)
+                for module in self._tests_of(path)}
+
+    def _tests_of(self, path: str) -> Iterator[str]:
+        if path.startswith(series.TESTS):
+            if os.path.basename(path).startswith('test_'):
+                yield series.module(path)
+            return
+        directory, name = os.path.split(path)
+        test = (f'{series.TESTS}unit/{directory.removeprefix("nova/")}/'
+                f'test_{name}')
+        if (self._tree.path / test).exists():
+            yield series.module(test)
+        for pattern, modules in ALSO_TESTED.items():
+            if fnmatch.fnmatch(path, pattern):
+                yield from modules
+
+    def _run(self, number: int) -> dict[str, str]:
+        """Run, once, all that is asked of the tree after so many patches."""
+        if number not in self._statuses:
+            self._tree.checkout(self._commits[number])
+            near = (self._patches if self._ends
+                    else self._patches[max(number - 1, 0):number + 1])
+            self._statuses[number] = self._run_here(
+                f'{number:02}', (
+                    module for module in self._modules(near)
+                    if self._is_here(module)))
+        return self._statuses[number]
+
+    def _is_here(self, module: str) -> bool:
+        return (self._tree.path / (module.replace('.', '/') + '.py')).exists()
+
+    def _run_here(self, name: str, modules: Iterable[str],
+                  **options) -> dict[str, str]:
+        modules = sorted(modules)
+        if not modules:
+            return {}
+        directory = self._directory / 'results' / self.name
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / f'{name}.log', 'w') as output:
+            return suites.run(
+                directory / name, python=self._python, output=output,
+                PYTHONPATH=str(self._tree.path),
+                MIGFIX_COMPAT_MODULES=' '.join(modules), **options)
+
+    def _without(self, number: int, patch: pathlib.Path,
+                 before: Mapping[str, str], after: Mapping[str, str]) -> str:
+        """Run what a patch adds to the tests without the rest of it."""
+        new = self._new(number, patch, before, after)
+        if not new:
+            self._complain(patch, ['it has no test'])
+            return 'none'
+        self._tree.checkout(self._commits[number - 1])
+        self._tree.add_from(self._commits[number], series.TESTS)
+        statuses = self._run_here(
+            f'{number:02}-without', self._modules([patch]),
+            only=new.__contains__, attempts=1)
+        passing = {name for name in new
+                   if suites.is_good(statuses.get(name, 'not run'))}
+        if passing == new:
+            self._complain(patch, ['no new test fails without it'])
+        self.notes += [f'{patch.name}: {name} passes without it'
+                       for name in sorted(passing)]
+        return f'{len(new - passing)} of {len(new)}'
+
+    def _new(self, number: int, patch: pathlib.Path,
+             before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+        """Return the tests that a patch adds or changes."""
+        changed = {
+            f'{series.module(path)}.{test}'
+            for path in series.touched(patch) if path.startswith(series.TESTS)
+            for test in changed_tests(*(
+                self._tree.show(self._commits[at], path)
+                for at in (number - 1, number)))}
+        return {name for name in after if is_among(name, changed)
+                or (not self._ends and name not in before)}
+
+    # -- style ---------------------------------------------------------------
+
+    def _style(self, number: int, patch: pathlib.Path) -> str:
+        self._tree.checkout(self._commits[number])
+        bad = []
+        for package, command, pattern in STYLE:
+            files = [path for path in series.touched(patch)
+                     if fnmatch.fnmatch(path, pattern)
+                     and (self._tree.path / path).exists()]
+            said = self._tool(package, command, files) if files else ''
+            if said:
+                bad.append(package)
+                self._complain(patch, [f'{package}: {said}'])
+        return ', '.join(bad) or 'good'
+
+    def _tool(self, package: str, command: Iterable[str],
+              files: Iterable[str]) -> str:
+        done = subprocess.run(
+            ['uv', 'tool', 'run', '--quiet', '--python', sys.executable,
+             '--from', f'{package}=={self._version(package)}',
+             *command, *files],
+            cwd=self._tree.path, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT)
+        # autopep8 says what is wrong by mending it
+        said = f'{done.stdout}{self._tree.difference()}'
+        return said or 'failed' if done.returncode else ''
+
+    def _version(self, package: str) -> str:
+        configuration = self._tree.path / '.pre-commit-config.yaml'
+        found = re.search(rf'[/-]{package}\n +rev: v?(\S+)',
+                          configuration.read_text())
+        assert found, package
+        return found[1]
+
+
+def _of(statuses: Mapping[str, str], modules: set[str]) -> dict[str, str]:
+    return {name: status for name, status in statuses.items()
+            if any(name.startswith(f'{module}.') or name == module
+                   for module in modules)}
+
+
+def _bad(statuses: Mapping[str, str], when: str) -> Iterator[str]:
+    for name, status in sorted(statuses.items()):
+        if not suites.is_good(status):
+            yield f'{name}: {status} {when}'
+
+
+def _counted(statuses: Mapping[str, str]) -> str:
+    good = sum(map(suites.is_good, statuses.values()))
+    return f'{good} of {len(statuses)}'
+
+
+def is_among(name: str, tests: set[str]) -> bool:
+    """Say whether a test that was run is one of those, or made of one.
+
+    ddt adds the number and the value of its data.
+    """
+    return name in tests or re.sub(r'_\d+(_\w*)?$', '', name) in tests
+
+
+def changed_tests(before: str, after: str) -> set[str]:
+    """Return, as Class.method, the tests that a source adds or changes."""
+    old, new = (dict(_tests(ast.parse(source))) for source in (before, after))
+    return {name for name in new if new[name] != old.get(name)}
+
+
+def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and (
+                        method.name.startswith('test')):
+                    yield f'{node.name}.{method.name}', ast.dump(method)

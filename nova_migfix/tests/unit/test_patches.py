@@ -1,0 +1,217 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is made of patches to Nova, shown on a small one."""
+
+import pathlib
+import subprocess
+import textwrap
+
+import fixtures
+import testtools
+
+from nova_migfix.tests.patches import check
+from nova_migfix.tests.patches import kolla
+from nova_migfix.tests.patches import series
+
+NAME = '0001-libvirt-Double-a-number.patch'
+
+#: as git format-patch writes it; of code, a new test and a release note
+MAIL = textwrap.dedent("""\
+    From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001
+    From: Somebody <somebody@example.org>
+    Date: Wed, 25 Nov 2026 00:00:00 +0000
+    Subject: [PATCH 1/1] libvirt: Double a number whose name is too long for
+     one line
+
+    It could not be had twice:
+    --- nor thrice
+
+    ---
+     nova/virt/libvirt/twice.py | 2 +-
+     1 file changed, 1 insertion(+), 1 deletion(-)
+
+    diff --git a/nova/tests/unit/test_twice.py b/nova/tests/unit/test_twice.py
+    new file mode 100644
+    index 0000000..1234567
+    --- /dev/null
+    +++ b/nova/tests/unit/test_twice.py
+    @@ -0,0 +1 @@
+    +--- not a header
+    diff --git a/nova/twice.py b/nova/twice.py
+    index 1234567..89abcde 100644
+    --- a/nova/twice.py
+    +++ b/nova/twice.py
+    @@ -1,3 +1,3 @@
+     def twice(number):
+         # of a/nova/twice.py
+    -    return number
+    +    return 2 * number
+    diff --git a/releasenotes/notes/twice.yaml b/releasenotes/notes/twice.yaml
+    new file mode 100644
+    index 0000000..1234567
+    --- /dev/null
+    +++ b/releasenotes/notes/twice.yaml
+    @@ -0,0 +1 @@
+    +---
+    --\x20
+    2.39.5
+
+    """)
+
+BEFORE = 'def twice(number):\n    # of a/nova/twice.py\n    return number\n'
+
+
+class SmallSeries(fixtures.Fixture):
+    """A directory of patches with one series of one patch."""
+
+    def _setUp(self):
+        self.patches = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        directory = self.patches / '2026.2'
+        directory.mkdir()
+        (directory / NAME).write_text(MAIL)
+        (directory / 'series').write_text(f'# in this order\n\n{NAME}\n')
+        self.patch, = series.read('2026.2', self.patches)
+
+
+class PatchesTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.series = self.useFixture(SmallSeries())
+        self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+
+    def install(self, prefix='', text=BEFORE):
+        """Install a Nova without tests; returns its package."""
+        package = self.root / prefix / 'nova'
+        package.mkdir(parents=True)
+        (package / 'twice.py').write_text(text)
+        return package
+
+
+class TestSeries(PatchesTestCase):
+
+    def test_touched(self):
+        self.assertEqual(
+            ['nova/tests/unit/test_twice.py', 'nova/twice.py',
+             'releasenotes/notes/twice.yaml'],
+            series.touched(self.series.patch))
+
+    def test_subject(self):
+        self.assertEqual(
+            'libvirt: Double a number whose name is too long for one line',
+            series.subject(self.series.patch))
+
+    def test_an_installed_nova_is_patched(self):
+        package = self.install()
+        series.patch_installed(
+            '2026.2', self.root, patches=self.series.patches)
+        self.assertEqual(BEFORE.replace('return', 'return 2 *'),
+                         (package / 'twice.py').read_text())
+        self.assertEqual(
+            '--- not a header\n',
+            (package / 'tests' / 'unit' / 'test_twice.py').read_text())
+        self.assertEqual(['nova'], [path.name for path in self.root.iterdir()])
+
+    def test_another_nova_is_refused(self):
+        self.install(text=BEFORE.replace('a/nova', 'another'))
+        self.assertRaises(
+            subprocess.CalledProcessError, series.patch_installed, '2026.2',
+            self.root, patches=self.series.patches)
+
+    def test_releases_are_those_of_the_constraints(self):
+        self.assertEqual('34.0.0', series.release(34))
+        self.assertEqual('2026.2', series.of_nova(34))
+        self.assertEqual(set(range(29, 35)), set(series.SERIES.values()))
+
+
+class TestKolla(PatchesTestCase):
+
+    def write(self, **options):
+        directory = self.root / 'patches'
+        written = kolla.write('2026.2', directory,
+                              patches=self.series.patches, **options)
+        return directory, written
+
+    def test_applied_to_the_root_of_an_image(self):
+        package = self.install(kolla.SITE_PACKAGES)
+        directory, written = self.write()
+        self.assertEqual([NAME], written)
+        self.assertEqual(f'{NAME}\n',
+                         (directory / 'nova-base' / 'series').read_text())
+        patch = (directory / 'nova-base' / NAME).read_text()
+        self.assertTrue(patch.startswith('libvirt: Double a number'))
+        self.assertNotIn('releasenotes', patch)
+        series.apply(patch, self.root)
+        self.assertIn('2 * number', (package / 'twice.py').read_text())
+
+    def test_without_tests(self):
+        directory, _ = self.write(image='nova-compute', tests=False)
+        patch = (directory / 'nova-compute' / NAME).read_text()
+        self.assertNotIn('test_twice', patch)
+        self.assertIn('2 * number', patch)
+
+
+class TestNewTests(testtools.TestCase):
+
+    BEFORE = textwrap.dedent("""
+        class TestOne(TestCase):
+            def test_same(self):
+                pass
+            def test_changed(self):
+                pass
+            def helper(self):
+                pass
+        """)
+    AFTER = textwrap.dedent("""
+        class TestOne(TestCase):
+            # a comment is no change
+            def test_same(self):
+                pass
+            def test_changed(self):
+                assert True
+            def helper(self):
+                assert True
+            def test_added(self):
+                pass
+        """)
+
+    def test_added_or_changed(self):
+        self.assertEqual({'TestOne.test_changed', 'TestOne.test_added'},
+                         check.changed_tests(self.BEFORE, self.AFTER))
+
+    def test_a_new_module(self):
+        self.assertEqual({'TestOne.test_same', 'TestOne.test_changed'},
+                         check.changed_tests('', self.BEFORE))
+
+
+class TestPatchSet(testtools.TestCase):
+    """The patch set itself, as far as it can be judged without a Nova."""
+
+    def test_a_series_names_what_is_there(self):
+        for name in series.SERIES:
+            patches = series.read(name)
+            self.assertEqual(
+                sorted(path.name for path in patches),
+                sorted(path.name for path in (
+                    series.PATCHES / name).glob('*.patch')))
+            self.assertEqual([path.name for path in patches],
+                             sorted(path.name for path in patches))
+
+    def test_each_patch_has_tests_and_a_release_note(self):
+        for name in series.SERIES:
+            for patch in series.read(name):
+                touched = series.touched(patch)
+                for where in (series.TESTS, 'releasenotes/notes/'):
+                    self.assertTrue(
+                        any(path.startswith(where) for path in touched),
+                        f'{patch}: nothing in {where}')
