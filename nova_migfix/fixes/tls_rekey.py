@@ -90,13 +90,22 @@ def _assess(instance: Any) -> rekey.Assessment:
     transport = _transport()
     if not transport.live_migration_with_native_tls:
         return rekey.assess(transport, None, '', 0)
-    # Not found where nova-compute does not see the processes of the host.
-    guest = audit.find(instance.uuid)
+    guest = _running(instance)
     library = guest.library if guest else None
     return rekey.assess(
         transport, library.version if library else None,
         library.package if library else '',
         guest.memory if guest else instance.memory_mb * units.Mi)
+
+
+def _running(instance: Any) -> audit.Guest | None:
+    """The guest's QEMU; None where the host's processes are not seen."""
+    try:
+        return audit.find(instance.uuid)
+    except OSError as error:
+        LOG.info('The guest\'s QEMU cannot be looked into: %s', error,
+                 instance=instance)
+        return None
 
 
 def _transport() -> rekey.Transport:

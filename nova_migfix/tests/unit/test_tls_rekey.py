@@ -125,6 +125,12 @@ class TestSource(TlsTestCase):
         self.check()
         self.assertWarned('of unknown version', '200.0 GiB')
 
+    def test_so_is_one_that_may_not_be_looked_into(self):
+        self.useFixture(fixtures.MockPatchObject(
+            audit, 'find', autospec=True, side_effect=PermissionError))
+        self.check()
+        self.assertWarned('of unknown version')
+
     @ddt.data({'tls': 'safe'}, {'tls': 'safe', 'max_tap_queues': '256'})
     def test_not_if_the_destination_negotiates_safely(self, told):
         self.check(**told)
