@@ -37,7 +37,7 @@ PRIORITIES = {
 }
 
 COST = ('ChaCha20-Poly1305 is 8 to 13 times slower than AES-GCM on a CPU with '
-        'AES instructions; migrations take accordingly longer.')
+        'AES instructions; a migration takes 2 to 4 times as long.')
 
 _OVERRIDES = {
     TLS12: (('disabled-version', 'tls1.3'),),
