@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-import hashlib
 import os
 from unittest import mock
 
@@ -436,70 +435,3 @@ class TestLostBase(EphemeralTestCase):
             self.disk(written=b'\x07' * 512)
         self.instances.make_base()
         self.assertRaises(exception.InvalidDiskInfo, self.restart)
-
-
-@ddt.ddt
-class TestOtherStorage(EphemeralTestCase):
-    """Disks that are no overlays are left to Nova, as they are.
-
-    By ``[libvirt] images_type``: raw and flat have the file system's bytes
-    in a file of the instance's own, lvm and rbd have no file at all.
-    """
-
-    IMAGES_TYPES = ('raw', 'flat', 'lvm', 'rbd')
-
-    def setUp(self):
-        super().setUp()
-        self.driver = mock.create_autospec(
-            nova_driver.LibvirtDriver, instance=True)
-
-    def make(self, images_type):
-        """Make the directory of the instance; returns what is in it."""
-        size = 64 << 20
-        path = self.disk(base=self.instances.make_base(size=size), size=size)
-        if images_type in ('raw', 'flat'):
-            disks.flatten(str(path), 'qcow2', str(path))
-            processutils.execute(
-                'qemu-img', 'convert', '-O', 'raw', path, f'{path}.raw')
-            os.rename(f'{path}.raw', path)
-        else:
-            path.unlink()
-        record = self.dir / 'disk.info'
-        record.write_text(record.read_text().replace('qcow2', 'raw'))
-        # Nothing may be looked for there.
-        (self.instances.base / BASE).unlink()
-        return self.content()
-
-    def content(self):
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in self.dir.iterdir()}
-
-    @ddt.data(*IMAGES_TYPES)
-    def test_migrated_cold(self, images_type):
-        before = self.make(images_type)
-        self.fix.leaving(self.instance, str(self.dir))
-        self.fix.complete_disks(self.instance, str(self.dir), 'cut')
-        self.assertEqual(before, self.content())
-        self.assertEqual([], self.ssh.asked)
-
-    @ddt.data(*IMAGES_TYPES)
-    def test_live_to_a_destination_without_the_plugin(self, images_type):
-        before = self.make(images_type)
-        host = mock.create_autospec(libvirt_host.Host, instance=True)
-        self.fix.before_description(self.instance, host)
-        self.assertEqual(before, self.content())
-        host.get_guest.assert_not_called()
-
-    @ddt.data(*IMAGES_TYPES)
-    def test_started_again(self, images_type):
-        before = self.make(images_type)
-        self.fix.restarting(self.driver, 'context', self.instance, 'network',
-                            {'ephemerals': [{'guest_format': None}]})
-        self.assertEqual(before, self.content())
-        self.driver._create_ephemeral.assert_not_called()
-
-    @ddt.data(*IMAGES_TYPES)
-    def test_created(self, images_type):
-        with self.fix.creating_disks(self.instance, str(self.dir), None):
-            before = self.make(images_type)
-        self.assertEqual(before, self.content())

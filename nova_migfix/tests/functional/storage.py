@@ -1,0 +1,402 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Two computes with real disks: qemu-img, mkfs, blkid and tar are asked.
+
+Nova's functional tests replace the image backends and know one directory of
+instances. Here the backends are Nova's own and each compute has its own
+directory, its own address and an ssh that leads to the other. What both have
+in this process only once, the configuration, answers by the driver in whose
+method it is read.
+"""
+
+import contextlib
+import functools
+import inspect
+import os
+import pathlib
+import shutil
+import sys
+import threading
+
+import fixtures
+from nova import privsep
+from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.virt.libvirt import driver
+from nova.virt.libvirt import imagebackend
+from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_serialization import jsonutils
+from oslo_utils import uuidutils
+
+from nova_migfix import disks
+from nova_migfix.tests.functional import base
+
+#: of each compute the address that Nova tells the other
+ADDRESSES = {'src': '192.0.2.11', 'dest': '192.0.2.12'}
+
+# What Nova's fixtures replace, as it is without them.
+_REAL = {
+    f'nova.virt.libvirt.{module.__name__.rpartition(".")[2]}.{name}.{method}':
+    inspect.getattr_static(getattr(module, name), method)
+    for module, name, method in (
+        (driver, 'LibvirtDriver', '_create_image'),
+        (driver, 'LibvirtDriver', '_create_ephemeral'),
+        (driver, 'LibvirtDriver', '_create_swap'),
+        (imagebackend, 'Backend', 'backend'))}
+
+
+class Hosts(fixtures.Fixture):
+    """A directory of instances for each compute, and the network.
+
+    :ivar root: has a directory for each host, under its name and address
+    :param shared: both have one directory of instances
+    """
+
+    SSH = """#!/bin/sh
+while [ "$1" = -o ]; do shift 2; done
+echo "$*" >>"{root}/asked"
+[ ! -e "{root}/cut" ] || {{ echo 'Connection refused' >&2; exit 255; }}
+host=$1
+shift
+exec sh -c "$(echo "$*" | sed "s#{root}/[^/]*/#{root}/$host/#g")"
+"""
+
+    #: The hosts have the same paths in a real cloud, so what a file says of
+    #: the source's is said of its own on the other.
+    SCP = """#!{python}
+import json, os, re, shutil, subprocess, sys
+
+HOST = r'{root}/[^/]*/'
+
+def place(name):
+    host, colon, path = name.partition(':/')
+    return re.sub(HOST, f'{root}/{{host}}/', f'/{{path}}') if colon else name
+
+if os.path.exists('{root}/cut'):
+    sys.exit('Connection refused')
+source, target = (os.path.realpath(place(name)) for name in sys.argv[-2:])
+if os.path.isdir(target):
+    target = os.path.join(target, os.path.basename(source))
+shutil.copyfile(source, target)
+here = re.match(HOST, target)[0]
+if target.endswith('.info'):
+    with open(target, 'r+') as file:
+        text = re.sub(HOST, here, file.read())
+        file.seek(0)
+        file.write(text)
+        file.truncate()
+    sys.exit()
+info = json.loads(subprocess.check_output(
+    ['qemu-img', 'info', '--force-share', '--output', 'json', target]))
+if info.get('backing-filename'):
+    subprocess.check_call([
+        'qemu-img', 'rebase', '-u', '-F', info['backing-filename-format'],
+        '-b', re.sub(HOST, here, info['backing-filename']), target])
+"""
+
+    def __init__(self, shared=False):
+        self._shared = shared
+        self._thread = threading.local()
+
+    def _setUp(self):
+        self.root = pathlib.Path(os.path.realpath(
+            self.useFixture(fixtures.TempDir()).path))
+        for host, told in ADDRESSES.items():
+            self.instances(host).mkdir(parents=True, exist_ok=True)
+            if self._shared and not (self.root / host).exists():
+                (self.root / host).symlink_to('both')
+            (self.root / told).symlink_to(host)
+        (self.root / 'bin').mkdir()
+        for name, script in (('ssh', self.SSH), ('scp', self.SCP)):
+            path = self.root / 'bin' / name
+            path.write_text(script.format(
+                root=self.root, python=sys.executable))
+            path.chmod(0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{self.root}/bin:/usr/bin:/bin:/usr/sbin:/sbin'))
+        configured = cfg.ConfigOpts.__getattr__
+
+        def of_the_host(conf, name):
+            own = getattr(self._thread, 'own', {})
+            return own[name] if name in own else configured(conf, name)
+        self.useFixture(fixtures.MonkeyPatch(
+            'oslo_config.cfg.ConfigOpts.__getattr__', of_the_host))
+
+    def instances(self, host):
+        return self.root / ('both' if self._shared else host) / 'instances'
+
+    @contextlib.contextmanager
+    def on(self, host):
+        """What this thread does is done on that host."""
+        before = getattr(self._thread, 'own', {})
+        self._thread.own = {
+            'host': host, 'instances_path': str(self.instances(host))}
+        try:
+            yield
+        finally:
+            self._thread.own = before
+
+    def keep(self, host, its_driver):
+        """Whatever this driver does is done on that host."""
+        for name in dir(its_driver):
+            method = inspect.getattr_static(type(its_driver), name, None)
+            if not name.startswith('__') and (
+                    inspect.isfunction(method)
+                    or isinstance(method, staticmethod)):
+                setattr(its_driver, name, self._on(
+                    host, getattr(its_driver, name)))
+        its_driver.get_host_ip_addr = lambda: ADDRESSES[host]
+
+    def _on(self, host, method):
+        @functools.wraps(method)
+        def there(*args, **kwargs):
+            with self.on(host):
+                return method(*args, **kwargs)
+        return there
+
+    @contextlib.contextmanager
+    def failing(self, command, argument='', reason='No space left on device'):
+        """A command fails on either host, if it begins with that argument."""
+        path = self.root / 'bin' / command
+        path.write_text(f"""#!/bin/sh
+case "$1" in {argument}*) echo '{reason}' >&2; exit 1;; esac
+exec {shutil.which(command)} "$@"
+""")
+        path.chmod(0o755)
+        try:
+            yield
+        finally:
+            path.unlink()
+
+    def cut(self):
+        """From now on no host can log in at another."""
+        (self.root / 'cut').touch()
+
+    @property
+    def pulled(self):
+        """The sessions in which files were asked for."""
+        asked = self.root / 'asked'
+        return [line for line in asked.read_text().splitlines()
+                if '--create' in line] if asked.exists() else []
+
+
+class BlockJobs(fixtures.Fixture):
+    """libvirt's block pull, done at once.
+
+    QEMU still has a file open that has lost its name.
+
+    :ivar held: where the bytes of such files are, by their name
+    :ivar pulled: paths of the disks
+    """
+
+    def _setUp(self):
+        self.held = {}
+        self.pulled = []
+
+        def rebase(domain, disk, base, bandwidth, flags):
+            if not domain.isActive():
+                raise fakelibvirt.make_libvirtError(
+                    fakelibvirt.libvirtError, 'domain is not running',
+                    error_code=fakelibvirt.VIR_ERR_OPERATION_INVALID)
+            backing, = (overlay.backing for overlay in
+                        disks.ephemeral_overlays(os.path.dirname(disk))
+                        if overlay.path == disk)
+            disks.flatten(disk, 'qcow2', disk,
+                          backing=self.held.get(backing, backing))
+            self.pulled.append(disk)
+        for name, replacement in (
+                ('blockRebase', rebase),
+                ('blockJobInfo', lambda domain, disk, flags: {})):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
+
+
+class StorageTestCase(base.MigrationTestCase):
+    """A guest with real disks on 'src'."""
+
+    #: both hosts have one directory of instances
+    shared = False
+
+    #: [migfix] enabled_fixes of hosts that differ
+    enabled_on = {}
+
+    def setUp(self):
+        self.hosts = self.useFixture(Hosts(self.shared))
+        super().setUp()
+        self.flags(default_ephemeral_format='ext4')
+        # in this process, with its rights
+        privsep.sys_admin_pctxt.set_client_mode(False)
+        self.addCleanup(privsep.sys_admin_pctxt.set_client_mode, True)
+        for where, method in _REAL.items():
+            self.useFixture(fixtures.MonkeyPatch(where, method))
+        for fetch in ('fetch_image', 'fetch_raw_image'):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'nova.virt.libvirt.utils.{fetch}', self._fetch))
+        self.jobs = self.useFixture(BlockJobs())
+
+    def start_compute(self, hostname, **kwargs):
+        self.flags(enabled_fixes=self.enabled_on.get(
+            hostname, self.enabled_fixes), group='migfix')
+        with self.hosts.on(hostname):
+            super().start_compute(hostname, **kwargs)
+        its_driver = self.computes[hostname].driver
+        # Of the class there is one, of which the last one started has set it.
+        its_driver._fixes = type(its_driver)._fixes
+        self.hosts.keep(hostname, its_driver)
+        return hostname
+
+    def _wait_for_state_change(self, server, expected_status, **kwargs):
+        return super()._wait_for_state_change(
+            server, expected_status, max_retries=120, **kwargs)
+
+    @staticmethod
+    def _fetch(context, target, image_id, *args, **kwargs):
+        with open(target, 'wb') as image:
+            image.write(f'image {image_id}'.encode())
+            image.truncate(1 << 20)
+
+    # -- what the tenant does -------------------------------------------------
+
+    def boot(self, *ephemerals, state='ACTIVE', swap=0, **wanted):
+        """Create a guest on the source.
+
+        :param ephemerals: size in GB, or size and file system of each disk
+        :param state: how that ends
+        """
+        image = self.glance.create(None, {
+            'id': uuidutils.generate_uuid(), 'name': 'guest', 'size': 1,
+            'status': 'active', 'container_format': 'bare',
+            'disk_format': 'raw', 'min_ram': 0, 'min_disk': 0,
+            'visibility': 'public', 'properties': {}})
+        disks_wanted = [disk if isinstance(disk, tuple) else (disk, None)
+                        for disk in ephemerals]
+        flavor = self._create_flavor(disk=1, swap=swap, ephemeral=sum(
+            size for size, _form in disks_wanted))
+        request = self._build_server(
+            image_uuid=image['id'], flavor_id=flavor, networks='none',
+            host='src')
+        request['block_device_mapping_v2'] = [
+            {'boot_index': 0, 'uuid': image['id'], 'source_type': 'image',
+             'destination_type': 'local', 'delete_on_termination': True},
+            *({'boot_index': -1, 'source_type': 'blank', 'volume_size': size,
+               'destination_type': 'local', 'delete_on_termination': True,
+               **({'guest_format': form} if form else {})}
+              for size, form in disks_wanted),
+            *([{'boot_index': -1, 'source_type': 'blank',
+                'volume_size': swap, 'destination_type': 'local',
+                'guest_format': 'swap', 'delete_on_termination': True}]
+              if swap else [])]
+        self.server = self._wait_for_state_change(
+            self.api.post_server({'server': {**request, **wanted}}), state)
+
+    def write(self, name='disk.eph0', host='src'):
+        """What the guest has written to a disk."""
+        processutils.execute(
+            'qemu-io', '-c', 'write -P 7 512M 64k', self.path(name, host))
+
+    def refused(self, **action):
+        """Have the API take an action that fails; returns the reason.
+
+        :param action: what it is called there, and its parameters
+        """
+        name, = action
+        self.api.post_server_action(self.server['id'], action)
+        details = []
+
+        def failed():
+            path = f'/servers/{self.server["id"]}/os-instance-actions'
+            last = self.api.api_get(path).body['instanceActions'][0]
+            self.assertIn(last['action'], name.lower())
+            details.extend(
+                event['details'] for event in self.api.api_get(
+                    f'{path}/{last["request_id"]}'
+                ).body['instanceAction']['events'] if event.get('details'))
+            self.assertNotEqual([], details)
+        self._wait_for_assert(failed, max_retries=120)
+        self.server = self._wait_for_server_parameter(
+            self.server, {'OS-EXT-STS:task_state': None}, max_retries=120)
+        return details[0]
+
+    def log(self):
+        return self.stdlog.logger.output
+
+    # -- what is on the hosts -------------------------------------------------
+
+    def directory(self, host='src'):
+        return self.hosts.instances(host) / self.server['id']
+
+    def path(self, name='disk.eph0', host='src'):
+        return self.directory(host) / name
+
+    def bases(self, host='src'):
+        """Return the paths of the file systems that Nova has made there."""
+        return sorted((self.hosts.instances(host) / '_base').glob(
+            'ephemeral_*'))
+
+    def backing(self, name='disk.eph0', host='src'):
+        """Return the path of a disk's backing file, None without."""
+        info, _errors = processutils.execute(
+            'qemu-img', 'info', '--force-share', '--output', 'json',
+            self.path(name, host))
+        return jsonutils.loads(info).get('backing-filename')
+
+    def lose_base(self, name='disk.eph0'):
+        """Remove a disk's backing file, which a running guest has open."""
+        path = self.backing(name)
+        self.jobs.held[path] = str(self.hosts.root / 'held')
+        shutil.move(path, self.hosts.root / 'held')
+
+    def image(self, name='disk.eph0', host='src'):
+        """Return the path of a raw image of what a disk has now."""
+        path = self.hosts.root / uuidutils.generate_uuid()
+        processutils.execute(
+            'qemu-img', 'convert', '-O', 'raw', self.path(name, host), path)
+        return path
+
+    def assert_kept(self, image, name='disk.eph0', host='dest'):
+        """The disk has those bytes, and needs no backing file."""
+        processutils.execute(
+            'qemu-img', 'compare', image, self.path(name, host))
+        self.assertIsNone(self.backing(name, host))
+
+    def assert_has(self, kind, label, name='disk.eph0', host='src'):
+        found = disks.filesystem(str(self.image(name, host)))
+        self.assertEqual(
+            (kind, label), (found.get('TYPE'), found.get('LABEL')))
+
+    def assert_nothing_left(self, host='dest'):
+        """The instance has no files there, and nothing is half made."""
+        def gone():
+            left = sorted(
+                str(path) for path in self.hosts.instances(host).glob('**/*')
+                if self.server['id'] in str(path) or 'migfix-' in str(path))
+            self.assertEqual([], left)
+        self._wait_for_assert(gone, max_retries=60)
+
+    # -- what libvirt does ----------------------------------------------------
+
+    def _migrate_stub(self, domain, destination, params, flags):
+        """Write on the destination's disks what the guest has written."""
+        for path, form in () if self.shared else jsonutils.loads(
+                self.path('disk.info').read_text()).items():
+            target = self.path(os.path.basename(path), 'dest')
+            if form == 'raw' and target.name != 'disk.config':
+                shutil.copyfile(path, target)
+            elif form == 'qcow2' and target.exists():
+                copy = shutil.copy(path, self.hosts.root / 'mirrored')
+                for command in (
+                        ('rebase', '-u', '-F', 'qcow2', '-b', target, copy),
+                        ('commit', copy)):
+                    processutils.execute('qemu-img', *command)
+        super()._migrate_stub(domain, destination, params, flags)

@@ -1,0 +1,150 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Ephemeral disks keep their bytes in a cold migration and a resize."""
+
+from nova_migfix.tests.functional import storage
+
+#: all but the fix for ephemeral disks
+WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
+
+
+class ColdTestCase(storage.StorageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.boot(1)
+        self.write()
+        self.before = self.image()
+
+    def assert_stays(self, status):
+        """The guest is on its source, in the state in which it was."""
+        self.assertEqual(status, self.server['status'])
+        self.assertEqual('src', self.host())
+        self.assertEqual(status == 'ACTIVE',
+                         bool(self.source_domain().isActive()))
+        self.assertEqual(['error'], [
+            record['status'] for record in self.migrations()])
+        self.assert_nothing_left('dest')
+
+
+class SourceTestCase(ColdTestCase):
+    """The source completes the disks."""
+
+    def test_the_bytes_are_kept(self):
+        self._migrate_server(self.server)
+        self.assert_kept(self.before)
+        self.assertEqual([], self.hosts.pulled)
+
+    def test_also_when_the_migration_is_reverted(self):
+        self._migrate_server(self.server)
+        self._revert_resize(self.server)
+        self.assert_kept(self.before, host='src')
+
+    def test_a_resize_to_a_larger_ephemeral_keeps_them(self):
+        self._resize_server(self.server, self._create_flavor(
+            disk=2, ephemeral=2))
+        self.assert_kept(self.before)
+        self._confirm_resize(self.server)
+        self._wait_for_assert(lambda: self.assertFalse(
+            self.directory('src').exists()))
+
+    def test_what_it_cannot_complete_stays(self):
+        with self.hosts.failing('qemu-img', 'convert'):
+            reason = self.refused(migrate=None)
+        for part in ('disk.eph0', self.server['id'], 'No space left',
+                     'The guest stays where it is'):
+            self.assertIn(part, reason)
+        self.assert_stays('ACTIVE')
+        # and nothing has happened to it
+        self._migrate_server(self.server)
+        self.assert_kept(self.before)
+
+    def test_a_lost_base_is_had_from_the_running_guest(self):
+        self.lose_base()
+        self._migrate_server(self.server)
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(self.before)
+
+    def test_from_a_guest_that_is_off_it_cannot_be_had(self):
+        self.server = self._stop_server(self.server)
+        self.lose_base()
+        reason = self.refused(migrate=None)
+        for part in ('disk.eph0', self.server['id'], 'is lost',
+                     'domain is not running'):
+            self.assertIn(part, reason)
+        self.assert_stays('SHUTOFF')
+
+
+class NewDiskTestCase(storage.StorageTestCase):
+
+    def test_a_resize_to_a_first_ephemeral_makes_it(self):
+        self.boot()
+        self._resize_server(self.server, self._create_flavor(
+            disk=1, ephemeral=1))
+        self.assert_has('ext4', 'ephemeral0', 'disk.local', 'dest')
+
+
+class UnpatchedSourceTestCase(ColdTestCase):
+    """The destination completes the disks, with the source's base."""
+
+    enabled_on = {'src': WITHOUT}
+
+    def test_the_bytes_are_kept(self):
+        base = self.backing()
+        self._migrate_server(self.server)
+        self.assert_kept(self.before)
+        session, = self.hosts.pulled
+        self.assertTrue(session.startswith('src '), session)
+        self.assertIn(f' {base.rpartition("/")[2]}', session)
+
+    def test_without_the_base_the_disk_is_left_as_it_came(self):
+        self.lose_base()
+        reason = self.refused(migrate=None)
+        self.assertIn('cannot be had from src', reason)
+        self.assertEqual('ERROR', self.server['status'])
+        self.assertIsNotNone(self.backing(host='dest'))
+        self.assertEqual([], self.bases('dest'))
+
+
+class SharedStorageTestCase(ColdTestCase):
+    """Both hosts see the same files: nothing is to be done."""
+
+    shared = True
+
+    def test_the_disk_is_as_it_was(self):
+        backing = self.backing()
+        self._migrate_server(self.server)
+        self.assertEqual('dest', self.host())
+        self.assertEqual(backing, self.backing(host='dest'))
+        self.assertEqual([], self.hosts.pulled)
+
+
+class SharedStorageUnpatchedTestCase(SharedStorageTestCase):
+    """Nor by the destination."""
+
+    enabled_on = {'src': WITHOUT}
+
+
+class SwitchedOffTestCase(ColdTestCase):
+    """What the tests above are worth."""
+
+    enabled_fixes = WITHOUT
+
+    def test_nova_lays_the_disk_upon_another_file_system(self):
+        self._migrate_server(self.server)
+        self.assertEqual([str(base) for base in self.bases('dest')],
+                         [self.backing(host='dest')])
+        self.assertNotEqual(
+            self.bases('src')[0].read_bytes()[:1 << 16],
+            self.bases('dest')[0].read_bytes()[:1 << 16])
