@@ -41,12 +41,25 @@ def _add_parsers(subparsers: Any) -> None:
     upgrade = subparsers.add_parser(
         'upgrade', help='check the configuration of this host')
     upgrade.add_argument('check', choices=['check'])
-    _add_format(upgrade)
+    _add_json(upgrade)
+    preflight = subparsers.add_parser(
+        'preflight', help='tell what a migration would do to the guests that '
+        'run here')
+    preflight.add_argument(
+        '--instance', metavar='UUID', action='append', default=[],
+        help='look at this one, and others so named, only')
+    preflight.add_argument(
+        '--dest', metavar='HOST', help='where guests are to be migrated to; '
+        'is asked by ssh which fixes it has')
+    _add_json(preflight.add_mutually_exclusive_group()).add_argument(
+        '--csv', action='store_true',
+        help='print CSV; the notes go to standard error')
 
 
-def _add_format(parser: Any) -> None:
+def _add_json(parser: Any) -> Any:
     parser.add_argument('--json', action='store_true',
                         help='print JSON instead of a table')
+    return parser
 
 
 COMMAND = cfg.SubCommandOpt(

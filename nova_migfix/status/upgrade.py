@@ -72,12 +72,12 @@ def is_active() -> bool:
     return bool(CONF.compute_driver == DRIVER)
 
 
-def active_fixes() -> frozenset[str]:
-    """Return the names of the fixes that are in force on this host."""
-    if not is_active():
-        return frozenset()
+def mended_faults() -> frozenset[str]:
+    """Return the names of the fixes that act here, or that Nova contains."""
+    mended = {fixes.State.NOT_NEEDED} | (
+        {fixes.State.ACTIVE} if is_active() else set())
     return frozenset(fix.name for fix in fixes.find(CONF.migfix.enabled_fixes)
-                     if fix.state is fixes.State.ACTIVE)
+                     if fix.state in mended)
 
 
 def _plugin() -> upgradecheck.Result:
@@ -227,7 +227,7 @@ def _ephemeral_disks() -> upgradecheck.Result:
     worst = [failure(problem) for problem in _mkfs_problems(_LABEL)]
     # LP 2061701: what it is called on the destination
     if not worst and nova_release.major() < 30 and (
-            'ephemeral' not in active_fixes()):
+            'ephemeral' not in mended_faults()):
         worst = [failure(f'In a live migration: {problem}')
                  for problem in _mkfs_problems(_BASE)]
     return worst[0] if worst else success(
