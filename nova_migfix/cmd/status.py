@@ -54,6 +54,11 @@ def _add_parsers(subparsers: Any) -> None:
     _add_json(preflight.add_mutually_exclusive_group()).add_argument(
         '--csv', action='store_true',
         help='print CSV; the notes go to standard error')
+    explain = subparsers.add_parser(
+        'explain', help='tell why the last live migration of an instance has '
+        'failed')
+    explain.add_argument('uuid', metavar='UUID', help='of the instance')
+    _add_json(explain)
 
 
 def _add_json(parser: Any) -> Any:
