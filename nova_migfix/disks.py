@@ -19,6 +19,7 @@ only, and no two of that name on two hosts have the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import errno
@@ -80,6 +81,11 @@ def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
                 path, basename=False)
             if backing and os.path.basename(backing).startswith('ephemeral'):
                 yield Overlay(name, path, backing)
+
+
+def is_made_here(backing: str | None) -> bool:
+    """Say whether Nova makes a backing file on each host."""
+    return os.path.basename(backing or '').startswith(MADE_HERE)
 
 
 def _formats(instance_dir: str) -> dict[str, str]:
@@ -202,15 +208,18 @@ def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
         scratch.publish(made, target)
 
 
-def lost(overlay: Overlay) -> str:
+def lost(overlay: Overlay,
+         uuid_of: Callable[[str], str] | None = None) -> str:
     """Say what has become of the file that a disk was laid upon.
 
+    :param uuid_of: is asked instead of blkid for what the file system of a
+        backing file is called, by those who look at many disks
     :returns: '' if it is there, as far as is known
     """
     if not os.path.exists(overlay.backing):
         return 'is missing'
     known = _record(os.path.dirname(overlay.path), _BASES).get(overlay.name)
-    if known and known != (_uuid(overlay.backing) or known):
+    if known and known != ((uuid_of or _uuid)(overlay.backing) or known):
         return 'is another one than the disk was laid upon'
     return ''
 

@@ -166,8 +166,8 @@ def keep_vnics(destination_xml: str, running_xml: str) -> tuple[
     :returns: the domain with what has to be kept, and what that was
     :raises ValueError: one of them is not well-formed
     """
-    document = _parse(destination_xml)
-    running = dict(_interfaces(_parse(running_xml)))
+    document = parse(destination_xml)
+    running = dict(_interfaces(parse(running_xml)))
     kept = []
     for key, computed in _interfaces(document):
         if key not in running:
@@ -193,11 +193,15 @@ def tap_queues(running_xml: str) -> list[tuple[str, int]]:
     """
     return [
         (mac, int(interface.xpath('string(driver/@queues)') or 1))
-        for (mac, _), interface in _interfaces(_parse(running_xml))
+        for (mac, _), interface in _interfaces(parse(running_xml))
         if interface.get('type') in TAP_KINDS]
 
 
-def _parse(xml: str) -> etree._Element:
+def parse(xml: str) -> etree._Element:
+    """Read a domain's XML, without entities and network.
+
+    :raises ValueError: it is not well-formed
+    """
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
         document = etree.fromstring(xml, parser)

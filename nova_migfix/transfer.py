@@ -184,7 +184,18 @@ def remove_empty_directory(host: str, path: str) -> None:
 
     :raises ProcessExecutionError: it is not empty, or cannot be had
     """
-    processutils.execute(*_SSH, host, shlex.join(['rmdir', '--', path]))
+    execute(host, 'rmdir', '--', path)
+
+
+def execute(host: str, *command: str, **kwargs: Any) -> str:
+    """Run a command on another host; returns what it prints.
+
+    :param kwargs: as processutils.execute has them
+    :raises ProcessExecutionError: it failed, or cannot be had
+    """
+    said, _errors = processutils.execute(
+        *_SSH, host, shlex.join(command), **kwargs)
+    return str(said)
 
 
 def _pipe(sender: list[str], receiver: list[str]) -> None:

@@ -14,6 +14,7 @@ import itertools
 import pathlib
 
 from nova_migfix import guest_abi
+from nova_migfix.status import faults
 from nova_migfix.tests.patches import series
 
 extensions = [
@@ -41,17 +42,25 @@ config_generator_config_file = [
 autodoc_mock_imports = ['nova']
 
 
-# -- the table of vNIC attributes, from the code that applies it --------------
+# -- tables, from the code that applies them ----------------------------------
 
-TABLE = pathlib.Path(__file__).parent / 'fixes' / 'vnic_table.rst'
-
-
-def write_vnic_table(app):
-    rows = [('in ``<interface>``', 'rule', 'why')] + [
+SOURCE = pathlib.Path(__file__).parent
+TABLES = {
+    'fixes/vnic_table.rst': [('in ``<interface>``', 'rule', 'why')] + [
         (f'``{attribute.path}``', attribute.rule.name.lower(),
-         attribute.reason) for attribute in guest_abi.VNIC]
-    TABLE.write_text('.. list-table::\n   :header-rows: 1\n\n' + ''.join(
-        '   * - {}\n     - {}\n     - {}\n'.format(*row) for row in rows))
+         attribute.reason) for attribute in guest_abi.VNIC],
+    'status/faults_table.rst': [('fault', 'meaning', 'what tells it')] + [
+        (f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``')
+        for fault in faults.FAULTS],
+}
+
+
+def write_tables(app):
+    for name, rows in TABLES.items():
+        (SOURCE / name).write_text(
+            '.. list-table::\n   :header-rows: 1\n\n' + ''.join(
+                '   * - {}\n     - {}\n     - {}\n'.format(*row)
+                for row in rows))
 
 
 # -- the table of patches, from the series ------------------------------------
@@ -74,5 +83,5 @@ def write_patch_table(app):
 
 
 def setup(app):
-    app.connect('builder-inited', write_vnic_table)
+    app.connect('builder-inited', write_tables)
     app.connect('builder-inited', write_patch_table)

@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import enum
+from typing import NamedTuple
 
 from nova import exception
 from nova.i18n import _
@@ -28,6 +30,28 @@ LOG = logging.getLogger(__name__)
 NAMESPACE = 'nova_migfix.fixes'
 
 
+class State(enum.Enum):
+    """What becomes of a fix on this host, and how the log says it."""
+
+    ACTIVE = 'active (%s)'
+    NOT_NEEDED = 'not needed in this Nova, %s'
+    OFF = 'switched off by %s'
+
+
+class Found(NamedTuple):
+    """A fix that an installed package registers."""
+
+    name: str
+    state: State
+    #: the bug of one that is active, or why it is not
+    reason: str
+    #: None if it is switched off, as it is not loaded then
+    plugin: type[base.Fix] | None
+
+    def __str__(self) -> str:
+        return self.state.value % self.reason
+
+
 def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
     """Load the fixes, and log what became of each that is registered.
 
@@ -36,6 +60,19 @@ def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
     :raises InvalidConfiguration: a name is unknown or a fix cannot be loaded;
         a host that lacks a fix it was configured with would harm guests
         silently, so nova-compute must not start
+    """
+    found = find(enabled)
+    for fix in found:
+        LOG.info('Fix %(name)s: %(state)s', {'name': fix.name, 'state': fix})
+    return tuple(fix.plugin() for fix in found
+                 if fix.plugin and fix.state is State.ACTIVE)
+
+
+def find(enabled: Sequence[str] | None) -> list[Found]:
+    """Return the fixes that are registered, in the order of their names.
+
+    :param enabled: see load
+    :raises InvalidConfiguration: see load
     """
     def failed(manager, entry_point, error):  # type: ignore[no-untyped-def]
         raise exception.InvalidConfiguration(_(
@@ -58,18 +95,13 @@ def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
         NAMESPACE, names=sorted(wanted), name_order=True,
         on_load_failure_callback=failed)
     classes = {extension.name: extension.plugin for extension in manager}
-    return tuple(
-        classes[name]() for name in known if _in_force(name, classes))
+    return [_found(name, classes) for name in known]
 
 
-def _in_force(name: str, classes: dict[str, type[base.Fix]]) -> bool:
-    if name not in classes:
-        LOG.info('Fix %s: switched off by [migfix] enabled_fixes', name)
-        return False
-    if reason := classes[name].not_needed():
-        LOG.info('Fix %(name)s: not needed in this Nova, %(reason)s',
-                 {'name': name, 'reason': reason})
-        return False
-    LOG.info('Fix %(name)s: active (%(bug)s)',
-             {'name': name, 'bug': classes[name].bug})
-    return True
+def _found(name: str, classes: dict[str, type[base.Fix]]) -> Found:
+    plugin = classes.get(name)
+    if plugin is None:
+        return Found(name, State.OFF, '[migfix] enabled_fixes', None)
+    if reason := plugin.not_needed():
+        return Found(name, State.NOT_NEEDED, reason, plugin)
+    return Found(name, State.ACTIVE, plugin.bug, plugin)

@@ -276,9 +276,7 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
 # -- live migration, destination --------------------------------------------
 
 def _is_made_here(disk: dict[str, Any]) -> bool:
-    """Say whether Nova makes a disk's backing file on each host."""
-    return os.path.basename(
-        disk['backing_file'] or '').startswith(local_disks.MADE_HERE)
+    return local_disks.is_made_here(disk['backing_file'])
 
 
 def _backing_path(disk: dict[str, Any]) -> str:

@@ -87,15 +87,23 @@ class TlsRekey(base.Fix):
 
 
 def _assess(instance: Any) -> rekey.Assessment:
-    transport = _transport()
-    if not transport.live_migration_with_native_tls:
-        return rekey.assess(transport, None, '', 0)
-    guest = _running(instance)
+    if not transport().live_migration_with_native_tls:
+        return rekey.assess(transport(), None, '', 0)
+    return assess(_running(instance), instance.memory_mb)
+
+
+def assess(guest: audit.Guest | None, memory_mb: int) -> rekey.Assessment:
+    """Say what becomes of a guest that is migrated from here.
+
+    :param guest: None where nova-compute does not see the processes of the
+        host
+    :param memory_mb: of its flavor, MiB, which counts then
+    """
     library = guest.library if guest else None
     return rekey.assess(
-        transport, library.version if library else None,
+        transport(), library.version if library else None,
         library.package if library else '',
-        guest.memory if guest else instance.memory_mb * units.Mi)
+        guest.memory if guest else memory_mb * units.Mi)
 
 
 def _running(instance: Any) -> audit.Guest | None:
@@ -108,7 +116,7 @@ def _running(instance: Any) -> audit.Guest | None:
         return None
 
 
-def _transport() -> rekey.Transport:
+def transport() -> rekey.Transport:
     """Nova's options, as far as this release has them."""
     return rekey.Transport(**{
         name: CONF.libvirt[name] for name in rekey.Transport._fields

@@ -1,0 +1,247 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""``explain``: why the last live migration of an instance has failed.
+
+Looks into the log of nova-compute and of the guest's QEMU on this host. The
+log of the source has the most; that of QEMU on the destination knows why it
+did not take the guest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from collections.abc import Iterator
+import json
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import nova.conf
+import prettytable
+
+from nova_migfix import status
+from nova_migfix.status import faults
+
+CONF = nova.conf.CONF
+
+QEMU_LOGS = pathlib.Path('/var/log/libvirt/qemu')
+
+# What a record of oslo.log begins with; the lines after it belong to it.
+_BEGIN = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d')
+_REQUEST = re.compile(r'\breq-[0-9a-f-]{36}\b')
+_ABOUT = re.compile('live.?migrat', re.IGNORECASE)
+# on the source, and on the destination
+_ARRIVED = re.compile(r'Migration operation has completed'
+                      r'|_post_live_migration\(\) is started'
+                      r'|Post operation of migration started')
+_FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
+
+# A traceback repeats itself.
+_MOST_LINES = 5
+_LONGEST = 300
+
+COLLECT = (
+    'Run this on the other host, too. If it says no more: the log of '
+    'nova-compute of both hosts from the begin to the end, that of the '
+    'guest\'s QEMU on the destination (/var/log/libvirt/qemu), virsh dumpxml '
+    'of the guest, and both nova.conf.')
+
+
+class Line(NamedTuple):
+    file: str
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        text = self.text.strip()
+        return f'{self.file}:{self.number}: ' + (
+            text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...')
+
+
+class Record(NamedTuple):
+    """What one call of a logger has written."""
+
+    lines: list[Line]
+
+    @property
+    def text(self) -> str:
+        return ''.join(line.text for line in self.lines)
+
+    @property
+    def request(self) -> str:
+        """The request it belongs to, '' if it does not say."""
+        found = _REQUEST.search(self.lines[0].text)
+        return found[0] if found else ''
+
+    @property
+    def time(self) -> str:
+        return self.lines[0].text[:23]
+
+
+class Explanation(NamedTuple):
+    """What has become of a migration; the names are those of the JSON."""
+
+    instance: str
+    outcome: str        # failed, arrived, or unknown
+    request: str
+    begin: str          # local time, as in the log
+    end: str
+    fault: str          # name of a known one, or unknown
+    meaning: str
+    fix: str
+    remedy: str
+    page: str
+    evidence: list[str]
+
+
+# -- logs --------------------------------------------------------------------
+
+def _nova_log() -> pathlib.Path:
+    """Return where nova-compute logs to.
+
+    :raises Error: not to a file
+    """
+    name = CONF.log_file or (CONF.log_dir and 'nova-compute.log')
+    if not name:
+        raise status.Error(
+            'nova-compute does not log to a file: neither log_file nor '
+            'log_dir is set. Write its journal into one, and name it with '
+            '--log-file.')
+    return pathlib.Path(os.path.join(CONF.log_dir or '', name))
+
+
+def _lines(path: pathlib.Path) -> Iterator[Line]:
+    try:
+        with open(path, errors='replace') as log:
+            for number, text in enumerate(log, 1):
+                yield Line(str(path), number, text)
+    except OSError as error:
+        raise status.Error(
+            f'{path} cannot be read: {error.strerror}. Run this as a user '
+            'who may.') from error
+
+
+def _records(lines: Iterable[Line]) -> Iterator[Record]:
+    record: list[Line] = []
+    for line in lines:
+        if record and _BEGIN.match(line.text):
+            yield Record(record)
+            record = []
+        record.append(line)
+    if record:
+        yield Record(record)
+
+
+def _attempt(uuid: str) -> list[Record]:
+    """Return what the last live migration has logged, nothing if none has."""
+    found: list[Record] = []
+    requests: set[str] = set()
+    for record in _records(_lines(_nova_log())):
+        if any(uuid in line.text for line in record.lines):
+            requests.add(record.request)
+            found.append(record)
+        elif record.request and record.request in requests:
+            found.append(record)
+    about = [record.request for record in found if record.request
+             and _ABOUT.search(record.text)]
+    if not about:
+        return []
+    # the lines of a traceback do not say to which request they belong
+    places = [place for place, record in enumerate(found)
+              if record.request == about[-1]]
+    return [record for record in found[places[0]:places[-1] + 1]
+            if record.request in ('', about[-1])]
+
+
+def _qemu_lines(uuid: str) -> list[Line]:
+    """Return what the guest's QEMU on this host has said since it began.
+
+    :raises Error: there are logs that cannot be read
+    """
+    for path in sorted(QEMU_LOGS.glob('*.log')):
+        lines: list[Line] = []
+        for line in _lines(path):
+            if 'starting up' in line.text:
+                lines = []
+            lines.append(line)
+        if any(f'-uuid {uuid}' in line.text for line in lines):
+            return lines
+    return []
+
+
+# -- verdict -----------------------------------------------------------------
+
+def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
+    """Return the first fault of the table that is told, and what tells it."""
+    texts = list(lines)
+    for fault in faults.FAULTS:
+        if told := [line for line in texts
+                    if re.search(fault.pattern, line.text)]:
+            return fault, told[:_MOST_LINES]
+    return None, []
+
+
+def explain(uuid: str) -> Explanation:
+    """Look into the logs.
+
+    :raises Error: they cannot be read
+    """
+    attempt = _attempt(uuid)
+    # on the destination QEMU may be all that has said something
+    qemu = _qemu_lines(uuid)
+    fault, told = _match(
+        [line for record in attempt for line in record.lines] + qemu)
+    arrived = any(_ARRIVED.search(record.text) for record in attempt)
+    failed = fault or any(_FAILED.search(record.text) for record in attempt)
+    outcome = 'arrived' if arrived else 'failed' if failed else 'unknown'
+    begin, end, request = (
+        (attempt[0].time, attempt[-1].time, attempt[0].request)
+        if attempt else ('', '', ''))
+    if arrived:
+        fault, told = None, []
+    return Explanation(
+        uuid, outcome, request, begin, end,
+        *((fault.name, fault.meaning, fault.fix, fault.remedy, fault.page)
+          if fault else ('', '', '', '', '') if outcome == 'arrived' else
+          ('unknown', '', '', COLLECT, '')),
+        evidence=[str(line) for line in (
+            told or ([] if arrived else _errors(attempt)))])
+
+
+def _errors(attempt: list[Record]) -> list[Line]:
+    """Return what else there is to go by: the last errors."""
+    return [record.lines[0] for record in attempt
+            if ' ERROR ' in record.lines[0].text][-_MOST_LINES:]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is known.
+
+    :returns: 0: the migration has succeeded; 1: nothing is known; 2: it has
+        failed for a known reason
+    """
+    found = explain(args.uuid)
+    if args.json:
+        print(json.dumps(found._asdict(), indent=2))
+    else:
+        table = prettytable.PrettyTable(['Field', 'Value'])
+        table.align = 'l'
+        table.max_width['Value'] = 100
+        for name, value in found._asdict().items():
+            table.add_row([name, '\n'.join(value) if isinstance(value, list)
+                           else value])
+        print(table)
+    if found.outcome == 'arrived':
+        return 0
+    return 1 if found.fault == 'unknown' else 2

@@ -1,0 +1,104 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""The guests that run on this hypervisor, as libvirt tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+import dataclasses
+import functools
+from typing import Any
+
+from lxml import etree
+from nova.virt.libvirt import driver
+
+from nova_migfix import guest_abi
+from nova_migfix import status
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """A running guest."""
+
+    uuid: str
+    name: str           # libvirt's, 'instance-0000002a'
+    xml: str            # of the running guest
+
+    @functools.cached_property
+    def document(self) -> etree._Element:
+        return guest_abi.parse(self.xml)
+
+    @functools.cached_property
+    def nova(self) -> etree._Element | None:
+        """What Nova has written down of the instance, None if nothing."""
+        found = self.document.xpath(
+            './metadata/*[local-name() = "instance"]')
+        return found[0] if found else None
+
+    def told(self, path: str) -> list[etree._Element]:
+        """Return elements of Nova's metadata.
+
+        :param path: of local names, as the namespace has a version
+        """
+        found = [] if self.nova is None else [self.nova]
+        for name in path.split('/'):
+            found = [child for element in found for child in element
+                     if etree.QName(child).localname == name]
+        return found
+
+
+def domains(uuids: Collection[str] = ()) -> list[Domain]:
+    """Return the guests that run, in the order of libvirt's names.
+
+    The connection is one for reading: its socket is open to everybody,
+    unless libvirt is configured otherwise.
+
+    :param uuids: of the only ones that are wanted
+    :raises Error: libvirt cannot be asked, or one of them does not run here
+    """
+    libvirt = _libvirt()
+    uri = driver.LibvirtDriver._uri()
+    try:
+        connection = libvirt.openReadOnly(uri)
+        running = connection.listAllDomains(
+            libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+    except libvirt.libvirtError as error:
+        raise status.Error(
+            f'libvirt cannot be asked at {uri}: {error}. Run this on the '
+            'hypervisor, where nova-compute runs, as a user who may read '
+            'from libvirt\'s socket.') from error
+    known = {domain.UUIDString(): domain for domain in running}
+    if missing := sorted(set(uuids).difference(known)):
+        raise status.Error(f'Not running on this host: {", ".join(missing)}.')
+    found = (_domain(libvirt, known[uuid]) for uuid in uuids or known)
+    return sorted(filter(None, found), key=lambda domain: domain.name)
+
+
+def _libvirt() -> Any:
+    try:
+        import libvirt
+    except ImportError as error:
+        raise status.Error(
+            f'{error}: run this in the Python environment of nova-compute, '
+            'which has libvirt-python.') from error
+    # what it says is in the exception, too
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return libvirt
+
+
+def _domain(libvirt: Any, domain: Any) -> Domain | None:
+    try:
+        return Domain(domain.UUIDString(), domain.name(), domain.XMLDesc(0))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None         # it has ended meanwhile
+        raise

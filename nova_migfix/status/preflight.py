@@ -1,0 +1,470 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""``preflight``: what a migration would do to the guests that run here.
+
+Each finding is one thing that unmodified Nova would change of a guest, or
+that would end its migration, if it were migrated now. :data:`KINDS` says of
+each kind which fix mends it and on which host that has to be. Nothing is
+changed, and neither API nor database is needed; what could not be asked is
+noted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import csv
+import enum
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import NamedTuple
+
+import nova.conf
+from oslo_concurrency import processutils
+import prettytable
+
+from nova_migfix import address
+from nova_migfix import disks
+from nova_migfix.fixes import base
+from nova_migfix.fixes import config_drive
+from nova_migfix.fixes import ephemeral
+from nova_migfix.fixes import kernel_ramdisk
+from nova_migfix.fixes import source_address
+from nova_migfix.fixes import tls_rekey
+from nova_migfix.fixes import vnic
+from nova_migfix import nova_release
+from nova_migfix import status
+from nova_migfix.status import hypervisor
+from nova_migfix.status import recomputed
+from nova_migfix.status import services
+from nova_migfix.status import upgrade
+from nova_migfix.tls import audit
+from nova_migfix.tls import rekey
+from nova_migfix import transfer
+
+CONF = nova.conf.CONF
+
+# File systems that several hosts have: disks stay where they are.
+SHARED = frozenset(('ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'gfs2',
+                    'gpfs', 'lustre', 'nfs', 'nfs4', 'ocfs2', 'smb3'))
+
+
+class Where(enum.Enum):
+    """On which host a fix has to be in force."""
+
+    SOURCE = 'source'
+    DESTINATION = 'destination'
+    EITHER = 'either'
+    BOTH = 'both'
+    NOWHERE = 'nowhere: it warns only'
+
+
+class Kind(NamedTuple):
+    """One way to come to harm."""
+
+    fix: type[base.Fix]
+    where: Where
+    #: guest or migration fails, rather than that something changes
+    fails: bool
+    #: what to do where the fix is not
+    otherwise: str
+
+
+_REBOOT = 'Reboot the instance hard, at a time of its owner\'s choosing.'
+
+KINDS: dict[str, Kind] = {
+    'vnic': Kind(
+        vnic.Vnic, Where.SOURCE, True,
+        f'Set nova.conf back until the guest is gone; or: {_REBOOT}'),
+    # seen to pass; the guest meets the new size at its next reset
+    'vnic-ring': Kind(vnic.Vnic, Where.SOURCE, False, _REBOOT),
+    'ephemeral': Kind(
+        ephemeral.Ephemeral, Where.EITHER, True,
+        'Make the disk complete before: virsh blockpull --wait.'),
+    'ephemeral-lost': Kind(
+        ephemeral.Ephemeral, Where.SOURCE, True,
+        'Do not stop the guest. Make the disk complete: virsh blockpull '
+        '--wait.'),
+    'config-drive': Kind(
+        config_drive.ConfigDrive, Where.DESTINATION, True,
+        'Copy the file to the destination when the guest is there.'),
+    'config-drive-empty': Kind(
+        config_drive.ConfigDrive, Where.SOURCE, False,
+        'Build it again as Nova would: remove the file and reboot the '
+        'instance hard.'),
+    'kernel-ramdisk': Kind(
+        kernel_ramdisk.KernelRamdisk, Where.DESTINATION, True,
+        'Migrate it cold.'),
+    'image-lost': Kind(
+        source_address.SourceAddress, Where.BOTH, False,
+        'See that the destination can log in here by host name.'),
+    'tls': Kind(
+        tls_rekey.TlsRekey, Where.NOWHERE, True,
+        'Give the destination a policy: nova-migfix-tls generate.'),
+    'old-library': Kind(
+        tls_rekey.TlsRekey, Where.NOWHERE, False,
+        'Migrate the guest while it is small, or reboot it hard: it has the '
+        'library that was installed when it was started.'),
+}
+
+
+class Found(NamedTuple):
+    """What a finder has found of a guest."""
+
+    kind: str
+    device: str
+    running: str | None     # as it is
+    computed: str | None    # as unmodified Nova would have it
+
+
+class Finding(NamedTuple):
+    """A row; the names are those of JSON and CSV."""
+
+    instance: str
+    domain: str
+    finding: str
+    device: str
+    running: str | None
+    computed: str | None
+    bug: str
+    fix: str
+    covered: str            # yes, no, or on which host it has to be
+    result: int             # 0, 1, 2 as oslo.upgradecheck's codes
+    otherwise: str
+
+
+class Destination(NamedTuple):
+    """What the host that guests are to be migrated to has told."""
+
+    name: str
+    #: faults that are mended there, by the names of the fixes; None: it has
+    #: not told
+    fixes: frozenset[str] | None = None
+    #: no session with it changes keys
+    is_safe: bool = False
+
+
+class Host(NamedTuple):
+    """What is known beside the guests."""
+
+    ports: Mapping[str, recomputed.Binding]
+    lost_images: frozenset[str]
+    processes: Mapping[str, audit.Guest]
+    has_shared_disks: bool
+    destination: Destination
+    note: Callable[[str], None]
+
+
+# -- what is looked for in a guest -------------------------------------------
+
+def _vnics(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    try:
+        changes = recomputed.changed_vnics(domain, host.ports)
+    except Exception as error:
+        host.note(f'{domain.uuid}: what Nova would make of its vNICs could '
+                  f'not be computed: {error}')
+        return
+    if recomputed.is_approximated(domain):
+        host.note('Approximated: flavor and image of guests that a Nova '
+                  'before 32 (2025.2) has started; taken from their vNICs.')
+    for change in changes:
+        kind = 'vnic-ring' if change.path.endswith('_queue_size') else 'vnic'
+        yield Found(kind, f'{change.mac} {change.path}',
+                    change.running, change.computed)
+
+
+def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    for disk in domain.document.iterfind('./devices/disk'):
+        path = str(disk.xpath('string(source/@file)'))
+        # what QEMU has open, whatever the file itself says
+        backing = str(disk.xpath('string(backingStore/source/@file)'))
+        if not disks.is_made_here(backing):
+            continue
+        overlay = disks.Overlay(os.path.basename(path), path, backing)
+        device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
+        if not os.path.isdir(os.path.dirname(backing)):
+            host.note(f'Backing files are not in reach: {backing}.')
+        elif loss := disks.lost(overlay, _uuid):
+            yield Found('ephemeral-lost', device, backing, loss)
+            continue
+        if not host.has_shared_disks:
+            yield Found('ephemeral', device, _described(backing),
+                        'file system of the destination\'s')
+
+
+@functools.cache
+def _file_system(path: str) -> dict[str, str]:
+    """Ask blkid once for a backing file that many disks are laid upon."""
+    return disks.filesystem(path) or {}
+
+
+def _uuid(path: str) -> str:
+    return _file_system(path).get('UUID', '')
+
+
+def _described(backing: str) -> str:
+    found = _file_system(backing)
+    return ' '.join((os.path.basename(backing), *(
+        found[key] for key in ('TYPE', 'LABEL', 'UUID') if key in found)))
+
+
+def _config_drive(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    for disk in domain.document.iterfind('./devices/disk'):
+        path = str(disk.xpath('string(source/@file)'))
+        if os.path.basename(path) != config_drive.FILE:
+            continue
+        device = f'{disk.xpath("string(target/@dev)")} {config_drive.FILE}'
+        try:
+            if disks.is_zeros(path):
+                yield Found('config-drive-empty', device, 'all zeros',
+                            'all zeros')
+                continue
+        except OSError as error:
+            host.note(f'Whether config drives have anything is not known: '
+                      f'{error}.')
+        # Before, it was copied; and what may be written libvirt copies.
+        if (nova_release.major() >= 30 and disk.find('readonly') is not None
+                and not host.has_shared_disks):
+            yield Found('config-drive', device, 'ISO', 'all zeros')
+
+
+def _kernel(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    kernel = domain.document.findtext('./os/kernel')
+    if kernel and not host.has_shared_disks and any(
+            os.path.dirname(path) == os.path.dirname(kernel)
+            for path in domain.document.xpath('./devices/disk/source/@file')):
+        yield Found('kernel-ramdisk', os.path.basename(kernel), kernel,
+                    'fetched as a disk image: ImageUnacceptable')
+
+
+def _image(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    image = _image_of(domain)
+    if image in host.lost_images and not host.has_shared_disks:
+        yield Found('image-lost', str(image),
+                    CONF.libvirt.live_migration_inbound_addr,
+                    f'fetched from {CONF.host}')
+
+
+def _image_of(domain: hypervisor.Domain) -> str | None:
+    for root in domain.told('root'):
+        if root.get('type') == 'image':
+            return str(root.get('uuid'))
+    return None
+
+
+def _tls(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    if not tls_rekey.transport().live_migration_with_native_tls:
+        return
+    guest = host.processes.get(domain.uuid)
+    library = guest.library if guest else None
+    if library and library.deleted:
+        yield Found('old-library', library.path, library.version, None)
+    if host.destination.is_safe:
+        return
+    memory = domain.told('flavor/memory')
+    judged = tls_rekey.assess(
+        guest, int(memory[0].text or 0) if memory else 0)
+    if judged.verdict is not rekey.Verdict.SAFE:
+        yield Found('tls', judged.verdict.value,
+                    library.package or library.version if library else None,
+                    judged.reason)
+
+
+FINDERS: tuple[
+    Callable[[hypervisor.Domain, Host], Iterator[Found]], ...] = (
+        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls)
+
+
+# -- who mends it ------------------------------------------------------------
+
+def _covered(kind: Kind, here: frozenset[str],
+             there: frozenset[str] | None) -> str:
+    """Say whether a fault is mended: 'yes', 'no', or where it has to be."""
+    name = kind.fix.name
+    elsewhere = ('if on the destination' if there is None
+                 else 'yes' if name in there else 'no')
+    return {
+        Where.SOURCE: 'yes' if name in here else 'no',
+        Where.DESTINATION: elsewhere,
+        Where.EITHER: 'yes' if name in here else elsewhere,
+        Where.BOTH: elsewhere if name in here else 'no',
+        Where.NOWHERE: 'no',
+    }[kind.where]
+
+
+def _finding(domain: hypervisor.Domain, found: Found, here: frozenset[str],
+             there: frozenset[str] | None) -> Finding:
+    kind = KINDS[found.kind]
+    covered = _covered(kind, here, there)
+    result = {'yes': 0, 'no': 2 if kind.fails else 1}.get(covered, 1)
+    return Finding(
+        domain.uuid, domain.name, found.kind, found.device, found.running,
+        found.computed, kind.fix.bug, kind.fix.name, covered, result,
+        '' if covered == 'yes' else kind.otherwise)
+
+
+# -- what is known beside the guests -----------------------------------------
+
+def _ask_destination(name: str | None,
+                     note: Callable[[str], None]) -> Destination:
+    """Let the destination check itself, by ssh, as this user."""
+    if not name:
+        return Destination('')
+    try:
+        checks = {check['check']: check for check in json.loads(
+            transfer.execute(
+                address.check(name), 'nova-migfix-status', 'upgrade',
+                'check', '--json', check_exit_code=[0, 1, 2]))['checks']}
+    except (OSError, ValueError, KeyError, TypeError,
+            processutils.ProcessExecutionError) as error:
+        note(f'{name} was not asked which fixes it has: {error}')
+        return Destination(name)
+    loaded = checks['Plugin']['result'] != upgrade.failure().code
+    return Destination(name, frozenset(
+        check.removeprefix('Fix ') for check in checks
+        if check.startswith('Fix ') and checks[check]['details'].startswith(
+            ('active', 'not needed') if loaded else 'not needed')),
+        is_safe='safe.' in checks['TLS']['details'])
+
+
+def _has_shared_disks() -> bool:
+    """Say whether other hosts have the guests' files, too."""
+    mounts = [line.split(' ') for line in
+              pathlib.Path('/proc/self/mounts').read_text().splitlines()]
+    place = os.path.realpath(CONF.instances_path)
+    on = [words for words in mounts
+          if os.path.commonpath((words[1], place)) == words[1]]
+    return bool(on) and max(on, key=lambda words: len(words[1]))[2] in SHARED
+
+
+def _host(domains: list[hypervisor.Domain], destination: str | None,
+          note: Callable[[str], None]) -> Host:
+    ports: Mapping[str, recomputed.Binding] = {}
+    try:
+        ports = services.ports()
+    except status.Error as error:
+        note(f'{error}. Approximated: bindings of ports and MTU of networks, '
+             'taken to be as the guests have them.')
+    lost_images: frozenset[str] = frozenset()
+    images = {image for image in map(_image_of, domains) if image}
+    try:
+        lost_images = services.lost_images(images)
+    except status.Error as error:
+        note(f'{error}. Whether images are lost is not known.')
+    return Host(
+        ports, lost_images, _processes(), _has_shared_disks(),
+        _ask_destination(destination, note), note)
+
+
+def _processes() -> dict[str, audit.Guest]:
+    # Looking into processes takes its time.
+    if not tls_rekey.transport().live_migration_with_native_tls:
+        return {}
+    return {guest.uuid: guest for guest in audit.guests()}
+
+
+# -- the command -------------------------------------------------------------
+
+class Report(NamedTuple):
+
+    host: str
+    destination: str
+    fixes: list[str]        # whose faults are mended on this host
+    guests: int
+    seconds: float
+    findings: list[Finding]
+    notes: list[str]        # what was not asked, or is approximated
+
+
+def report(uuids: list[str], destination: str | None) -> Report:
+    """Look at guests.
+
+    :param uuids: of the instances, none for all that run here
+    :param destination: host that they are to be migrated to
+    :raises Error: libvirt cannot be asked, or an instance does not run here
+    """
+    begin = time.monotonic()
+    notes: dict[str, None] = {}
+    recomputed.initialize()
+    domains = hypervisor.domains(uuids)
+    host = _host(domains, destination, notes.setdefault)
+    here = upgrade.mended_faults()
+    findings = [
+        _finding(domain, found, here, host.destination.fixes)
+        for domain in domains for found in _found(domain, host)]
+    return Report(
+        CONF.host, host.destination.name, sorted(here), len(domains),
+        round(time.monotonic() - begin, 3), findings, list(notes))
+
+
+def _found(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    if domain.nova is None:
+        host.note(f'{domain.uuid} ({domain.name}) is not an instance of '
+                  'Nova\'s.')
+        return
+    for finder in FINDERS:
+        try:
+            yield from finder(domain, host)
+        except OSError as error:
+            host.note(f'{domain.uuid}: {error}')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found.
+
+    :returns: the worst result of a finding
+    """
+    found = report(args.instance, args.dest)
+    if args.json:
+        print(json.dumps({
+            **found._asdict(),
+            'findings': [row._asdict() for row in found.findings]}, indent=2))
+    elif args.csv:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(Finding._fields)
+        writer.writerows(found.findings)
+        print(*found.notes, sep='\n', file=sys.stderr)
+    else:
+        print(_table(found))
+    return max((row.result for row in found.findings), default=0)
+
+
+#: of the table: title, attribute of a finding, width
+_COLUMNS = (
+    ('Instance', 'instance', 36), ('Finding', 'finding', 18),
+    ('Device', 'device', 18), ('Now', 'running', 24), ('Then', 'computed', 24),
+    ('Covered', 'covered', 12), ('Bug', 'bug', 24),
+    ('Otherwise', 'otherwise', 30))
+
+
+def _table(found: Report) -> str:
+    table = prettytable.PrettyTable([title for title, _, _ in _COLUMNS])
+    table.align = 'l'
+    for title, _attribute, width in _COLUMNS:
+        table.max_width[title] = width
+    for row in found.findings:
+        table.add_row([_shown(getattr(row, attribute))
+                       for _title, attribute, _width in _COLUMNS])
+    return '\n'.join((
+        str(table), *(f'Note: {note}' for note in found.notes),
+        f'{found.guests} guests on {found.host}, {len(found.findings)} '
+        f'findings, {found.seconds:.2f} s'))
+
+
+def _shown(value: str | None) -> str:
+    return '-' if value is None else value

@@ -1,0 +1,168 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What unmodified Nova would give to a guest that is migrated now.
+
+Nova's own code computes it, the same that does so in a live migration; this
+makes up its arguments from what there is on a hypervisor. Flavor and image are
+in the domain's metadata, from Nova 32 on as a whole. Of an older domain it is
+taken from the running guest whether several queues and packed rings were
+asked for, and of which model the device is. How ports are bound, and the MTU
+of their networks, Neutron knows; where it is not asked, they are taken to be
+as the running guest has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import functools
+from typing import Any
+from typing import NamedTuple
+
+from lxml import etree
+import nova.conf
+from nova.network import model
+from nova import objects
+from nova.virt.libvirt import migration
+from nova.virt.libvirt import vif
+import os_vif
+
+from nova_migfix import guest_abi
+from nova_migfix.status import hypervisor
+
+CONF = nova.conf.CONF
+
+
+class Binding(NamedTuple):
+    """How a port is bound, as Neutron tells it."""
+
+    vif_type: str
+    vnic_type: str
+    details: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    mtu: int | None
+
+
+# Kind of interface: how a port must have been bound that looks like that.
+_DELEGATED = {'os_vif_delegation': True}
+_KINDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    'bridge': (model.VIF_TYPE_OVS, model.VNIC_TYPE_NORMAL, {}, {}),
+    'ethernet': (model.VIF_TYPE_OVS, model.VNIC_TYPE_NORMAL, {}, _DELEGATED),
+    'vhostuser': (
+        model.VIF_TYPE_VHOSTUSER, model.VNIC_TYPE_NORMAL,
+        {model.VIF_DETAILS_VHOSTUSER_MODE: 'server',
+         model.VIF_DETAILS_VHOSTUSER_SOCKET: '/run/vhost-user'}, {}),
+    'direct': (model.VIF_TYPE_MACVTAP, model.VNIC_TYPE_NORMAL,
+               {model.VIF_DETAILS_MACVTAP_SOURCE: 'eth0',
+                model.VIF_DETAILS_MACVTAP_MODE: 'bridge',
+                model.VIF_DETAILS_PHYS_INTERFACE: 'eth0'}, {}),
+    'hostdev': (model.VIF_TYPE_HW_VEB, model.VNIC_TYPE_DIRECT,
+                {model.VIF_DETAILS_VLAN: '0'}, {'pci_slot': '0000:00:00.0'}),
+}
+
+
+def initialize() -> None:
+    """Load what Nova's code needs, once."""
+    os_vif.objects.register_all()
+    objects.register_all()
+
+
+def changed_vnics(
+    domain: hypervisor.Domain, ports: Mapping[str, Binding],
+) -> list[guest_abi.Kept]:
+    """Return what unmodified Nova would change of the guest's vNICs.
+
+    :param ports: by MAC address in lower case; those that are missing are
+        taken to be as they look
+    :raises Exception: whatever Nova's code raises
+    """
+    get_config = functools.partial(
+        vif.LibvirtGenericVIFDriver(None).get_config,
+        instance=objects.Instance(uuid=domain.uuid, display_name=domain.name),
+        image_meta=_image(domain), flavor=_flavor(domain),
+        virt_type=CONF.libvirt.virt_type)
+    document = guest_abi.parse(domain.xml)
+    data = objects.LibvirtLiveMigrateData(vifs=[
+        _bound(interface, ports)
+        for interface in document.iterfind('./devices/interface')])
+    computed = etree.tostring(
+        migration._update_vif_xml(document, data, get_config),
+        encoding='unicode')
+    return [change for change in guest_abi.keep_vnics(computed, domain.xml)[1]
+            if (change.path, change.running, change.computed) not in _SAME]
+
+
+# libvirt does not write down what it does not need to.
+_SAME = frozenset([('driver/@queues', None, '1')])
+
+
+def _bound(interface: etree._Element,
+           ports: Mapping[str, Binding]) -> objects.VIFMigrateData:
+    """Describe a port as it is bound, to Nova's code."""
+    mac = str(interface.xpath('string(mac/@address)')).lower()
+    binding = ports.get(mac) or _binding(interface)
+    port = f'00000000-0000-4000-8000-{mac.replace(":", "")}'
+    return objects.VIFMigrateData(
+        port_id=port, vif_type=binding.vif_type, vnic_type=binding.vnic_type,
+        vif_details=binding.details, profile=binding.profile, host=CONF.host,
+        source_vif=model.VIF(
+            id=port, ovs_interfaceid=port, address=mac,
+            devname=str(interface.xpath('string(target/@dev)')),
+            network=model.Network(
+                id=port, bridge='br-int', mtu=binding.mtu, subnets=[])))
+
+
+def _binding(interface: etree._Element) -> Binding:
+    kind = interface.get('type') or ''
+    if kind not in _KINDS:
+        raise ValueError(f'how an interface of type {kind} is bound only '
+                         'Neutron knows')
+    mtu = str(interface.xpath('string(mtu/@size)'))
+    return Binding(*_KINDS[kind], mtu=int(mtu) if mtu else None)
+
+
+def is_approximated(domain: hypervisor.Domain) -> bool:
+    """Say whether flavor and image are not in the domain's metadata."""
+    return not domain.told('flavor/extraSpecs')
+
+
+def _flavor(domain: hypervisor.Domain) -> objects.Flavor:
+    vcpus = domain.told('flavor/vcpus')
+    return objects.Flavor(
+        vcpus=int(vcpus[0].text if vcpus
+                  else domain.document.findtext('./vcpu')),
+        extra_specs={spec.get('name'): spec.text or ''
+                     for spec in domain.told('flavor/extraSpecs/extraSpec')})
+
+
+def _image(domain: hypervisor.Domain) -> objects.ImageMeta:
+    properties = dict(
+        _guessed(domain) if is_approximated(domain) else (
+            (element.get('name'), element.text)
+            for element in domain.told('image/properties/property')))
+    return objects.ImageMeta.from_dict({'properties': properties})
+
+
+def _guessed(domain: hypervisor.Domain) -> Iterator[tuple[str, str]]:
+    """Yield the properties of an image that the vNICs look like."""
+    for interface in domain.document.iterfind('./devices/interface'):
+        yield 'hw_vif_model', str(interface.xpath('string(model/@type)'))
+        driver = interface.find('driver')
+        if driver is None:
+            continue
+        # Nova names vhost only if there are several queues or it sets a ring.
+        if driver.get('queues') or (
+                driver.get('name') == 'vhost'
+                and not driver.get('rx_queue_size')):
+            yield 'hw_vif_multiqueue_enabled', 'true'
+        if driver.get('packed') == 'on':
+            yield 'hw_virtio_packed_ring', 'true'

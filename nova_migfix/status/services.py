@@ -1,0 +1,100 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What Neutron and Glance know, if they can be asked.
+
+With the credentials and clients that nova-compute itself uses. Nobody waits
+for them long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from keystoneauth1 import loading
+import nova.conf
+from nova import context as nova_context
+from nova import exception
+from nova.image import glance
+from nova.network import neutron
+
+from nova_migfix import status
+from nova_migfix.status import recomputed
+
+CONF = nova.conf.CONF
+
+# Seconds, for an answer.
+_TIMEOUT = 5
+
+
+def ports() -> dict[str, recomputed.Binding]:
+    """Return how the ports of this host are bound, by MAC address.
+
+    :raises Error: Neutron cannot be asked
+    """
+    _limit('neutron')
+    try:
+        client = neutron.get_client(
+            nova_context.get_admin_context(), admin=True)
+        found = client.list_ports(**{'binding:host_id': CONF.host})['ports']
+        mtu = {network['id']: network.get('mtu') for network
+               in client.list_networks(fields=['id', 'mtu'])['networks']}
+    except Exception as error:
+        raise status.Error(f'Neutron was not asked: {error}') from error
+    return {port['mac_address'].lower(): recomputed.Binding(
+        port['binding:vif_type'], port['binding:vnic_type'],
+        port.get('binding:vif_details') or {},
+        port.get('binding:profile') or {}, mtu.get(port['network_id']))
+        for port in found}
+
+
+def lost_images(images: Collection[str]) -> frozenset[str]:
+    """Return which images are not in Glance any more.
+
+    :raises Error: Glance cannot be asked
+    """
+    _limit('service_user')
+    try:
+        auth: Any = loading.load_auth_from_conf_options(CONF, 'service_user')
+        session = loading.load_session_from_conf_options(
+            CONF, 'service_user', auth=auth)
+        access = auth.get_access(session)
+        if 'admin' not in access.role_names:
+            raise status.Error(
+                'the user of [service_user] has no role admin and does not '
+                'see all images')
+        context = nova_context.RequestContext(
+            user_auth_plugin=auth, auth_token=access.auth_token)
+        return frozenset(image for image in images
+                         if _is_lost(context, image))
+    except Exception as error:
+        raise status.Error(f'Glance was not asked: {error}') from error
+
+
+def _is_lost(context: nova_context.RequestContext, image: str) -> bool:
+    try:
+        glance.API().get(context, image, show_deleted=False)
+    except exception.ImageNotFound:
+        return True
+    return False
+
+
+def _limit(group: str) -> None:
+    """Refuse to ask without credentials, and to wait for ever.
+
+    :raises Error: nova.conf has none
+    """
+    if not CONF[group].auth_type:
+        raise status.Error(
+            f'{"Neutron" if group == "neutron" else "Glance"} was not asked: '
+            f'there are no credentials in [{group}]')
+    CONF.set_override('timeout', _TIMEOUT, group)

@@ -1,0 +1,330 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""``upgrade check``: is this host set up so that the fixes can work?
+
+:data:`CHECKS` has a function for each; what they look at is this host alone,
+and nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
+import functools
+import os
+import pathlib
+import socket
+import sys
+import tempfile
+
+import nova.conf
+from nova import exception
+import nova.privsep
+from nova import version
+from nova.virt.disk import api as disk_api
+from nova.virt.libvirt import vif
+from oslo_concurrency import processutils
+from oslo_upgradecheck import upgradecheck
+from oslo_utils import units
+from stevedore import named
+
+from nova_migfix import address
+from nova_migfix import disks
+from nova_migfix import fixes
+from nova_migfix import nova_release
+from nova_migfix import tap
+from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
+
+CONF = nova.conf.CONF
+
+DRIVER = 'migfix.LibvirtDriver'
+
+# Seconds, for a connection and what comes first.
+_TIMEOUT = 5
+
+# Beside Nova itself no release of Nova mends this one.
+_NOT_OF_NOVA = frozenset(('tls_rekey',))
+
+_PROC = pathlib.Path('/proc')
+# Of /proc/PID/stat after the name; see proc_pid_stat(5).
+_STARTTIME = 19
+
+success = functools.partial(upgradecheck.Result, upgradecheck.Code.SUCCESS)
+warning = functools.partial(upgradecheck.Result, upgradecheck.Code.WARNING)
+failure = functools.partial(upgradecheck.Result, upgradecheck.Code.FAILURE)
+
+
+# -- the plugin, and the Nova that it is in ----------------------------------
+
+def is_active() -> bool:
+    """Say whether nova-compute is configured to load the plugin."""
+    return bool(CONF.compute_driver == DRIVER)
+
+
+def mended_faults() -> frozenset[str]:
+    """Return the names of the fixes that act here, or that Nova contains."""
+    mended = {fixes.State.NOT_NEEDED} | (
+        {fixes.State.ACTIVE} if is_active() else set())
+    return frozenset(fix.name for fix in fixes.find(CONF.migfix.enabled_fixes)
+                     if fix.state in mended)
+
+
+def _plugin() -> upgradecheck.Result:
+    if not is_active():
+        return failure(
+            f'compute_driver is {CONF.compute_driver}: guests are migrated as '
+            f'Nova does it. Set [DEFAULT] compute_driver = {DRIVER} and '
+            'restart nova-compute.')
+    if 'migfix' not in named.NamedExtensionManager(
+            'os_vif', names=[]).entry_points_names():
+        return failure(
+            f'{DRIVER} cannot be loaded from this Python environment: pip '
+            'install nova-migfix where nova-compute is.')
+    changed = max(map(os.path.getmtime, CONF.config_file), default=0)
+    for pid, begin in _computes():
+        if begin < changed:
+            return warning(
+                f'nova-compute (process {pid}) was started before its '
+                'configuration was changed last: restart it.')
+    return success(f'nova-compute is configured to load {DRIVER}.')
+
+
+def _computes() -> Iterator[tuple[str, float]]:
+    """Yield process and beginning of each nova-compute of this environment.
+
+    In seconds since the epoch.
+    """
+    here = os.path.dirname(sys.executable)
+    booted = next(float(line.split()[1]) for line in (
+        _PROC / 'stat').read_text().splitlines() if line.startswith('btime'))
+    for process in _PROC.glob('[0-9]*'):
+        try:
+            arguments = (process / 'cmdline').read_text().split('\0')
+            # after the name, which may have anything in it
+            numbers = (process / 'stat').read_text().rpartition(')')[2].split()
+        except OSError:
+            continue
+        if (os.path.dirname(arguments[0]) == here
+                and 'nova-compute' in map(os.path.basename, arguments[:2])):
+            yield process.name, booted + int(
+                numbers[_STARTTIME]) / os.sysconf('SC_CLK_TCK')
+
+
+def _release() -> upgradecheck.Result:
+    try:
+        nova_release.require_supported()
+    except exception.InvalidConfiguration as error:
+        return failure(str(error))
+    return success(f'Nova {version.version_string()}.')
+
+
+def _fix(found: fixes.Found) -> upgradecheck.Result:
+    verdict = warning if found.state is fixes.State.OFF else success
+    return verdict(str(found))
+
+
+def _mended_twice(found: list[fixes.Found]) -> upgradecheck.Result:
+    needed = {fix.name for fix in found
+              if fix.state is not fixes.State.NOT_NEEDED} - _NOT_OF_NOVA
+    if not needed and is_active():
+        return warning(
+            'This Nova mends by itself what the plugin is for, which does '
+            'nothing but to ask for TLS: set [DEFAULT] compute_driver = '
+            'libvirt.LibvirtDriver, or keep it until all hosts have such a '
+            'Nova.')
+    return success(f'This Nova needs {", ".join(sorted(needed)) or "none"}.')
+
+
+# -- the network -------------------------------------------------------------
+
+def _address() -> upgradecheck.Result:
+    own = CONF.libvirt.live_migration_inbound_addr
+    if not own:
+        return warning(
+            '[libvirt] live_migration_inbound_addr is unset: what Glance has '
+            'lost is fetched from this host by its name, over whatever '
+            'network that leads.')
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(
+            own, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        return failure(f'{own} cannot be resolved: {error}.')
+    if not any(map(_is_here, found)):
+        return failure(f'{own} ({", ".join(sorted(map(str, found)))}) is not '
+                       'an address of this host: set [libvirt] '
+                       'live_migration_inbound_addr to one that is.')
+    return success(f'{own} is an address of this host.')
+
+
+def _is_here(literal: str | int) -> bool:
+    family = socket.AF_INET6 if ':' in str(literal) else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as attempt:
+        try:
+            attempt.bind((literal, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _ssh() -> upgradecheck.Result:
+    own = CONF.libvirt.live_migration_inbound_addr or socket.gethostname()
+    try:
+        where = _ssh_destination(address.check(own))
+        with socket.create_connection(where, _TIMEOUT) as connection:
+            greeting = connection.makefile('rb').readline()
+    except (OSError, ValueError, processutils.ProcessExecutionError) as error:
+        return failure(
+            f'{own} does not answer to ssh: {error}. Destinations fetch from '
+            'there what they need of a guest: let sshd listen on it, at the '
+            'port that ssh_config has for it.')
+    if not greeting.startswith(b'SSH-'):
+        return failure(f'{own}: what answers at port {where[1]} is not sshd.')
+    return success(f'sshd answers on {own} at port {where[1]}.')
+
+
+def _ssh_destination(host: str) -> tuple[str, int]:
+    """Return address and port that this user's ssh_config has for a host."""
+    said, _errors = processutils.execute('ssh', '-G', '--', host)
+    words = dict(line.split(' ', 1) for line in said.splitlines()
+                 if ' ' in line)
+    return words['hostname'], int(words['port'])
+
+
+# -- what this host gives to guests ------------------------------------------
+
+def _queues() -> upgradecheck.Result:
+    wanted = vif.LibvirtGenericVIFDriver(None)._get_max_tap_queues()
+    # as this user, not by a daemon of Nova's
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
+    try:
+        possible = tap.max_queues()
+    except OSError as error:
+        return warning(
+            'How many queues a tap device takes could not be found out: '
+            f'{error}. Try as root.')
+    if wanted and wanted > possible:
+        return failure(
+            f'Guests are given up to {wanted} queues for a vNIC, of which the '
+            f'kernel opens {possible}: set [libvirt] max_queues = '
+            f'{possible}.')
+    return success(
+        f'The kernel opens {possible} queues of a tap device, guests are '
+        f'given {wanted or "one for each vCPU"}.')
+
+
+def _ephemeral_disks() -> upgradecheck.Result:
+    worst = [failure(problem) for problem in _mkfs_problems(_LABEL)]
+    # LP 2061701: what it is called on the destination
+    if not worst and nova_release.major() < 30 and (
+            'ephemeral' not in mended_faults()):
+        worst = [failure(f'In a live migration: {problem}')
+                 for problem in _mkfs_problems(_BASE)]
+    return worst[0] if worst else success(
+        f'File systems can be made and labelled: {", ".join(_os_types())}.')
+
+
+#: what Nova calls the first disk, and its backing file
+_LABEL, _BASE = 'ephemeral0', 'ephemeral_100_40d1d2c'
+
+
+def _os_types() -> list[str]:
+    """Return for which operating systems commands are configured."""
+    return ['default', *sorted(
+        name for name in {command.partition('=')[0]
+                          for command in CONF.virt_mkfs} - {'default', ''})]
+
+
+def _mkfs_problems(label: str) -> Iterator[str]:
+    """Make a file system for each kind of guest, as Nova does."""
+    for os_type in _os_types():
+        with tempfile.TemporaryDirectory(prefix='migfix-status-') as place:
+            path = os.path.join(place, 'disk')
+            with open(path, 'wb') as file:
+                file.truncate(units.Gi)
+            try:
+                disk_api.mkfs(os_type, label, path, run_as_root=False)
+            except (OSError, processutils.ProcessExecutionError) as error:
+                yield (f'No file system can be made ({os_type}, label '
+                       f'{label}): {error}. See [DEFAULT] '
+                       'default_ephemeral_format and virt_mkfs.')
+                continue
+            found = disks.filesystem(path)
+            if found is not None and found.get('LABEL') != label:
+                yield (f'The file system ({os_type}) that is to be labelled '
+                       f'{label} has {found.get("LABEL", "no label")}. See '
+                       '[DEFAULT] default_ephemeral_format and virt_mkfs.')
+
+
+# -- TLS ---------------------------------------------------------------------
+
+def _tls() -> upgradecheck.Result:
+    if not CONF.libvirt.live_migration_with_native_tls:
+        return success('Not used: [libvirt] live_migration_with_native_tls.')
+    try:
+        answer = probe.probe(probe.find_qemu(), probe.find_user())
+    except (OSError, qmp.QemuError) as error:
+        return warning(
+            f'What QEMU negotiates could not be found out: {error}. Run '
+            '"nova-migfix-tls probe" where QEMU is; with Kolla in the '
+            'container nova_libvirt.')
+    verdict = {'safe': success, 'rekeys': warning}.get(
+        answer.verdict, failure)
+    return verdict(' '.join(filter(None, (
+        answer.version, answer.cipher, f'{answer.verdict}.',
+        answer.error or _TLS.get(answer.verdict, '')))))
+
+
+_TLS = {
+    'rekeys': 'Large guests fail that arrive from a host whose GnuTLS is '
+              'older than 3.8.11: see "nova-migfix-tls generate".',
+}
+
+
+#: what does not depend on the fixes that are registered
+CHECKS: tuple[tuple[str, Callable[[], upgradecheck.Result]], ...] = (
+    ('Plugin', _plugin),
+    ('Release of Nova', _release),
+    ('Migration address', _address),
+    ('ssh to the migration address', _ssh),
+    ('Queues of tap devices', _queues),
+    ('Ephemeral disks', _ephemeral_disks),
+    ('TLS', _tls),
+)
+
+
+def _fix_checks() -> Iterator[tuple[str, Callable[[], upgradecheck.Result]]]:
+    try:
+        found = fixes.find(CONF.migfix.enabled_fixes)
+    except exception.InvalidConfiguration as error:
+        yield 'Fixes', functools.partial(failure, str(error))
+        return
+    for fix in found:
+        yield f'Fix {fix.name}', functools.partial(_fix, fix)
+    yield 'Patched Nova', functools.partial(_mended_twice, found)
+
+
+class Commands(upgradecheck.UpgradeCommands):
+
+    display_title = 'nova_migfix on this host'
+
+    @property
+    def _upgrade_checks(self):  # type: ignore[no-untyped-def,override]
+        return tuple((name, lambda _self, check=check: check())
+                     for name, check in (*CHECKS, *_fix_checks()))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what came of each check; returns oslo.upgradecheck's code."""
+    upgradecheck.CONF = CONF
+    return int(Commands().check())

@@ -1,0 +1,139 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What ``preflight`` takes, for twice as many guests each time.
+
+Guests are libvirt's own, of its test driver, with disks of which the third
+have ephemeral ones. Each number is measured in turn, several times, and so is
+what it would take to ask qemu-img for the backing file of each disk. The
+start of Python and Nova's modules is not in it: "import" says how long it is.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from lxml import etree
+import nova.conf
+from oslo_log import log as logging
+import prettytable
+
+from nova_migfix import conf
+from nova_migfix.tests.unit.status import base
+
+CONF = nova.conf.CONF
+GUESTS = (50, 100, 200)
+ROUNDS = 3
+
+# What has to hold: seconds for so many, and the growth for twice as many.
+LIMIT, AT = 2, 200
+GROWTH = 2.6
+
+
+def make(place, number):
+    """A hypervisor with *number* guests, four of which differ."""
+    text = (base.DATA / 'hypervisor.xml').read_text().replace(
+        '@INSTANCES@', str(place))
+    kinds = etree.fromstring(text).findall('domain')[:4]
+    node = etree.Element('node')
+    for index in range(number):
+        own = etree.tostring(kinds[index % 4], encoding='unicode').replace(
+            base.uuid(index % 4 + 1), base.uuid(index + 16))
+        guest = etree.fromstring(own)
+        guest.find('name').text = f'instance-{index:08x}'
+        for mac in guest.iter('mac'):
+            mac.set('address', f'fa:16:3e:00:{index >> 8:02x}:'
+                               f'{index & 255:02x}')
+        node.append(guest)
+        make_disks(place, guest)
+    path = place / 'hypervisor.xml'
+    path.write_bytes(etree.tostring(node))
+    return path
+
+
+def make_disks(place, guest):
+    for source in guest.iterfind('devices/disk/source'):
+        path = pathlib.Path(source.get('file'))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, 'wb') as file:
+            file.truncate(1 << 19)
+    for source in guest.iterfind('devices/disk/backingStore/source'):
+        base_file = pathlib.Path(source.get('file'))
+        base_file.parent.mkdir(exist_ok=True)
+        if not base_file.exists():
+            with open(base_file, 'wb') as file:
+                file.truncate(1 << 30)
+            if 'ephemeral' in base_file.name:
+                subprocess.run(['/sbin/mkfs.ext4', '-q', base_file],
+                               check=True)
+
+
+def seconds(action, *arguments):
+    begin = time.monotonic()
+    action(*arguments)
+    return time.monotonic() - begin
+
+
+def ask_qemu_img(place):
+    """What it costs to look into each disk by itself."""
+    for path in place.glob('*/disk*'):
+        subprocess.run(['qemu-img', 'info', '--force-share', path],
+                       check=True, stdout=subprocess.DEVNULL)
+
+
+def measure(number, report):
+    """Return the seconds of each round, by preflight and by qemu-img."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = pathlib.Path(directory)
+        make(place, number)
+        CONF.set_override('instances_path', str(place))
+        CONF.set_override('connection_uri',
+                          f'test://{place}/hypervisor.xml', 'libvirt')
+        return [(seconds(report, [], None), seconds(ask_qemu_img, place))
+                for _round in range(ROUNDS)]
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    logging.register_options(CONF)
+    conf.register_opts(CONF)
+    CONF([], project='nova', default_config_files=[])
+    CONF.set_override('compute_driver', 'migfix.LibvirtDriver')
+    CONF.set_override('max_queues', 4, 'libvirt')
+    begin = time.monotonic()
+    from nova_migfix.status import preflight
+    print(f'import: {time.monotonic() - begin:.2f} s')
+    found = {number: measure(number, preflight.report) for number in GUESTS}
+    table = prettytable.PrettyTable(
+        ['guests', 'preflight, best s', 'all, s', 'qemu-img each, best s'])
+    table.align = 'r'
+    best = {}
+    for number, rounds in found.items():
+        best[number] = min(mine for mine, _ in rounds)
+        table.add_row([
+            number, f'{best[number]:.2f}',
+            ' '.join(f'{mine:.2f}' for mine, _ in rounds),
+            f'{min(other for _, other in rounds):.2f}'])
+    print(table)
+    failed = [f'{AT} guests take {best[AT]:.2f} s'] * (best[AT] > LIMIT) + [
+        f'{more} guests take more than {GROWTH} times what {less} do'
+        for less, more in zip(GUESTS, GUESTS[1:])
+        if best[more] > GROWTH * best[less]]
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

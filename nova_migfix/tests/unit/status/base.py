@@ -1,0 +1,142 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Running ``nova-migfix-status`` within a test."""
+
+import contextlib
+import io
+import pathlib
+from typing import NamedTuple
+from unittest import mock
+
+import fixtures
+from lxml import etree
+import nova.conf
+from oslo_log import log as logging
+
+from nova_migfix.cmd import status
+from nova_migfix.tests import fixtures as migfix_fixtures
+
+CONF = nova.conf.CONF
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Command(fixtures.Fixture):
+    """The command with a nova.conf; the configuration is as before after."""
+
+    def __init__(self, config):
+        self._config = config
+
+    def _setUp(self):
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.write(self._config)
+        self.addCleanup(self._forget)
+        self._forget()
+
+    def _forget(self):
+        CONF.reset()
+        CONF.unregister_opt(status.COMMAND)
+
+    def write(self, config):
+        self.path = self.directory / 'nova.conf'
+        self.path.write_text(config)
+
+    def run(self, *arguments):
+        self._forget()
+        with contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(io.StringIO()) as err:
+            code = status.main(['--config-file', str(self.path), *arguments])
+        return Ran(code, out.getvalue(), err.getvalue())
+
+
+logging.register_options(CONF)
+
+
+class Hypervisor(fixtures.Fixture):
+    """A host with the guests, the configuration and the disks of DATA.
+
+    As far as it is used here libvirt is made up, unless *real*: then it is
+    libvirt itself, whose test driver reads the same file.
+    """
+
+    def __init__(self, real=False):
+        self._real = real
+
+    def _setUp(self):
+        instances = self.useFixture(migfix_fixtures.Instances())
+        self.path = instances.path
+        self.base = instances.base
+        self.command = self.useFixture(Command(self.text('nova.conf')))
+        (self.path / 'hypervisor.xml').write_text(self.text('hypervisor.xml'))
+        for number, names in ((2, ['disk.config']), (3, ['disk.config']),
+                              (4, ['disk.config'])):
+            for name in names:
+                self.disk(number, name, b'' if number == 3 else b'\1CD001')
+        instances.make_base('ephemeral_1_40d1d2c')
+        if not self._real:
+            self.useFixture(fixtures.MonkeyPatch(
+                'nova_migfix.status.hypervisor._libvirt', FakeLibvirt))
+
+    def text(self, name):
+        return (DATA / name).read_text().replace(
+            '@INSTANCES@', str(self.path))
+
+    def disk(self, number, name, content):
+        path = self.path / uuid(number) / name
+        path.parent.mkdir(exist_ok=True)
+        with open(path, 'wb') as file:
+            file.truncate(1 << 16)
+            file.seek(1 << 15)
+            file.write(content)
+
+    def run(self, *arguments):
+        return self.command.run(*arguments)
+
+
+def uuid(number):
+    """Of a guest in DATA."""
+    return f'{number:08x}-0000-4000-8000-{number:012x}'
+
+
+class FakeLibvirt:
+    """libvirt-python, as far as it is used, over a file of domains."""
+
+    VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
+    VIR_ERR_NO_DOMAIN = 42
+
+    class libvirtError(Exception):
+
+        def get_error_code(self):
+            return FakeLibvirt.VIR_ERR_NO_DOMAIN
+
+    def openReadOnly(self, uri):
+        path = uri.removeprefix('test://')
+        try:
+            node = etree.parse(path).getroot()
+        except OSError as error:
+            raise self.libvirtError(str(error)) from error
+        self.listAllDomains = lambda flags: [
+            self._domain(domain) for domain in node]
+        return self
+
+    def _domain(self, domain):
+        fake = mock.Mock(spec=['UUIDString', 'name', 'XMLDesc'])
+        fake.UUIDString.return_value = domain.findtext('uuid')
+        fake.name.return_value = domain.findtext('name')
+        fake.XMLDesc.return_value = etree.tostring(domain, encoding='unicode')
+        return fake

@@ -1,0 +1,90 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What the documentation shows is what the commands do."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import ddt
+import fixtures
+from oslo_concurrency import processutils
+import testtools
+
+from nova_migfix.status import explain
+from nova_migfix.status import preflight
+from nova_migfix.status import upgrade
+from nova_migfix import tap
+from nova_migfix.tests.unit.status import base
+
+PAGE = (pathlib.Path(__file__).parents[4]
+        / 'doc/source/status/index.rst').read_text()
+PROMPT = '$ nova-migfix-status '
+
+#: first words of what is shown: exit codes that it may have
+CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'explain': {2}}
+
+
+def shown():
+    """Yield each command of the page and the lines that it shows."""
+    for block in re.findall(
+            r'code-block:: console\n\n((?: {3}.*\n|\n)+)', PAGE):
+        for part in block.split(PROMPT)[1:]:
+            command, *lines = part.splitlines()
+            yield command, tuple(
+                line.strip() for line in lines
+                if line.strip() not in ('', '...'))
+
+
+@ddt.ddt
+class TestDocumentation(testtools.TestCase):
+
+    @ddt.data(*shown())
+    @ddt.unpack
+    def test_command(self, command, lines):
+        self.useFixture(fixtures.MockPatchObject(
+            explain, 'QEMU_LOGS', base.DATA))
+        self.useFixture(fixtures.MockPatchObject(
+            tap, 'max_queues', autospec=True, return_value=256))
+        self.useFixture(fixtures.MockPatchObject(
+            upgrade, '_ssh_destination', autospec=True,
+            side_effect=processutils.ProcessExecutionError))
+        preflight._file_system.cache_clear()
+        host = self.useFixture(base.Hypervisor())
+        host.command.write(host.text('nova.conf').replace(
+            '[DEFAULT]', f'[DEFAULT]\nlog_file = {base.DATA}/nova-compute.log')
+        )
+        arguments = shlex.split(command)
+        ran = host.run(*arguments)
+        allowed = {0} if '--instance' in arguments else CODES[arguments[0]]
+        self.assertIn(ran.code, allowed, ran.err)
+        said = [line.strip() for line in ran.out.splitlines()]
+        for line in lines:
+            self.assertTrue(any(
+                other.startswith(line) for other in said), (line, ran.out))
+        if '--json' in arguments:
+            json.loads(ran.out)
+
+    def test_something_is_shown(self):
+        self.assertEqual(set(CODES), {
+            command.split()[0] for command, _ in shown()})
+
+    def test_every_finding_check_and_column_is_described(self):
+        names = [f'``{name}``' for name in (
+            *preflight.KINDS, *preflight.Finding._fields,
+            *explain.Explanation._fields[1:2])]
+        names += [f'* - {name}\n' for name, _ in upgrade.CHECKS]
+        for name in names:
+            self.assertIn(name, PAGE)
+
+

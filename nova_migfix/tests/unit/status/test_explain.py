@@ -1,0 +1,219 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""On logs that Nova 31 and QEMU 7.2 wrote in the lab, and on single lines."""
+
+import json
+import re
+import shutil
+
+import ddt
+import fixtures
+import testtools
+
+from nova_migfix.status import explain
+from nova_migfix.status import faults
+from nova_migfix.tests.unit.status import base
+
+QUEUES = 'b1350311-e993-42ad-a310-5a62615e788d'
+ARRIVED = 'c0e381ea-85b4-418d-81b9-c8510d1fe903'
+IMAGE = 'e88fb035-b57d-4ed3-bcef-d6ff0c27886d'
+
+#: instance: outcome, fault, exit status, what the first line of evidence has
+EXPLAINED = {
+    QUEUES: ('failed', 'vnic-queues', 2, 'Bad config data: i=0x9a'),
+    # failed at first, as its image was lost
+    ARRIVED: ('arrived', '', 0, None),
+    IMAGE: ('failed', 'image-lost', 2, 'ssh: connect to host compute1'),
+    base.uuid(9): ('unknown', 'unknown', 1, None),
+}
+
+#: fault: lines, from the lab, libvirt's and QEMU's sources
+LINES = {
+    'refused-queues': (
+        'MigrationPreCheckError: Migration pre-check error: Instance x runs '
+        'with 4 queues on the vNIC fa:16:3e:00:00:01, but the kernel',),
+    'vnic-queues': (
+        'qemu-system-x86_64: Failed to load virtio-net:virtio',
+        'get_pci_config_device: Bad config data: i=0x9a read: 5 device: 9'),
+    'vnic-abi': (
+        'unsupported configuration: Target network card MTU 1442 does not '
+        'match source 1500',),
+    'tap-queues': (
+        'Unable to create tap device tap1234: Argument list too long',),
+    'other-device': (
+        "error while loading state for instance 0x0 of device 'x/vga'",
+        'qemu-kvm: Failed to load serial:x'),
+    'ephemeral-label': (
+        'Command: mkfs -t vfat -n ephemeral_1_40d1d2c /x',
+        'mkfs.xfs -q -L ephemeral_1_40d1d2c /x'),
+    'not-pulled': (
+        'disk.eph0 of instance 1-2 cannot be had from 10.0.2.11: Connection '
+        'refused. The guest has not been moved.',),
+    'not-complete': (
+        'The disk disk.eph0 of instance 1-2 cannot be made complete, which',),
+    'kernel-ramdisk': (
+        'ImageUnacceptable: Image 1 is unacceptable: does not pass',),
+    'image-lost': (
+        'ssh: connect to host compute1 port 22: Connection refused',
+        'Host key verification failed.'),
+    'tls-keys': (
+        'internal error: Unable to write to TLS channel: Input/output error',
+        '2026-11-25 01:32:40.873+0000: shutting down, reason=crashed'),
+    'disk-full': ('OSError: [Errno 28] No space left on device',),
+    'vif-plug': ('Timed out waiting for [network-vif-plugged-1] for instance',
+                 ),
+    'cpu': ("InvalidCPUInfo: Unacceptable CPU info: CPU doesn't have",),
+    'aborted': ('operation aborted: migration out job: canceled by client',),
+    'destination-lost': (
+        'operation failed: Lost connection to destination host',
+        "unable to connect to server at 'compute2:49152': No route to host"),
+}
+
+
+class ExplainTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.command = self.useFixture(base.Command(
+            f'[DEFAULT]\nlog_file = {base.DATA / "nova-compute.log"}\n'))
+        self.useFixture(fixtures.MockPatchObject(
+            explain, 'QEMU_LOGS', self.command.directory))
+
+    def explain(self, uuid):
+        ran = self.command.run('explain', uuid, '--json')
+        self.assertEqual('', ran.err)
+        answer = json.loads(ran.out)
+        self.assertEqual(list(explain.Explanation._fields), list(answer))
+        return ran.code, answer
+
+    def log(self, *lines):
+        path = self.command.directory / 'other.txt'
+        path.write_text(''.join(f'{line}\n' for line in lines))
+        self.command.write(f'[DEFAULT]\nlog_file = {path}\n')
+
+    def qemu_log(self):
+        shutil.copy(base.DATA / 'instance-00000001.log',
+                    self.command.directory)
+
+
+@ddt.ddt
+class TestExplain(ExplainTestCase):
+
+    @ddt.data(*EXPLAINED)
+    def test_real_logs(self, uuid):
+        outcome, fault, code, said = EXPLAINED[uuid]
+        found, answer = self.explain(uuid)
+        self.assertEqual((outcome, fault, code), (
+            answer['outcome'], answer['fault'], found))
+        if said:
+            self.assertTrue(any(said in line for line in answer['evidence']))
+
+    def test_begin_end_and_request(self):
+        _, answer = self.explain(IMAGE)
+        self.assertEqual(
+            ('req-a6ede1b8-6d44-4001-9687-1634efe5a281',
+             '2026-11-25 01:35:10.692', '2026-11-25 01:35:11.739'),
+            (answer['request'], answer['begin'], answer['end']))
+
+    def test_evidence_can_be_found_again(self):
+        _, answer = self.explain(QUEUES)
+        for line in answer['evidence']:
+            path, number, text = re.match(
+                r'(.+?):(\d+): (.*)', line, re.DOTALL).groups()
+            with open(path) as log:
+                self.assertIn(text.removesuffix(' ...'),
+                              log.read().splitlines()[int(number) - 1])
+
+    def test_qemu_is_all_that_has_said_something(self):
+        self.log('2026-11-25 01:31:12.853 1 INFO nothing')
+        self.qemu_log()
+        code, answer = self.explain(QUEUES)
+        self.assertEqual(('vnic-queues', 2), (answer['fault'], code))
+        self.assertIn('instance-00000001.log:', answer['evidence'][0])
+
+    def test_only_what_qemu_has_said_since_it_began(self):
+        self.log('2026-11-25 01:31:12.853 1 INFO nothing')
+        self.qemu_log()
+        path = self.command.directory / 'instance-00000001.log'
+        with open(path, 'a') as log:
+            log.write(f'2026-11-25 02:00:00.1+0000: starting up\n'
+                      f'-uuid {QUEUES} \\\n')
+        self.assertEqual('unknown', self.explain(QUEUES)[1]['fault'])
+
+    def test_one_that_fails_for_no_known_reason(self):
+        request = f'req-{base.uuid(1)}'
+        self.log(
+            f'2026-11-25 01:00:00.000 1 ERROR nova.x [None {request} - -] '
+            f'[instance: {base.uuid(1)}] Live Migration failure: stars')
+        code, answer = self.explain(base.uuid(1))
+        self.assertEqual(('failed', 'unknown', 1), (
+            answer['outcome'], answer['fault'], code))
+        self.assertIn('stars', answer['evidence'][0])
+        self.assertEqual(explain.COLLECT, answer['remedy'])
+
+    def test_another_instance_is_another_matter(self):
+        request = f'req-{base.uuid(1)}'
+        self.log(
+            f'2026-11-25 01:00:00.000 1 INFO nova.x [None {request} - -] '
+            f'[instance: {base.uuid(1)}] Took 1 s for pre_live_migration',
+            '2026-11-25 01:00:00.000 1 ERROR nova.x [None req-'
+            f'{base.uuid(2)} - -] Lost connection to destination host',
+            f'2026-11-25 01:00:01.000 1 INFO nova.x [None {request} - -] '
+            'something')
+        self.assertEqual('unknown', self.explain(base.uuid(1))[1]['outcome'])
+
+    def test_table(self):
+        ran = self.command.run('explain', QUEUES)
+        self.assertEqual(2, ran.code)
+        for part in ('| Field ', '| fault ', 'vnic-queues', QUEUES):
+            self.assertIn(part, ran.out)
+
+    def test_a_log_that_is_not_there(self):
+        self.command.write('[DEFAULT]\nlog_dir = /nonexistent\n')
+        ran = self.command.run('explain', QUEUES)
+        self.assertEqual(255, ran.code)
+        self.assertIn('/nonexistent/nova-compute.log cannot be read', ran.err)
+
+    def test_no_log_at_all(self):
+        self.command.write('')
+        ran = self.command.run('explain', QUEUES)
+        self.assertEqual(255, ran.code)
+        self.assertIn('--log-file', ran.err)
+
+
+@ddt.ddt
+class TestFaults(testtools.TestCase):
+
+    def test_each_has_a_line_here(self):
+        self.assertEqual([fault.name for fault in faults.FAULTS], list(LINES))
+
+    @ddt.data(*((name, line) for name, lines in LINES.items()
+                for line in lines))
+    @ddt.unpack
+    def test_line(self, name, line):
+        fault, told = explain._match([explain.Line('log', 1, line)])
+        self.assertEqual((name, 1), (fault.name, len(told)))
+
+    def test_pages_exist(self):
+        source = base.DATA.parents[4] / 'doc/source'
+        for fault in faults.FAULTS:
+            if fault.page:
+                self.assertTrue((source / f'{fault.page}.rst').exists())
+
+    @ddt.data('internal error: qemu unexpectedly closed the monitor',
+              'operation failed: Migration is not finalized yet',
+              'INFO all is well')
+    def test_what_says_nothing(self, line):
+        self.assertEqual((None, []), explain._match(
+            [explain.Line('log', 1, line)]))
+
+

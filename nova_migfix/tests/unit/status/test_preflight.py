@@ -1,0 +1,371 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""On guests that libvirt describes in ``data/hypervisor.xml``."""
+
+import csv
+import io
+import json
+from unittest import mock
+
+import ddt
+from nova import exception
+from nova.image import glance
+from nova.network import neutron
+from nova.tests import fixtures as nova_fixtures
+from oslo_concurrency import processutils
+import testtools
+
+from nova_migfix import disks
+from nova_migfix import guest_abi
+from nova_migfix import nova_release
+from nova_migfix.status import hypervisor
+from nova_migfix.status import preflight
+from nova_migfix.status import recomputed
+from nova_migfix.status import services
+from nova_migfix.tests.unit.status import base
+from nova_migfix.tests.unit import test_guest_abi
+from nova_migfix.tls import audit
+from nova_migfix import transfer
+
+#: guest, finding, device, as it is, as Nova would have it, covered
+FINDINGS = (
+    (1, 'vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4', 'yes'),
+    (1, 'vnic-ring', 'fa:16:3e:00:00:01 driver/@rx_queue_size', '256', '512',
+     'yes'),
+    (2, 'vnic', 'fa:16:3e:00:00:02 driver/@queues', '8', '4', 'yes'),
+    (2, 'config-drive', 'hda disk.config', 'ISO', 'all zeros',
+     'if on the destination'),
+    (2, 'kernel-ramdisk', 'kernel', '@INSTANCES@/{uuid}/kernel',
+     'fetched as a disk image: ImageUnacceptable', 'if on the destination'),
+    (3, 'ephemeral', 'vdb disk.eph0', 'ephemeral_1_40d1d2c ext4 {fs}',
+     'file system of the destination\'s', 'yes'),
+    (3, 'ephemeral-lost', 'vdc disk.eph1',
+     '@INSTANCES@/_base/ephemeral_2_40d1d2c', 'is missing', 'yes'),
+    (3, 'config-drive-empty', 'hda disk.config', 'all zeros', 'all zeros',
+     'yes'),
+)
+
+
+class PreflightTestCase(testtools.TestCase):
+
+    real = False
+
+    def setUp(self):
+        super().setUp()
+        preflight._file_system.cache_clear()
+        self.host = self.useFixture(base.Hypervisor(self.real))
+
+    def report(self, *arguments):
+        ran = self.host.run('preflight', '--json', *arguments)
+        self.assertEqual('', ran.err)
+        answer = json.loads(ran.out)
+        self.assertEqual(max(
+            (row['result'] for row in answer['findings']), default=0),
+            ran.code)
+        return answer
+
+    def findings(self, *arguments):
+        return [tuple(row[key] for key in (
+            'instance', 'finding', 'device', 'running', 'computed',
+            'covered')) for row in self.report(*arguments)['findings']]
+
+    def expected(self, *numbers, **other):
+        system = disks.filesystem(str(
+            self.host.base / 'ephemeral_1_40d1d2c'))['UUID']
+        return [(base.uuid(number), kind, device, *(
+            text.replace('@INSTANCES@', str(self.host.path)).format(
+                uuid=base.uuid(number), fs=system)
+            for text in (running, computed)), other.get(kind, covered))
+            for number, kind, device, running, computed, covered in FINDINGS
+            if number in (numbers or (1, 2, 3, 4))]
+
+    def covered(self, *arguments):
+        return {row['finding']: row['covered']
+                for row in self.report(*arguments)['findings']}
+
+
+@ddt.ddt
+class TestFindings(PreflightTestCase):
+
+    def test_all(self):
+        self.assertEqual(self.expected(), self.findings())
+
+    @ddt.data((1,), (3, 2), (4,))
+    def test_named_ones(self, numbers):
+        arguments = [word for number in numbers
+                     for word in ('--instance', base.uuid(number))]
+        self.assertEqual(self.expected(*numbers), self.findings(*arguments))
+
+    def test_one_that_does_not_run_here(self):
+        ran = self.host.run('preflight', '--instance', base.uuid(9))
+        self.assertEqual(255, ran.code)
+        self.assertEqual(f'Not running on this host: {base.uuid(9)}.\n',
+                         ran.err)
+
+    def test_libvirt_out_of_reach(self):
+        (self.host.path / 'hypervisor.xml').unlink()
+        ran = self.host.run('preflight')
+        self.assertEqual(255, ran.code)
+        self.assertIn('libvirt cannot be asked at test://', ran.err)
+        self.assertNotIn('Traceback', ran.err)
+
+    def test_without_libvirt_python(self):
+        with mock.patch.object(hypervisor, '_libvirt', autospec=True,
+                               side_effect=hypervisor.status.Error('none')):
+            self.assertEqual(255, self.host.run('preflight').code)
+
+    def test_old_nova_copies_the_config_drive(self):
+        with mock.patch.object(nova_release, 'major', return_value=29):
+            self.assertNotIn('config-drive', self.covered())
+
+    def test_disks_that_are_shared_are_not_moved(self):
+        with mock.patch.object(preflight, 'SHARED', AnyOf()):
+            kinds = {row[1] for row in self.findings()}
+        self.assertEqual(
+            {'vnic', 'vnic-ring', 'config-drive-empty', 'ephemeral-lost'},
+            kinds)
+
+    def test_another_base_of_the_same_name(self):
+        place = self.host.path / base.uuid(3)
+        (place / 'migfix-bases.json').write_text('{"disk.eph0": "another"}')
+        self.assertIn('is another one than the disk was laid upon',
+                      [row[4] for row in self.findings()])
+
+    def test_bases_that_are_not_in_reach(self):
+        for path in self.host.base.iterdir():
+            path.unlink()
+        self.host.base.rmdir()
+        report = self.report()
+        self.assertNotIn('ephemeral-lost', {
+            row['finding'] for row in report['findings']})
+        self.assertTrue([note for note in report['notes']
+                         if 'not in reach' in note])
+
+
+class AnyOf:
+    """Contains everything."""
+
+    def __contains__(self, _value):
+        return True
+
+
+@ddt.ddt
+class TestCovered(PreflightTestCase):
+
+    def test_nothing_is_without_the_plugin(self):
+        self.host.command.write(self.host.text('nova.conf').replace(
+            'migfix.LibvirtDriver', 'libvirt.LibvirtDriver'))
+        report = self.report()
+        self.assertEqual(
+            {'vnic': 2, 'vnic-ring': 1, 'ephemeral-lost': 2,
+             'config-drive-empty': 1, 'ephemeral': 1, 'config-drive': 1,
+             'kernel-ramdisk': 1},
+            {row['finding']: row['result'] for row in report['findings']})
+        self.assertEqual([], [row for row in report['findings']
+                              if not row['otherwise']])
+
+    def test_a_fix_that_is_off(self):
+        self.host.command.write(self.host.text('nova.conf') + (
+            '[migfix]\nenabled_fixes = ephemeral\n'))
+        covered = self.covered()
+        self.assertEqual(('no', 'yes'),
+                         (covered['vnic'], covered['ephemeral']))
+
+    def ask(self, *checks, plugin=0, tls='Not used'):
+        return json.dumps({'name': '', 'checks': [
+            {'check': 'Plugin', 'result': plugin, 'details': ''},
+            {'check': 'TLS', 'result': 0, 'details': tls}, *(
+                {'check': name, 'result': 0, 'details': details}
+                for name, details in checks)]})
+
+    @ddt.data(
+        ([('Fix config_drive', 'active (..)')], 0, 'yes', 'no'),
+        ([('Fix config_drive', 'active (..)')], 2, 'no', 'no'),
+        ([('Fix kernel_ramdisk', 'not needed in ..')], 2, 'no', 'yes'),
+        ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'))
+    @ddt.unpack
+    def test_the_destination_is_asked(self, checks, plugin, drive, kernel):
+        with mock.patch.object(
+                transfer, 'execute', autospec=True,
+                return_value=self.ask(*checks, plugin=plugin)) as asked:
+            covered = self.covered('--dest', 'compute2')
+        self.assertEqual((drive, kernel), (
+            covered['config-drive'], covered['kernel-ramdisk']))
+        self.assertEqual('compute2', asked.call_args.args[0])
+
+    @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'])
+    def test_one_that_does_not_answer(self, answer):
+        with mock.patch.object(transfer, 'execute', autospec=True,
+                               side_effect=answer):
+            report = self.report('--dest', 'compute2')
+        self.assertIn('compute2 was not asked', ' '.join(report['notes']))
+        self.assertIn('if on the destination', {
+            row['covered'] for row in report['findings']})
+
+    def test_a_name_that_is_none(self):
+        report = self.report('--dest=-oProxyCommand=x')
+        self.assertIn('neither a host name', ' '.join(report['notes']))
+
+
+class TestOutput(PreflightTestCase):
+
+    def test_json(self):
+        report = self.report()
+        self.assertEqual(set(preflight.Report._fields), set(report))
+        self.assertEqual(('compute1', 5), (report['host'], report['guests']))
+        for row in report['findings']:
+            self.assertEqual(list(preflight.Finding._fields), list(row))
+        notes = ' '.join(report['notes'])
+        for part in ('Neutron was not asked', 'Glance was not asked',
+                     'Approximated: flavor and image', 'monitor'):
+            self.assertIn(part, notes)
+
+    def test_csv(self):
+        ran = self.host.run('preflight', '--csv')
+        rows = list(csv.DictReader(io.StringIO(ran.out)))
+        self.assertEqual(list(preflight.Finding._fields), list(rows[0]))
+        self.assertEqual(len(FINDINGS), len(rows))
+        self.assertIn('Neutron was not asked', ran.err)
+
+    def test_table(self):
+        ran = self.host.run('preflight')
+        for part in ('| Instance ', '| Covered ', base.uuid(1), 'Note: ',
+                     f'5 guests on compute1, {len(FINDINGS)} findings, '):
+            self.assertIn(part, ran.out)
+        self.assertRegex(ran.out, r'findings, [\d.]+ s\n$')
+
+
+class TestTls(PreflightTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.host.command.write(self.host.text('nova.conf') + (
+            'live_migration_with_native_tls = true\n'))
+
+    def findings_of(self, memory, library, *arguments):
+        guest = audit.Guest(7, 'instance-00000001', base.uuid(1), memory,
+                            library)
+        with mock.patch.object(audit, 'guests', autospec=True,
+                               return_value=[guest]):
+            return {row['finding']: row for row in self.report(
+                '--instance', base.uuid(1), *arguments)['findings']}
+
+    def test_a_large_guest_on_an_old_library(self):
+        found = self.findings_of(100 << 30, audit.Library(
+            '/lib/libgnutls.so.30', True, '3.7.9', ''))
+        self.assertEqual(('no', 2, 'will fail'), (
+            found['tls']['covered'], found['tls']['result'],
+            found['tls']['device']))
+        self.assertEqual(('3.7.9', 1), (found['old-library']['running'],
+                                        found['old-library']['result']))
+
+    def test_a_small_one(self):
+        self.assertNotIn('tls', self.findings_of(1 << 30, audit.Library(
+            '/lib/libgnutls.so.30', False, '3.7.9', '')))
+
+    def test_a_destination_that_is_safe(self):
+        with mock.patch.object(
+                transfer, 'execute', autospec=True, return_value=(
+                    TestCovered.ask(self, tls='TLSv1.2 AES256 safe.'))):
+            self.assertNotIn('tls', self.findings_of(
+                100 << 30, None, '--dest', 'compute2'))
+
+
+class TestServices(PreflightTestCase):
+
+    def credentials(self, group):
+        self.host.command.write(
+            f'{self.host.text("nova.conf")}[{group}]\nauth_type = password\n')
+
+    def auth(self, role):
+        return mock.Mock(get_access=lambda _session: mock.Mock(
+            role_names=[role], auth_token='token'))
+
+    def test_bindings_and_mtu_are_neutrons(self):
+        self.credentials('neutron')
+        with mock.patch.object(neutron, 'get_client', autospec=True) as get:
+            client = get.return_value
+            client.list_ports.return_value = {'ports': [{
+                'mac_address': 'FA:16:3E:00:00:04', 'network_id': 'net',
+                'binding:vif_type': 'ovs', 'binding:vnic_type': 'normal',
+                'binding:vif_details': {}, 'binding:profile': {}}]}
+            client.list_networks.return_value = {
+                'networks': [{'id': 'net', 'mtu': 1442}]}
+            found = self.findings('--instance', base.uuid(4))
+        self.assertEqual([(
+            base.uuid(4), 'vnic', 'fa:16:3e:00:00:04 mtu/@size', '1500',
+            '1442', 'yes')], found)
+        client.list_ports.assert_called_once_with(
+            **{'binding:host_id': 'compute1'})
+
+    def test_images_that_glance_has_lost(self):
+        self.credentials('service_user')
+        with mock.patch.object(services, 'loading', autospec=True) as load, \
+                mock.patch.object(glance.API, 'get', autospec=True) as get:
+            load.load_auth_from_conf_options.return_value = self.auth('admin')
+            get.side_effect = exception.ImageNotFound(image_id='x')
+            found = self.findings('--instance', base.uuid(4))
+        self.assertEqual([(
+            base.uuid(4), 'image-lost', '903243f7-8e2d-4f62-86f1-a72645651e54',
+            '192.0.2.11', 'fetched from compute1', 'if on the destination')],
+            found)
+
+    def test_glance_with_too_few_rights(self):
+        self.credentials('service_user')
+        with mock.patch.object(services, 'loading', autospec=True) as load:
+            load.load_auth_from_conf_options.return_value = self.auth('member')
+            notes = self.report('--instance', base.uuid(4))['notes']
+        self.assertIn('no role admin', ' '.join(notes))
+
+
+@ddt.ddt
+class TestRecomputed(testtools.TestCase):
+    """The same as in the golden files of the fix, by Nova's own code."""
+
+    def setUp(self):
+        super().setUp()
+        # a host without the devices that ports are bound to
+        self.useFixture(nova_fixtures.LibvirtFixture())
+        self.host = self.useFixture(base.Hypervisor())
+
+    METADATA = '''<metadata>
+      <n:instance xmlns:n="http://openstack.org/xmlns/libvirt/nova/1.1">
+        <n:flavor><n:vcpus>4</n:vcpus><n:extraSpecs/></n:flavor>
+        <n:image><n:properties>{}</n:properties></n:image>
+      </n:instance></metadata><devices>'''
+
+    @ddt.data(*test_guest_abi.CASES)
+    def test_changes(self, case):
+        options, properties, mtu = test_guest_abi.CASES[case]
+        self.host.command.write('[libvirt]\nvirt_type = kvm\n' + ''.join(
+            f'{name} = {value}\n' for name, value in options.items()))
+        self.host.run('preflight')      # reads the configuration
+        source = test_guest_abi.golden(case, 'source')
+        domain = hypervisor.Domain('', '', source.replace(
+            '<devices>', self.METADATA.format(''.join(
+                f'<n:property name="{name}">{value}</n:property>'
+                for name, value in properties.items())), 1))
+        ports = {}
+        for interface in test_guest_abi.interfaces(source):
+            kind, vnic, details, profile = test_guest_abi.BINDINGS[
+                interface.get('type')]
+            ports[interface.find('mac').get('address').lower()] = (
+                recomputed.Binding(kind, vnic, details, {
+                    **profile, 'os_vif_delegation': case == 'delegated'},
+                    mtu))
+        _, expected = guest_abi.keep_vnics(
+            test_guest_abi.golden(case, 'stock'), source)
+        self.assertEqual(
+            [change for change in expected
+             if (change.path, change.running, change.computed)
+             not in recomputed._SAME],
+            recomputed.changed_vnics(domain, ports))

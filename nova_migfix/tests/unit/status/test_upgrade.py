@@ -1,0 +1,337 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+from unittest import mock
+
+import ddt
+import fixtures
+from nova.virt.disk import api as disk_api
+from oslo_concurrency import processutils
+from oslo_upgradecheck import upgradecheck
+import testtools
+
+from nova_migfix import fixes
+from nova_migfix.fixes import base as fixes_base
+from nova_migfix import nova_release
+from nova_migfix.status import upgrade
+from nova_migfix import tap
+from nova_migfix.tests.unit.status import base
+from nova_migfix.tls import probe
+from nova_migfix.tls import qmp
+
+SUCCESS, WARNING, FAILURE = upgradecheck.Code
+
+CONFIG = '''
+[DEFAULT]
+compute_driver = migfix.LibvirtDriver
+[libvirt]
+virt_type = kvm
+{libvirt}
+[migfix]
+{migfix}
+'''
+
+
+class StatusTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.command = self.useFixture(base.Command(''))
+        self.configure()
+        self.proc = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (self.proc / 'stat').write_text('cpu 1 2\nbtime 1000\n')
+        self.useFixture(fixtures.MockPatchObject(upgrade, '_PROC', self.proc))
+        self.useFixture(fixtures.MockPatchObject(
+            tap, 'max_queues', autospec=True, return_value=256))
+
+    def configure(self, libvirt='', migfix=''):
+        self.command.write(CONFIG.format(libvirt=libvirt, migfix=migfix))
+
+    def checks(self, code=None):
+        ran = self.command.run('upgrade', 'check', '--json')
+        self.assertEqual('', ran.err)
+        if code is not None:
+            self.assertEqual(code, ran.code)
+        return {check['check']: (check['result'], check['details'])
+                for check in json.loads(ran.out)['checks']}
+
+    def assertCheck(self, name, code, *said):
+        result, details = self.checks()[name]
+        self.assertEqual(code, result, details)
+        for part in said:
+            self.assertIn(part, details)
+
+
+class TestOutput(StatusTestCase):
+
+    def test_json_is_that_of_oslo_upgradecheck(self):
+        ran = self.command.run('upgrade', 'check', '--json')
+        answer = json.loads(ran.out)
+        self.assertEqual({'name', 'checks'}, set(answer))
+        for check in answer['checks']:
+            self.assertEqual({'check', 'result', 'details'}, set(check))
+        self.assertEqual(max(
+            check['result'] for check in answer['checks']), ran.code)
+
+    def test_table(self):
+        ran = self.command.run('upgrade', 'check')
+        self.assertIn('| Check: Fix vnic ', ran.out)
+        self.assertIn('| nova_migfix on this host ', ran.out)
+
+    def test_the_worst_is_the_exit_status(self):
+        with mock.patch.object(upgrade, 'CHECKS', ()), mock.patch.object(
+                upgrade, '_fix_checks', autospec=True) as checks:
+            for code in (SUCCESS, WARNING, FAILURE):
+                checks.return_value = [
+                    ('one', upgrade.success),
+                    ('other', lambda: upgradecheck.Result(code, 'x'))]  # noqa: B023
+                self.assertEqual(
+                    code, self.command.run('upgrade', 'check').code)
+
+    def test_a_check_that_breaks_is_no_verdict(self):
+        with mock.patch.object(upgrade, 'CHECKS', (('one', lambda: 1 / 0),)):
+            ran = self.command.run('upgrade', 'check')
+        self.assertEqual(255, ran.code)
+        self.assertIn('ZeroDivisionError', ran.err)
+
+    def test_a_configuration_that_is_not_there(self):
+        self.command.path.unlink()
+        ran = self.command.run('upgrade', 'check')
+        self.assertEqual(255, ran.code)
+        self.assertIn('nova.conf', ran.err)
+        self.assertNotIn('Traceback', ran.err)
+
+
+@ddt.ddt
+class TestPlugin(StatusTestCase):
+
+    def start(self, pid, command, since_boot):
+        process = self.proc / pid
+        process.mkdir()
+        python = os.path.join(os.path.dirname(sys.executable), 'python3')
+        (process / 'cmdline').write_text('\0'.join(
+            [python, *command, '']))
+        ticks = since_boot * os.sysconf('SC_CLK_TCK')
+        (process / 'stat').write_text(
+            f'{pid} (a) b) S ' + '0 ' * 18 + f'{ticks} 0 0')
+
+    def test_configured(self):
+        self.assertCheck('Plugin', SUCCESS, 'migfix.LibvirtDriver')
+
+    def test_another_driver(self):
+        self.command.write('[DEFAULT]\ncompute_driver=libvirt.LibvirtDriver')
+        self.assertCheck('Plugin', FAILURE, 'libvirt.LibvirtDriver',
+                         'compute_driver = migfix.LibvirtDriver', 'restart')
+
+    def test_not_installed(self):
+        with mock.patch.object(
+                upgrade.named.NamedExtensionManager, 'entry_points_names',
+                autospec=True, return_value=['ovs']):
+            self.assertCheck('Plugin', FAILURE, 'pip install nova-migfix')
+
+    @ddt.data((2, SUCCESS), (-2, WARNING))
+    @ddt.unpack
+    def test_a_process_that_has_not_read_the_configuration(self, after, code):
+        self.start('7', ['/usr/bin/nova-compute', '--x'], 2000)
+        self.start('8', ['/usr/bin/nova-conductor'], 1)
+        os.utime(self.command.path, (3000 - after, 3000 - after))
+        self.assertCheck('Plugin', code)
+
+    def test_a_nova_that_is_not_supported(self):
+        with mock.patch.object(nova_release, 'major', return_value=28):
+            self.assertCheck('Release of Nova', FAILURE, '29 to 34')
+        self.assertCheck('Release of Nova', SUCCESS)
+
+
+class TestFixes(StatusTestCase):
+
+    def found(self, state):
+        return [fixes.Found(name, state, 'reason', fixes_base.Fix)
+                for name in ('source_address', 'vnic')] + [
+            fixes.Found('tls_rekey', fixes.State.ACTIVE, '', fixes_base.Fix)]
+
+    def test_active(self):
+        self.assertCheck('Fix vnic', SUCCESS, 'active (the vNIC')
+
+    def test_off(self):
+        self.configure(migfix='enabled_fixes = ephemeral')
+        self.assertCheck('Fix vnic', WARNING, 'switched off by [migfix]')
+        self.assertCheck('Fix ephemeral', SUCCESS, 'active')
+
+    def test_not_needed(self):
+        with mock.patch.object(nova_release, 'major', return_value=31):
+            self.assertCheck('Fix rollback_state', SUCCESS, 'not needed')
+
+    def test_one_that_is_not_known(self):
+        self.configure(migfix='enabled_fixes = vnics')
+        self.assertCheck('Fixes', FAILURE, 'unknown fixes: vnics')
+
+    def test_a_nova_that_mends_all_of_it(self):
+        with mock.patch.object(fixes, 'find', autospec=True) as find:
+            find.return_value = self.found(fixes.State.NOT_NEEDED)
+            self.assertCheck('Patched Nova', WARNING,
+                             'compute_driver = libvirt.LibvirtDriver')
+            find.return_value = self.found(fixes.State.ACTIVE)
+            self.assertCheck('Patched Nova', SUCCESS, 'source_address, vnic')
+
+
+@ddt.ddt
+class TestAddress(StatusTestCase):
+
+    @ddt.data(
+        ('', WARNING, 'is unset'),
+        ('127.0.0.1', SUCCESS, '127.0.0.1 is an address of this host'),
+        ('does-not-exist.invalid', FAILURE, 'cannot be resolved'),
+        # documentation, RFC 5737
+        ('192.0.2.7', FAILURE, 'is not an address of this host'))
+    @ddt.unpack
+    def test_address(self, own, code, said):
+        self.configure(own and f'live_migration_inbound_addr = {own}')
+        self.assertCheck('Migration address', code, said)
+
+    def test_what_nova_does_not_take_for_an_address(self):
+        self.configure('live_migration_inbound_addr = -oProxyCommand=x')
+        ran = self.command.run('upgrade', 'check')
+        self.assertEqual(255, ran.code)
+        self.assertIn('live_migration_inbound_addr', ran.err)
+
+    @contextlib.contextmanager
+    def listening(self, greeting):
+        with socket.create_server(('127.0.0.1', 0)) as server:
+            def greet():
+                connection, _peer = server.accept()
+                with connection:
+                    connection.sendall(greeting)
+            thread = threading.Thread(target=greet, daemon=True)
+            thread.start()
+            yield server.getsockname()[1]
+            thread.join(10)
+
+    def ask(self, port, code, *said):
+        self.configure('live_migration_inbound_addr = 127.0.0.1')
+        with mock.patch.object(
+                upgrade, '_ssh_destination', autospec=True,
+                return_value=('127.0.0.1', port)):
+            self.assertCheck('ssh to the migration address', code, *said)
+
+    @ddt.data((b'SSH-2.0-OpenSSH_9.2\r\n', SUCCESS, 'sshd answers'),
+              (b'220 ESMTP\r\n', FAILURE, 'is not sshd'))
+    @ddt.unpack
+    def test_who_answers_at_the_port_of_ssh_config(self, greeting, code, said):
+        with self.listening(greeting) as port:
+            self.ask(port, code, str(port), said)
+
+    def test_nobody_answers(self):
+        with self.listening(b'') as port:
+            socket.create_connection(('127.0.0.1', port)).close()
+        self.ask(port, FAILURE, '111', 'let sshd listen')
+
+    def test_the_port_is_that_of_ssh_config(self):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        config = directory / 'config'
+        config.write_text('Host 127.0.0.1\n  Port 8022\n')
+        execute = processutils.execute
+        with mock.patch.object(processutils, 'execute', side_effect=(
+                lambda *words: execute(
+                    words[0], '-F', str(config), *words[1:]))):
+            self.assertEqual(('127.0.0.1', 8022),
+                             upgrade._ssh_destination('127.0.0.1'))
+
+
+@ddt.ddt
+class TestQueues(StatusTestCase):
+
+    @ddt.data((8, 16, FAILURE, 'max_queues = 8'), (256, 16, SUCCESS, '16'),
+              (8, 8, SUCCESS, '8'))
+    @ddt.unpack
+    def test_limit(self, possible, wanted, code, said):
+        self.configure(f'max_queues = {wanted}')
+        tap.max_queues.return_value = possible
+        self.assertCheck('Queues of tap devices', code, said)
+
+    def test_not_root(self):
+        tap.max_queues.side_effect = PermissionError('not permitted')
+        self.assertCheck('Queues of tap devices', WARNING, 'Try as root')
+
+
+@ddt.ddt
+class TestEphemeralDisks(StatusTestCase):
+    """With what mkfs really makes."""
+
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{os.environ["PATH"]}:/usr/sbin:/sbin'))
+
+    def configure_format(self, name):
+        self.command.write(
+            '[DEFAULT]\ncompute_driver = migfix.LibvirtDriver\n'
+            f'default_ephemeral_format = {name}\n')
+
+    @ddt.data('ext4', 'xfs')
+    def test_made_and_labelled(self, name):
+        self.configure_format(name)
+        self.assertCheck('Ephemeral disks', SUCCESS)
+
+    def test_no_such_file_system(self):
+        self.configure_format('nosuchfs')
+        self.assertCheck('Ephemeral disks', FAILURE, 'nosuchfs',
+                         'default_ephemeral_format')
+
+    @ddt.data(('xfs', 30, '', SUCCESS), ('xfs', 29, '', SUCCESS),
+              ('xfs', 29, 'enabled_fixes = vnic', FAILURE),
+              ('ext4', 29, 'enabled_fixes = vnic', FAILURE))
+    @ddt.unpack
+    def test_the_name_of_a_base_as_label(self, name, release, migfix, code):
+        self.configure_format(name)
+        with open(self.command.path, 'a') as file:
+            file.write(f'[migfix]\n{migfix}\n')
+        with mock.patch.object(nova_release, 'major', return_value=release):
+            self.assertCheck('Ephemeral disks', code)
+
+    def test_a_command_that_forgets_the_label(self):
+        self.configure_format('ext4')
+        with mock.patch.object(
+                disk_api, 'mkfs', side_effect=lambda os_type, label, path,
+                run_as_root: processutils.execute(
+                    'mkfs.ext4', '-q', '-L', 'data', path)):
+            self.assertCheck('Ephemeral disks', FAILURE, 'has data')
+
+
+@ddt.ddt
+class TestTls(StatusTestCase):
+
+    @ddt.data(
+        (probe.Answer('TLSv1.2', 'AES256'), SUCCESS, 'TLSv1.2 AES256 safe'),
+        (probe.Answer('TLSv1.3', 'AES256'), WARNING, 'generate'),
+        (probe.Answer('', '', 'handshake failure'), FAILURE, 'failure'),
+        (qmp.QemuError('no QEMU found'), WARNING, 'nova_libvirt'))
+    @ddt.unpack
+    def test_verdict(self, answer, code, said):
+        self.configure('live_migration_with_native_tls = true')
+        with mock.patch.object(probe, 'find_qemu', autospec=True), \
+                mock.patch.object(probe, 'probe', autospec=True,
+                                  side_effect=[answer]):
+            self.assertCheck('TLS', code, said)
+
+    def test_not_used(self):
+        with mock.patch.object(probe, 'probe', autospec=True) as asked:
+            self.assertCheck('TLS', SUCCESS, 'Not used')
+        asked.assert_not_called()
+
+
