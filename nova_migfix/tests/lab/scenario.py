@@ -108,6 +108,7 @@ class Fails:
     :param said: the lines that prove the reason
     :param record: the states the migration record may end in
     :param vm_state: of the instance, by the release from which on it is so
+    :param survives: whether the guest runs on, where Nova says that it is
     """
 
     said: tuple
@@ -115,6 +116,7 @@ class Fails:
     vm_state: dict = dataclasses.field(
         default_factory=lambda: {0: 'ACTIVE'})
     text: str = 'fails'
+    survives: bool = True
 
     def vm_state_in(self, major):
         since = max(first for first in self.vm_state if first <= major)
@@ -137,6 +139,10 @@ class Scenario:
     name = ''
     title = ''
     expected = {}
+
+    def impossible(self):
+        """Say why it cannot be shown on this machine, or nothing."""
+        return ''
 
     def run(self, run):
         """The steps; *run* is a Run."""
@@ -246,7 +252,11 @@ class Run(fixtures.Fixture):
         with self._watched(step, instance):
             step.migration = instance.migrate(destination, during)
             self._judge(step, expected, logs)
-            self._check_alive(instance, step.migration)
+            if getattr(expected, 'survives', True):
+                self._check_alive(instance, step.migration)
+            else:
+                self.check('guest does not answer any more',
+                           not instance.answers())
         self._keep_xml(step, instance, was, logs)
         return step.migration.arrived
 

@@ -31,6 +31,7 @@ from nova_migfix.tests.lab.scenarios import queues_grow
 from nova_migfix.tests.lab.scenarios import queues_refused
 from nova_migfix.tests.lab.scenarios import queues_shrink
 from nova_migfix.tests.lab.scenarios import rollback
+from nova_migfix.tests.lab.scenarios import tls_rekey
 
 ALL = {scenario.name: scenario for scenario in (
     plain.Plain(),
@@ -52,4 +53,5 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_mixed.EphemeralMixed(),
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
+    tls_rekey.TlsRekey(),
 )}
