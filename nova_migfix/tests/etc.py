@@ -22,7 +22,7 @@ import fixtures
 from nova_migfix.tests import policies
 
 # Seconds, for a command that is to take less than two.
-_LIMIT = 60
+_LIMIT = 120
 
 # Gives the machine another /etc and runs what it is told.
 _ENTER = '''

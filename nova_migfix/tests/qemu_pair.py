@@ -29,7 +29,7 @@ MIB = 1 << 20
 ENDED = ('completed', 'failed', 'postcopy-paused')
 
 # Seconds until it has ended, one way or the other.
-_LIMIT = 60
+_LIMIT = 120
 
 
 class Pair(fixtures.Fixture):

@@ -68,6 +68,12 @@ class Library(NamedTuple):
     version: str | None
     package: str        # '' if it cannot be said
 
+    @property
+    def rekeys_safely(self) -> bool | None:
+        """Whether it does; None if it cannot be said."""
+        return (rekey.is_fixed(self.version, self.package)
+                if self.version else None)
+
 
 class Guest(NamedTuple):
     """A running QEMU."""
@@ -266,7 +272,9 @@ def _json(how: rekey.Transport,
           found: list[tuple[Guest, rekey.Assessment]]) -> str:
     return json.dumps({'nova': how._asdict(), 'guests': [{
         **guest._asdict(),
-        'library': guest.library and guest.library._asdict(),
+        'library': guest.library and {
+            **guest.library._asdict(),
+            'rekeys_safely': guest.library.rekeys_safely},
         **assessment._asdict(), 'verdict': assessment.verdict.value,
     } for guest, assessment in found]}, indent=2)
 
@@ -290,4 +298,8 @@ def _shown(library: Library | None) -> str:
     if library is None:
         return 'none'
     name = library.package or library.version or 'not known'
-    return f'{name} (replaced)' if library.deleted else name
+    replaced = ' (replaced)' if library.deleted else ''
+    return f'{name}{replaced}\n{_REKEYS[library.rekeys_safely]}'
+
+
+_REKEYS = {True: 'rekeys safely', False: 'rekeys unsafely', None: ''}

@@ -10,11 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Throw-away certificates, for a QEMU that is only asked."""
+"""Throw-away certificates, for a QEMU that is only asked and for tests."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import datetime
+import ipaddress
 import pathlib
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,18 +28,20 @@ from cryptography.x509.oid import NameOID
 _HOUR = datetime.timedelta(hours=1)
 
 
-def write(directory: pathlib.Path) -> None:
+def write(directory: pathlib.Path,
+          hosts: Iterable[str] = ('localhost',)) -> None:
     """Make a certificate authority and one certificate for both ends.
 
     With the names that QEMU and libvirt look for, valid for an hour.
 
-    :param directory: is made
+    :param directory: is made if need be
+    :param hosts: names and addresses that the certificate is valid for
     """
-    directory.mkdir(mode=0o700)
+    directory.mkdir(mode=0o700, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca = _certificate('migfix', ca_key, 'migfix', ca_key, ca=True)
+    ca = _certificate((), ca_key, ca_key, ca=True)
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _certificate('localhost', key, 'migfix', ca_key, ca=False)
+    certificate = _certificate(hosts, key, ca_key, ca=False)
     (directory / 'ca-cert.pem').write_bytes(_pem(ca))
     for end in ('server', 'client'):
         (directory / f'{end}-cert.pem').write_bytes(_pem(certificate))
@@ -52,21 +56,30 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _certificate(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: str,
+    hosts: Iterable[str], key: ec.EllipticCurvePrivateKey,
     issuer_key: ec.EllipticCurvePrivateKey, *, ca: bool,
 ) -> x509.Certificate:
     now = datetime.datetime.now(datetime.timezone.utc)
-    return (
+    builder = (
         x509.CertificateBuilder()
-        .subject_name(_name(name)).issuer_name(_name(issuer))
+        .subject_name(_name('migfix CA' if ca else 'migfix'))
+        .issuer_name(_name('migfix CA'))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _HOUR).not_valid_after(now + _HOUR)
         .add_extension(x509.BasicConstraints(ca, None), critical=True)
-        .add_extension(_usage(ca=ca), critical=True)
-        .add_extension(x509.SubjectAlternativeName(
-            [x509.DNSName(name)]), critical=False)
-        .sign(issuer_key, hashes.SHA256()))
+        .add_extension(_usage(ca=ca), critical=True))
+    if not ca:
+        builder = builder.add_extension(x509.SubjectAlternativeName(
+            [_host(name) for name in hosts]), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _host(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _name(name: str) -> x509.Name:

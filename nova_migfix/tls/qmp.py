@@ -23,7 +23,7 @@ import time
 from typing import Any
 
 # Seconds, for any answer, and between two looks at a QEMU that starts.
-_TIMEOUT = 10
+_TIMEOUT = 30
 _POLL = 0.02
 
 

@@ -48,6 +48,7 @@ namespaces = []
 cgroup_controllers = []
 stdio_handler = "file"
 max_core = 0
+migrate_tls_x509_cert_dir = "/etc/libvirt/migration"
 '''
 
 _SSHD = '''
@@ -156,6 +157,7 @@ class Libvirt(fixtures.Fixture):
         self.host.write('etc/libvirt/libvirtd.conf', _LIBVIRTD.format(
             uuid=f'0000000{number}-1111-4222-8333-00000000000{number}'))
         self.host.write('etc/libvirt/qemu.conf', _QEMU)
+        self.certificates.mkdir()
         self.host.run('mount', '--bind', self._tools.wrapper, QEMU)
         self._start()
 
@@ -179,6 +181,16 @@ class Libvirt(fixtures.Fixture):
             self._tap_queue_limit = limit
             self._daemon.stop()
             self._start()
+
+    @property
+    def certificates(self):
+        """Where QEMU has those for migrations."""
+        return self.host.root / 'etc/libvirt/migration'
+
+    @property
+    def gnutls(self):
+        """Where QEMU finds libraries before others, and a policy of TLS."""
+        return self.host.root / qemu_tcg.GNUTLS.lstrip('/')
 
     def virsh(self, *arguments):
         return self.host.run('virsh', *arguments)

@@ -24,6 +24,10 @@ import json
 import os
 
 
+# The host's own, not the machine's: it may be given a library that is loaded
+# instead of the machine's, and a policy in the place of /etc/gnutls/config.
+GNUTLS = '/etc/libvirt/gnutls'
+
 # QEMU before 9.0 loses what an emulated CPU writes while memory is copied:
 # where a block of memory is a multiple of 64 pages it clears the dirty bits
 # word by word and leaves the pages in the CPU's TLB, which then sets none
@@ -80,7 +84,9 @@ def main(qemu, claim, argv):
     :param claim: the library for a QEMU that is only asked what it can do
     :param argv: as libvirt gave them
     """
-    environment = dict(os.environ)
+    environment = {
+        **os.environ, 'LD_LIBRARY_PATH': GNUTLS,
+        'GNUTLS_SYSTEM_PRIORITY_FILE': f'{GNUTLS}/config'}
     if 'none,accel=kvm:tcg' in argv:
         environment['LD_PRELOAD'] = claim
     os.execve(qemu, [qemu, *emulated(argv)], environment)

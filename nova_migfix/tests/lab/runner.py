@@ -71,7 +71,14 @@ def runs(chosen):
 
 def perform(cloud, chosen, progress):
     """Yield the Result of every scenario in every arrangement it has."""
-    for item, arrangement in runs(chosen):
+    possible = []
+    for item in chosen:
+        why = item.impossible()
+        if why:
+            progress.done(f'{item.name}: left out, {why}')
+        else:
+            possible.append(item)
+    for item, arrangement in runs(possible):
         what = f'{item.name}, {cloud.venvs.variant} on {arrangement.name}'
         progress.begin(what)
         result = scenario.Run(cloud, item, arrangement, progress).perform()

@@ -122,6 +122,7 @@ class Fails:
     :param said: the lines that prove the reason
     :param record: the states the migration record may end in
     :param vm_state: of the instance, by the release from which on it is so
+    :param survives: whether the guest runs on, where Nova says that it is
     """
 
     said: tuple
@@ -129,6 +130,7 @@ class Fails:
     vm_state: dict = dataclasses.field(
         default_factory=lambda: {0: 'ACTIVE'})
     text: str = 'fails'
+    survives: bool = True
 
     def vm_state_in(self, major):
         return in_release(self.vm_state, major)
@@ -162,6 +164,10 @@ class Scenario:
         expected = self.expected[arrangement]
         return (in_release(expected, major) if isinstance(expected, dict)
                 else expected)
+
+    def impossible(self):
+        """Say why it cannot be shown on this machine, or nothing."""
+        return ''
 
     def run(self, run):
         """The steps; *run* is a Run."""
@@ -271,7 +277,11 @@ class Run(fixtures.Fixture):
         with self._watched(step, instance):
             step.migration = instance.migrate(destination, during)
             self._judge(step, expected, logs)
-            self._check_alive(instance, step.migration)
+            if getattr(expected, 'survives', True):
+                self._check_alive(instance, step.migration)
+            else:
+                self.check('guest does not answer any more',
+                           not instance.answers())
         self._keep_xml(step, instance, was, logs)
         return step.migration.arrived
 

@@ -27,6 +27,7 @@ import testtools
 from nova_migfix.tests import eager_gnutls
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.tls import rekey
 
 MIB = 1 << 20
 
@@ -103,4 +104,5 @@ class AuditTestCase(testtools.TestCase):
         library = self.audit()['library']
         self.assertEqual(
             {'path': copy, 'deleted': True, 'version': self.version(),
-             'package': ''}, library)
+             'package': '',
+             'rekeys_safely': rekey.is_fixed(self.version())}, library)

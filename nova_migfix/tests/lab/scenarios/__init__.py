@@ -33,6 +33,7 @@ from nova_migfix.tests.lab.scenarios import queues_grow
 from nova_migfix.tests.lab.scenarios import queues_refused
 from nova_migfix.tests.lab.scenarios import queues_shrink
 from nova_migfix.tests.lab.scenarios import rollback
+from nova_migfix.tests.lab.scenarios import tls_rekey
 
 ALL = {scenario.name: scenario for scenario in (
     plain.Plain(),
@@ -56,4 +57,5 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_mixed.EphemeralMixed(),
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
+    tls_rekey.TlsRekey(),
 )}

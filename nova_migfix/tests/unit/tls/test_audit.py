@@ -318,7 +318,7 @@ class TestCommand(AuditTestCase):
         self.assertIn('Nova migrates over native TLS, without post-copy, '
                       'parallel connections: 1', said)
         for cell in ('instance-7', 'aaaa', '80.0', '3.7.9 (replaced)', '2',
-                     'will fail'):
+                     'rekeys unsafely', 'will fail'):
             self.assertIn(f'| {cell} ', said)
 
     def test_json(self):
@@ -328,9 +328,23 @@ class TestCommand(AuditTestCase):
         self.assertTrue(found['nova']['live_migration_with_native_tls'])
         guest, = found['guests']
         self.assertEqual(
-            (7, 'instance-7', 'aaaa', 80 * GIB, 'will fail', 2, '3.7.9'),
+            (7, 'instance-7', 'aaaa', 80 * GIB, 'will fail', 2),
             (guest['pid'], guest['name'], guest['uuid'], guest['memory'],
-             guest['verdict'], guest['rekeys'], guest['library']['version']))
+             guest['verdict'], guest['rekeys']))
+        self.assertEqual(
+            {'path': LIBRARY, 'deleted': False, 'version': '3.7.9',
+             'package': '3.7.9-2+deb12u6', 'rekeys_safely': False},
+            guest['library'])
+
+    @ddt.data(('3.7.9', False), ('3.8.11', True), ('', None))
+    @ddt.unpack
+    def test_a_library_is_judged_also_without_tls(self, version, expected):
+        self.config.write_text('[DEFAULT]\n')
+        self.proc.qemu(7, path=f'{LIBRARY} (deleted)', version=version)
+        _, said = self.audit('--json')
+        guest, = json.loads(said)['guests']
+        self.assertEqual(('safe', expected), (
+            guest['verdict'], guest['library']['rekeys_safely']))
 
     def test_a_dirty_rate_is_asked_for(self):
         self.proc.qemu(7, resident=20 * GIB)
