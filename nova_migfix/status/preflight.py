@@ -367,15 +367,20 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
     except status.Error as error:
         note(f'{error}. Whether images are lost is not known.')
     return Host(
-        ports, lost_images, _processes(), _has_shared_disks(),
+        ports, lost_images, _processes(note), _has_shared_disks(),
         _ask_destination(destination, note), note)
 
 
-def _processes() -> dict[str, audit.Guest]:
+def _processes(note: Callable[[str], None]) -> dict[str, audit.Guest]:
     # Looking into processes takes its time.
     if not tls_rekey.transport().live_migration_with_native_tls:
         return {}
-    return {guest.uuid: guest for guest in audit.guests()}
+    try:
+        return {guest.uuid: guest for guest in audit.guests()}
+    except OSError as error:
+        note(f'Processes cannot be looked into: {error}. Approximated: what '
+             'TLS does, from the memory of flavors.')
+        return {}
 
 
 # -- the command -------------------------------------------------------------

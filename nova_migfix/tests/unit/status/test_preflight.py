@@ -17,6 +17,7 @@ import json
 from unittest import mock
 
 import ddt
+import fixtures
 from nova import exception
 from nova.image import glance
 from nova.network import neutron
@@ -62,6 +63,9 @@ class PreflightTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         preflight._file_system.cache_clear()
+        # what a release does is told by its number
+        self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
 
     def report(self, *arguments):
@@ -271,6 +275,13 @@ class TestTls(PreflightTestCase):
     def test_a_small_one(self):
         self.assertNotIn('tls', self.findings_of(1 << 30, audit.Library(
             '/lib/libgnutls.so.30', False, '3.7.9', '')))
+
+    def test_processes_that_may_not_be_looked_into(self):
+        with mock.patch.object(audit, 'guests', autospec=True,
+                               side_effect=PermissionError('maps')):
+            notes = self.report('--instance', base.uuid(1))['notes']
+        self.assertIn('Processes cannot be looked into: maps',
+                      ' '.join(notes))
 
     def test_a_destination_that_is_safe(self):
         with mock.patch.object(
