@@ -28,6 +28,9 @@ from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import topology
 
 # oslo.config parses the arguments of the program, which are gunicorn's.
+# Seconds in which a service has to answer.
+_ANSWER = 240
+
 _GUNICORN = '''
 import sys
 
@@ -228,7 +231,7 @@ def openrc():
 def connect():
     """An openstacksdk connection; only inside the controller's network."""
     return openstack.connect(
-        load_yaml_config=False, load_envvars=False,
+        load_yaml_config=False, load_envvars=False, api_timeout=_ANSWER,
         compute_default_microversion='2.90', **credentials())
 
 

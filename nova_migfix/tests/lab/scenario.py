@@ -23,6 +23,8 @@ import dataclasses
 import time
 
 import fixtures
+from keystoneauth1 import exceptions as keystone
+from openstack import exceptions
 
 from nova_migfix.tests.lab import compute
 from nova_migfix.tests.lab import configuration
@@ -137,6 +139,11 @@ class Fails:
 ERROR_SINCE_32 = {0: 'ACTIVE', 32: 'ERROR'}
 
 
+# What ends a run, but not those after it.
+FAILURES = (process.LabError, fixtures.MultipleExceptions,
+            keystone.ClientException, exceptions.SDKException)
+
+
 class Scenario:
     """One file of `scenarios` defines one of these.
 
@@ -187,7 +194,7 @@ class Run(fixtures.Fixture):
         try:
             with self:
                 self.scenario.run(self)
-        except (process.LabError, fixtures.MultipleExceptions) as error:
+        except FAILURES as error:
             why = reason(error)
             self.result.error = str(why)
             if isinstance(why, guest.Silent):

@@ -10,7 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import hypothesis
 
 # Nova made ready for its functional tests is ready for all of them: threads
 # are what nova-compute has for threads.
 import nova_migfix.tests.functional  # noqa: F401
+
+# How long something takes says nothing on a machine that is shared.
+hypothesis.settings.register_profile(
+    'untimed', deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile('untimed')
