@@ -42,16 +42,39 @@ config_generator_config_file = [
 autodoc_mock_imports = ['nova']
 
 
-# -- tables, from the code that applies them ----------------------------------
+# -- tables, from what applies them -------------------------------------------
 
 SOURCE = pathlib.Path(__file__).parent
+
+
+def vnic_table():
+    yield 'in ``<interface>``', 'rule', 'why'
+    for attribute in guest_abi.VNIC:
+        yield (f'``{attribute.path}``', attribute.rule.name.lower(),
+               attribute.reason)
+
+
+def faults_table():
+    yield 'fault', 'meaning', 'what tells it'
+    for fault in faults.FAULTS:
+        yield f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``'
+
+
+def patches_table():
+    subjects = {name: [series.subject(patch) for patch in series.read(name)]
+                for name in series.SERIES}
+    known = dict.fromkeys(itertools.chain(subjects['master'], *(
+        subjects[name] for name in subjects)))
+    yield 'patch', *subjects
+    for subject in known:
+        yield subject, *('yes' if subject in of_series else 'no'
+                         for of_series in subjects.values())
+
+
 TABLES = {
-    'fixes/vnic_table.rst': [('in ``<interface>``', 'rule', 'why')] + [
-        (f'``{attribute.path}``', attribute.rule.name.lower(),
-         attribute.reason) for attribute in guest_abi.VNIC],
-    'status/faults_table.rst': [('fault', 'meaning', 'what tells it')] + [
-        (f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``')
-        for fault in faults.FAULTS],
+    'fixes/vnic_table.rst': vnic_table,
+    'patches/table.rst': patches_table,
+    'status/faults_table.rst': faults_table,
 }
 
 
@@ -59,29 +82,8 @@ def write_tables(app):
     for name, rows in TABLES.items():
         (SOURCE / name).write_text(
             '.. list-table::\n   :header-rows: 1\n\n' + ''.join(
-                '   * - {}\n     - {}\n     - {}\n'.format(*row)
-                for row in rows))
-
-
-# -- the table of patches, from the series ------------------------------------
-
-PATCHES = pathlib.Path(__file__).parent / 'patches' / 'table.rst'
-
-
-def write_patch_table(app):
-    subjects = {name: [series.subject(patch) for patch in series.read(name)]
-                for name in series.SERIES}
-    known = dict.fromkeys(itertools.chain(subjects['master'], *(
-        subjects[name] for name in subjects)))
-    rows = [('patch', *subjects)] + [
-        (subject, *('yes' if subject in of_series else 'no'
-                    for of_series in subjects.values()))
-        for subject in known]
-    PATCHES.write_text(
-        '.. list-table::\n   :header-rows: 1\n\n' + ''.join(
-            '   * - ' + '\n     - '.join(row) + '\n' for row in rows))
+                '   * - ' + '\n     - '.join(row) + '\n' for row in rows()))
 
 
 def setup(app):
     app.connect('builder-inited', write_tables)
-    app.connect('builder-inited', write_patch_table)

@@ -103,6 +103,7 @@ class Explanation(NamedTuple):
     remedy: str
     page: str
     evidence: list[str]
+    notes: list[str]    # what could not be read
 
 
 # -- logs --------------------------------------------------------------------
@@ -167,9 +168,16 @@ def _attempt(uuid: str) -> list[Record]:
 def _qemu_lines(uuid: str) -> list[Line]:
     """Return what the guest's QEMU on this host has said since it began.
 
-    :raises Error: there are logs that cannot be read
+    :raises Error: its log cannot be read
     """
-    for path in sorted(QEMU_LOGS.glob('*.log')):
+    try:
+        paths = sorted(QEMU_LOGS / name for name in os.listdir(QEMU_LOGS)
+                       if name.endswith('.log'))
+    except OSError as error:
+        raise status.Error(
+            f'{QEMU_LOGS} cannot be read: {error.strerror}. With Kolla it is '
+            'in the container nova_libvirt.') from error
+    for path in paths:
         lines: list[Line] = []
         for line in _lines(path):
             if 'starting up' in line.text:
@@ -195,11 +203,15 @@ def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
 def explain(uuid: str) -> Explanation:
     """Look into the logs.
 
-    :raises Error: they cannot be read
+    :raises Error: that of nova-compute cannot be read
     """
     attempt = _attempt(uuid)
     # on the destination QEMU may be all that has said something
-    qemu = _qemu_lines(uuid)
+    qemu, notes = [], []
+    try:
+        qemu = _qemu_lines(uuid)
+    except status.Error as error:
+        notes = [str(error)]
     fault, told = _match(
         [line for record in attempt for line in record.lines] + qemu)
     arrived = any(_ARRIVED.search(record.text) for record in attempt)
@@ -216,7 +228,8 @@ def explain(uuid: str) -> Explanation:
           if fault else ('', '', '', '', '') if outcome == 'arrived' else
           ('unknown', '', '', COLLECT, '')),
         evidence=[str(line) for line in (
-            told or ([] if arrived else _errors(attempt)))])
+            told or ([] if arrived else _errors(attempt)))],
+        notes=notes)
 
 
 def _errors(attempt: list[Record]) -> list[Line]:

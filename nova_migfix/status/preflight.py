@@ -164,7 +164,6 @@ class Host(NamedTuple):
 
     ports: Mapping[str, recomputed.Binding]
     lost_images: frozenset[str]
-    processes: Mapping[str, audit.Guest]
     has_shared_disks: bool
     destination: Destination
     note: Callable[[str], None]
@@ -268,21 +267,32 @@ def _image_of(domain: hypervisor.Domain) -> str | None:
 
 
 def _tls(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
-    if not tls_rekey.transport().live_migration_with_native_tls:
-        return
-    guest = host.processes.get(domain.uuid)
-    library = guest.library if guest else None
-    if library and library.deleted:
-        yield Found('old-library', library.path, library.version, None)
     if host.destination.is_safe:
         return
-    memory = domain.told('flavor/memory')
-    judged = tls_rekey.assess(
-        guest, int(memory[0].text or 0) if memory else 0)
-    if judged.verdict is not rekey.Verdict.SAFE:
-        yield Found('tls', judged.verdict.value,
-                    library.package or library.version if library else None,
-                    judged.reason)
+    told = domain.told('flavor/memory')
+    memory = int(told[0].text or 0) if told else 0
+    # To look into a process takes its time: only where it may matter.
+    if tls_rekey.assess(None, memory).verdict is rekey.Verdict.SAFE:
+        return
+    guest = _process(domain.uuid, host)
+    judged = tls_rekey.assess(guest, memory)
+    if judged.verdict is rekey.Verdict.SAFE:
+        return
+    library = guest.library if guest else None
+    yield Found('tls', judged.verdict.value,
+                library.package or library.version if library else None,
+                judged.reason)
+    if library and library.deleted:
+        yield Found('old-library', library.path, library.version, None)
+
+
+def _process(uuid: str, host: Host) -> audit.Guest | None:
+    try:
+        return audit.find(uuid)
+    except OSError as error:
+        host.note(f'Processes cannot be looked into: {error}. Approximated: '
+                  'what TLS does, from the memory of flavors.')
+        return None
 
 
 FINDERS: tuple[
@@ -367,15 +377,8 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
     except status.Error as error:
         note(f'{error}. Whether images are lost is not known.')
     return Host(
-        ports, lost_images, _processes(), _has_shared_disks(),
+        ports, lost_images, _has_shared_disks(),
         _ask_destination(destination, note), note)
-
-
-def _processes() -> dict[str, audit.Guest]:
-    # Looking into processes takes its time.
-    if not tls_rekey.transport().live_migration_with_native_tls:
-        return {}
-    return {guest.uuid: guest for guest in audit.guests()}
 
 
 # -- the command -------------------------------------------------------------

@@ -73,11 +73,17 @@ def is_active() -> bool:
 
 
 def mended_faults() -> frozenset[str]:
-    """Return the names of the fixes that act here, or that Nova contains."""
+    """Return the names of the fixes that act here, or that Nova contains.
+
+    None where nova-compute does not start for what it is configured with.
+    """
     mended = {fixes.State.NOT_NEEDED} | (
         {fixes.State.ACTIVE} if is_active() else set())
-    return frozenset(fix.name for fix in fixes.find(CONF.migfix.enabled_fixes)
-                     if fix.state in mended)
+    try:
+        found = fixes.find(CONF.migfix.enabled_fixes)
+    except exception.InvalidConfiguration:
+        return frozenset()
+    return frozenset(fix.name for fix in found if fix.state in mended)
 
 
 def _plugin() -> upgradecheck.Result:

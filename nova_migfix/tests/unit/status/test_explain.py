@@ -149,6 +149,17 @@ class TestExplain(ExplainTestCase):
                       f'-uuid {QUEUES} \\\n')
         self.assertEqual('unknown', self.explain(QUEUES)[1]['fault'])
 
+    @ddt.data('nowhere', 'instance-1.log')
+    def test_without_the_log_of_qemu(self, name):
+        path = self.command.directory / name
+        if name.endswith('.log'):
+            path.mkdir()        # not even root can read it
+            path = path.parent
+        self.useFixture(fixtures.MockPatchObject(explain, 'QEMU_LOGS', path))
+        code, answer = self.explain(QUEUES)
+        self.assertEqual(('vnic-queues', 2), (answer['fault'], code))
+        self.assertIn('cannot be read', answer['notes'][0])
+
     def test_one_that_fails_for_no_known_reason(self):
         request = f'req-{base.uuid(1)}'
         self.log(

@@ -14,9 +14,11 @@
 import csv
 import io
 import json
+import re
 from unittest import mock
 
 import ddt
+import fixtures
 from nova import exception
 from nova.image import glance
 from nova.network import neutron
@@ -62,6 +64,9 @@ class PreflightTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         preflight._file_system.cache_clear()
+        # what a release does is told by its number
+        self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
 
     def report(self, *arguments):
@@ -250,12 +255,19 @@ class TestTls(PreflightTestCase):
         super().setUp()
         self.host.command.write(self.host.text('nova.conf') + (
             'live_migration_with_native_tls = true\n'))
+        self.flavor(200 << 10)
+
+    def flavor(self, memory):
+        """Give all guests so many MiB."""
+        path = self.host.path / 'hypervisor.xml'
+        path.write_text(re.sub(
+            '(<nova:memory>)[0-9]+', rf'\g<1>{memory}', path.read_text()))
 
     def findings_of(self, memory, library, *arguments):
         guest = audit.Guest(7, 'instance-00000001', base.uuid(1), memory,
                             library)
-        with mock.patch.object(audit, 'guests', autospec=True,
-                               return_value=[guest]):
+        with mock.patch.object(audit, 'find', autospec=True,
+                               return_value=guest):
             return {row['finding']: row for row in self.report(
                 '--instance', base.uuid(1), *arguments)['findings']}
 
@@ -268,9 +280,23 @@ class TestTls(PreflightTestCase):
         self.assertEqual(('3.7.9', 1), (found['old-library']['running'],
                                         found['old-library']['result']))
 
-    def test_a_small_one(self):
+    def test_one_that_uses_little_of_its_memory(self):
         self.assertNotIn('tls', self.findings_of(1 << 30, audit.Library(
-            '/lib/libgnutls.so.30', False, '3.7.9', '')))
+            '/lib/libgnutls.so.30', True, '3.7.9', '')))
+
+    def test_a_small_one_is_not_looked_into(self):
+        self.flavor(1 << 10)
+        with mock.patch.object(audit, 'find', autospec=True) as find:
+            self.assertNotIn('tls', self.covered())
+        find.assert_not_called()
+
+    def test_processes_that_may_not_be_looked_into(self):
+        with mock.patch.object(audit, 'find', autospec=True,
+                               side_effect=PermissionError('maps')):
+            report = self.report('--instance', base.uuid(1))
+        self.assertIn('Processes cannot be looked into: maps',
+                      ' '.join(report['notes']))
+        self.assertIn('tls', {row['finding'] for row in report['findings']})
 
     def test_a_destination_that_is_safe(self):
         with mock.patch.object(
