@@ -65,7 +65,8 @@ class TlsRekey(scenario.Scenario):
         # With a policy on the destination.
         scenario.BOTH: scenario.Arrives(
             said=(scenario.Said(scenario.SOURCE, 'nova-compute',
-                                "dest_capabilities={.*tls='safe'"),)),
+                                "dest_capabilities={.*tls='safe'",
+                                patched_since=None),)),
     }
 
     def impossible(self):
