@@ -66,7 +66,7 @@ SERIES = {
     29: Series('>=3.10,<3.12', _OLD_WSGI, 'sync', _PKG_RESOURCES),
     30: Series('>=3.10,<3.12', _OLD_WSGI, 'sync', _PKG_RESOURCES),
     31: Series('>=3.10,<3.14', _OLD_WSGI, 'sync'),
-    32: Series('>=3.10,<3.14', _NEW_WSGI),
+    32: Series('>=3.10,<3.14', _NEW_WSGI, 'sync'),
     33: Series('>=3.10,<3.14', _NEW_WSGI),
     34: Series('>=3.11,<3.14', _NEW_WSGI),
 }
