@@ -94,6 +94,9 @@ class LibvirtDriver(driver.LibvirtDriver):
         data = super().check_can_live_migrate_destination(
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
+        if self._capabilities:
+            # once more: a policy for TLS may have come or gone since
+            self._find_out_capabilities()
         migfix_data.add_capabilities(data, self._capabilities)
         return data
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from collections.abc import Iterator
+import functools
 import json
 import os
 import pathlib
@@ -157,6 +158,7 @@ def _is_of_this_system(process: pathlib.Path) -> bool:
         return False
 
 
+@functools.cache
 def _package() -> str:
     for command in _PACKAGE:
         if shutil.which(command[0]):

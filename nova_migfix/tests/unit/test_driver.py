@@ -137,6 +137,17 @@ class TestPrecheck(DriverTestCase):
         self.assertIs(data, told)
         self.assertEqual({'max_tap_queues': '8'}, told.dest_capabilities)
 
+    def test_it_tells_what_has_changed_since_it_started(self):
+        data = migrate_data.LibvirtLiveMigrateData()
+        self.nova('check_can_live_migrate_destination', return_value=data)
+        self.nova('init_host')
+        self.fix.capabilities.side_effect = [{'tls': 'safe'},
+                                             {'tls': 'rekeys'}]
+        self.driver.init_host('compute1')
+        self.driver.check_can_live_migrate_destination(
+            'context', 'instance', 'source info', 'destination info')
+        self.assertEqual({'tls': 'rekeys'}, data.dest_capabilities)
+
     def test_the_source_may_refuse(self):
         self.nova('check_can_live_migrate_source', return_value='data')
         self.fix.check_source.side_effect = (
