@@ -15,6 +15,7 @@
 import argparse
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,10 +61,10 @@ def scp(base, directory, ssh):
     _run('scp', '-S', ssh, '-C', '-r', f'{sshd.HOST}:{base}', directory)
 
 
-PLUGIN, RSYNC = 'plugin by ssh', 'rsync --sparse'
+PLUGIN, RSYNC, SCP = 'plugin by ssh', 'rsync --sparse', 'scp -C'
 WAYS = {PLUGIN: functools.partial(plugin, 'ssh'),
         'plugin by rsync': functools.partial(plugin, 'rsync'),
-        RSYNC: rsync, 'scp -C': scp}
+        RSYNC: rsync, SCP: scp}
 
 
 def _run(*command):
@@ -84,7 +85,8 @@ def measure(way, base, ssh):
 def measure_all(directory, ssh):
     """Return ``{(way, size): seconds or None}``, size by size in turn.
 
-    A way that was too slow for one size is not tried with the next.
+    A way that was too slow for one size is not tried with the next, nor scp,
+    which writes every hole, without space for all of it.
     """
     found = {}
     for size in SIZES:
@@ -93,12 +95,18 @@ def measure_all(directory, ssh):
             file.truncate(size * GIB)
         subprocess.run(['/sbin/mkfs.ext4', '-q', base], check=True)
         for way in WAYS:
-            if found.get((way, max(1, size // 10)), 0) is not None:
+            if (found.get((way, max(1, size // 10)), 0) is not None
+                    and (way != SCP or has_space(directory, size))):
                 found[way, size] = measure(way, base, ssh)
                 print(f'{size:5} GB  {way:15} {shown(found[way, size])} s',
                       flush=True)
         base.unlink()
     return found
+
+
+def has_space(directory, size):
+    """Say whether *size* GB may be written, and some are left."""
+    return shutil.disk_usage(directory).free > (size + 20) * GIB
 
 
 def shown(seconds):
