@@ -119,11 +119,8 @@ class LibvirtDriver(driver.LibvirtDriver):
         # Nova's only caller is a block migration that begins.
         for fix in self._fixes:
             fix.before_description(instance, self._host)
-        return self._describe(
+        disks = jsonutils.loads(
             super().get_instance_disk_info(instance, block_device_info))
-
-    def _describe(self, disk_info):
-        disks = jsonutils.loads(disk_info)
         for fix in self._fixes:
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
@@ -240,15 +237,17 @@ class LibvirtDriver(driver.LibvirtDriver):
             instance, self._host))
         self._cold.copies_disks = False
         try:
-            disk_info = super().migrate_disk_and_power_off(
+            disks = jsonutils.loads(super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
-                block_device_info, timeout, retry_interval)
+                block_device_info, timeout, retry_interval))
         except _CannotLeave:
             with excutils.save_and_reraise_exception():
                 self._stay(context, instance, dest)
         finally:
             self._cold.copies_disks = False
-        return self._describe(disk_info)
+        for fix in self._fixes:
+            fix.describe_copies(disks)
+        return jsonutils.dumps(disks)
 
     def _ask_to_leave(self, question):
         try:
@@ -297,10 +296,11 @@ class LibvirtDriver(driver.LibvirtDriver):
 def _making(target):
     """Give the place where the fixes want a file to be made.
 
-    What is there already is a logical volume and has its name.
+    What is not a file among the instances' is a logical volume.
     """
+    is_file = target.startswith(CONF.instances_path)
     with contextlib.ExitStack() as making:
-        for fix in () if os.path.exists(target) else LibvirtDriver._fixes:
+        for fix in LibvirtDriver._fixes if is_file else ():
             target = making.enter_context(fix.making(target))
         yield target
 

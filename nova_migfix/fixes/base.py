@@ -79,8 +79,6 @@ class Fix:
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         """Source: add to the description that the destination gets as JSON.
 
-        In a cold migration and resize as well, when they have been copied.
-
         :param disks: Nova's description, a dict for each; changed in place
         """
 
@@ -164,6 +162,12 @@ class Fix:
         Not called when both hosts share them.
 
         :raises Exception: the guest is started again
+        """
+
+    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
+        """Source: :meth:`describe_disks` of a cold migration or resize.
+
+        They have been copied, and may not be where they are said to be.
         """
 
     def arriving_cold(

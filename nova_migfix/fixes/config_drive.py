@@ -79,8 +79,8 @@ class ConfigDrive(base.Fix):
         block_device_info: Any,
     ) -> None:
         path = _path(instance)
-        if not (configdrive.required_by(instance)
-                and _is_empty(path, instance)):
+        if not (_is_empty(path, instance)
+                and configdrive.required_by(instance)):
             return
         try:
             with _put_aside(path):

@@ -140,8 +140,7 @@ class Ephemeral(base.Fix):
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
-            # In a cold migration those that were copied are not there.
-            if _is_made_here(disk) and os.path.exists(disk['path']):
+            if _is_made_here(disk):
                 disk[BACKING_PATH] = libvirt_utils.get_disk_backing_file(
                     disk['path'], basename=False)
 
@@ -318,7 +317,7 @@ def _complete(instance: Any, disks: Iterable[local_disks.Overlay],
 def _guest_formats(block_device_info: Any) -> dict[int, str | None]:
     """Return the file system that was asked for, by the disk's number."""
     return dict(enumerate(
-        disk['guest_format'] for disk in
+        disk.get('guest_format') for disk in
         virt_driver.block_device_info_get_ephemerals(block_device_info)))
 
 

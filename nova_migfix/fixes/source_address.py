@@ -71,7 +71,7 @@ class SourceAddress(base.Fix):
         return self._fetching_from(
             instance, migfix_data.get(migrate_data, FIELD))
 
-    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
+    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
         if own := self._own_address():
             for disk in disks:
                 disk[FIELD] = own

@@ -313,7 +313,7 @@ class TestColdSource(DriverTestCase):
     def test_the_disks_are_described(self):
         self.nova('migrate_disk_and_power_off',
                   return_value='[{"path": "disk"}]')
-        self.fix.describe_disks.side_effect = (
+        self.fix.describe_copies.side_effect = (
             lambda disks: disks[0].update(source_connect_addr='10.0.2.11'))
         told = self.driver.migrate_disk_and_power_off(
             'context', 'instance', 'dest', 'flavor', 'network', timeout=7)
@@ -402,25 +402,24 @@ class TestDisks(DriverTestCase):
         self.fix.making.return_value = contextlib.nullcontext('/scratch')
         nova = self.nova('_create_ephemeral')
         self.driver._create_ephemeral(
-            target='/base', ephemeral_size=1, fs_label='l', os_type=None)
+            target=f'{cfg.CONF.instances_path}/base', ephemeral_size=1,
+            fs_label='l', os_type=None)
         self.assertEqual('/scratch', nova.call_args.args[0])
 
     def test_swap_is_made_there_too(self):
         self.fix.making.return_value = contextlib.nullcontext('/scratch')
         nova = self.nova('_create_swap')
-        self.driver._create_swap('/base', 64)
+        self.driver._create_swap(f'{cfg.CONF.instances_path}/base', 64)
         self.assertEqual('/scratch', nova.call_args.args[0])
 
     @ddt.data(('_create_ephemeral', (1, 'l', None, True)),
               ('_create_swap', (64,)))
     @ddt.unpack
     def test_one_on_a_logical_volume_is_made_there(self, method, arguments):
-        volume = self.useFixture(fixtures.TempDir()).join('volume')
-        open(volume, 'w').close()
         nova = self.nova(method)
-        getattr(self.driver, method)(volume, *arguments)
+        getattr(self.driver, method)('/dev/vg/volume', *arguments)
         self.fix.making.assert_not_called()
-        self.assertEqual(volume, nova.call_args.args[0])
+        self.assertEqual('/dev/vg/volume', nova.call_args.args[0])
 
     def create_image(self, **kwargs):
         nova = self.nova('_create_image')

@@ -200,12 +200,6 @@ class TestSource(EphemeralTestCase):
         self.assertEqual(f'{self.instances.base}/{BASE}',
                          disk[ephemeral.BACKING_PATH])
 
-    def test_of_a_disk_that_has_left_nothing_is_described(self):
-        # as a swap disk's, in a cold migration
-        disk = {'path': f'{self.path}-gone', 'backing_file': BASE}
-        self.fix.describe_disks([disk])
-        self.assertNotIn(ephemeral.BACKING_PATH, disk)
-
     def test_a_cold_migration_saves_a_disk_whose_base_is_lost(self):
         self.device.rebase.side_effect = self.keep_what_is_written
         (self.instances.base / BASE).unlink()

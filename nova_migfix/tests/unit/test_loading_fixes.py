@@ -129,6 +129,7 @@ class TestHooks(testtools.TestCase):
         self.assertFalse(fix.settles_failure(
             None, None, None, None, OSError()))
         self.assertIsNone(fix.describe_disks([]))
+        self.assertIsNone(fix.describe_copies([]))
         with fix.arriving(None, None), fix.arriving_cold(None, []):
             pass
 

@@ -175,8 +175,11 @@ class TestMoved(OtherStorageTestCase):
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
     def test_nothing_is_pulled(self, images_type):
         self.create(images_type)
-        described = jsonutils.loads(self.driver._describe(
-            jsonutils.dumps(self.described())))
+        described = self.described()
+        self.nova('get_instance_disk_info',
+                  return_value=jsonutils.dumps(described))
+        self.assertEqual(described, jsonutils.loads(
+            self.driver.get_instance_disk_info(self.instance)))
         self.assertEqual(0 if images_type == 'rbd' else 1, len(described))
         there = self.instances.path / 'there'
         there.mkdir()

@@ -58,7 +58,7 @@ class TestSourceAddress(testtools.TestCase):
         self.fix.depart(self.data)
         self.assertNotIn('source_connect_addr', self.data)
         disks = [{'path': 'disk'}]
-        self.fix.describe_disks(disks)
+        self.fix.describe_copies(disks)
         self.assertEqual([{'path': 'disk'}], disks)
 
     @ddt.data(*ADDRESSES)
@@ -91,7 +91,7 @@ class TestSourceAddress(testtools.TestCase):
     def test_a_cold_migration_carries_it_with_each_disk(self, own):
         self.configure(own)
         disks = [{'path': 'disk'}, {'path': 'disk.eph0'}]
-        self.fix.describe_disks(disks)
+        self.fix.describe_copies(disks)
         self.assertEqual([own, own],
                          [disk['source_connect_addr'] for disk in disks])
         with self.fix.arriving_cold(None, disks):
