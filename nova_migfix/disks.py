@@ -108,9 +108,8 @@ def flatten(path: str, form: str, target: str, size: int = 0,
             backing: str | None = None) -> None:
     """Make a qcow2 without backing file that has the bytes of a disk.
 
-    The cost follows the data; ``qemu-img rebase`` reads every hole. The new
-    disk may be the only one from then on, so it is written through first:
-    by default qemu-img leaves that to the kernel.
+    The cost follows the data; ``qemu-img rebase`` reads every hole. One that
+    takes the place of the only disk there is, is written through first.
 
     :param path: the disk
     :param form: its format, 'raw' or 'qcow2'
@@ -127,12 +126,13 @@ def flatten(path: str, form: str, target: str, size: int = 0,
         if backing:
             source['backing'] = _node(backing, 'raw')
         processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
-                             '-t', 'writeback',
                              f'json:{jsonutils.dumps(source)}', made)
         if size > virtual_size(made):
             processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
                                  str(size))
-        scratch.publish(made, target)
+        if target == path:
+            scratch.write_through(made)
+        os.rename(made, target)
 
 
 def virtual_size(path: str) -> int:
@@ -205,7 +205,7 @@ def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
         made = os.path.join(directory, _BASES)
         with open(made, 'w') as record:
             record.write(jsonutils.dumps({**known, **found}))
-        scratch.publish(made, target)
+        os.rename(made, target)
 
 
 def lost(overlay: Overlay,

@@ -61,23 +61,13 @@ def directory(beside: str) -> Iterator[str]:
         yield path
 
 
-def publish(made: str, target: str) -> None:
-    """Give a file its name when all of it is on the disk.
+def write_through(path: str) -> None:
+    """Wait until a file is on the disk.
 
-    After a loss of power there is the file that was there before, or this
-    one as a whole.
+    What is renamed before that may be empty after a loss of power.
     """
-    _write_through(made)
-    os.rename(made, target)
-    _write_through(os.path.dirname(target))
-
-
-def _write_through(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
 
 
 def archive() -> str:

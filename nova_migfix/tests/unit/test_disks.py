@@ -12,6 +12,7 @@
 
 import os
 import pathlib
+from unittest import mock
 
 import ddt
 from nova.virt.libvirt import utils as libvirt_utils
@@ -20,6 +21,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix import disks
+from nova_migfix import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 
@@ -87,6 +89,18 @@ class TestFlatten(DisksTestCase):
         disks.flatten(str(path), 'qcow2', str(made))
         self.assert_same_bytes(path, made)
         self.assertIsNone(libvirt_utils.get_disk_backing_file(str(made)))
+
+    def test_the_only_one_is_on_the_disk_before_it_is_replaced(self):
+        path = self.disk(written=b'\x07' * 65536)
+        before = path.read_bytes()
+        with mock.patch.object(
+                scratch, 'write_through', autospec=True,
+                side_effect=lambda made: self.assertEqual(
+                    (before, True),
+                    (path.read_bytes(), os.path.exists(made)))) as through:
+            disks.flatten(str(path), 'qcow2', str(path))
+            disks.flatten(str(path), 'qcow2', str(self.dir / 'another'))
+        through.assert_called_once()
 
     def test_another_file_can_be_the_backing_file(self):
         path = self.disk(written=b'\x07' * 65536)

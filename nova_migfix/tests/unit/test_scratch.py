@@ -69,12 +69,3 @@ class TestScratch(testtools.TestCase):
             os.utime(path, (then, then))
         scratch.sweep()
         self.assertEqual([new.name], os.listdir(self.instances.base))
-
-    def test_a_file_gets_its_name_with_what_it_has(self):
-        with scratch.directory(str(self.instances.base / 'file')) as path:
-            made = os.path.join(path, 'made')
-            with open(made, 'w') as file:
-                file.write('content')
-            scratch.publish(made, str(self.instances.base / 'file'))
-        self.assertEqual('content',
-                         (self.instances.base / 'file').read_text())
