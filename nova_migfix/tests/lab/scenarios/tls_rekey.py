@@ -81,7 +81,7 @@ class TlsRekey(scenario.Scenario):
         self.give_certificates(run)
         for host in topology.COMPUTES:
             self.give_library(run, host)
-        if run.plugin:
+        if run.mended:
             self.give_policy(run, scenario.DESTINATION)
         run.configure(both={NATIVE_TLS: True},
                       source={scenario.BANDWIDTH: LIMIT})
