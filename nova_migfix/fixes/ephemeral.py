@@ -140,7 +140,7 @@ class Ephemeral(base.Fix):
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
-            if _is_made_here(disk):
+            if _is_made_here(disk) and os.path.exists(disk['path']):
                 disk[BACKING_PATH] = libvirt_utils.get_disk_backing_file(
                     disk['path'], basename=False)
 

@@ -19,6 +19,7 @@ up by :mod:`nova_migfix.tests.functional.test_rpc_matrix`.
 """
 
 import copy
+import importlib
 import time
 
 import fixtures
@@ -32,8 +33,14 @@ from nova.tests.functional.libvirt import base
 from oslo_utils import uuidutils
 
 from nova_migfix import conf as migfix_conf
+from nova_migfix import osvif
 
 CONF = conf.CONF
+
+# As nova-compute does; before Nova's fixtures replace what the driver
+# overrides, whose signatures it looks at.
+osvif.MigfixPlugin.load('migfix')
+importlib.import_module(osvif.DRIVER)
 
 #: Each passage of a live migration's migrate_data, in order.
 LEGS = (
