@@ -35,6 +35,8 @@ _GUNICORN = '''
 import sys
 
 timeout = 300
+# longer than a client lets a connection lie that it will use again
+keepalive = 75
 
 def post_fork(server, worker):
     sys.argv = ['api']
