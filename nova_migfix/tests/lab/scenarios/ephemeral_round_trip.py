@@ -25,7 +25,7 @@ from nova_migfix.tests.lab import topology
 # Seconds after which nova-compute looks into its image cache once more, and
 # for which it spares what nobody uses. What a migration needs is not in use
 # while that is prepared.
-_INTERVAL, _SPARED = 4, 20
+_INTERVAL, _SPARED = 4, 60
 _EAGER_CACHE = {
     ('image_cache', 'manager_interval'): _INTERVAL,
     ('image_cache', 'remove_unused_original_minimum_age_seconds'): _SPARED,
