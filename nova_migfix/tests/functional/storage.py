@@ -30,6 +30,8 @@ import sys
 import threading
 
 import fixtures
+from nova import context
+from nova import objects
 from nova import privsep
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver
@@ -234,7 +236,8 @@ class StorageTestCase(base.MigrationTestCase):
     def setUp(self):
         self.hosts = self.useFixture(Hosts(self.shared))
         super().setUp()
-        self.flags(default_ephemeral_format='ext4')
+        self.flags(default_ephemeral_format='ext4',
+                   max_local_block_devices=-1)
         # in this process, with its rights
         privsep.sys_admin_pctxt.set_client_mode(False)
         self.addCleanup(privsep.sys_admin_pctxt.set_client_mode, True)
@@ -305,28 +308,55 @@ class StorageTestCase(base.MigrationTestCase):
         processutils.execute(
             'qemu-io', '-c', 'write -P 7 512M 64k', self.path(name, host))
 
-    def refused(self, **action):
-        """Have the API take an action that fails; returns the reason.
+    def act(self, **action):
+        """Have the API take an action, and wait until a compute has.
 
         :param action: what it is called there, and its parameters
+        :returns: the failures that a user sees
         """
         name, = action
         self.api.post_server_action(self.server['id'], action)
-        details = []
+        failures = []
 
-        def failed():
+        def ended():
             path = f'/servers/{self.server["id"]}/os-instance-actions'
             last = self.api.api_get(path).body['instanceActions'][0]
             self.assertIn(last['action'], name.lower())
-            details.extend(
-                event['details'] for event in self.api.api_get(
+            events = [
+                event for event in self.api.api_get(
                     f'{path}/{last["request_id"]}'
-                ).body['instanceAction']['events'] if event.get('details'))
-            self.assertNotEqual([], details)
-        self._wait_for_assert(failed, max_retries=120)
+                ).body['instanceAction']['events']
+                if event['event'] != 'compute_prep_resize'
+                and event['event'].startswith('compute_')]
+            self.assertNotEqual([], events)
+            for event in events:
+                self.assertIsNotNone(event['result'], event)
+            failures[:] = [event['details'] for event in events
+                           if event['details']]
+        self._wait_for_assert(ended, max_retries=120)
         self.server = self._wait_for_server_parameter(
             self.server, {'OS-EXT-STS:task_state': None}, max_retries=120)
-        return details[0]
+        return failures
+
+    def move(self, **action):
+        """Migrate cold, or resize; the guest waits to be confirmed."""
+        self.act(**action)
+        self.server = self._wait_for_state_change(
+            self.server, 'VERIFY_RESIZE')
+
+    def refused(self, **action):
+        """Have the API take an action that fails; returns the reason."""
+        failures = self.act(**action)
+        self.assertNotEqual([], failures)
+        return failures[0]
+
+    def fault(self):
+        """Return the message that Nova has recorded last, shown or not."""
+        with context.target_cell(
+                context.get_admin_context(),
+                self.cell_mappings['cell1']) as cell:
+            return objects.InstanceFault.get_latest_for_instance(
+                cell, self.server['id']).message
 
     def log(self):
         return self.stdlog.logger.output
@@ -378,10 +408,11 @@ class StorageTestCase(base.MigrationTestCase):
     def assert_nothing_left(self, host='dest'):
         """The instance has no files there, and nothing is half made."""
         def gone():
-            left = sorted(
-                str(path) for path in self.hosts.instances(host).glob('**/*')
-                if self.server['id'] in str(path) or 'migfix-' in str(path))
-            self.assertEqual([], left)
+            self.assertEqual([], [
+                path for path in self.hosts.instances(host).glob('**/*')
+                if self.server['id'] in str(path)
+                or path.name.startswith('migfix-')
+                and path.name != 'migfix-bases.json'])
         self._wait_for_assert(gone, max_retries=60)
 
     # -- what libvirt does ----------------------------------------------------

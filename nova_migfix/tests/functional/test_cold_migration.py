@@ -42,22 +42,23 @@ class SourceTestCase(ColdTestCase):
     """The source completes the disks."""
 
     def test_the_bytes_are_kept(self):
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assert_kept(self.before)
         self.assertEqual([], self.hosts.pulled)
 
     def test_also_when_the_migration_is_reverted(self):
-        self._migrate_server(self.server)
-        self._revert_resize(self.server)
+        self.move(migrate=None)
+        self.api.post_server_action(self.server['id'], {'revertResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_kept(self.before, host='src')
 
     def test_a_resize_to_a_larger_ephemeral_keeps_them(self):
-        self._resize_server(self.server, self._create_flavor(
-            disk=2, ephemeral=2))
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=2, ephemeral=2)})
         self.assert_kept(self.before)
-        self._confirm_resize(self.server)
-        self._wait_for_assert(lambda: self.assertFalse(
-            self.directory('src').exists()))
+        self.api.post_server_action(self.server['id'], {'confirmResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.assert_nothing_left('src')
 
     def test_what_it_cannot_complete_stays(self):
         with self.hosts.failing('qemu-img', 'convert'):
@@ -67,12 +68,12 @@ class SourceTestCase(ColdTestCase):
             self.assertIn(part, reason)
         self.assert_stays('ACTIVE')
         # and nothing has happened to it
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assert_kept(self.before)
 
     def test_a_lost_base_is_had_from_the_running_guest(self):
         self.lose_base()
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assert_kept(self.before)
 
@@ -90,8 +91,8 @@ class NewDiskTestCase(storage.StorageTestCase):
 
     def test_a_resize_to_a_first_ephemeral_makes_it(self):
         self.boot()
-        self._resize_server(self.server, self._create_flavor(
-            disk=1, ephemeral=1))
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=1, ephemeral=1)})
         self.assert_has('ext4', 'ephemeral0', 'disk.local', 'dest')
 
 
@@ -102,7 +103,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
 
     def test_the_bytes_are_kept(self):
         base = self.backing()
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assert_kept(self.before)
         session, = self.hosts.pulled
         self.assertTrue(session.startswith('src '), session)
@@ -124,7 +125,7 @@ class SharedStorageTestCase(ColdTestCase):
 
     def test_the_disk_is_as_it_was(self):
         backing = self.backing()
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assertEqual('dest', self.host())
         self.assertEqual(backing, self.backing(host='dest'))
         self.assertEqual([], self.hosts.pulled)
@@ -142,7 +143,7 @@ class SwitchedOffTestCase(ColdTestCase):
     enabled_fixes = WITHOUT
 
     def test_nova_lays_the_disk_upon_another_file_system(self):
-        self._migrate_server(self.server)
+        self.move(migrate=None)
         self.assertEqual([str(base) for base in self.bases('dest')],
                          [self.backing(host='dest')])
         self.assertNotEqual(
