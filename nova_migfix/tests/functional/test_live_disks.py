@@ -1,0 +1,230 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""Real disks of both hosts, before and after a live migration."""
+
+import os
+
+import ddt
+
+from nova_migfix.tests.functional import storage
+
+WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
+
+
+class LiveTestCase(storage.StorageTestCase):
+
+    def assert_stays(self):
+        self.assertEqual('src', self.host())
+        self.assertEqual([], self.destination_xmls)
+        self.assert_nothing_left('dest')
+
+
+@ddt.ddt
+class PullTestCase(LiveTestCase):
+    """Both hosts have the plugin."""
+
+    @ddt.data('ssh', 'rsync')
+    def test_disk_and_config_drive_arrive_in_one_session(self, transport):
+        self.flags(remote_filesystem_transport=transport, group='libvirt')
+        self.boot(1, config_drive=True)
+        self.write()
+        before, drive = self.image(), self.path('disk.config').read_bytes()
+        self.assertIn(b'CD001', drive)
+        self.live_migrate('completed')
+        self.assert_kept(before)
+        self.assertEqual(
+            drive, self.path('disk.config', 'dest').read_bytes())
+        self.assertEqual([], self.bases('dest'))
+        self.assertEqual(1, len(self.hosts.pulled))
+
+    def test_one_that_was_never_written_to_is_the_same(self):
+        self.boot((1, 'xfs'))
+        before = self.image()
+        self.live_migrate('completed')
+        self.assert_kept(before)
+
+    def test_each_base_is_pulled_once(self):
+        self.boot(1, 1, (2, 'xfs'))
+        names = ['disk.eph0', 'disk.eph1', 'disk.eph2']
+        before = {}
+        for name in names[1:]:
+            self.write(name)
+        for name in names:
+            before[name] = self.image(name)
+        self.live_migrate('completed')
+        for name in names:
+            self.assert_kept(before[name], name)
+        session, = self.hosts.pulled
+        for base in self.bases():
+            self.assertEqual(1, session.count(base.name), session)
+
+    def test_a_lost_base_is_had_from_the_running_guest(self):
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        before = self.image('disk.eph1')
+        self.lose_base('disk.eph1')
+        self.live_migrate('completed')
+        self.assertEqual([str(self.path('disk.eph1'))], self.jobs.pulled)
+        self.assert_kept(before, 'disk.eph1')
+
+    def test_what_cannot_be_had_stays(self):
+        self.boot(1)
+        before = self.path().read_bytes()
+        self.hosts.cut()
+        self.live_migrate('failed')
+        self.assert_stays()
+        self.assertEqual(before, self.path().read_bytes())
+        details = self.failed_event('compute_pre_live_migration')['details']
+        for part in ('disk.eph0', 'from src', 'Connection refused'):
+            self.assertIn(part, details)
+
+
+class UnpatchedSourceTestCase(LiveTestCase):
+
+    enabled_on = {'src': WITHOUT}
+
+    def test_the_destination_pulls_from_where_nova_places_bases(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        self.live_migrate('completed')
+        self.assert_kept(before)
+        session, = self.hosts.pulled
+        self.assertTrue(session.startswith('src '), session)
+
+
+class UnpatchedDestinationTestCase(LiveTestCase):
+
+    enabled_on = {'dest': WITHOUT}
+
+    def test_the_source_completes_the_disk_first(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        self.live_migrate('completed')
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(before)
+        self.assertRegex(
+            self.log(), r'disk\.eph0: made complete by a block pull in \d')
+
+    def test_what_it_cannot_complete_stays(self):
+        self.boot(1)
+        with self.hosts.failing('qemu-img', 'convert'):
+            self.live_migrate('failed')
+        self.assert_stays()
+        self.assertIn('disk.eph0 of instance', self.log())
+
+
+class SharedStorageTestCase(LiveTestCase):
+
+    shared = True
+
+    def test_nothing_is_pulled(self):
+        self.boot(1, config_drive=True)
+        backing = self.backing()
+        self.live_migrate('completed')
+        self.assertEqual(backing, self.backing(host='dest'))
+        self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.jobs.pulled)
+
+
+class EmptiedConfigDriveTestCase(LiveTestCase):
+    """An earlier migration has left zeros."""
+
+    def setUp(self):
+        super().setUp()
+        self.boot(config_drive=True)
+        path = self.path('disk.config')
+        self.size = os.path.getsize(path)
+        os.truncate(path, 0)
+        os.truncate(path, self.size)
+
+    def test_it_is_reported_and_moved_as_it_is(self):
+        self.live_migrate('completed')
+        self.assertIn('has nothing but zeros', self.log())
+        self.assertIn('reboot the instance hard', self.log())
+        self.assertEqual(bytes(self.size), self.path(
+            'disk.config', 'dest').read_bytes())
+
+    def test_a_hard_reboot_builds_it_again(self):
+        self.act(reboot={'type': 'HARD'})
+        drive = self.path('disk.config').read_bytes()
+        for part in (b'CD001', b'config-2', self.server['id'].encode()):
+            self.assertIn(part, drive)
+        self.assertIn('has been built again', self.log())
+
+
+class SwitchedOffTestCase(LiveTestCase):
+    """What the tests above are worth."""
+
+    enabled_fixes = ['source_address']
+
+    def test_nova_lays_the_disk_upon_another_file_system(self):
+        self.boot(1, config_drive=True)
+        self.live_migrate('completed')
+        self.assertEqual([str(base) for base in self.bases('dest')],
+                         [self.backing(host='dest')])
+        self.assertEqual([], self.hosts.pulled)
+
+    def test_a_hard_reboot_builds_no_config_drive_where_one_is(self):
+        self.boot(config_drive=True)
+        path = self.path('disk.config')
+        os.truncate(path, 0)
+        os.truncate(path, 1 << 20)
+        self.act(reboot={'type': 'HARD'})
+        self.assertEqual(bytes(1 << 20), path.read_bytes())
+
+
+@ddt.ddt
+class RawTestCase(LiveTestCase):
+    """Disks without backing files are moved by Nova and libvirt alone."""
+
+    def boot_with(self, images_type):
+        self.flags(images_type=images_type, group='libvirt')
+        self.flags(use_cow_images=False)
+        self.boot(1, swap=64)
+        with open(self.path(), 'r+b') as disk:
+            disk.write(b'written by the guest')
+        self.before = self.content('src')
+        for base in self.bases():
+            base.unlink()
+
+    def content(self, host):
+        """Return where the file system has most of its metadata."""
+        with open(self.path(host=host), 'rb') as disk:
+            return disk.read(1 << 20)
+
+    def assert_moved_by_nova(self, host='dest'):
+        self.assertEqual(self.before, self.content(host))
+        self.assertIsNone(self.backing(host=host))
+        self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.jobs.pulled)
+
+    @ddt.data('raw', 'flat')
+    def test_live(self, images_type):
+        self.boot_with(images_type)
+        self.live_migrate('completed')
+        self.assert_moved_by_nova()
+
+    @ddt.data('raw', 'flat')
+    def test_cold(self, images_type):
+        self.boot_with(images_type)
+        self.move(migrate=None)
+        self.assert_moved_by_nova()
+
+    @ddt.data('raw', 'flat')
+    def test_rebooted_hard(self, images_type):
+        self.boot_with(images_type)
+        self.act(reboot={'type': 'HARD'})
+        self.assert_moved_by_nova('src')
