@@ -1,0 +1,109 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+
+"""What a guest's disks lie upon is looked at before it is started again."""
+
+import ddt
+
+from nova_migfix.tests.functional import storage
+
+
+class RestartTestCase(storage.StorageTestCase):
+
+    def setUp(self):
+        super().setUp()
+        hard_reboot = self.src.driver._hard_reboot
+
+        def by_a_user(context, *args, **kwargs):
+            # Without a token Nova makes no backing files.
+            context.auth_token = 'token'
+            hard_reboot(context, *args, **kwargs)
+        self.src.driver._hard_reboot = by_a_user
+
+    def bring_to(self, action):
+        """Bring the guest to the state in which it is acted upon so."""
+        if action == 'os-start':
+            self.server = self._stop_server(self.server)
+
+    def restart(self, action):
+        self.act(**{'os-start': {'os-start': None},
+                    'reboot': {'reboot': {'type': 'HARD'}}}[action])
+
+    def assert_refused(self, action, reason):
+        """The guest is in the state in which it was, and is told why."""
+        before = self.server['status']
+        disk = self.path().read_bytes()
+        self.restart(action)
+        for part in (f'disk.eph0 of instance {self.server["id"]} has data',
+                     reason):
+            self.assertIn(part, self.fault())
+        self.assertEqual(before, self.server['status'])
+        self.assertEqual(before == 'ACTIVE',
+                         bool(self.source_domain().isActive()))
+        self.assertEqual(disk, self.path().read_bytes())
+
+
+@ddt.ddt
+class LostBaseTestCase(RestartTestCase):
+    """The image cache has removed the backing file."""
+
+    @ddt.data('reboot', 'os-start')
+    def test_under_data_it_is_not_made_anew(self, action):
+        self.boot(1)
+        self.write()
+        self.bring_to(action)
+        self.lose_base()
+        self.assert_refused(action, 'is missing')
+        self.assertEqual([], self.bases())
+
+    @ddt.data('reboot', 'os-start')
+    def test_a_disk_never_written_to_is_made_anew(self, action):
+        self.boot(1, (2, 'xfs'))
+        self.bring_to(action)
+        self.lose_base('disk.eph1')
+        self.restart(action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self._wait_for_assert(lambda: self.assertIsNone(
+            self.backing('disk.eph1')))
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
+        self.assertIsNotNone(self.backing('disk.eph0'))
+
+
+@ddt.ddt
+class ReplacedBaseTestCase(RestartTestCase):
+    """Another guest has had the backing file made anew since."""
+
+    @ddt.data('reboot', 'os-start')
+    def test_under_data_it_is_not_taken_for_the_same(self, action):
+        self.boot(1)
+        self.write()
+        self.bring_to(action)
+        self.lose_base()
+        written, self.server = self.server, None
+        self.boot(1)
+        self.server = written
+        self.assert_refused(
+            action, 'is another one than the disk was laid upon')
+
+
+class SwitchedOffTestCase(RestartTestCase):
+    """What the tests above are worth."""
+
+    enabled_fixes = ['config_drive', 'kernel_ramdisk', 'source_address']
+
+    def test_nova_makes_it_anew_under_data(self):
+        self.boot(1)
+        self.write()
+        self.lose_base()
+        self.restart('reboot')
+        self.assertEqual([self.backing()], list(map(str, self.bases())))
