@@ -308,9 +308,10 @@ class StorageTestCase(base.MigrationTestCase):
         processutils.execute(
             'qemu-io', '-c', 'write -P 7 512M 64k', self.path(name, host))
 
-    def act(self, **action):
+    def act(self, fails=False, **action):
         """Have the API take an action, and wait until a compute has.
 
+        :param fails: wait until it has failed; it may do so on the other one
         :param action: what it is called there, and its parameters
         :returns: the failures that a user sees
         """
@@ -333,6 +334,7 @@ class StorageTestCase(base.MigrationTestCase):
                 self.assertIsNotNone(event['result'], event)
             failures[:] = [event['details'] for event in events
                            if event['details']]
+            self.assertTrue(failures or not fails, events)
         self._wait_for_assert(ended, max_retries=120)
         self.server = self._wait_for_server_parameter(
             self.server, {'OS-EXT-STS:task_state': None}, max_retries=120)
@@ -346,9 +348,7 @@ class StorageTestCase(base.MigrationTestCase):
 
     def refused(self, **action):
         """Have the API take an action that fails; returns the reason."""
-        failures = self.act(**action)
-        self.assertNotEqual([], failures)
-        return failures[0]
+        return self.act(fails=True, **action)[0]
 
     def fault(self):
         """Return the message that Nova has recorded last, shown or not."""
