@@ -59,6 +59,8 @@ _NOT_OF_NOVA = frozenset(('tls_rekey',))
 _PROC = pathlib.Path('/proc')
 # Of /proc/PID/stat after the name; see proc_pid_stat(5).
 _STARTTIME = 19
+# Seconds that the start may be later: the time of boot is without fractions.
+_UNCERTAINTY = 1
 
 success = functools.partial(upgradecheck.Result, upgradecheck.Code.SUCCESS)
 warning = functools.partial(upgradecheck.Result, upgradecheck.Code.WARNING)
@@ -99,7 +101,7 @@ def _plugin() -> upgradecheck.Result:
             'install nova-migfix where nova-compute is.')
     changed = max(map(os.path.getmtime, CONF.config_file), default=0)
     for pid, begin in _computes():
-        if begin < changed:
+        if begin + _UNCERTAINTY < changed:
             return warning(
                 f'nova-compute (process {pid}) was started before its '
                 'configuration was changed last: restart it.')

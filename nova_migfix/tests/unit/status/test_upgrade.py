@@ -144,7 +144,7 @@ class TestPlugin(StatusTestCase):
                 autospec=True, return_value=['ovs']):
             self.assertCheck('Plugin', FAILURE, 'pip install nova-migfix')
 
-    @ddt.data((2, SUCCESS), (-2, WARNING))
+    @ddt.data((2, SUCCESS), (-.5, SUCCESS), (-2, WARNING))
     @ddt.unpack
     def test_a_process_that_has_not_read_the_configuration(self, after, code):
         self.start('7', ['/usr/bin/nova-compute', '--x'], 2000)
