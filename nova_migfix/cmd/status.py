@@ -12,25 +12,30 @@
 """``nova-migfix-status``: what migrations do to the guests of this host.
 
 Reads nova-compute's configuration, as nova-compute does, and is run beside it:
-in its Python environment, on the hypervisor, by the user that it runs as.
+in its Python environment, on the hypervisor, by the user that it runs as. Only
+``report`` is for elsewhere, and needs no Nova.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
 from typing import Any
 import warnings
 
-import nova.conf
 from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_migfix import conf
 from nova_migfix import status
 
-CONF = nova.conf.CONF
+with contextlib.suppress(ImportError):
+    # registers Nova's options
+    importlib.import_module('nova.conf')
+
+CONF = cfg.CONF     # Nova's, too
 
 #: as oslo.upgradecheck's: neither success, warning nor failure
 ERROR = 255
@@ -59,6 +64,13 @@ def _add_parsers(subparsers: Any) -> None:
         'failed')
     explain.add_argument('uuid', metavar='UUID', help='of the instance')
     _add_json(explain)
+    report = subparsers.add_parser(
+        'report', help='merge what many hosts have told into one report')
+    report.add_argument(
+        'directory', metavar='DIRECTORY', help='with a file HOST.json for '
+        'each host: what ansible/report.yml has registered there')
+    report.add_argument('--json', metavar='FILE', help='write it as JSON')
+    report.add_argument('--html', metavar='FILE', help='write it as a page')
 
 
 def _add_json(parser: Any) -> Any:
@@ -89,6 +101,9 @@ def main(argv: list[str] | None = None) -> int:
             return _run()
     except (cfg.Error, status.Error) as error:
         print(error, file=sys.stderr)
+    except ModuleNotFoundError as error:
+        print(f'{error}: run this in the Python environment of nova-compute.',
+              file=sys.stderr)
     except Exception:
         traceback.print_exc()
     return ERROR

@@ -16,5 +16,6 @@
 several sizes from one directory to another through a real sshd on loopback,
 in the three ways there are, and draws time against size.
 
-``python -m nova_migfix.tests.bench.ciphers DIRECTORY``: see there.
+``python -m nova_migfix.tests.bench.ciphers DIRECTORY``: see there, and as to
+``preflight`` and ``fleet``.
 """

@@ -1,0 +1,138 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""``report``: what many hosts have told, as JSON and as a page.
+
+``ansible/report.yml`` asks the hosts and calls this. The page is one file that
+asks nobody for anything: browsers are forbidden to, and run no other script
+than the one that is known by its digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+from collections.abc import Callable
+import dataclasses
+import datetime
+import enum
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jinja2
+import prettytable
+
+from nova_migfix import status
+from nova_migfix.status import fleet
+
+#: what a row of the page has of a finding, after the host's number
+COLUMNS = (*fleet.TEXTS, 'result')
+
+_EXIT_CODES = {fleet.Drain.YES: 0, fleet.Drain.NO: 2}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge, write what is asked for, and print a table.
+
+    :returns: 0: all hosts can be drained; 2: one cannot; 1: otherwise
+    """
+    hosts = fleet.read(pathlib.Path(args.directory))
+    fleet.judge(hosts)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    whole = {'created': now.isoformat(timespec='seconds'),
+             'summary': fleet.summary(hosts), 'hosts': hosts}
+    for path, rendered in ((args.json, as_json), (args.html, as_html)):
+        if path:
+            _write(path, rendered(whole))
+    print(_table(hosts))
+    return max(_EXIT_CODES.get(host.drain, 1) for host in hosts)
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        pathlib.Path(path).write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise status.Error(f'{path} cannot be written: {error}') from error
+
+
+def _table(hosts: list[fleet.Host]) -> str:
+    """Count the hosts that can be drained, and name those that were mute."""
+    table = prettytable.PrettyTable(['Safe to drain', 'Hosts', 'Guests'])
+    table.align = 'l'
+    for drain in fleet.Drain:
+        of_it = [host for host in hosts if host.drain is drain]
+        table.add_row([drain.value, len(of_it),
+                       sum(host.guests for host in of_it)])
+    return '\n'.join((str(table), *(
+        f'{host.host} {host.state.value}: {"; ".join(host.errors)}'
+        for host in hosts if host.state is not fleet.State.TOLD)))
+
+
+def as_json(whole: dict[str, Any]) -> str:
+    """Return the report with all that the hosts have told."""
+    return json.dumps(whole, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return (value.value if isinstance(value, enum.Enum)
+            else dataclasses.asdict(value))
+
+
+def as_html(whole: dict[str, Any]) -> str:
+    """Return the report as a page that needs nothing else."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('nova_migfix.status', 'templates'),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.policies['json.dumps_kwargs'] = {'separators': (',', ':')}
+    return environment.get_template('report.html.j2').render(
+        data=_page_data(whole),
+        created=whole['created'].replace('T', ' ').replace('+00:00', ' UTC'),
+        summary=whole['summary'], style=_inline(environment, 'report.css'),
+        script=_inline(environment, 'report.js'))
+
+
+def _inline(environment: jinja2.Environment, name: str) -> tuple[str, str]:
+    """Return what stands between tags, and what a browser knows it by."""
+    text = environment.get_template(name).render()
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
+    return text, f'sha256-{digest.decode()}'
+
+
+def _page_data(whole: dict[str, Any]) -> dict[str, Any]:
+    """Return what the page's script reads: each text only once.
+
+    Hosts are in the order in which they are shown: the worst first.
+    """
+    order = list(fleet.Drain)
+    hosts = sorted(whole['hosts'], key=lambda host: order.index(host.drain))
+    strings: dict[Any, int] = {}
+
+    def number(value: Any) -> int:
+        return strings.setdefault(value, len(strings))
+
+    findings = [[index, *(number(row[name]) for name in COLUMNS)]
+                for index, host in enumerate(hosts) for row in host.findings]
+    return {'hosts': [_page_host(host, number) for host in hosts],
+            'columns': COLUMNS, 'findings': findings, 'strings': [*strings]}
+
+
+def _page_host(host: fleet.Host,
+               number: Callable[[Any], int]) -> dict[str, Any]:
+    return {
+        'host': host.host, 'name': host.name, 'state': host.state.value,
+        'drain': host.drain.value, 'why': host.why, 'guests': host.guests,
+        'fixes': host.fixes, 'notes': list(map(number, host.notes)),
+        # what is well needs no words
+        'checks': [[number(check['check']), check['result'],
+                    number(check['details'])]
+                   for check in host.checks if check['result']]}

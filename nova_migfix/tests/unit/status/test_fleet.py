@@ -1,0 +1,247 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""What many hosts have told, and what comes of it for each."""
+
+import pathlib
+
+import ddt
+import fixtures
+import testtools
+
+from nova_migfix import status
+from nova_migfix.status import fleet
+from nova_migfix.status import preflight
+from nova_migfix.tests.bench import hosts
+from nova_migfix.tests.unit.status import base
+
+A, B = map(base.uuid, (1, 2))
+
+
+class FleetTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+
+    def put(self, name, *findings, plugin=True, notes=(), **checks):
+        """A host that has told something."""
+        hosts.write(
+            self.directory, name,
+            hosts.registered(hosts.checks(plugin, **checks)),
+            hosts.registered(hosts.preflight(
+                name, list(findings), 2, plugin, notes)))
+
+    def judged(self):
+        found = fleet.read(self.directory)
+        fleet.judge(found)
+        return {host.host: host for host in found}
+
+    def assertDrain(self, drain, *why, host='a'):
+        found = self.judged()[host]
+        self.assertEqual((drain, list(why)), (found.drain.value, found.why))
+
+
+@ddt.ddt
+class TestTold(FleetTestCase):
+
+    def test_a_host(self):
+        self.put('a', hosts.finding('vnic', A))
+        host = self.judged()['a']
+        self.assertEqual(fleet.State.TOLD, host.state)
+        self.assertEqual(2, host.guests)
+        self.assertEqual(list(hosts.FIXES), host.fixes)
+        self.assertEqual(hosts.checks()['checks'], host.checks)
+        self.assertEqual([hosts.finding('vnic', A)], host.findings)
+
+    def test_columns_are_those_of_preflight(self):
+        self.assertEqual({*preflight.Finding._fields},
+                         {*fleet.TEXTS, 'result'})
+
+    def test_made_up_findings_are_those_of_preflight(self):
+        for name, *_, fix, covered, harm in hosts.KINDS:
+            kind = preflight.KINDS[name]
+            self.assertEqual(kind.fix.name, fix)
+            if covered != 'if on the destination':
+                self.assertEqual(2 if kind.fails else 1, harm)
+            self.assertEqual(covered, preflight._covered(
+                kind, frozenset(hosts.FIXES), None))
+
+    def test_unreachable(self):
+        hosts.write(self.directory, 'a', hosts.UNREACHABLE, {})
+        self.assertEqual(fleet.State.UNREACHABLE, self.judged()['a'].state)
+        self.assertDrain('unknown', hosts.UNREACHABLE['msg'])
+
+    def test_one_that_went_away_in_between(self):
+        hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
+                    hosts.UNREACHABLE)
+        self.assertEqual(fleet.State.UNREACHABLE, self.judged()['a'].state)
+        self.assertTrue(self.judged()['a'].checks)
+
+    @ddt.data(
+        (hosts.NO_CONTAINER,
+         f'exit code 1: {hosts.NO_CONTAINER["stderr"]}'),
+        ({'rc': 255, 'stdout': '', 'stderr': 'Traceback\n  x\nOSError: no\n'},
+         'exit code 255: OSError: no'),
+        ({'msg': 'Timed out after 300 second(s).'},
+         'Timed out after 300 second(s).'),
+        ({'rc': 0, 'stdout': '{}', 'stderr': ''},
+         'exit code 0: it has not printed what nova-migfix-status does'),
+        ({'rc': 0, 'stdout': '[' * 100000, 'stderr': ''},
+         'exit code 0: it has not printed what nova-migfix-status does'),
+        ({}, 'nothing has come from it.'))
+    @ddt.unpack
+    def test_failed(self, result, error):
+        hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
+                    result)
+        self.assertEqual(fleet.State.FAILED, self.judged()['a'].state)
+        self.assertDrain('unknown', error)
+
+    def test_what_both_commands_complain_of_is_said_once(self):
+        hosts.write(self.directory, 'a', hosts.NO_CONTAINER,
+                    hosts.NO_CONTAINER)
+        self.assertEqual(1, len(self.judged()['a'].errors))
+
+    def test_findings_count_where_checks_have_failed(self):
+        hosts.write(self.directory, 'a', hosts.NO_CONTAINER, hosts.registered(
+            hosts.preflight('a', [hosts.finding('vnic', A, False)])))
+        host = self.judged()['a']
+        self.assertEqual(fleet.State.FAILED, host.state)
+        self.assertEqual(fleet.Drain.NO, host.drain)
+
+    def test_only_values_may_be_missing(self):
+        self.put('a', hosts.finding('vnic', A, running=None, covered=None))
+        row, = self.judged()['a'].findings
+        self.assertEqual((None, 'None'), (row['running'], row['covered']))
+
+    @ddt.data('', '[]', '{"upgrade": 1}', '\0')
+    def test_a_file_that_is_not_understood(self, text):
+        (self.directory / 'a.json').write_text(text)
+        host = self.judged()['a']
+        self.assertEqual(fleet.State.FAILED, host.state)
+        self.assertIn('not understood', host.errors[0])
+
+    def test_one_that_was_asked_and_has_left_nothing(self):
+        self.put('a.example')
+        (self.directory / 'hosts').write_text('a.example\nb.example\n')
+        found = self.judged()
+        self.assertEqual(['a.example', 'b.example'], list(found))
+        self.assertEqual(fleet.State.FAILED, found['b.example'].state)
+        self.assertDrain('unknown', 'nothing has come from it.',
+                         host='b.example')
+
+    def test_nobody(self):
+        self.assertRaises(status.Error, fleet.read, self.directory)
+        self.assertRaises(status.Error, fleet.read, self.directory / 'none')
+
+
+@ddt.ddt
+class TestDrain(FleetTestCase):
+
+    def test_no_findings(self):
+        self.put('a', plugin=False)
+        self.assertDrain('yes')
+
+    def test_covered(self):
+        self.put('a', hosts.finding('vnic', A), hosts.finding('ephemeral', B))
+        self.assertDrain('yes')
+
+    def test_not_covered(self):
+        self.put('a', hosts.finding('vnic', A, False),
+                 hosts.finding('ephemeral', A, False),
+                 hosts.finding('vnic-ring', B, False), plugin=False)
+        self.assertDrain(
+            'no', 'Guests that would fail or be harmed: 1 of 2.',
+            'Guests that would not stay as they are: 1 of 2.')
+
+    def test_only_changes(self):
+        self.put('a', hosts.finding('vnic-ring', A, False), plugin=False)
+        self.assertDrain(
+            'changes', 'Guests that would not stay as they are: 1 of 2.')
+
+    @ddt.data((True, True, 'yes', 2), (True, False, 'depends', 1),
+              (False, False, 'no', 0))
+    @ddt.unpack
+    def test_by_what_other_hosts_have(self, b, c, drain, able):
+        self.put('a', hosts.finding('config-drive', A),
+                 hosts.finding('kernel-ramdisk', A))
+        self.put('b', plugin=b)
+        self.put('c', plugin=c)
+        self.assertDrain(
+            drain, 'The destination needs config_drive, kernel_ramdisk: '
+            f'{able} of 2 other hosts are known to have it.')
+
+    def test_itself_is_no_destination(self):
+        self.put('a', hosts.finding('config-drive', A))
+        self.assertDrain('no', 'The destination needs config_drive: 0 of 0 '
+                               'other hosts are known to have it.')
+
+    def test_a_host_that_is_not_known_is_no_destination(self):
+        self.put('a', hosts.finding('config-drive', A))
+        self.put('b')
+        hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})
+        self.assertDrain('depends', 'The destination needs config_drive: 1 '
+                                    'of 2 other hosts are known to have it.')
+
+    def test_a_host_that_has_not_restarted_is_no_destination(self):
+        self.put('a', hosts.finding('config-drive', A))
+        self.put('b', Plugin=(1, 'restart it.'))
+        self.assertDrain('no', 'The destination needs config_drive: 0 of 1 '
+                               'other hosts are known to have it.')
+
+    @ddt.data(('TLSv1.2 AES256 safe.', 'yes', 1), ('rekeys.', 'no', 0))
+    @ddt.unpack
+    def test_tls_is_the_destinations(self, details, drain, able):
+        self.put('a', hosts.finding('tls', A),
+                 hosts.finding('tls', A, finding='old-library', result=1))
+        self.put('b', TLS=(0, details))
+        self.assertDrain(drain, 'The destination needs a policy for TLS: '
+                         f'{able} of 1 other hosts are known to have it.')
+
+    def test_what_covers_is_not_in_force_yet(self):
+        self.put('a', hosts.finding('vnic', A), Plugin=(1, 'Restart it.'))
+        self.put('b', Plugin=(1, 'Restart it.'))
+        self.assertDrain('no', 'Restart it.')
+        self.assertDrain('yes', host='b')
+
+    def test_nothing_can_be_fetched_from_it(self):
+        ssh = {'ssh_to_the_migration_address': (2, 'nobody answers.')}
+        self.put('a', hosts.finding('ephemeral', A), **ssh)
+        self.put('b', plugin=False, **ssh)
+        self.assertDrain('no', 'ssh to the migration address: nobody answers.')
+        self.assertDrain('yes', host='b')
+
+    def test_a_guest_that_was_not_looked_at(self):
+        note = f'{A}: what Nova would make of its vNICs could not be computed'
+        self.put('a', notes=[note, f'{A} (x) is not an instance of Nova\'s.'])
+        self.assertDrain('unknown', note)
+
+    def test_the_worst_comes_first(self):
+        self.put('a', hosts.finding('vnic', B, False), notes=[f'{A}: no'])
+        self.assertDrain('no', 'Guests that would fail or be harmed: 1 of 2.',
+                         f'{A}: no')
+
+
+class TestSummary(FleetTestCase):
+
+    def test_summary(self):
+        self.put('a', hosts.finding('vnic', A), hosts.finding('ephemeral', A))
+        self.put('b', hosts.finding('vnic', B, False), plugin=False)
+        hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})
+        self.assertEqual({
+            'hosts': 3,
+            'states': {'told': 2, 'failed': 0, 'unreachable': 1},
+            'drain': {'no': 1, 'unknown': 1, 'changes': 0, 'depends': 0,
+                      'yes': 1},
+            'guests': 4, 'guests_with_findings': 2, 'guests_not_covered': 1,
+            'findings': 3}, fleet.summary([*self.judged().values()]))
+

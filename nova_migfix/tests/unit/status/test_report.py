@@ -1,0 +1,147 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""``report``: files, what is printed, exit codes."""
+
+import html
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import fixtures
+
+from nova_migfix.tests.bench import hosts
+from nova_migfix.tests.unit.status import base
+from nova_migfix.tests.unit.status import test_fleet
+
+# What ends a script, or begins one, or a comment.
+HOSTILE = '</script><script>document.title = "taken"</script><!--&\'"{{ 7*7 }}'
+
+
+class TestReport(test_fleet.FleetTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.command = self.useFixture(base.Command(''))
+        self.place = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+
+    def run_report(self, *arguments):
+        return self.command.run('report', str(self.directory), *arguments)
+
+    def json(self):
+        path = self.place / 'report.json'
+        self.run_report('--json', str(path))
+        return json.loads(path.read_text())
+
+    def html(self):
+        path = self.place / 'report.html'
+        self.run_report('--html', str(path))
+        return path.read_text()
+
+    def test_table(self):
+        self.put('a')
+        hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
+        ran = self.run_report()
+        self.assertEqual('', ran.err)
+        self.assertEqual(textwrap.dedent(f'''\
+            +---------------+-------+--------+
+            | Safe to drain | Hosts | Guests |
+            +---------------+-------+--------+
+            | no            | 0     | 0      |
+            | unknown       | 1     | 0      |
+            | changes       | 0     | 0      |
+            | depends       | 0     | 0      |
+            | yes           | 1     | 2      |
+            +---------------+-------+--------+
+            b unreachable: {hosts.UNREACHABLE["msg"]}
+            '''), ran.out)
+
+    def test_exit_codes(self):
+        self.put('a')
+        self.assertEqual(0, self.run_report().code)
+        hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
+        self.assertEqual(1, self.run_report().code)
+        self.put('c', hosts.finding('vnic', test_fleet.A, False))
+        self.assertEqual(2, self.run_report().code)
+
+    def test_nothing_to_read_or_no_place_to_write(self):
+        ran = self.run_report()
+        self.assertEqual((255, f'{self.directory}: no host has told '
+                               'anything.\n'), (ran.code, ran.err))
+        self.put('a')
+        ran = self.run_report('--json', str(self.place / 'no/report.json'))
+        self.assertEqual(255, ran.code)
+        self.assertIn('cannot be written', ran.err)
+
+    def test_json(self):
+        self.put('a', hosts.finding('vnic', test_fleet.A))
+        told = self.json()
+        self.assertEqual({'created', 'summary', 'hosts'}, set(told))
+        host, = told['hosts']
+        self.assertEqual(('told', 'yes'), (host['state'], host['drain']))
+        self.assertEqual([hosts.finding('vnic', test_fleet.A)],
+                         host['findings'])
+
+    def test_page_is_whole(self):
+        self.put('a')
+        page = self.html()
+        self.assertEqual([], re.findall(r'\s(?:src|href)=', page))
+        self.assertNotIn('url(', page)
+        self.assertEqual(2, page.count('<script'))
+
+    def test_nothing_in_a_name_is_taken_for_the_page(self):
+        hosts.write(self.directory, 'b', hosts.registered(hosts.checks()), {
+            'rc': 1, 'stdout': '', 'stderr': HOSTILE})
+        self.put('a', hosts.finding(
+            'vnic', HOSTILE, domain=HOSTILE, device=HOSTILE),
+            notes=[HOSTILE])
+        page = self.html()
+        self.assertEqual(2, page.count('<script'))
+        self.assertEqual(2, page.count('</script'))
+        self.assertNotIn('<!--', page)
+        data = json.loads(re.search(
+            '<script id="data"[^>]*>(.*)</script>', page)[1])
+        self.assertIn(HOSTILE, data['strings'])
+        self.assertNotIn(html.escape(HOSTILE), data['strings'])
+
+    def test_each_text_is_there_once(self):
+        self.put('a', *(hosts.finding('vnic', base.uuid(number))
+                        for number in range(50)))
+        self.assertEqual(1, self.html().count('driver/@queues'))
+
+
+class TestWithoutNova(test_fleet.FleetTestCase):
+    """Where Ansible runs there is no Nova."""
+
+    def run_command(self, *arguments):
+        return subprocess.run(
+            [sys.executable, '-c', textwrap.dedent('''
+                import sys
+                sys.modules['nova'] = None
+                from nova_migfix.cmd import status
+                sys.exit(status.main(sys.argv[1:]))
+                '''), *arguments],
+            capture_output=True, text=True, timeout=60)
+
+    def test_report(self):
+        self.put('a')
+        done = self.run_command('report', str(self.directory))
+        self.assertEqual((0, ''), (done.returncode, done.stderr))
+
+    def test_others_say_where_to_run_them(self):
+        done = self.run_command('preflight')
+        self.assertEqual(255, done.returncode)
+        self.assertIn('run this in the Python environment of nova-compute',
+                      done.stderr)
+        self.assertNotIn('Traceback', done.stderr)
