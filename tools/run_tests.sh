@@ -23,8 +23,8 @@ set -eu -o pipefail
 cd "$(dirname "$0")/.."
 
 if [ $# -eq 0 ]; then
-    # style, types, documents, images and both ends of the supported releases
-    set -- pep8 docs releasenotes kolla nova-29-quick nova-34-quick
+    # style, types, documents, images, hosts and both ends of the supported releases
+    set -- pep8 docs releasenotes kolla fleet nova-29-quick nova-34-quick
 fi
 
 . tools/runner.sh

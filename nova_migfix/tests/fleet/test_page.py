@@ -1,0 +1,206 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The report as it is read: filters, counts, and nothing from elsewhere."""
+
+import pathlib
+import unittest
+
+import ddt
+import fixtures
+
+from nova_migfix.tests.bench import hosts
+from nova_migfix.tests.fleet import browser
+from nova_migfix.tests.unit.status import base
+from nova_migfix.tests.unit.status import test_fleet
+from nova_migfix.tests.unit.status import test_report
+
+A, B, C = map(base.uuid, (1, 2, 3))
+
+
+@ddt.ddt
+@unittest.skipUnless(browser.DRIVER, 'no chromedriver: see bindep.txt')
+class PageTestCase(test_fleet.FleetTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.put('compute1', hosts.finding('vnic', A),
+                 hosts.finding('config-drive', A),
+                 hosts.finding('vnic', B, device='fa:16:3e:00:00:02 mtu'))
+        self.put('compute11', hosts.finding('vnic', C, False),
+                 notes=['Neutron was not asked.'], plugin=False)
+        self.put('compute2')
+        hosts.write(self.directory, 'compute3', hosts.UNREACHABLE, {})
+        hosts.write(self.directory, 'compute4', hosts.NO_CONTAINER, {})
+
+    def open(self):
+        self.command = self.useFixture(base.Command(''))
+        place = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        page = place / 'report.html'
+        ran = self.command.run('report', str(self.directory),
+                               '--html', str(page))
+        self.assertEqual('', ran.err)
+        self.browser = self.useFixture(browser.Browser())
+        self.browser.open(page)
+        self.page = page
+        self.addCleanup(self.check_silent)
+        return self.browser
+
+    def check_silent(self):
+        self.assertEqual([], self.browser.console)
+        self.assertEqual([self.page.as_uri()], self.browser.requested())
+
+    def column(self, number):
+        return [row[number] for row in self.browser.rows()]
+
+    def assertShown(self, hosts, guests, findings):
+        """How many of each there are, in the tabs and in the tables."""
+        self.assertEqual((hosts, guests, findings), self.browser.counts())
+        for view, number in (('findings', findings), ('guests', guests),
+                             ('hosts', hosts)):
+            self.browser.view(view)
+            self.assertEqual(number, len(self.browser.rows()), view)
+
+    def test_all(self):
+        page = self.open()
+        self.assertEqual(['5', '1, 1', '6', '3', '1'],
+                         page.texts('.tiles dd:not(.words)'))
+        self.assertEqual(['yes 1', 'depends 1', 'unknown 2', 'no 1'],
+                         page.texts('.tiles .words span'))
+        self.assertShown(5, 3, 4)
+        self.assertEqual(['compute11', 'compute3', 'compute4', 'compute1',
+                          'compute2'], self.column(0))
+        self.assertEqual(['no', 'unknown unreachable', 'unknown failed',
+                          'depends', 'yes'], self.column(1))
+        self.assertEqual(['2', '0', '0', '2', '2'], self.column(3))
+        self.assertIn(hosts.UNREACHABLE['msg'], self.column(2)[1])
+
+    def test_rows(self):
+        page = self.open()
+        page.view('findings')
+        self.assertEqual(
+            [C, 'compute11', 'vnic', 'fa:16:3e:00:00:01 driver/@queues', '2',
+             '4', 'no vnic', hosts.KINDS[0][4], hosts.REMEDY], page.rows()[0])
+        page.view('guests')
+        self.assertIn([A, 'instance-00000001', 'compute1',
+                       'vnic config-drive'], page.rows())
+
+    def test_checks_and_notes(self):
+        page = self.open()
+        page.click('details')
+        self.assertIn('Neutron was not asked.', page.texts('details p'))
+        self.assertIn('compute_driver is libvirt.LibvirtDriver',
+                      ''.join(page.texts('details p')))
+
+    @ddt.data(
+        ('finding', 'vnic', (2, 3, 3)), ('finding', 'config-drive', (1, 1, 1)),
+        ('covered', 'no', (1, 1, 1)), ('covered', 'yes', (1, 2, 2)),
+        ('covered', 'if on the destination', (1, 1, 1)),
+        ('drain', 'yes', (1, 0, 0)), ('drain', 'depends', (1, 2, 3)),
+        ('drain', 'unknown', (2, 0, 0)))
+    @ddt.unpack
+    def test_choose(self, name, value, counts):
+        self.open().choose(name, value)
+        self.assertShown(*counts)
+
+    @ddt.data(
+        # a name, and what several have in theirs
+        ('host', 'compute1', (1, 2, 3)), ('host', 'COMPUTE', (5, 3, 4)),
+        ('host', '11', (1, 1, 1)), ('host', 'none', (0, 0, 0)),
+        # of a guest, of a device, of a host; without regard to case
+        ('text', B, (1, 1, 1)), ('text', 'MTU', (1, 1, 1)),
+        ('text', 'no route to', (1, 0, 0)), ('text', 'neutron', (1, 1, 1)))
+    @ddt.unpack
+    def test_type(self, name, text, counts):
+        self.open().type(name, text)
+        self.assertShown(*counts)
+
+    def test_several_and_reset(self):
+        page = self.open()
+        page.type('host', 'compute1')
+        page.choose('finding', 'vnic')
+        page.type('text', 'mtu')
+        self.assertShown(1, 1, 1)
+        page.choose('covered', 'no')
+        self.assertShown(0, 0, 0)
+        self.assertEqual(['No findings.'], page.texts('#chart p'))
+        page.click('button[type=reset]')
+        self.assertShown(5, 3, 4)
+
+    def test_chart(self):
+        page = self.open()
+        self.assertEqual(['all hosts', 'compute11', 'compute1'],
+                         page.titles('#chart text title'))
+        self.assertEqual(
+            ['all hosts, config-drive: 1 guests', 'all hosts, vnic: 3 guests',
+             'compute11, vnic: 1 guests', 'compute1, config-drive: 1 guests',
+             'compute1, vnic: 2 guests'], page.titles('#chart g title'))
+        self.assertEqual(1, len(page.titles(
+            '#chart [data-host=compute11] .r2')))
+        page.click('#chart g[data-host=compute1][data-finding=vnic] text')
+        self.assertShown(1, 2, 2)
+
+    def test_pages(self):
+        self.put('compute5', *(hosts.finding('vnic', base.uuid(100 + number))
+                               for number in range(120)))
+        page = self.open()
+        page.view('findings')
+        self.assertEqual(['1 to 50 of 124'], page.texts('#range'))
+        self.assertFalse(page.find('#previous').is_enabled())
+        page.click('#next')
+        page.click('#next')
+        self.assertEqual(['101 to 124 of 124'], page.texts('#range'))
+        self.assertEqual(24, len(page.rows()))
+        self.assertFalse(page.find('#next').is_enabled())
+        page.click('#previous')
+        self.assertEqual(['51 to 100 of 124'], page.texts('#range'))
+        page.choose('finding', 'config-drive')
+        self.assertEqual(['1 to 1 of 1'], page.texts('#range'))
+
+    def test_hostile_names(self):
+        text = test_report.HOSTILE
+        self.put('compute2', hosts.finding(
+            'vnic', text, domain=text, device=text, finding=text),
+            notes=[text])
+        page = self.open()
+        page.type('host', 'compute2')
+        page.view('findings')
+        (guest, _host, finding, device, *_), = page.rows()
+        self.assertEqual([text] * 3, [guest, finding, device])
+        self.assertEqual(['nova_migfix: 5 hosts'], page.titles('head title'))
+        self.assertEqual(2, len(page.texts('script')))
+
+    @ddt.data('light', 'dark')
+    def test_legible(self, scheme):
+        """WCAG 2: 4.5 between the colours of text and what is behind."""
+        page = self.open()
+        page.emulate(scheme)
+        for selector in ('body', 'footer', '.tiles dd.no', '.tiles .yes',
+                         '.tiles .depends', '.tiles .unknown', 'th'):
+            self.assertGreaterEqual(page.contrast(selector), 4.5, selector)
+
+    def test_by_keyboard_and_by_name(self):
+        """All that is operated has a name, and is an element of HTML."""
+        page = self.open()
+        self.assertEqual([], page.nameless())
+        self.assertEqual('Host', page.find('#host').accessible_name)
+
+    def test_printed(self):
+        self.put('compute5', *(hosts.finding('vnic', base.uuid(100 + number))
+                               for number in range(120)))
+        page = self.open()
+        page.view('findings')
+        page.seconds('dispatchEvent(new Event("beforeprint"))')
+        self.assertEqual(124, len(page.rows()))
+        page.seconds('dispatchEvent(new Event("afterprint"))')
+        self.assertEqual(50, len(page.rows()))
+        self.assertTrue(page.print_pdf())

@@ -1,0 +1,101 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``ansible/report.yml`` asks hosts, also those that do not answer."""
+
+import json
+
+import testtools
+
+from nova_migfix.tests.bench import hosts
+from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests.unit.status import test_fleet
+
+
+class ReportTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.site = self.useFixture(playbook.Site())
+
+    def ask(self, *arguments, **variables):
+        ran = self.site.run('report.yml', *arguments, **variables)
+        self.assertEqual(0, ran.code, ran.out)
+        self.assertEqual({0}, set(ran.changed.values()), ran.out)
+        self.out = ran.out
+        path = self.site.path / 'nova-migfix-report.json'
+        return {host['host']: host
+                for host in json.loads(path.read_text())['hosts']}
+
+    def test_hosts_are_merged(self):
+        self.site.container('with', hosts.checks(), hosts.preflight(
+            'with', [hosts.finding('vnic', test_fleet.A)], 7))
+        self.site.container(
+            'without', hosts.checks(False), hosts.preflight('without', [
+                hosts.finding('vnic', test_fleet.B, False)], 9, False))
+        self.site.write_inventory(
+            a={'nova_migfix_container': 'with'},
+            b={'nova_migfix_container': 'without',
+               'nova_migfix_container_engine': 'podman'})
+        told = self.ask()
+        self.assertEqual(
+            [('a', 'with', 'yes', 7), ('b', 'without', 'no', 9)],
+            [(name, host['name'], host['drain'], host['guests'])
+             for name, host in told.items()])
+        page = self.site.path / 'nova-migfix-report.html'
+        self.assertIn(test_fleet.A, page.read_text())
+        self.assertIn(str(page), self.out)
+
+    def test_hosts_that_do_not_tell(self):
+        slow = self.site.path / 'slow'
+        slow.mkdir()
+        self.site.program('../slow/nova-migfix-status',
+                          '#!/bin/sh\nexec sleep 60\n')
+        self.site.container('well', hosts.checks(),
+                            hosts.preflight('well', []))
+        self.site.write_inventory(
+            well={'nova_migfix_container': 'well'},
+            # nobody listens
+            away={'ansible_connection': 'ssh', 'ansible_host': '127.0.0.1',
+                  'ansible_port': 1},
+            none={'nova_migfix_container': 'none'},
+            slow={'nova_migfix_container_engine': '',
+                  'nova_migfix_bin': str(slow), 'nova_migfix_timeout': 2},
+            bare={'nova_migfix_container_engine': '',
+                  'nova_migfix_bin': str(self.site.path)})
+        told = self.ask()
+        self.assertEqual(
+            {'well': 'told', 'away': 'unreachable', 'none': 'failed',
+             'slow': 'failed', 'bare': 'failed'},
+            {name: host['state'] for name, host in told.items()})
+        for name, said in (
+                ('away', 'Connection refused'),
+                ('none', 'exit code 1: Error response from daemon: '
+                         'No such container: none'),
+                ('slow', 'Timed out after 2 second(s)'),
+                ('bare', 'Error executing command')):
+            self.assertIn(said, ''.join(told[name]['why']))
+            self.assertEqual('unknown', told[name]['drain'])
+
+    def test_only_those_that_are_asked(self):
+        self.site.container('a', hosts.checks(), hosts.preflight('a', []))
+        self.site.write_inventory(a={'nova_migfix_container': 'a'}, b={})
+        self.assertEqual(['a'], list(self.ask('--limit', 'a')))
+
+    def test_the_place_of_the_report(self):
+        self.site.container('a', hosts.checks(), hosts.preflight('a', []))
+        self.site.write_inventory(a={'nova_migfix_container': 'a'})
+        ran = self.site.run('report.yml', nova_migfix_report=str(
+            self.site.path / 'no/such/directory/report'))
+        self.assertNotEqual(0, ran.code)
+        self.assertIn('cannot be written', ran.out)
+        self.ask(nova_migfix_report=str(self.site.path / 'nova-migfix-report'))

@@ -1,0 +1,249 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``ansible/rollout.yml`` installs the plugin, and takes it away."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+
+import fixtures
+from oslo_config import cfg
+import testtools
+
+from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import etc
+from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests import pages
+
+_KOLLA = pathlib.Path(sys.prefix) / 'share/kolla-ansible/ansible'
+
+# What nova.conf may have already; Debian's has the driver.
+NOVA_CONF = '''\
+[DEFAULT]
+compute_driver=libvirt.LibvirtDriver
+host = compute1
+
+[libvirt]
+virt_type = kvm
+'''
+
+# Ansible finds neither systemd nor another service manager here.
+_SERVICE = '''#!/bin/sh
+### BEGIN INIT INFO
+# Provides: nova-compute
+# Default-Start: 2
+### END INIT INFO
+echo "$1" >>{log}
+'''
+
+
+def driver(path):
+    """What nova-compute is told by a file."""
+    conf = cfg.ConfigOpts()
+    conf.register_opt(cfg.StrOpt('compute_driver'))
+    conf(['--config-file', str(path)])
+    return conf.compute_driver
+
+
+class Wheel(fixtures.Fixture):
+    """The plugin, built where there is no git."""
+
+    def _setUp(self):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        source = directory / 'source'
+        shutil.copytree(pages.CHECKOUT / 'nova_migfix', source / 'nova_migfix',
+                        ignore=shutil.ignore_patterns('__pycache__', 'tests'))
+        for name in ('LICENSE', 'README.rst', 'pyproject.toml',
+                     'requirements.txt', 'setup.cfg', 'setup.py'):
+            shutil.copy(pages.CHECKOUT / name, source)
+        done = subprocess.run(
+            [playbook.BIN / 'uv', 'build', '-q', '--wheel', '--out-dir',
+             directory, source], env={**os.environ, 'PBR_VERSION': '99.0.0'},
+            capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        self.path, = directory.glob('*.whl')
+
+
+class WheelTestCase(testtools.TestCase):
+
+    def test_templates_are_in_it(self):
+        place = pathlib.Path('nova_migfix/status/templates')
+        with zipfile.ZipFile(self.useFixture(Wheel()).path) as wheel:
+            found = {name for name in wheel.namelist()
+                     if name.startswith(f'{place}/')}
+        self.assertEqual({str(place / path.name) for path
+                          in (pages.CHECKOUT / place).iterdir()}, found)
+        self.assertIn(str(place / 'report.html.j2'), found)
+
+
+class HostTestCase(testtools.TestCase):
+    """nova-compute on the host: pip, nova.conf and a service."""
+
+    def setUp(self):
+        super().setUp()
+        self.etc = self.useFixture(etc.WritableEtc())
+        done = self.etc.run('true')
+        if done.returncode:
+            self.skipTest(f'no mount namespace of our own: {done.stderr}')
+        self.site = self.useFixture(playbook.Site())
+        self.conf = self.site.path / 'nova.conf'
+        self.conf.write_text(NOVA_CONF)
+        self.restarts = self.site.path / 'restarts'
+        self.make_service()
+        self.make_environment()
+        self.site.write_inventory(compute1={
+            'nova_migfix_container_engine': '',
+            'nova_migfix_bin': str(self.venv / 'bin'),
+            'nova_migfix_conf': str(self.conf),
+            'nova_migfix_options': ['--config-file', str(self.conf)],
+            'nova_migfix_package': str(self.useFixture(Wheel()).path)})
+
+    def make_service(self):
+        scripts = self.etc.above / 'init.d'
+        scripts.mkdir()
+        script = scripts / 'nova-compute'
+        script.write_text(_SERVICE.format(log=self.restarts))
+        script.chmod(0o755)
+
+    def make_environment(self):
+        """One with the Nova of this one."""
+        self.venv = self.site.path / 'venv'
+        venv.create(self.venv, with_pip=True)
+        place, = self.venv.glob('lib/python3*/site-packages')
+        (place / 'nova.pth').write_text(sysconfig.get_path('purelib'))
+
+    def roll(self, **variables):
+        ran = self.site.run('rollout.yml', within=self.etc.entered(),
+                            **variables)
+        self.assertEqual(0, ran.code, ran.out)
+        return ran
+
+    def restarted(self):
+        """How often; it is forgotten then."""
+        text = self.restarts.read_text() if self.restarts.exists() else ''
+        self.restarts.unlink(missing_ok=True)
+        return text.split().count('restart') or text.split().count('start')
+
+    def packages(self):
+        """What is installed there, by the names of files."""
+        place, = self.venv.glob('lib/python3*/site-packages')
+        return {found.name for found in place.iterdir()}
+
+    def test_there_and_back(self):
+        before = self.packages()
+        self.assertNotEqual(0, self.roll().changed['compute1'])
+        self.assertEqual({'nova_migfix', 'nova_migfix-99.0.0.dist-info'},
+                         self.packages() - before)
+        self.assertEqual('migfix.LibvirtDriver', driver(self.conf))
+        self.assertTrue(self.conf.read_text().startswith(NOVA_CONF))
+        self.assertEqual(1, self.restarted())
+
+        self.assertEqual(0, self.roll().changed['compute1'])
+        self.assertEqual(0, self.restarted())
+
+        self.roll(nova_migfix_state='absent')
+        self.assertEqual(NOVA_CONF, self.conf.read_text())
+        self.assertEqual(before, self.packages())
+        self.assertEqual(1, self.restarted())
+
+        self.assertEqual(0, self.roll(
+            nova_migfix_state='absent').changed['compute1'])
+        self.assertEqual(0, self.restarted())
+
+
+class KollaTestCase(testtools.TestCase):
+    """nova-compute in containers: one snippet, where Ansible is run from."""
+
+    def setUp(self):
+        super().setUp()
+        self.site = self.useFixture(playbook.Site())
+        self.config = self.site.path / 'config'
+        self.snippet = self.config / 'nova/nova-compute.conf'
+        self.site.container('with', hosts.checks(False))
+        self.site.container('old', hosts.checks(False, Release_of_Nova=(
+            2, 'Nova 26.2.2 is not supported.')))
+        self.site.write_inventory(
+            a={'nova_migfix_container': 'with'},
+            b={'nova_migfix_container': 'with'})
+
+    def roll(self, **variables):
+        return self.site.run('rollout.yml', node_custom_config=str(
+            self.config), **variables)
+
+    def test_there_and_back(self):
+        ran = self.roll()
+        self.assertEqual(0, ran.code, ran.out)
+        self.assertEqual(0, ran.changed['b'])
+        self.assertIn('kolla-ansible reconfigure', ran.out)
+        self.assertEqual('migfix.LibvirtDriver', driver(self.snippet))
+        self.assertEqual({'a': 0, 'b': 0}, self.roll().changed)
+        self.roll(nova_migfix_state='absent')
+        self.assertFalse(self.snippet.exists())
+        self.assertEqual({'a': 0, 'b': 0}, self.roll(
+            nova_migfix_state='absent').changed)
+
+    def test_kolla_ansible_merges_it(self):
+        self.snippet.parent.mkdir(parents=True)
+        self.snippet.write_text(NOVA_CONF)
+        self.roll()
+        template = self.site.path / 'nova.conf.j2'
+        template.write_text(NOVA_CONF)
+        merged = self.site.path / 'nova.conf'
+        done = subprocess.run(
+            [playbook.BIN / 'ansible', 'localhost', '--playbook-dir', _KOLLA,
+             '--module-name', 'merge_configs', '--args', json.dumps({
+                 'sources': [str(template), str(self.snippet)],
+                 'dest': str(merged)})],
+            capture_output=True, text=True, env=self.site.environment)
+        self.assertEqual(0, done.returncode, done)
+        self.assertEqual('migfix.LibvirtDriver', driver(merged))
+        self.assertIn('virt_type = kvm', merged.read_text())
+
+    def test_what_a_site_has_stays(self):
+        self.snippet.parent.mkdir(parents=True)
+        self.snippet.write_text(NOVA_CONF)
+        self.roll()
+        self.assertEqual('migfix.LibvirtDriver', driver(self.snippet))
+        self.roll(nova_migfix_state='absent')
+        self.assertEqual(NOVA_CONF, self.snippet.read_text())
+
+    def assertRefused(self, said, **host):
+        self.site.write_inventory(a={'nova_migfix_container': 'with'}, b=host)
+        ran = self.roll()
+        self.assertNotEqual(0, ran.code)
+        self.assertIn(said, ran.out)
+        self.assertFalse(self.snippet.exists())
+
+    def test_not_before_each_image_has_the_package(self):
+        self.assertRefused('No such container: none',
+                           nova_migfix_container='none')
+
+    def test_not_with_a_nova_that_is_not_supported(self):
+        self.assertRefused('Nova 26.2.2 is not supported.',
+                           nova_migfix_container='old')
+
+    def test_not_while_a_host_cannot_be_asked(self):
+        self.assertRefused('UNREACHABLE', ansible_connection='ssh',
+                           ansible_host='127.0.0.1', ansible_port=1)
+
+    def test_a_value_that_is_none(self):
+        ran = self.roll(nova_migfix_state='installed')
+        self.assertNotEqual(0, ran.code)
+        self.assertIn('present, absent', ran.out)
