@@ -78,6 +78,11 @@ class Compute(fixtures.Fixture):
     def log(self):
         return self.host.log('nova-compute')
 
+    @property
+    def configuration(self):
+        """The path of its nova.conf."""
+        return self.host.root / self._CONFIGURATION
+
     def _start_agent(self):
         place = 'etc/neutron/openvswitch_agent.ini'
         venv = self._venvs.control

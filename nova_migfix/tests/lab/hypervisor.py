@@ -208,12 +208,12 @@ class SshServer(fixtures.Fixture):
 
     def __init__(self, host, tools):
         self.host = host
-        self._key = tools.key
+        self.key = tools.key
         self._daemon = None
         self._networks = ()
 
     def _setUp(self):
-        self.host.write('etc/ssh/ssh_config', _SSH.format(key=self._key))
+        self.host.write('etc/ssh/ssh_config', _SSH.format(key=self.key))
 
     def listen(self, networks):
         """(Re)start it so that it answers on *networks*, () for none."""
@@ -230,7 +230,7 @@ class SshServer(fixtures.Fixture):
         addresses = [leg.split('/')[0] for network in self._networks
                      for leg in network.addresses(self.host.name)]
         configuration = self.host.write('etc/ssh/sshd_config', _SSHD.format(
-            key=self._key, listen='\n'.join(
+            key=self.key, listen='\n'.join(
                 f'ListenAddress {address}' for address in addresses)))
         self._daemon = self.host.start('sshd', '/usr/sbin/sshd', '-D', '-e',
                                        '-f', configuration)

@@ -73,7 +73,8 @@ def perform(cloud, chosen, progress):
     """Yield the Result of every scenario in every arrangement it has."""
     possible = []
     for item in chosen:
-        why = item.impossible()
+        why = (item.impossible() if cloud.venvs.variant in item.variants
+               else f'it is not about what is {cloud.venvs.variant}')
         if why:
             progress.done(f'{item.name}: left out, {why}')
         else:

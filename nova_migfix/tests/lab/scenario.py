@@ -146,11 +146,13 @@ class Scenario:
     :cvar title: in the report, one sentence
     :cvar expected: what comes of it, by Arrangement; where that depends on
         the release, for `in_release`
+    :cvar variants: what mends Nova in it
     """
 
     name = ''
     title = ''
     expected = {}
+    variants = environments.VARIANTS
 
     def expectation(self, arrangement, major):
         """Arrives or Fails, in a release of Nova."""

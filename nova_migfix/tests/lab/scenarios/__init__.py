@@ -23,6 +23,7 @@ from nova_migfix.tests.lab.scenarios import ephemeral_mixed
 from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
 from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
+from nova_migfix.tests.lab.scenarios import fleet
 from nova_migfix.tests.lab.scenarios import image_gone_ipv6
 from nova_migfix.tests.lab.scenarios import image_gone_rsync
 from nova_migfix.tests.lab.scenarios import image_gone_ssh
@@ -58,4 +59,5 @@ ALL = {scenario.name: scenario for scenario in (
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
     tls_rekey.TlsRekey(),
+    fleet.Fleet(),
 )}
