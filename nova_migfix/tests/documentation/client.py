@@ -21,6 +21,10 @@ from typing import NamedTuple
 from unittest import mock
 
 import fixtures
+
+# before the client: Nova replaces modules that it imports
+from nova_migfix.tests import functional  # noqa: F401
+
 from openstackclient import shell
 from wsgi_intercept import interceptor
 
