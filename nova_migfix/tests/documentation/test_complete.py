@@ -13,7 +13,7 @@
 """No command is shown that nothing runs.
 
 What runs those of a page is a test that asks for ``pages.commands`` with the
-page's name, written out: this is what is looked for here.
+page's name, or with a constant of its module: this is what is looked for here.
 """
 
 import ast
@@ -37,11 +37,17 @@ _BLOCK = re.compile(r'\.\. code-block:: +(bash|sh|shell|shell-session)\b')
 
 def _asked_for(path):
     """Yield the pages whose commands a test asks for."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    constants = {ast.unparse(node.targets[0]): node.value
+                 for node in tree.body if isinstance(node, ast.Assign)}
+    for node in ast.walk(tree):
         if (isinstance(node, ast.Call)
-                and ast.unparse(node.func) == 'pages.commands'
-                and isinstance(node.args[0], ast.Constant)):
-            yield node.args[0].value
+                and ast.unparse(node.func) == 'pages.commands'):
+            page = node.args[0]
+            if isinstance(page, ast.Name):
+                page = constants.get(page.id)
+            if isinstance(page, ast.Constant):
+                yield page.value
 
 
 RUN = {page for path in _TESTS.rglob('test_*.py')
