@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Hypervisors with a /var/lib/nova of their own, for commands of a shell.
+"""Hypervisors with directories of their own, for commands of a shell.
 
-Each is a mount namespace that lasts as long as its commands: the machine's
-own directories are left alone.
+Each is a mount namespace that lasts as long as its commands, with another
+/etc, /var/lib/nova and /var/log: the machine's own are left alone.
 """
 
 import os
@@ -27,16 +27,18 @@ _LIMIT = 300
 
 _MARK = '<<<next>>>'
 
-# Gives the machine another /var/lib and runs what it is told.
+# Gives the machine other directories and runs what it is told.
 _ENTER = '''
-mount -t tmpfs tmpfs /var/lib && mkdir /var/lib/nova &&
-    mount --bind "$1" /var/lib/nova && shift && exec "$@"
+mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work" etc /etc &&
+    mount -t tmpfs lib /var/lib && mkdir /var/lib/nova &&
+    mount --bind "$1/nova" /var/lib/nova && mount --bind "$1/log" /var/log &&
+    shift && exec "$@"
 '''
 
 # To the one other host that there is.
 _SSH = '''#!/bin/sh
 [ "$1" = {name} ] && shift && exec unshare --mount sh -c '{enter}' \
-    sh {nova} sh -c "$*"
+    sh {root} sh -c "$*"
 '''
 
 
@@ -48,17 +50,19 @@ class Host(fixtures.Fixture):
         self._peer = peer
 
     def _setUp(self):
-        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        root.chmod(0o755)
-        self.nova = root / 'nova'
+        self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.root.chmod(0o755)
+        for name in ('etc', 'work', 'log'):
+            (self.root / name).mkdir()
+        self.nova = self.root / 'nova'
         self.instances = self.nova / 'instances'
         self.base = self.instances / '_base'
         self.base.mkdir(parents=True)
-        self._bin = root / 'bin'
+        self._bin = self.root / 'bin'
         self._bin.mkdir()
         if self._peer:
             self.stand_in('ssh', _SSH.format(
-                name=self._peer.name, enter=_ENTER, nova=self._peer.nova))
+                name=self._peer.name, enter=_ENTER, root=self._peer.root))
 
     def stand_in(self, name, text):
         """Have a command that this machine has not, or not like this."""
@@ -74,7 +78,7 @@ class Host(fixtures.Fixture):
         script = '\n'.join(f'{command}\necho "{_MARK}"'
                            for command in commands)
         done = subprocess.run(
-            ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self.nova,
+            ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self.root,
              'bash', '-e', '-o', 'pipefail', '-c', script],
             text=True, capture_output=True, timeout=_LIMIT, env={
                 **os.environ, 'LC_ALL': 'C',
