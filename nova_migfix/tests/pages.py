@@ -71,7 +71,7 @@ def commands(page, section=None, **values):
         underscores here
     :raises KeyError: there is no such section, or no value for a name
     """
-    part = text(page) if section is None else _sections(page)[section]
+    part = text(page) if section is None else sections(page)[section]
     for command, output in _shown(part):
         if not elsewhere.find(page, command):
             yield tuple(_PLACEHOLDER.sub(
@@ -79,7 +79,7 @@ def commands(page, section=None, **values):
                 for line in (command, output))
 
 
-def _sections(page):
+def sections(page):
     """Return the parts of a page by heading, those within them included."""
     whole = text(page)
     headings = list(_HEADING.finditer(whole))
