@@ -24,7 +24,8 @@ cd "$(dirname "$0")/.."
 
 if [ $# -eq 0 ]; then
     # style, types, documents, images and both ends of the supported releases
-    set -- pep8 docs docs-commands releasenotes kolla nova-29-quick nova-34-quick
+    set -- pep8 docs releasenotes docs-commands docs-commands-oldest kolla \
+        nova-29-quick nova-34-quick
 fi
 
 . tools/runner.sh

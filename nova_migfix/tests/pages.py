@@ -13,14 +13,14 @@
 """The commands that pages of the documentation show.
 
 Each is run by a test: by one that asks for :func:`commands` of its page, or
-by what :mod:`nova_migfix.tests.documentation.elsewhere` says.
+by what :mod:`nova_migfix.tests.elsewhere` says.
 """
 
 import pathlib
 import re
 import textwrap
 
-from nova_migfix.tests.documentation import elsewhere
+from nova_migfix.tests import elsewhere
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 SOURCE = CHECKOUT / 'doc/source'
@@ -28,15 +28,19 @@ SOURCE = CHECKOUT / 'doc/source'
 _BLOCK = re.compile(
     r'^( *)\.\. code-block:: console\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
 _PLACEHOLDER = re.compile('<([a-z][a-z _]*)>')
+_TABLE = re.compile(r'table(\.rst|/[^/]*)$')
 _HEADING = re.compile(r'^(\S.*)\n([=\-^~])\2+\n', re.MULTILINE)
 
 
 def names():
-    """Return the names of all pages, below doc/source or the checkout."""
-    return sorted(
-        str(path.relative_to(above)) for above, paths in (
-            (SOURCE, SOURCE.rglob('*.rst')), (CHECKOUT, CHECKOUT.glob('*.rst'))
-        ) for path in paths)
+    """Return the names of all pages, below doc/source or the checkout.
+
+    But for the tables that are written when the documentation is built.
+    """
+    found = (path.relative_to(above) for above, paths in (
+        (SOURCE, SOURCE.rglob('*.rst')), (CHECKOUT, CHECKOUT.glob('*.rst')))
+        for path in paths)
+    return sorted(str(path) for path in found if not _TABLE.search(str(path)))
 
 
 def text(page):

@@ -15,3 +15,6 @@
 In an environment of its own, that has the openstack client: ``tox -e
 docs-commands``.
 """
+
+# before anything of Nova's and of the client's
+from nova_migfix.tests import functional  # noqa: F401

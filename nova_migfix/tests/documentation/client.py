@@ -21,10 +21,6 @@ from typing import NamedTuple
 from unittest import mock
 
 import fixtures
-
-# before the client: Nova replaces modules that it imports
-from nova_migfix.tests import functional  # noqa: F401
-
 from openstackclient import shell
 from wsgi_intercept import interceptor
 
@@ -67,7 +63,7 @@ class Client(fixtures.Fixture):
             f'{service}_endpoint_override': f'http://{service}/{version}'
             for service, version in _OTHERS.items()}
         return {'auth_type': 'admin_token', 'identity_api_version': '3',
-                'auth': {'token': 'none', 'endpoint': self._api.base_url},
+                'auth': {'token': 'none', 'endpoint': self._api.api.base_url},
                 **endpoints}
 
     def _serve(self, service, version):

@@ -23,8 +23,8 @@ import re
 import ddt
 import testtools
 
-from nova_migfix.tests.documentation import elsewhere
 from nova_migfix.tests.documentation import tox
+from nova_migfix.tests import elsewhere
 from nova_migfix.tests import pages
 
 _TESTS = pages.CHECKOUT / 'nova_migfix/tests'

@@ -20,6 +20,7 @@ from oslo_log import log as logging
 import testtools
 
 from nova_migfix import conf as migfix_conf
+from nova_migfix import nova_release
 from nova_migfix.tests import pages
 
 CONF = conf.CONF
@@ -38,6 +39,8 @@ class OptionsTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
+        if nova_release.major() < nova_release.NEWEST:
+            self.skipTest('the pages speak of the newest Nova')
         migfix_conf.register_opts(CONF)
         logging.register_options(CONF)
 

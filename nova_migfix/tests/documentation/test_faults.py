@@ -34,7 +34,7 @@ _LINK = re.compile(':doc:`/([^`]+)`')
 #: title: text
 SECTIONS = {
     title: text for page in pages.names()
-    if page.startswith('faults/') and page.count('/') == 1
+    if page.startswith('faults/')
     for title, text in list(pages.sections(page).items())[1:]}
 KNOWN = {fault.name: fault for fault in faults.FAULTS}
 
