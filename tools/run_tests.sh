@@ -24,7 +24,8 @@ cd "$(dirname "$0")/.."
 
 if [ $# -eq 0 ]; then
     # style, types, documents, images, hosts and both ends of the supported releases
-    set -- pep8 docs releasenotes kolla fleet nova-29-quick nova-34-quick
+    set -- pep8 docs releasenotes docs-commands docs-commands-oldest kolla \
+        fleet nova-29-quick nova-34-quick
 fi
 
 . tools/runner.sh

@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import functools
 import itertools
 import pathlib
 
@@ -60,6 +61,14 @@ def faults_table():
         yield f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``'
 
 
+def fault_table(fault):
+    """What is told of one, below the lines that tell it."""
+    yield '``explain`` says', f'``{fault.name}``'
+    yield 'Meaning', fault.meaning
+    yield 'What to do', fault.remedy
+    yield 'Fix', f'``{fault.fix}``' if fault.fix else 'none'
+
+
 def patches_table():
     subjects = {name: [series.subject(patch) for patch in series.read(name)]
                 for name in series.SERIES}
@@ -75,11 +84,14 @@ TABLES = {
     'fixes/vnic_table.rst': vnic_table,
     'patches/table.rst': patches_table,
     'status/faults_table.rst': faults_table,
+    **{f'faults/table/{fault.name}.rst': functools.partial(fault_table, fault)
+       for fault in faults.FAULTS},
 }
 
 
 def write_tables(app):
     for name, rows in TABLES.items():
+        (SOURCE / name).parent.mkdir(exist_ok=True)
         (SOURCE / name).write_text(
             '.. list-table::\n   :header-rows: 1\n\n' + ''.join(
                 '   * - ' + '\n     - '.join(row) + '\n' for row in rows()))

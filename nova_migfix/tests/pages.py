@@ -10,26 +10,88 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that pages of the documentation show."""
+"""The commands that pages of the documentation show.
+
+Each is run by a test: by one that asks for :func:`commands` of its page, or
+by what :mod:`nova_migfix.tests.elsewhere` says.
+"""
 
 import pathlib
 import re
 import textwrap
 
+from nova_migfix.tests import elsewhere
+
 CHECKOUT = pathlib.Path(__file__).parents[2]
+SOURCE = CHECKOUT / 'doc/source'
 
 _BLOCK = re.compile(
     r'^( *)\.\. code-block:: console\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
+_PLACEHOLDER = re.compile('<([a-z][a-z _]*)>')
+_TABLE = re.compile(r'table(\.rst|/[^/]*)$')
+_HEADING = re.compile(r'^(\S.*)\n([=\-^~])\2+\n', re.MULTILINE)
 
 
-def commands(page):
-    """Yield each command, and what it is shown to print.
+def names():
+    """Return the names of all pages, below doc/source or the checkout.
 
-    :param page: below doc/source
+    But for the tables that are written when the documentation is built.
     """
-    text = (CHECKOUT / 'doc/source' / page).read_text()
-    for block in _BLOCK.finditer(text):
-        for part in re.split('^[#$] ', textwrap.dedent(block[2]),
-                             flags=re.MULTILINE)[1:]:
-            command, _, output = part.strip().partition('\n')
-            yield command, output
+    found = (path.relative_to(above) for above, paths in (
+        (SOURCE, SOURCE.rglob('*.rst')), (CHECKOUT, CHECKOUT.glob('*.rst')))
+        for path in paths)
+    return sorted(str(path) for path in found if not _TABLE.search(str(path)))
+
+
+def text(page):
+    path = SOURCE / page
+    return (path if path.exists() else CHECKOUT / page).read_text()
+
+
+def shown(page):
+    """Yield each command of a page, and what it is shown to print."""
+    return _shown(text(page))
+
+
+def _shown(part):
+    for block in _BLOCK.finditer(part):
+        for one in re.split('^[#$] ', textwrap.dedent(block[2]),
+                            flags=re.MULTILINE)[1:]:
+            lines = one.strip().splitlines()
+            # what a shell asks for with its second prompt
+            last = max((number for number, line in enumerate(lines)
+                        if line.startswith('> ')), default=0)
+            yield ('\n'.join(line.removeprefix('> ')
+                             for line in lines[:last + 1]),
+                   '\n'.join(lines[last + 1:]))
+
+
+def commands(page, section=None, **values):
+    """Yield each command that a test of the page runs, and what it prints.
+
+    :param page: below doc/source, or below the checkout
+    :param section: the heading of the part that is wanted, None for the page
+    :param values: what is to be put for ``<name>``; its spaces are
+        underscores here
+    :raises KeyError: there is no such section, or no value for a name
+    """
+    part = text(page) if section is None else sections(page)[section]
+    for command, output in _shown(part):
+        if not elsewhere.find(page, command):
+            yield tuple(_PLACEHOLDER.sub(
+                lambda name: str(values[name[1].replace(' ', '_')]), line)
+                for line in (command, output))
+
+
+def sections(page):
+    """Return the parts of a page by heading, those within them included."""
+    whole = text(page)
+    headings = list(_HEADING.finditer(whole))
+    ranks = list(dict.fromkeys(heading[2] for heading in headings))
+    parts = {}
+    for place, heading in enumerate(headings):
+        rank = ranks.index(heading[2])
+        end = next((other.start() for other in headings[place + 1:]
+                    if ranks.index(other[2]) <= rank), len(whole))
+        parts[heading[1]] = whole[heading.end():end]
+    return parts

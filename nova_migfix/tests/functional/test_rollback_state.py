@@ -35,6 +35,19 @@ RAISED_AGAIN = nova_release.major() >= 32
 NOVA = ('error', 'ERROR') if RAISED_AGAIN else ('failed', 'ACTIVE')
 
 
+def fail(domain, also=lambda domain: None):
+    """What libvirt does on the source when QEMU does not take the guest.
+
+    :param also: is called with the domain: what else becomes of it
+    """
+    # as libvirt has it when a job is over
+    domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
+    also(domain)
+    raise fakelibvirt.make_libvirtError(
+        fakelibvirt.libvirtError, REASON,
+        error_code=fakelibvirt.VIR_ERR_INTERNAL_ERROR)
+
+
 class FailingMigrationTestCase(base.MigrationTestCase):
     """Libvirt fails to migrate, with a word of QEMU's for it.
 
@@ -51,13 +64,7 @@ class FailingMigrationTestCase(base.MigrationTestCase):
         if self.fails is None:
             super()._migrate_stub(domain, destination, params, flags)
             return
-        source = self.source_domain()
-        # as libvirt has it when a job is over
-        source._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
-        self.fails(source)
-        raise fakelibvirt.make_libvirtError(
-            fakelibvirt.libvirtError, REASON,
-            error_code=fakelibvirt.VIR_ERR_INTERNAL_ERROR)
+        fail(self.source_domain(), self.fails)
 
     def runs_on(self, domain):
         """As after most failures."""

@@ -12,8 +12,6 @@
 """What the documentation shows is what the commands do."""
 
 import json
-import pathlib
-import re
 import shlex
 
 import ddt
@@ -25,11 +23,10 @@ from nova_migfix.status import explain
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
 from nova_migfix import tap
+from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base
 
-PAGE = (pathlib.Path(__file__).parents[4]
-        / 'doc/source/status/index.rst').read_text()
-PROMPT = '$ nova-migfix-status '
+PAGE = pages.text('status/index.rst')
 
 #: first words of what is shown: exit codes that it may have
 CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'explain': {2}}
@@ -37,13 +34,10 @@ CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'explain': {2}}
 
 def shown():
     """Yield each command of the page and the lines that it shows."""
-    for block in re.findall(
-            r'code-block:: console\n\n((?: {3}.*\n|\n)+)', PAGE):
-        for part in block.split(PROMPT)[1:]:
-            command, *lines = part.splitlines()
-            yield command, tuple(
-                line.strip() for line in lines
-                if line.strip() not in ('', '...'))
+    for command, output in pages.commands('status/index.rst'):
+        yield command.removeprefix('nova-migfix-status '), tuple(
+            line.strip() for line in output.splitlines()
+            if line.strip() not in ('', '...'))
 
 
 @ddt.ddt

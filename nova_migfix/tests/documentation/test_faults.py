@@ -1,0 +1,82 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The reference of faults, and the table that ``explain`` has.
+
+Whoever finds a line there is told the same by the command, and no fault that
+the command knows is missing.
+"""
+
+import re
+import textwrap
+
+import ddt
+import testtools
+
+from nova_migfix.status import explain
+from nova_migfix.status import faults
+from nova_migfix.tests import pages
+
+_LINES = re.compile(
+    r'^( *)\.\. code-block:: none\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
+_TABLE = re.compile(r'^\.\. include:: table/(\S+)\.rst$', re.MULTILINE)
+_LINK = re.compile(':doc:`/([^`]+)`')
+
+#: title: text
+SECTIONS = {
+    title: text for page in pages.names()
+    if page.startswith('faults/')
+    for title, text in list(pages.sections(page).items())[1:]}
+KNOWN = {fault.name: fault for fault in faults.FAULTS}
+
+
+def _name(text):
+    """Return the name of a fault, '' if none but the reference has it."""
+    return ''.join(_TABLE.findall(text))
+
+
+def _said(text):
+    return [explain.Line('log', number, line) for number, line in enumerate(
+        line for block in _LINES.finditer(text)
+        for line in textwrap.dedent(block[2]).splitlines())]
+
+
+@ddt.ddt
+class FaultsTestCase(testtools.TestCase):
+
+    def test_each_fault_has_its_section(self):
+        self.assertEqual(sorted(KNOWN), sorted(
+            filter(None, map(_name, SECTIONS.values()))))
+
+    @ddt.data(*SECTIONS)
+    def test_what_explain_says_of_the_lines(self, title):
+        text = SECTIONS[title]
+        fault, told = explain._match(_said(text))
+        self.assertEqual(_name(text), fault.name if fault else '')
+        if fault:
+            self.assertEqual(title, fault.name)
+            self.assertNotEqual([], told)
+
+    @ddt.data(*SECTIONS)
+    def test_what_is_in_it(self, title):
+        text = SECTIONS[title]
+        parts = ['Log', 'Cause']
+        fault = KNOWN.get(title)
+        if fault and fault.fix:
+            parts += ['Symptom', 'Releases', 'With the plugin', 'Without it']
+        for part in parts:
+            self.assertIn(f'\n{part}\n', f'\n{text}')
+
+    @ddt.data(*SECTIONS)
+    def test_pages_that_are_named_exist(self, title):
+        for link in _LINK.findall(SECTIONS[title]):
+            self.assertIn(f'{link}.rst', pages.names())

@@ -1,0 +1,299 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The runbook for guests that are hurt: on real disks, and on Nova's cloud.
+
+Disks are damaged as Nova does it: an overlay is moved from the backing file
+that it was laid upon to another one, of the same name, that another mkfs has
+made.
+"""
+
+import shutil
+import subprocess
+
+import ddt
+import fixtures
+import testtools
+
+from nova_migfix.tests.documentation import cloud
+from nova_migfix.tests.documentation import machine
+from nova_migfix.tests import pages
+
+_UUID = '3b7fabc5-7528-4cf2-b32d-ab0a61428e52'
+_SIZE = 1 << 30
+
+#: of a file system: the name of its backing file, what Nova runs, what finds
+#: faults, and how the runbook says that it is made anew
+_KINDS = {
+    'ext4': ('ephemeral_1_40d1d2c', ('mkfs', '-t', 'ext4', '-F'),
+             ('e2fsck', '-fn'), 'mkfs.ext4'),
+    'xfs': ('ephemeral_1_310201b', ('mkfs', '-t', 'xfs'),
+            ('xfs_repair', '-n', '-f'), 'mkfs.xfs'),
+}
+
+
+def _run(*command, **popen):
+    return subprocess.run(
+        list(map(str, command)), check=True, capture_output=True, text=True,
+        timeout=120, **popen).stdout
+
+
+def _use_ext4(image):
+    """Write to it what a guest writes, the superblock included."""
+    for number in range(8):
+        _run('debugfs', '-w', '-R', f'write {__file__} file{number}', image)
+
+
+def _use_xfs(image):
+    """Use the root directory, as who puts something into it."""
+    _run('xfs_db', '-x', '-c', 'sb 0', '-c', 'addr rootino',
+         '-c', 'write core.mtime.sec 1', image)
+
+
+_USE = {'ext4': _use_ext4, 'xfs': _use_xfs}
+
+_CLUSTER = 64 << 10
+
+# Bytes at the beginning that who mounts a file system writes.
+_ALWAYS_WRITTEN = 2 * _CLUSTER
+
+
+class HurtGuestTestCase(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.source = self.useFixture(machine.Host('compute1'))
+        self.host = self.useFixture(machine.Host('compute2', self.source))
+        try:
+            self.host.run(['true'])
+        except AssertionError as error:
+            self.skipTest(f'no mount namespace of our own: {error}')
+        self.directory = self.host.instances / _UUID
+        self.directory.mkdir()
+
+    def shown(self, *sections, **values):
+        """Return the commands of a shell in parts of the runbook."""
+        return [command for section in sections for command, _ in
+                pages.commands('admin/repair.rst', section, **{
+                    'server': _UUID, 'source': 'compute1', 'size': 1,
+                    **values})
+                if not command.startswith('openstack ')]
+
+
+@ddt.ddt
+class ForeignBaseTestCase(HurtGuestTestCase):
+
+    def damage(self, kind):
+        """Migrate a guest with one disk, as unmodified Nova does.
+
+        :ivar base: on the source
+        :ivar original: all bytes of the disk before that
+        """
+        name, mkfs, self.check, _again = _KINDS[kind]
+        self.base = self.source.base / name
+        for path in (self.base, self.host.base / name):
+            with open(path, 'wb') as file:
+                file.truncate(_SIZE)
+            _run(*mkfs, '-L', 'ephemeral0', path)
+        self.original = self.source.nova / 'original'
+        _run('cp', '--sparse=always', self.base, self.original)
+        _USE[kind](self.original)
+        self.disk = self.directory / 'disk.eph0'
+        _run('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw', '-b',
+             self.base, self.disk)
+        self.write_what_the_guest_has_written()
+        _run('qemu-img', 'rebase', '-u', '-F', 'raw', '-b',
+             f'/var/lib/nova/instances/_base/{name}', self.disk)
+
+    def write_what_the_guest_has_written(self):
+        piece = self.source.nova / 'piece'
+        with open(self.base, 'rb') as before, \
+                open(self.original, 'rb') as after:
+            for offset in range(0, _SIZE, _CLUSTER):
+                found = after.read(_CLUSTER)
+                if offset < _ALWAYS_WRITTEN or found != before.read(_CLUSTER):
+                    before.seek(offset + _CLUSTER)
+                    piece.write_bytes(found)
+                    _run('qemu-io', '-f', 'qcow2', '-c',
+                         f'write -s {piece} {offset} {_CLUSTER}', self.disk)
+
+    def repair(self, kind, *sections):
+        """Follow the runbook; returns what each command has printed."""
+        commands = [command for command in self.shown(
+            'How it is seen', *sections, 'The disk upon the right one',
+            base=self.base.name) if self.is_for(kind, command)]
+        return dict(zip(commands, self.host.run(commands)))
+
+    @staticmethod
+    def is_for(kind, command):
+        """Say whether a command is, where one is shown for each kind."""
+        others = {word for other in _KINDS if other != kind
+                  for word in (_KINDS[other][2][0], _KINDS[other][3])}
+        return not others & set(command.split()) and not (
+            kind == 'xfs' and 'dumpe2fs' in command)
+
+    def assert_repaired(self):
+        repair = self.host.nova / 'repair'
+        self.assertNotEqual(0, subprocess.call(
+            ['cmp', '--silent', self.original, repair / 'damaged.raw']))
+        _run('cmp', self.original, repair / 'repaired.raw')
+        self.assertNotIn('backing', _run('qemu-img', 'info', self.disk))
+        _run('qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2',
+             self.original, self.disk)
+        _run(*self.check, repair / 'repaired.raw')
+
+    @ddt.data(*_KINDS)
+    def test_the_backing_file_is_on_the_source(self, kind):
+        self.damage(kind)
+        pull = self.shown('The backing file of the source',
+                          base=self.base.name)[0]
+        printed = self.repair(kind, 'The backing file of the source')
+        self.assertIn(pull, printed)
+        self.assert_repaired()
+        uuids = [line.split(' UUID="')[1][:36] for line in printed.values()
+                 if ' UUID="' in line]
+        disk, foreign, right, *_rest, repaired = uuids
+        self.assertNotEqual(disk, foreign)
+        self.assertEqual((disk, disk), (right, repaired))
+
+    @ddt.data(*_KINDS)
+    def test_the_backing_file_is_made_again(self, kind):
+        self.damage(kind)
+        self.base.unlink()
+        self.repair(kind, 'A backing file made again')
+        self.assert_repaired()
+
+    def test_the_damage_is_found_by_the_check(self):
+        self.damage('xfs')
+        self.host.run(self.shown('How it is seen', base=self.base.name))
+        check = subprocess.run(
+            [*self.check, self.host.nova / 'repair/damaged.raw'],
+            capture_output=True, text=True)
+        self.assertEqual(1, check.returncode)
+        self.assertIn('bad uuid', check.stderr)
+
+    def test_the_backing_file_is_open_still(self):
+        self.damage('ext4')
+        found = self.source.nova / 'repair' / self.base.name
+        expected = self.base.read_bytes()
+        commands = self.shown('A backing file that is open still',
+                              base=self.base.name)
+        path = f'/var/lib/nova/instances/_base/{self.base.name}'
+        self.source.run([f'exec 9<{path}', f'rm {path}', *commands])
+        self.assertEqual(expected, found.read_bytes())
+
+
+@ddt.ddt
+class LabelTestCase(HurtGuestTestCase):
+
+    @ddt.data(*_KINDS)
+    def test_label_and_uuid_are_what_they_were(self, kind):
+        device = self.host.nova / 'device'
+        with open(device, 'wb') as file:
+            file.truncate(_SIZE)
+        _run(*_KINDS[kind][1], '-L', 'ephemeral0', device)
+        tools = {'ext4': {'e2fsck', 'e2label', 'tune2fs'},
+                 'xfs': {'xfs_repair', 'xfs_admin'}}[kind]
+        self.host.run([
+            command for command in self.shown(
+                'Labels and UUIDs', device=device, old_uuid=_UUID)
+            if command.split()[0] in tools])
+        found = _run('blkid', '--probe', '--output', 'export', device)
+        self.assertIn('LABEL=ephemeral1\n', found)
+        self.assertIn(f'UUID={_UUID}\n', found)
+        _run(*_KINDS[kind][2], device)
+
+
+@ddt.ddt
+class FilesTestCase(HurtGuestTestCase):
+
+    @ddt.data((b'', '0'), (b'\1CD001', '1'))
+    @ddt.unpack
+    def test_config_drive(self, content, found):
+        (self.directory / 'disk.config').write_bytes(
+            b'\0' * 0x8000 + content + b'\0' * 2048)
+        (_, shown), *_rest = pages.commands(
+            'admin/repair.rst', 'Config drives of zeros', server=_UUID)
+        printed, = self.host.run(self.shown('Config drives of zeros'))
+        self.assertEqual(found, printed.strip())
+        self.assertEqual('0', shown)
+
+    def test_files_of_a_guest_that_has_gone(self):
+        (self.directory / 'disk').write_text('data')
+        listed, _copied = self.host.run(self.shown('A guest that has gone'))
+        self.assertEqual(f'/var/lib/nova/instances/{_UUID}\n', listed)
+        self.assertEqual('data', (
+            self.host.nova / f'repair-{_UUID}/disk').read_text())
+
+    def test_what_a_resize_has_left(self):
+        left = self.host.instances / f'{_UUID}_resize'
+        left.mkdir()
+        commands = self.shown('``<server>_resize`` that was left behind')
+        self.assertIn(f'{_UUID}_resize', self.host.run(commands)[0])
+        self.assertFalse(left.exists())
+        self.assertTrue(
+            (self.host.nova / 'left-behind' / left.name).exists())
+
+    def test_state_of_a_domain(self):
+        if not shutil.which('virsh'):
+            self.skipTest('libvirt-clients is not installed')
+        self.useFixture(fixtures.EnvironmentVariable(
+            'VIRSH_DEFAULT_CONNECT_URI', 'test:///default'))
+        state, = self.host.run(self.shown(
+            'ERROR although the guest runs', domain='test'))
+        self.assertEqual('running', state.strip())
+
+
+class CloudTestCase(cloud.CloudTestCase):
+
+    def shown(self, section):
+        return [command for command, _ in pages.commands(
+            'admin/repair.rst', section, server=self.server['id'],
+            domain='') if command.startswith('openstack ')]
+
+    def status(self):
+        return self.api.get_server(self.server['id'])['status']
+
+    def set_version(self):
+        self.do('export OS_COMPUTE_API_VERSION=2.80')
+
+    def test_off(self):
+        stop, show = self.shown('Repairing guests that are hurt')
+        self.do(stop)
+        self._wait_for_state_change(self.server, 'SHUTOFF')
+        self.assertIn('SHUTOFF', self.do(show))
+
+    def test_config_drive(self):
+        self.set_version()
+        reboot, = self.shown('Config drives of zeros')
+        self.do(reboot)
+        self._wait_for_state_change(self.server, 'ACTIVE')
+
+    def test_error(self):
+        self.set_version()
+        self.api.post_server_action(
+            self.server['id'], {'os-resetState': {'state': 'error'}})
+        show, records, settle = self.shown('ERROR although the guest runs')
+        for part in ('ERROR', 'src', 'instance-', 'Running'):
+            self.assertIn(part, self.do(show))
+        self.do(records)
+        self.do(settle, 'y')
+        self.assertEqual('ACTIVE', self.status())
+
+    def test_what_a_resize_has_left(self):
+        show, = self.shown('``<server>_resize`` that was left behind')
+        self.assertIn('ACTIVE', self.do(show))
+
+    def test_nothing_else_is_shown(self):
+        shown = [command for command, _ in pages.shown('admin/repair.rst')
+                 if command.startswith('openstack ')]
+        self.assertEqual(7, len(shown))

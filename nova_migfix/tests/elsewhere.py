@@ -1,0 +1,85 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Commands of the documentation that no test runs as they are shown."""
+
+import fnmatch
+from typing import NamedTuple
+
+
+class Elsewhere(NamedTuple):
+    """Why a command is not run from its page, and what does the same.
+
+    :ivar page: below doc/source, or below the checkout
+    :ivar command: a pattern of the shell's for the whole command
+    :ivar by: a module of tests, ``tox -e ENVIRONMENT``, a scenario of the lab
+        as ``lab NAME``; '' if only a human can run it
+    """
+
+    page: str
+    command: str
+    by: str
+    why: str
+
+
+_SELF = 'It installs a machine and runs for long: it is what runs the tests.'
+_GERRIT = 'It needs an account at OpenDev.'
+
+TABLE = tuple(Elsewhere(*row) for row in (
+    ('README.rst', 'pip install nova-migfix',
+     'nova_migfix.tests.functional.test_loading',
+     'The package is built and installed there, beside a Nova.'),
+    ('README.rst', 'tools/run_*', '', _SELF),
+    ('CONTRIBUTING.rst', 'tools/run_*', '', _SELF),
+    ('CONTRIBUTING.rst', 'tox -e *',
+     'nova_migfix.tests.documentation.test_tox',
+     'Its environments have to exist; they are what runs the tests.'),
+    ('install/index.rst', 'pip install nova-migfix',
+     'nova_migfix.tests.functional.test_loading',
+     'The package is built and installed there, beside a Nova.'),
+    ('install/index.rst', 'ssh <live_migration_inbound_addr*',
+     'lab image-gone-ssh', 'It needs another host.'),
+    ('contributor/fix.rst', 'tools/run_lab.sh*', 'lab queues-grow', _SELF),
+    ('contributor/tests.rst', 'tox -e *',
+     'nova_migfix.tests.documentation.test_tox', _SELF),
+    ('contributor/releases.rst', 'diff *', '', 'It needs two Novas.'),
+    ('contributor/lab.rst', 'tools/run_lab.sh', '', _SELF),
+    ('patches/index.rst', 'tools/run_patches.sh*', 'tox -e patches',
+     _SELF),
+    ('patches/images.rst', 'tox -e kolla-patches*',
+     'nova_migfix.tests.unit.test_patches', 'What it runs is run there.'),
+    ('patches/images.rst', 'kolla-build --patches-path*',
+     'nova_migfix.tests.kolla.test_images',
+     'It builds images; there Kolla renders them only.'),
+    ('patches/images.rst', 'for patch in*', '',
+     'It needs the source package of a distribution.'),
+    ('patches/images.rst', 'd[cp]*', '',
+     'It needs the source package of a distribution.'),
+    ('patches/upstream.rst', 'git clone*', '', _GERRIT),
+    ('patches/upstream.rst', 'cd nova', '', _GERRIT),
+    ('patches/upstream.rst', 'git review*', '', _GERRIT),
+    ('patches/upstream.rst', 'git checkout*', 'tox -e patches',
+     'It needs a clone of Nova; the series are applied to releases there.'),
+    ('patches/upstream.rst', 'for patch in*', 'tox -e patches',
+     'It needs a clone of Nova; the series are applied to releases there.'),
+    ('patches/upstream.rst', 'git rebase*', 'tox -e patches',
+     'It needs a clone of Nova; the series are applied to releases there.'),
+    ('patches/upstream.rst', 'git cherry-pick*', '', _GERRIT),
+    ('patches/upstream.rst', 'tox -e *', 'tox -e patches',
+     'The environments are Nova\'s; its checks and tests are run there.'),
+))
+
+
+def find(page, command):
+    """Return the first entry for a command, None if a test has to run it."""
+    return next((entry for entry in TABLE if entry.page == page
+                 and fnmatch.fnmatchcase(command, entry.command)), None)
