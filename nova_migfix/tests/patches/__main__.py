@@ -32,7 +32,7 @@ from nova_migfix.tests.patches import check
 from nova_migfix.tests.patches import series
 
 COLUMNS = ('series', 'patch', 'tests before', 'after',
-           'new or changed, failing without', 'style', 'rc')
+           'new or changed, failing without', 'style', 'note', 'rc')
 
 
 def parse() -> argparse.Namespace:
