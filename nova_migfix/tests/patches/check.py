@@ -282,9 +282,23 @@ def changed_tests(before: str, after: str) -> set[str]:
 
 
 def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in module.body:
-        if isinstance(node, ast.ClassDef):
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and (
-                        method.name.startswith('test')):
-                    yield f'{node.name}.{method.name}', ast.dump(method)
+    classes = {node.name: node for node in module.body
+               if isinstance(node, ast.ClassDef)}
+    for name, node in classes.items():
+        # such has its tests run by those that inherit them
+        if not name.startswith('_'):
+            for method in _methods(node, classes):
+                if method.name.startswith('test'):
+                    yield f'{name}.{method.name}', ast.dump(method)
+
+
+def _methods(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef],
+             ) -> Iterator[ast.FunctionDef]:
+    """Yield a class's methods, those of the module's classes that it is of
+    before its own, which take their place.
+    """
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            yield from _methods(classes[base.id], classes)
+    yield from (method for method in node.body
+                if isinstance(method, ast.FunctionDef))

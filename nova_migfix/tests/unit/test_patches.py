@@ -191,6 +191,18 @@ class TestNewTests(testtools.TestCase):
         self.assertEqual({'TestOne.test_changed', 'TestOne.test_added'},
                          check.changed_tests(self.BEFORE, self.AFTER))
 
+    def test_inherited(self):
+        both = """
+        class _TestOne:
+            def test_inherited(self):
+                {}
+        class TestLocal(TestCase, _TestOne):
+            pass
+        """
+        self.assertEqual({'TestLocal.test_inherited'}, check.changed_tests(*(
+            textwrap.dedent(both.format(body))
+            for body in ('pass', 'assert True'))))
+
     def test_a_new_module(self):
         self.assertEqual({'TestOne.test_same', 'TestOne.test_changed'},
                          check.changed_tests('', self.BEFORE))
