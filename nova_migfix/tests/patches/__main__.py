@@ -66,6 +66,8 @@ def main() -> int:
             name, directory, venvs, arguments.patches, arguments.ends)
         try:
             for row in checked.rows():
+                # All of it takes more than an hour.
+                print(*row, sep='  ', flush=True)
                 table.add_row(row)
         except subprocess.CalledProcessError as error:
             checked.complaints.append(f'{error}\n{error.output or ""}')

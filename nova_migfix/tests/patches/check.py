@@ -294,9 +294,7 @@ def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
 
 def _methods(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef],
              ) -> Iterator[ast.FunctionDef]:
-    """Yield a class's methods, those of the module's classes that it is of
-    before its own, which take their place.
-    """
+    """Yield a class's methods after those that it inherits in the module."""
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in classes:
             yield from _methods(classes[base.id], classes)
