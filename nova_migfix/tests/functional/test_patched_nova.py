@@ -138,6 +138,10 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.run_python('-m', 'testtools.run',
                         'nova_migfix.tests.unit.test_guest_abi')
 
+    def test_disks(self):
+        self.run_python('-m', 'testtools.run',
+                        'nova_migfix.tests.functional.patched_disks')
+
 
 @testtools.skipUnless(series.SERIES['master'] == nova_release.major(),
                       'made for another Nova')
