@@ -59,6 +59,7 @@ RELEASES = (
     (34, 34, 34),
     (31, 34, 34),
     (34, 34, 31),
+    (34, MASTER, 34),
     (MASTER, MASTER, MASTER),
     (34, MASTER, MASTER),
     (MASTER, MASTER, 34),
