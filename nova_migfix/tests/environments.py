@@ -60,16 +60,18 @@ class Environments:
             complete.write_text(constraints.read_text())
         return python
 
-    def install(self, python: pathlib.Path, *what: str | pathlib.Path) -> None:
+    def install(self, python: pathlib.Path, *what: str | pathlib.Path,
+                **environment: str) -> None:
         """Install by pip or uv.
 
+        :param environment: variables of whatever has to be built
         :raises IndexUnreachable: the package index cannot be reached
         :raises RuntimeError: it failed otherwise, with its output
         """
         install = [*([self.uv, 'pip', 'install', '--python', python]
                      if self.uv else [python, '-m', 'pip', 'install'])]
         try:
-            self._run(*install, *what)
+            self._run(*install, *what, **environment)
         except RuntimeError as error:
             self._check_index(install, error)
             raise
@@ -82,12 +84,14 @@ class Environments:
             except RuntimeError:
                 raise IndexUnreachable(str(error)) from None
 
-    def _run(self, *command: str | pathlib.Path) -> None:
-        # The version of the plugin is of no matter and needs no git.
-        environ = {'PBR_VERSION': '0.0.1', **os.environ}
+    def _run(self, *command: str | pathlib.Path, **environment: str) -> None:
+        # The plugin's version is not that of others that are built by pbr.
+        inherited = {name: value for name, value in os.environ.items()
+                     if name != 'PBR_VERSION'}
         done = subprocess.run(
-            command, env=environ, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            command, env={**inherited, **environment}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT)
         if done.returncode:
             raise RuntimeError(done.stdout)
 

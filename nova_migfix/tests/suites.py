@@ -23,6 +23,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -62,10 +63,10 @@ def run(
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     stestr = _Stestr(directory, python, environment, output)
+    ids = stestr.ids()
     for suite in SUITES:
-        left = stestr.ids(suite)
-        if only is not None:
-            left = set(filter(only, left))
+        left = {name for name in ids if re.match(suite, name)
+                and (only is None or only(name))}
         for _ in range(attempts):
             if left:
                 stestr.run(left)
@@ -97,9 +98,9 @@ class _Stestr:
                 **os.environ, 'OS_TEST_TIMEOUT': TIMEOUT, **environment}}
         subprocess.run([*self._command, 'init'], check=True, **self._options)
 
-    def ids(self, suite: str) -> set[str]:
+    def ids(self) -> set[str]:
         listed = subprocess.run(
-            [*self._command, 'list', suite], text=True, check=True,
+            [*self._command, 'list'], text=True, check=True,
             **{**self._options, 'stdout': subprocess.PIPE}).stdout
         return {line for line in listed.splitlines()
                 if line.startswith('nova.')}

@@ -33,20 +33,22 @@ from nova_migfix.tests.patches import kolla
 from nova_migfix.tests.patches import series
 from nova_migfix.tests import suites
 
-SERIES = series.of_nova(nova_release.major())
-
 #: Fixes that are in force in a patched Nova: they mend no fault of Nova's, or
 #: none of that Nova's.
-IN_FORCE = {29: {'config_drive', 'tls_rekey'}}
+IN_FORCE = {29: {'config_drive', 'kernel_ramdisk', 'tls_rekey'}}
 
 
 class PatchedImage(fixtures.Fixture):
     """The root of an image of Kolla's whose Nova has been patched.
 
+    :param name: of the series
     :ivar path: of the root
     :ivar site_packages: where its Nova is, and nothing else
     :ivar before: where this Nova is
     """
+
+    def __init__(self, name):
+        self.name = name
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -54,7 +56,7 @@ class PatchedImage(fixtures.Fixture):
         self.before = environments.site_packages(pathlib.Path(sys.executable))
         shutil.copytree(self.before / 'nova', self.site_packages / 'nova')
         patches = self.path / 'patches'
-        kolla.write(SERIES, patches)
+        kolla.write(self.name, patches)
         image = patches / kolla.IMAGE
         for name in (image / 'series').read_text().split():
             series.apply((image / name).read_text(), self.path)
@@ -62,10 +64,13 @@ class PatchedImage(fixtures.Fixture):
 
 class PatchedNovaTestCase(testtools.TestCase):
 
+    #: the name of the series
+    patched_by = series.of_nova(nova_release.major())
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.image = PatchedImage()
+        cls.image = PatchedImage(cls.patched_by)
         cls.image.setUp()
         cls.addClassCleanup(cls.image.cleanUp)
 
@@ -79,7 +84,7 @@ class PatchedNovaTestCase(testtools.TestCase):
 
     def test_the_tests_of_the_patches_pass(self):
         new = {f'{series.module(path)}.{test}'
-               for patch in series.read(SERIES)
+               for patch in series.read(self.patched_by)
                for path in series.touched(patch)
                if path.startswith(f'{series.TESTS}unit/')
                for test in check.changed_tests(*(
@@ -132,3 +137,15 @@ class PatchedNovaTestCase(testtools.TestCase):
     def test_golden_files(self):
         self.run_python('-m', 'testtools.run',
                         'nova_migfix.tests.unit.test_guest_abi')
+
+    def test_disks(self):
+        self.run_python('-m', 'testtools.run',
+                        'nova_migfix.tests.functional.patched_disks')
+
+
+@testtools.skipUnless(series.SERIES['master'] == nova_release.major(),
+                      'made for another Nova')
+class ForReviewTestCase(PatchedNovaTestCase):
+    """What is for review, on the Nova on which it was made."""
+
+    patched_by = 'master'

@@ -32,7 +32,7 @@ from nova_migfix.tests.patches import check
 from nova_migfix.tests.patches import series
 
 COLUMNS = ('series', 'patch', 'tests before', 'after',
-           'new or changed, failing without', 'style', 'rc')
+           'new or changed, failing without', 'style', 'note', 'rc')
 
 
 def parse() -> argparse.Namespace:
@@ -66,6 +66,8 @@ def main() -> int:
             name, directory, venvs, arguments.patches, arguments.ends)
         try:
             for row in checked.rows():
+                # All of it takes more than an hour.
+                print(*row, sep='  ', flush=True)
                 table.add_row(row)
         except subprocess.CalledProcessError as error:
             checked.complaints.append(f'{error}\n{error.output or ""}')

@@ -27,6 +27,8 @@ import sys
 from typing import NamedTuple
 
 from nova_migfix.tests import environments
+from nova_migfix.tests.patches import note
+from nova_migfix.tests.patches import passed
 from nova_migfix.tests.patches import series
 from nova_migfix.tests.patches import tree
 from nova_migfix.tests import suites
@@ -59,6 +61,7 @@ class Row(NamedTuple):
     after: str = ''
     without: str = ''
     style: str = ''
+    note: str = ''
     rc: int = 0
 
 
@@ -82,6 +85,9 @@ class Series:
         self._tree = tree.Tree(directory / 'trees' / name)
         self._python = venvs.python(self._major)
         self._statuses: dict[int, dict[str, str]] = {}
+        self._passed = passed.Passed(
+            directory / 'passed',
+            series.constraints(self._major).read_text())
 
     def rows(self) -> Iterator[Row]:
         self._tree.make(series.release(self._major))
@@ -103,7 +109,7 @@ class Series:
         self._complain(patch, _bad(after, 'with it'))
         return Row(self.name, patch.name, _counted(before), _counted(after),
                    self._without(number, patch, before, after),
-                   self._style(number, patch),
+                   self._style(number, patch), self._note(number, patch),
                    int(len(self.complaints) > known))
 
     def _complain(self, patch: pathlib.Path, what: Iterable[str]) -> None:
@@ -136,10 +142,15 @@ class Series:
             self._tree.checkout(self._commits[number])
             near = (self._patches if self._ends
                     else self._patches[max(number - 1, 0):number + 1])
-            self._statuses[number] = self._run_here(
-                f'{number:02}', (
-                    module for module in self._modules(near)
-                    if self._is_here(module)))
+            modules = set(filter(self._is_here, self._modules(near)))
+            content = self._tree.content(self._commits[number])
+            known = self._passed.read(content)
+            new = self._run_here(f'{number:02}', modules - set(known))
+            self._passed.add(content, {
+                module: _of(new, {module}) for module in modules})
+            self._statuses[number] = new
+            for module in modules & set(known):
+                self._statuses[number] |= known[module]
         return self._statuses[number]
 
     def _is_here(self, module: str) -> bool:
@@ -156,6 +167,8 @@ class Series:
             return suites.run(
                 directory / name, python=self._python, output=output,
                 PYTHONPATH=str(self._tree.path),
+                # What git removes from a tree would be compiled each time.
+                PYTHONPYCACHEPREFIX=str(self._directory / 'bytecode'),
                 MIGFIX_COMPAT_MODULES=' '.join(modules), **options)
 
     def _without(self, number: int, patch: pathlib.Path,
@@ -225,6 +238,18 @@ class Series:
         return found[1]
 
 
+    def _note(self, number: int, patch: pathlib.Path) -> str:
+        """Look at the release note that a patch adds."""
+        paths = [path for path in series.touched(patch)
+                 if path.startswith('releasenotes/')]
+        bad = [] if paths else ['it has no release note']
+        for path in paths:
+            bad += note.complaints(
+                path, self._tree.show(self._commits[number], path))
+        self._complain(patch, bad)
+        return 'bad' if bad else 'good'
+
+
 def _of(statuses: Mapping[str, str], modules: set[str]) -> dict[str, str]:
     return {name: status for name, status in statuses.items()
             if any(name.startswith(f'{module}.') or name == module
@@ -257,9 +282,21 @@ def changed_tests(before: str, after: str) -> set[str]:
 
 
 def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in module.body:
-        if isinstance(node, ast.ClassDef):
-            for method in node.body:
-                if isinstance(method, ast.FunctionDef) and (
-                        method.name.startswith('test')):
-                    yield f'{node.name}.{method.name}', ast.dump(method)
+    classes = {node.name: node for node in module.body
+               if isinstance(node, ast.ClassDef)}
+    for name, node in classes.items():
+        # such has its tests run by those that inherit them
+        if not name.startswith('_'):
+            for method in _methods(node, classes):
+                if method.name.startswith('test'):
+                    yield f'{name}.{method.name}', ast.dump(method)
+
+
+def _methods(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef],
+             ) -> Iterator[ast.FunctionDef]:
+    """Yield a class's methods after those that it inherits in the module."""
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            yield from _methods(classes[base.id], classes)
+    yield from (method for method in node.body
+                if isinstance(method, ast.FunctionDef))

@@ -81,6 +81,10 @@ class Tree:
             return ''
         return self._git('show', f'{commit}:{path}')
 
+    def content(self, commit: str) -> str:
+        """Return a name that all commits of the same content have."""
+        return self._git('rev-parse', f'{commit}^{{tree}}')
+
     def difference(self) -> str:
         """Return what has changed in what is checked out."""
         return self._git('diff', 'HEAD')

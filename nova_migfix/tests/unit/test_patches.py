@@ -21,6 +21,8 @@ import testtools
 
 from nova_migfix.tests.patches import check
 from nova_migfix.tests.patches import kolla
+from nova_migfix.tests.patches import note
+from nova_migfix.tests.patches import passed
 from nova_migfix.tests.patches import series
 
 NAME = '0001-libvirt-Double-a-number.patch'
@@ -189,6 +191,18 @@ class TestNewTests(testtools.TestCase):
         self.assertEqual({'TestOne.test_changed', 'TestOne.test_added'},
                          check.changed_tests(self.BEFORE, self.AFTER))
 
+    def test_inherited(self):
+        both = """
+        class _TestOne:
+            def test_inherited(self):
+                {}
+        class TestLocal(TestCase, _TestOne):
+            pass
+        """
+        self.assertEqual({'TestLocal.test_inherited'}, check.changed_tests(*(
+            textwrap.dedent(both.format(body))
+            for body in ('pass', 'assert True'))))
+
     def test_a_new_module(self):
         self.assertEqual({'TestOne.test_same', 'TestOne.test_changed'},
                          check.changed_tests('', self.BEFORE))
@@ -215,3 +229,65 @@ class TestPatchSet(testtools.TestCase):
                     self.assertTrue(
                         any(path.startswith(where) for path in touched),
                         f'{patch}: nothing in {where}')
+
+
+class TestNote(testtools.TestCase):
+
+    PATH = 'releasenotes/notes/twice-0123456789abcdef.yaml'
+    TEXT = 'fixes:\n  - |\n    A number can be had twice.\n'
+
+    def complaints(self, path=PATH, text=TEXT):
+        return '\n'.join(note.complaints(path, text))
+
+    def test_as_it_should_be(self):
+        self.assertEqual('', self.complaints())
+
+    def test_reno_could_not_tell_it_from_others(self):
+        self.assertIn('not named', self.complaints(
+            path='releasenotes/notes/twice.yaml'))
+
+    def test_no_yaml(self):
+        self.assertIn('mapping values', self.complaints(text='a: b: c'))
+
+    def test_no_sections(self):
+        self.assertIn('no sections', self.complaints(text='A text.'))
+
+    def test_a_section_that_reno_does_not_know(self):
+        self.assertIn('no section fixed', self.complaints(
+            text=self.TEXT.replace('fixes', 'fixed')))
+
+    def test_a_colon_makes_something_else_of_a_text(self):
+        self.assertIn('no list of texts', self.complaints(
+            text='fixes:\n  - libvirt: A number can be had twice.\n'))
+
+
+class TestPassed(testtools.TestCase):
+
+    TREE = '0123456789012345678901234567890123456789'
+    GOOD = {'nova.tests.test_one': {'nova.tests.test_one.One.test': 'success'}}
+    BAD = {'nova.tests.test_two': {'nova.tests.test_two.Two.test_a': 'success',
+                                   'nova.tests.test_two.Two.test_b': 'fail'}}
+
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path, 'passed')
+
+    def passed(self, environment='nova==34.0.0'):
+        return passed.Passed(self.directory, environment)
+
+    def test_what_fails_is_run_again(self):
+        self.passed().add(self.TREE, {**self.GOOD, **self.BAD})
+        self.assertEqual(self.GOOD, self.passed().read(self.TREE))
+
+    def test_what_has_no_tests_is_run_again(self):
+        self.passed().add(self.TREE, {'nova.tests.test_three': {}})
+        self.assertEqual({}, self.passed().read(self.TREE))
+
+    def test_another_tree(self):
+        self.passed().add(self.TREE, self.GOOD)
+        self.assertEqual({}, self.passed().read(self.TREE[::-1]))
+
+    def test_another_environment(self):
+        self.passed().add(self.TREE, self.GOOD)
+        self.assertEqual({}, self.passed('nova==33.0.0').read(self.TREE))

@@ -1,0 +1,157 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What plugin and patches have to agree on about disks, on real ones.
+
+Run in a patched Nova, by test_patched_nova: either host of a migration, and
+the same host before and after, may have the one or the other.
+"""
+
+import json
+import pathlib
+import subprocess
+from unittest import mock
+
+import fixtures
+from nova import conf
+from nova import objects
+from nova.virt.libvirt import driver
+from nova.virt.libvirt import ephemeral
+from oslo_serialization import jsonutils
+import testtools
+
+from nova_migfix import disks
+from nova_migfix.fixes import ephemeral as fix
+
+BASE = 'ephemeral_1_40d1d2c'
+NAMES = ('disk.eph0', 'disk.eph1')
+
+
+def run(*command):
+    return subprocess.run(command, check=True, text=True,
+                          stdout=subprocess.PIPE).stdout
+
+
+class DisksTestCase(testtools.TestCase):
+    """Of two overlays the first has been written to."""
+
+    def setUp(self):
+        super().setUp()
+        conf.CONF([], project='nova')
+        root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.base = root / '_base' / BASE
+        self.directory = root / 'instance'
+        for directory in (self.base.parent, self.directory):
+            directory.mkdir()
+        self.make_base()
+        self.paths = [self.directory / name for name in NAMES]
+        for path in self.paths:
+            run('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw',
+                '-b', self.base, path)
+        run('qemu-io', '-f', 'qcow2', '-c', 'write -P 7 1M 64k',
+            self.paths[0])
+        raw = self.directory / 'disk.eph2'
+        raw.touch()
+        (self.directory / 'disk.info').write_text(json.dumps({
+            **{str(path): 'qcow2' for path in self.paths}, str(raw): 'raw'}))
+
+    def make_base(self):
+        self.base.unlink(missing_ok=True)
+        run('qemu-img', 'create', '-f', 'raw', self.base, '1G')
+        run('mkfs', '-t', 'ext4', '-q', '-F', self.base)
+
+    def overlays(self):
+        """Return those that the plugin finds, which are the patches'."""
+        found = list(disks.ephemeral_overlays(str(self.directory)))
+        self.assertEqual(list(map(tuple, found)), list(map(
+            tuple, ephemeral.get_overlays(str(self.directory)))))
+        return found
+
+    def losses(self):
+        """Return what has become of the base of each, as both say."""
+        said = [disks.lost(overlay) for overlay in self.overlays()]
+        self.assertEqual(said, [
+            ephemeral.get_loss(overlay) for overlay
+            in ephemeral.get_overlays(str(self.directory))])
+        return said
+
+    def test_what_is_an_overlay(self):
+        self.assertEqual(
+            [(name, str(path), str(self.base))
+             for name, path in zip(NAMES, self.paths)],
+            list(map(tuple, self.overlays())))
+
+    def test_what_is_written(self):
+        for is_written in (disks.is_written, ephemeral.is_written):
+            self.assertEqual(
+                [True, False], list(map(is_written, self.overlays())))
+
+    def test_what_is_lost(self):
+        disks.remember_bases(str(self.directory), self.overlays())
+        ephemeral.remember_backing_files(str(self.directory))
+        self.assertEqual(['', ''], self.losses())
+        self.make_base()
+        self.assertEqual(
+            ['is another one than the disk was laid upon'] * 2, self.losses())
+        self.base.unlink()
+        self.assertEqual(['is missing'] * 2, self.losses())
+
+    def test_what_has_a_file_system(self):
+        blank = self.directory / 'blank'
+        run('qemu-img', 'create', '-f', 'raw', blank, '1M')
+        for path in (self.base, blank, self.directory / 'nothing'):
+            self.assertEqual(disks.filesystem(str(path)),
+                             ephemeral.get_filesystem(str(path)))
+
+    def test_what_is_complete(self):
+        before = self.directory / 'before'
+        run('qemu-img', 'convert', '-O', 'raw', self.paths[0], before)
+        for name, make_complete in (('plugin', disks.flatten),
+                                    ('patches', ephemeral.make_complete)):
+            made = str(self.directory / name)
+            make_complete(str(self.paths[0]), 'qcow2', made)
+            self.assertIn('Images are identical', run(
+                'qemu-img', 'compare', '-f', 'raw', '-F', 'qcow2', before,
+                made))
+            self.assertNotIn('backing', run('qemu-img', 'info', made))
+
+    # -- a live migration between one and the other --------------------------
+
+    def describe(self):
+        """Return the disks as Nova describes them itself."""
+        return [{'path': str(path), 'type': 'qcow2', 'backing_file': BASE,
+                 'virt_disk_size': 1 << 30} for path in self.paths]
+
+    def test_the_destination_tells_the_source(self):
+        self.assertEqual(
+            fix.PULLS_BASES, driver.DEST_PULLS_EPHEMERAL_BASES)
+
+    def test_from_plugin_to_patches(self):
+        described = self.describe()
+        fix.Ephemeral().describe_disks(described)
+        destination = mock.Mock()
+        driver.LibvirtDriver._pull_disks(
+            destination, objects.Instance(), str(self.directory), described,
+            'src')
+        *_, files = destination._pull_files.call_args.args
+        self.assertEqual([(str(self.base), list(NAMES))],
+                         [(path, names) for path, names, _place in files])
+
+    def test_from_patches_to_plugin(self):
+        source = mock.Mock()
+        source._get_instance_disk_info.return_value = self.describe()
+        described = jsonutils.loads(
+            driver.LibvirtDriver.get_instance_disk_info(
+                source, objects.Instance()))
+        wanted, = fix.Ephemeral().files_to_pull(
+            objects.Instance(), str(self.directory), described)
+        self.assertEqual((str(self.base), NAMES), (wanted.path, wanted.makes))
