@@ -271,7 +271,11 @@ $('hosts').append(...hosts.map(({host}) => {
   return option;
 }));
 form.addEventListener('submit', (event) => event.preventDefault());
-form.addEventListener('reset', () => setTimeout(show));
+// The event of a reset comes before the fields are as they were.
+$('clear').addEventListener('click', () => {
+  form.reset();
+  show();
+});
 // The choice of a table belongs to the form, but stands elsewhere.
 addEventListener('input', show);
 $('previous').addEventListener('click', () => turn(-ROWS));

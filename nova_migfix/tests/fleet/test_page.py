@@ -133,7 +133,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         page.choose('covered', 'no')
         self.assertShown(0, 0, 0)
         self.assertEqual(['No findings.'], page.texts('#chart p'))
-        page.click('button[type=reset]')
+        page.click('#clear')
         self.assertShown(5, 3, 4)
 
     def test_chart(self):
