@@ -44,9 +44,10 @@ LOG = logging.getLogger(__name__)
 
 _thread = threading.local()
 
-# What ssh and tar write besides the reason.
+# What ssh, tar and rsync write besides the reason.
 _SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
-                 'tar: Error is not recoverable')
+                 'tar: Error is not recoverable', 'rsync error: ',
+                 'rsync: connection unexpectedly closed')
 
 
 class Wanted(NamedTuple):
@@ -128,7 +129,7 @@ def reason(error: Exception) -> str:
 
     A login may greet first; what ended it comes last.
     """
-    said = [line.strip().rstrip('.') for line in (
+    said = dict.fromkeys(line.strip().rstrip('.') for line in (
         getattr(error, 'stderr', None) or str(error)).splitlines()
-        if line.strip() and not line.startswith(_SAYS_NOTHING)]
-    return '; '.join(said[-2:]) or repr(error)
+        if line.strip() and not line.startswith(_SAYS_NOTHING))
+    return '; '.join([*said][-2:]) or repr(error)

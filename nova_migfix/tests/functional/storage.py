@@ -23,6 +23,7 @@ method it is read.
 import contextlib
 import functools
 import inspect
+import io
 import os
 import pathlib
 import shutil
@@ -30,12 +31,14 @@ import sys
 import threading
 
 import fixtures
+from lxml import etree
 from nova import context
 from nova import objects
 from nova import privsep
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import imagebackend
+from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_serialization import jsonutils
@@ -56,6 +59,8 @@ _REAL = {
         (driver, 'LibvirtDriver', '_create_ephemeral'),
         (driver, 'LibvirtDriver', '_create_swap'),
         (imagebackend, 'Backend', 'backend'))}
+_REAL.update({f'nova.virt.libvirt.utils.{fetch.__name__}': fetch for fetch in (
+    libvirt_utils.fetch_image, libvirt_utils.fetch_raw_image)})
 
 
 class Hosts(fixtures.Fixture):
@@ -68,10 +73,15 @@ class Hosts(fixtures.Fixture):
     SSH = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
 echo "$*" >>"{root}/asked"
-[ ! -e "{root}/cut" ] || {{ echo 'Connection refused' >&2; exit 255; }}
 host=$1
 shift
-exec sh -c "$(echo "$*" | sed "s#{root}/[^/]*/#{root}/$host/#g")"
+there=$(echo "$*" | sed "s#{root}/[^/]*/#{root}/$host/#g")
+[ -e "{root}/cut" ] || exec sh -c "$there"
+read passing reason <"{root}/cut"
+[ "$passing" = 0 ] || sh -c "$there" | \\
+    dd status=none bs=4k iflag=count_bytes count="$passing"
+echo "$reason" >&2
+exit 255
 """
 
     #: The hosts have the same paths in a real cloud, so what a file says of
@@ -181,9 +191,18 @@ exec {shutil.which(command)} "$@"
         finally:
             path.unlink()
 
-    def cut(self):
-        """From now on no host can log in at another."""
-        (self.root / 'cut').touch()
+    @contextlib.contextmanager
+    def cut(self, reason='Connection refused', passing=0):
+        """No host can log in at another, or not for long.
+
+        :param passing: bytes that come through before
+        """
+        cut = self.root / 'cut'
+        cut.write_text(f'{passing} {reason}\n')
+        try:
+            yield
+        finally:
+            cut.unlink()
 
     @property
     def pulled(self):
@@ -243,9 +262,11 @@ class StorageTestCase(base.MigrationTestCase):
         self.addCleanup(privsep.sys_admin_pctxt.set_client_mode, True)
         for where, method in _REAL.items():
             self.useFixture(fixtures.MonkeyPatch(where, method))
-        for fetch in ('fetch_image', 'fetch_raw_image'):
-            self.useFixture(fixtures.MonkeyPatch(
-                f'nova.virt.libvirt.utils.{fetch}', self._fetch))
+        # A vfat config drive is filled through a loop device: here it has
+        # its file system only.
+        for name in ('mount', 'umount'):
+            self.useFixture(fixtures.MockPatch(
+                f'nova.privsep.fs.{name}', return_value=('', '')))
         self.jobs = self.useFixture(BlockJobs())
 
     def start_compute(self, hostname, **kwargs):
@@ -263,34 +284,43 @@ class StorageTestCase(base.MigrationTestCase):
         return super()._wait_for_state_change(
             server, expected_status, max_retries=120, **kwargs)
 
-    @staticmethod
-    def _fetch(context, target, image_id, *args, **kwargs):
-        with open(target, 'wb') as image:
-            image.write(f'image {image_id}'.encode())
-            image.truncate(1 << 20)
-
     # -- what the tenant does -------------------------------------------------
 
-    def boot(self, *ephemerals, state='ACTIVE', swap=0, **wanted):
+    def upload(self, disk_format='raw', **properties):
+        """Have an image in Glance; returns its id."""
+        image_id = uuidutils.generate_uuid()
+        content = f'{disk_format} {image_id}'.encode().ljust(1 << 20)
+        if disk_format == 'aki':
+            # As a boot sector a kernel's first one has this signature.
+            content = content[:510] + b'\x55\xaa' + content[512:]
+        self.glance.create(None, {
+            'id': image_id, 'name': 'guest', 'size': 1 << 20,
+            'status': 'active', 'container_format': 'bare',
+            'disk_format': disk_format, 'min_ram': 0, 'min_disk': 0,
+            'visibility': 'public', 'properties': properties,
+        }, io.BytesIO(content))
+        return image_id
+
+    def boot(self, *ephemerals, state='ACTIVE', image=None, local=0, swap=0,
+             **wanted):
         """Create a guest on the source.
 
         :param ephemerals: size in GB, or size and file system of each disk
         :param state: how that ends
+        :param image: another one than is uploaded for it
+        :param local: size in GB of the disk that comes from the flavor alone
+        :param swap: size in MB of a swap disk
         """
-        image = self.glance.create(None, {
-            'id': uuidutils.generate_uuid(), 'name': 'guest', 'size': 1,
-            'status': 'active', 'container_format': 'bare',
-            'disk_format': 'raw', 'min_ram': 0, 'min_disk': 0,
-            'visibility': 'public', 'properties': {}})
+        image = image or self.upload()
         disks_wanted = [disk if isinstance(disk, tuple) else (disk, None)
                         for disk in ephemerals]
-        flavor = self._create_flavor(disk=1, swap=swap, ephemeral=sum(
+        flavor = self._create_flavor(disk=1, swap=swap, ephemeral=local + sum(
             size for size, _form in disks_wanted))
         request = self._build_server(
-            image_uuid=image['id'], flavor_id=flavor, networks='none',
+            image_uuid=image, flavor_id=flavor, networks='none',
             host='src')
         request['block_device_mapping_v2'] = [
-            {'boot_index': 0, 'uuid': image['id'], 'source_type': 'image',
+            {'boot_index': 0, 'uuid': image, 'source_type': 'image',
              'destination_type': 'local', 'delete_on_termination': True},
             *({'boot_index': -1, 'source_type': 'blank', 'volume_size': size,
                'destination_type': 'local', 'delete_on_termination': True,
@@ -387,6 +417,15 @@ class StorageTestCase(base.MigrationTestCase):
         self.jobs.held[path] = str(self.hosts.root / 'held')
         shutil.move(path, self.hosts.root / 'held')
 
+    def have_base(self, name, host='dest'):
+        """Have another file of a base's name on a host; returns its path."""
+        path = self.hosts.instances(host) / '_base' / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.truncate(path, 1 << 30)
+        processutils.execute('mkfs.ext4', '-q', path)
+        return path
+
     def image(self, name='disk.eph0', host='src'):
         """Return the path of a raw image of what a disk has now."""
         path = self.hosts.root / uuidutils.generate_uuid()
@@ -399,6 +438,10 @@ class StorageTestCase(base.MigrationTestCase):
         processutils.execute(
             'qemu-img', 'compare', image, self.path(name, host))
         self.assertIsNone(self.backing(name, host))
+
+    def turn_round(self):
+        """The next live migration goes the other way."""
+        self.src, self.dest = self.dest, self.src
 
     def assert_has(self, kind, label, name='disk.eph0', host='src'):
         found = disks.filesystem(str(self.image(name, host)))
@@ -419,9 +462,13 @@ class StorageTestCase(base.MigrationTestCase):
 
     def _migrate_stub(self, domain, destination, params, flags):
         """Write on the destination's disks what the guest has written."""
-        for path, form in () if self.shared else jsonutils.loads(
-                self.path('disk.info').read_text()).items():
-            target = self.path(os.path.basename(path), 'dest')
+        here, there = (str(self.hosts.instances(compute.host))
+                       for compute in (self.src, self.dest))
+        for disk in () if self.shared else etree.fromstring(
+                domain.XMLDesc(0)).iterfind('./devices/disk[source]'):
+            path = disk.find('source').get('file')
+            target = pathlib.Path(path.replace(here, there))
+            form = disk.find('driver').get('type')
             if form == 'raw' and target.name != 'disk.config':
                 shutil.copyfile(path, target)
             elif form == 'qcow2' and target.exists():
@@ -430,4 +477,7 @@ class StorageTestCase(base.MigrationTestCase):
                         ('rebase', '-u', '-F', 'qcow2', '-b', target, copy),
                         ('commit', copy)):
                     processutils.execute('qemu-img', *command)
-        super()._migrate_stub(domain, destination, params, flags)
+        # which have the same paths in a real cloud
+        super()._migrate_stub(domain, destination, {
+            **params, 'destination_xml': params['destination_xml'].replace(
+                here, there)}, flags)

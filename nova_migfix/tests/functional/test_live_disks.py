@@ -13,6 +13,7 @@
 
 """Real disks of both hosts, before and after a live migration."""
 
+import itertools
 import os
 
 import ddt
@@ -21,26 +22,61 @@ from nova_migfix.tests.functional import storage
 
 WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
+TRANSPORTS = ('ssh', 'rsync')
+
+#: of each format of a config drive, what each of them begins with
+DRIVES = {'iso9660': b'CD001', 'vfat': b'mkfs.fat'}
+
+#: why a file cannot be had, and what the operator is told of it
+FAULTS = {
+    'no ssh': (
+        lambda hosts: hosts.cut('Connection refused'), 'Connection refused'),
+    'connection cut': (
+        lambda hosts: hosts.cut('Broken pipe', passing=1 << 16),
+        'Broken pipe'),
+    'no space for the copy': (
+        lambda hosts: hosts.failing('tar', '--extract'), 'No space left'),
+    'no space for the disk': (
+        lambda hosts: hosts.failing('qemu-img', 'convert'), 'No space left'),
+}
+
 
 class LiveTestCase(storage.StorageTestCase):
+
+    def boot_from(self, *files):
+        """Create a guest with these; returns what is in them, by name."""
+        self.images = {name: self.upload(
+            {'kernel': 'aki', 'ramdisk': 'ari'}[name]) for name in files}
+        self.boot(image=self.upload(**{
+            f'{name}_id': image for name, image in self.images.items()}))
+        return {name: self.path(name).read_bytes() for name in files}
 
     def assert_stays(self):
         self.assertEqual('src', self.host())
         self.assertEqual([], self.destination_xmls)
         self.assert_nothing_left('dest')
 
+    def assert_told(self, *parts):
+        """The operator is told so by the action that has failed."""
+        details = self.failed_event('compute_pre_live_migration')['details']
+        for part in ('disk.eph0', self.server['id'], 'from src', *parts):
+            self.assertIn(part, details)
+
 
 @ddt.ddt
 class PullTestCase(LiveTestCase):
     """Both hosts have the plugin."""
 
-    @ddt.data('ssh', 'rsync')
-    def test_disk_and_config_drive_arrive_in_one_session(self, transport):
+    @ddt.data(*itertools.product(TRANSPORTS, DRIVES))
+    @ddt.unpack
+    def test_disk_and_config_drive_arrive_in_one_session(
+            self, transport, config_format):
         self.flags(remote_filesystem_transport=transport, group='libvirt')
+        self.flags(config_drive_format=config_format)
         self.boot(1, config_drive=True)
         self.write()
         before, drive = self.image(), self.path('disk.config').read_bytes()
-        self.assertIn(b'CD001', drive)
+        self.assertIn(DRIVES[config_format], drive)
         self.live_migrate('completed')
         self.assert_kept(before)
         self.assertEqual(
@@ -54,11 +90,38 @@ class PullTestCase(LiveTestCase):
         self.live_migrate('completed')
         self.assert_kept(before)
 
+    def test_a_base_of_the_same_name_is_not_looked_at(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        foreign = self.have_base(self.bases()[0].name)
+        was = foreign.stat()
+        self.live_migrate('completed')
+        self.assert_kept(before)
+        self.assertEqual(was, foreign.stat())
+
+    def test_there_and_back_it_is_pulled_once(self):
+        self.boot(1, config_drive=True)
+        self.write()
+        before, drive = self.image(), self.path('disk.config').read_bytes()
+        self.live_migrate('completed')
+        base, = self.bases()
+        self.turn_round()
+        self.live_migrate('completed')
+        self.assert_kept(before, host='src')
+        self.assertEqual(drive, self.path('disk.config').read_bytes())
+        self.assertEqual(
+            [True, False], [base.name in line for line in self.hosts.pulled])
+        base.unlink()
+        self.act(reboot={'type': 'HARD'})
+        self.move(migrate=None)
+        self.assert_kept(before)
+
     def test_each_base_is_pulled_once(self):
-        self.boot(1, 1, (2, 'xfs'))
-        names = ['disk.eph0', 'disk.eph1', 'disk.eph2']
+        self.boot(1, 1, (2, 'xfs'), swap=64)
+        names = ['disk.eph0', 'disk.eph1', 'disk.eph2', 'disk.swap']
         before = {}
-        for name in names[1:]:
+        for name in names[1:3]:
             self.write(name)
         for name in names:
             before[name] = self.image(name)
@@ -78,16 +141,20 @@ class PullTestCase(LiveTestCase):
         self.assertEqual([str(self.path('disk.eph1'))], self.jobs.pulled)
         self.assert_kept(before, 'disk.eph1')
 
-    def test_what_cannot_be_had_stays(self):
+    @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
+    @ddt.unpack
+    def test_what_cannot_be_had_stays(self, transport, fault):
+        self.flags(remote_filesystem_transport=transport, group='libvirt')
         self.boot(1)
         before = self.path().read_bytes()
-        self.hosts.cut()
-        self.live_migrate('failed')
+        happening, told = FAULTS[fault]
+        with happening(self.hosts):
+            self.live_migrate('failed')
         self.assert_stays()
         self.assertEqual(before, self.path().read_bytes())
-        details = self.failed_event('compute_pre_live_migration')['details']
-        for part in ('disk.eph0', 'from src', 'Connection refused'):
-            self.assertIn(part, details)
+        self.assert_told(told)
+        self._wait_for_assert(lambda: self.assertEqual(
+            [], list(self.hosts.instances('src').glob('**/migfix-archive*'))))
 
 
 class UnpatchedSourceTestCase(LiveTestCase):
@@ -102,6 +169,13 @@ class UnpatchedSourceTestCase(LiveTestCase):
         self.assert_kept(before)
         session, = self.hosts.pulled
         self.assertTrue(session.startswith('src '), session)
+
+    def test_without_the_base_it_stays(self):
+        self.boot(1)
+        self.lose_base()
+        self.live_migrate('failed')
+        self.assert_stays()
+        self.assert_told('No such file')
 
 
 class UnpatchedDestinationTestCase(LiveTestCase):
@@ -124,6 +198,25 @@ class UnpatchedDestinationTestCase(LiveTestCase):
             self.live_migrate('failed')
         self.assert_stays()
         self.assertIn('disk.eph0 of instance', self.log())
+
+
+@ddt.ddt
+class KernelRamdiskTestCase(LiveTestCase):
+    """The guest boots from a kernel and a ramdisk of its own."""
+
+    @ddt.data(*itertools.product(
+        (('kernel',), ('kernel', 'ramdisk')), ('in Glance', 'deleted')))
+    @ddt.unpack
+    def test_what_it_boots_from_arrives(self, files, images):
+        of_the_source = self.boot_from(*files)
+        for image in self.images.values() if images == 'deleted' else ():
+            self.glance.delete(None, image)
+        self.live_migrate('completed')
+        for name, content in of_the_source.items():
+            self.assertEqual(content, self.path(name, 'dest').read_bytes())
+        session, = self.hosts.pulled
+        for name in ('kernel', 'ramdisk'):
+            self.assertEqual(name in files, f' {name}' in session, session)
 
 
 class SharedStorageTestCase(LiveTestCase):
@@ -157,6 +250,14 @@ class EmptiedConfigDriveTestCase(LiveTestCase):
         self.assertEqual(bytes(self.size), self.path(
             'disk.config', 'dest').read_bytes())
 
+    def test_what_cannot_be_built_is_told_and_no_reason_to_stay_off(self):
+        with self.hosts.failing('genisoimage'):
+            self.act(reboot={'type': 'HARD'})
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertEqual(
+            bytes(self.size), self.path('disk.config').read_bytes())
+        self.assertIn('could not be built again', self.log())
+
     def test_a_hard_reboot_builds_it_again(self):
         self.act(reboot={'type': 'HARD'})
         drive = self.path('disk.config').read_bytes()
@@ -176,6 +277,12 @@ class SwitchedOffTestCase(LiveTestCase):
         self.assertEqual([str(base) for base in self.bases('dest')],
                          [self.backing(host='dest')])
         self.assertEqual([], self.hosts.pulled)
+
+    def test_nova_takes_a_kernel_for_a_bad_disk_image(self):
+        self.boot_from('kernel')
+        self.live_migrate('failed')
+        self.assert_stays()
+        self.assertIn('ImageUnacceptable', self.log())
 
     def test_a_hard_reboot_builds_no_config_drive_where_one_is(self):
         self.boot(config_drive=True)

@@ -33,9 +33,15 @@ class TestReason(testtools.TestCase):
          'tar: ephemeral_1: Wrote only 512 of 10240 bytes; '
          'tar: ephemeral_1: Cannot write: No space left on device'),
         ('Timeout, server 10.0.2.11 not responding.\r\n'
+         'tar: Unexpected EOF in archive\n'
          'tar: Unexpected EOF in archive\n',
          'Timeout, server 10.0.2.11 not responding; '
          'tar: Unexpected EOF in archive'),
+        ('ssh: connect to host 10.0.2.11 port 22: Connection refused\r\n'
+         'rsync: connection unexpectedly closed (0 bytes received so far) '
+         '[Receiver]\n'
+         'rsync error: unexplained error (code 255) at io.c(232)\n',
+         'ssh: connect to host 10.0.2.11 port 22: Connection refused'),
     )
     @ddt.unpack
     def test_what_ended_a_command(self, stderr, reason):

@@ -17,6 +17,7 @@ other and was never lost.
 """
 
 import hashlib
+import itertools
 
 from nova_migfix.tests.lab import disks
 from nova_migfix.tests.lab import scenario
@@ -59,13 +60,14 @@ class ConfigDrive(scenario.Scenario):
 
     def run(self, run):
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
-        for config_format, transport in (
-                (ISO, 'ssh'), (ISO, 'rsync'), (VFAT, 'ssh')):
+        for config_format, transport in itertools.product(
+                (ISO, VFAT), ('ssh', 'rsync')):
             run.configure(both={scenario.CONFIG_DRIVE_FORMAT: config_format,
                                 scenario.TRANSPORT: transport})
             with run.guest(config_drive=True) as instance:
                 self.migrate(run, instance, config_format, transport)
-                if run.protected and transport == 'rsync':
+                if run.protected and (
+                        config_format, transport) == (ISO, 'rsync'):
                     self.rebuild(run, instance)
 
     def migrate(self, run, instance, config_format, transport):
