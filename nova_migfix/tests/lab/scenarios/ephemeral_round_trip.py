@@ -106,5 +106,6 @@ def wait_for_cache_passes(run):
         return log.read_text(errors='replace').count(_PASS)
 
     enough = {log: passes(log) + _SPARED // _INTERVAL + 2 for log in logs}
+    # the first one comes up to a minute after nova-compute has started
     process.wait_for('passes of the image cache', lambda: all(
-        passes(log) >= enough[log] for log in logs))
+        passes(log) >= enough[log] for log in logs), timeout=240)
