@@ -301,20 +301,18 @@ class StorageTestCase(base.MigrationTestCase):
         }, io.BytesIO(content))
         return image_id
 
-    def boot(self, *ephemerals, state='ACTIVE', image=None, local=0, swap=0,
-             **wanted):
+    def boot(self, *ephemerals, state='ACTIVE', image=None, swap=0, **wanted):
         """Create a guest on the source.
 
         :param ephemerals: size in GB, or size and file system of each disk
         :param state: how that ends
         :param image: another one than is uploaded for it
-        :param local: size in GB of the disk that comes from the flavor alone
         :param swap: size in MB of a swap disk
         """
         image = image or self.upload()
         disks_wanted = [disk if isinstance(disk, tuple) else (disk, None)
                         for disk in ephemerals]
-        flavor = self._create_flavor(disk=1, swap=swap, ephemeral=local + sum(
+        flavor = self._create_flavor(disk=1, swap=swap, ephemeral=sum(
             size for size, _form in disks_wanted))
         request = self._build_server(
             image_uuid=image, flavor_id=flavor, networks='none',

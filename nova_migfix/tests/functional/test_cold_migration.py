@@ -21,11 +21,23 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 class ColdTestCase(storage.StorageTestCase):
 
+    #: two upon one base, of which the guest has not written to the second
+    DISKS = ('disk.eph0', 'disk.eph1', 'disk.eph2')
+
     def setUp(self):
         super().setUp()
-        self.boot(1)
-        self.write()
-        self.before = self.image()
+        self.boot(1, 1, (2, 'xfs'))
+        self.write('disk.eph0')
+        self.write('disk.eph2')
+        self.before = {name: self.image(name) for name in self.DISKS}
+
+    def assert_all_kept(self, host='dest'):
+        for name, before in self.before.items():
+            self.assert_kept(before, name, host)
+
+    def resize(self):
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=2, ephemeral=8)})
 
     def assert_stays(self, status):
         """The guest is on its source, in the state in which it was."""
@@ -43,19 +55,18 @@ class SourceTestCase(ColdTestCase):
 
     def test_the_bytes_are_kept(self):
         self.move(migrate=None)
-        self.assert_kept(self.before)
+        self.assert_all_kept()
         self.assertEqual([], self.hosts.pulled)
 
     def test_also_when_the_migration_is_reverted(self):
         self.move(migrate=None)
         self.api.post_server_action(self.server['id'], {'revertResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
-        self.assert_kept(self.before, host='src')
+        self.assert_all_kept('src')
 
     def test_a_resize_to_a_larger_ephemeral_keeps_them(self):
-        self.move(resize={'flavorRef': self._create_flavor(
-            disk=2, ephemeral=2)})
-        self.assert_kept(self.before)
+        self.resize()
+        self.assert_all_kept()
         self.api.post_server_action(self.server['id'], {'confirmResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_nothing_left('src')
@@ -69,13 +80,15 @@ class SourceTestCase(ColdTestCase):
         self.assert_stays('ACTIVE')
         # and nothing has happened to it
         self.move(migrate=None)
-        self.assert_kept(self.before)
+        self.assert_all_kept()
 
     def test_a_lost_base_is_had_from_the_running_guest(self):
         self.lose_base()
         self.move(migrate=None)
-        self.assertEqual([str(self.path())], self.jobs.pulled)
-        self.assert_kept(self.before)
+        self.assertEqual(
+            [str(self.path(name)) for name in self.DISKS[:2]],
+            self.jobs.pulled)
+        self.assert_all_kept()
 
     def test_from_a_guest_that_is_off_it_cannot_be_had(self):
         self.server = self._stop_server(self.server)
@@ -88,26 +101,71 @@ class SourceTestCase(ColdTestCase):
 
 
 class NewDiskTestCase(storage.StorageTestCase):
+    """A disk that comes with a larger flavor."""
 
-    def test_a_resize_to_a_first_ephemeral_makes_it(self):
-        self.boot()
+    def resize(self, size):
         self.move(resize={'flavorRef': self._create_flavor(
-            disk=1, ephemeral=1)})
+            disk=1, ephemeral=size)})
+
+    def test_a_resize_makes_it_and_the_next_one_keeps_it(self):
+        self.boot()
+        self.resize(1)
         self.assert_has('ext4', 'ephemeral0', 'disk.local', 'dest')
+        self.api.post_server_action(self.server['id'], {'confirmResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.write('disk.local', 'dest')
+        before = self.image('disk.local', 'dest')
+        self.resize(2)
+        # It does not grow: Nova leaves a qcow2 disk that is there as it is.
+        self.assert_kept(before, 'disk.local', 'src')
+
+
+class UnpatchedSourceNewDiskTestCase(NewDiskTestCase):
+    """Made there, then completed by the other host."""
+
+    enabled_on = {'dest': WITHOUT}
+
+
+class SameHostTestCase(ColdTestCase):
+
+    def test_a_resize_leaves_the_disks_upon_their_bases(self):
+        self.flags(allow_resize_to_same_host=True)
+        service, = self.api.get_services(host='dest', binary='nova-compute')
+        self.api.put_service(service['id'], {'status': 'disabled'})
+        before = {name: self.backing(name) for name in self.DISKS}
+        self.resize()
+        self.assertEqual('src', self.host())
+        self.assertEqual(
+            before, {name: self.backing(name) for name in self.DISKS})
+        self.assertEqual([], self.hosts.pulled)
+
+
+class UnpatchedDestinationTestCase(ColdTestCase):
+    """It gets the disks complete."""
+
+    enabled_on = {'dest': WITHOUT}
+
+    def test_the_bytes_are_kept(self):
+        self.move(migrate=None)
+        self.assert_all_kept()
 
 
 class UnpatchedSourceTestCase(ColdTestCase):
-    """The destination completes the disks, with the source's base."""
+    """The destination completes the disks, with the source's bases."""
 
     enabled_on = {'src': WITHOUT}
 
     def test_the_bytes_are_kept(self):
-        base = self.backing()
+        bases = [base.name for base in self.bases()]
+        foreign = self.have_base(bases[0])
+        was = foreign.stat().st_mtime_ns
         self.move(migrate=None)
-        self.assert_kept(self.before)
+        self.assert_all_kept()
         session, = self.hosts.pulled
         self.assertTrue(session.startswith('src '), session)
-        self.assertIn(f' {base.rpartition("/")[2]}', session)
+        for base in bases:
+            self.assertEqual(1, session.count(f' {base}'), session)
+        self.assertEqual(was, foreign.stat().st_mtime_ns)
 
     def test_without_the_base_the_disk_is_left_as_it_came(self):
         self.lose_base()
@@ -144,8 +202,8 @@ class SwitchedOffTestCase(ColdTestCase):
 
     def test_nova_lays_the_disk_upon_another_file_system(self):
         self.move(migrate=None)
-        self.assertEqual([str(base) for base in self.bases('dest')],
-                         [self.backing(host='dest')])
+        self.assertEqual([str(base) for base in self.bases('dest')], [
+            self.backing(name, 'dest') for name in self.DISKS[1:]])
         self.assertNotEqual(
             self.bases('src')[0].read_bytes()[:1 << 16],
             self.bases('dest')[0].read_bytes()[:1 << 16])

@@ -14,9 +14,11 @@
 """File systems are made as a whole, and no other is built upon."""
 
 import os
+import pathlib
 
 import ddt
 
+from nova_migfix import scratch
 from nova_migfix.tests.functional import storage
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -48,6 +50,19 @@ class MkfsTestCase(CreationTestCase):
         self.assertEqual([], self.bases())
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
+
+    def test_what_a_crash_has_left_is_not_used_but_swept_away(self):
+        base = self.hosts.instances('src') / '_base' / BASE
+        base.parent.mkdir()
+        with self.hosts.on('src'), scratch.directory(str(base)) as directory:
+            left = pathlib.Path(f'{directory}-left')
+        left.mkdir()
+        (left / BASE).touch()
+        self.boot(1)
+        self.assert_has('ext4', 'ephemeral0')
+        self.src.driver.init_host('src')
+        self.assertEqual([base], list(base.parent.glob('*eph*')))
+        self.assertFalse(left.exists())
 
     def test_swap_too(self):
         with self.hosts.failing('mkswap'):

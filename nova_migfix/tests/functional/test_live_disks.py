@@ -95,10 +95,10 @@ class PullTestCase(LiveTestCase):
         self.write()
         before = self.image()
         foreign = self.have_base(self.bases()[0].name)
-        was = foreign.stat()
+        was = foreign.stat().st_mtime_ns
         self.live_migrate('completed')
         self.assert_kept(before)
-        self.assertEqual(was, foreign.stat())
+        self.assertEqual(was, foreign.stat().st_mtime_ns)
 
     def test_there_and_back_it_is_pulled_once(self):
         self.boot(1, config_drive=True)
@@ -140,6 +140,15 @@ class PullTestCase(LiveTestCase):
         self.live_migrate('completed')
         self.assertEqual([str(self.path('disk.eph1'))], self.jobs.pulled)
         self.assert_kept(before, 'disk.eph1')
+
+    def test_a_lost_base_that_cannot_be_had_stays(self):
+        self.boot(1)
+        self.lose_base()
+        with self.hosts.failing('qemu-img', 'convert'):
+            self.live_migrate('failed')
+        self.assert_stays()
+        self.assertIn('which is needed as the backing file here is lost',
+                      self.log())
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
     @ddt.unpack

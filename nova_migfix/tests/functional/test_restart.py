@@ -95,6 +95,16 @@ class ReplacedBaseTestCase(RestartTestCase):
         self.assert_refused(
             action, 'is another one than the disk was laid upon')
 
+    def test_a_disk_never_written_to_is_not_laid_upon_it(self):
+        self.boot((1, 'xfs'))
+        self.lose_base()
+        base = self.have_base(self.path(self.backing()).name, 'src')
+        was = base.stat().st_mtime_ns
+        self.restart('reboot')
+        self._wait_for_assert(lambda: self.assertIsNone(self.backing()))
+        self.assert_has('xfs', 'ephemeral0')
+        self.assertEqual(was, base.stat().st_mtime_ns)
+
 
 class SwitchedOffTestCase(RestartTestCase):
     """What the tests above are worth."""

@@ -22,6 +22,8 @@ from nova.virt.libvirt import driver as nova_driver
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
@@ -303,6 +305,13 @@ class TestMaking(EphemeralTestCase):
                 raise processutils.ProcessExecutionError
         self.assertRaises(processutils.ProcessExecutionError, fail)
         self.assertEqual([], os.listdir(self.instances.base))
+
+    def test_a_directory_is_made_in_its_place(self):
+        # which is what the image of a container of Parallels is
+        self.useFixture(config_fixture.Config(cfg.CONF)).config(
+            virt_type='parallels', group='libvirt')
+        with self.fix.making('/inst/uuid/disk.local') as made:
+            self.assertEqual('/inst/uuid/disk.local', made)
 
     def create(self, mkfs, guest_format='ext4'):
         with self.fix.creating_disks(
