@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Kolla Ansible makes of ``kolla/globals.yml``."""
+"""What Kolla Ansible makes of ``kolla/``."""
 
 import json
 import os
@@ -21,6 +21,7 @@ import sys
 import ddt
 import fixtures
 import testtools
+import yaml
 
 from nova_migfix.tests import etc
 from nova_migfix.tests import pages
@@ -34,27 +35,107 @@ POLICY = '/etc/kolla/gnutls.config'
 MOUNT = f'{POLICY}:{policy.FAMILIES["debian"].path}:ro'
 
 
+
+def ansible(*arguments):
+    """Run a module here, with Kolla Ansible's plugins and variables.
+
+    :returns: what it has returned
+    """
+    done = subprocess.run(
+        [_BIN / 'ansible', 'localhost', '--connection', 'local',
+         '--playbook-dir', _SHARE,
+         '--inventory', _SHARE / 'inventory/all-in-one',
+         '--extra-vars', f'ansible_python_interpreter={sys.executable}',
+         '--extra-vars', f'@{_SHARE}/roles/nova-cell/defaults/main.yml',
+         *arguments],
+        capture_output=True, text=True, timeout=_LIMIT,
+        env={**os.environ, 'ANSIBLE_NOCOLOR': '1'})
+    if done.returncode:
+        raise AssertionError(f'{done.stdout}{done.stderr}')
+    return json.loads(done.stdout.partition(' => ')[2])
+
+
+def service(container, attribute, globals_file, **variables):
+    """What Kolla Ansible hands to the engine for one container.
+
+    :param globals_file: below kolla/
+    :param variables: what else stands in a deployer's globals.yml
+    """
+    result, = ansible(
+        '--extra-vars', json.dumps(
+            {'kolla_container_engine': 'docker', **variables}),
+        '--extra-vars', f'@{pages.CHECKOUT}/kolla/{globals_file}',
+        '--module-name', 'debug',
+        '--args', f'var=nova_cell_services["{container}"].{attribute}',
+    ).values()
+    return result
+
+
+class NovaConfTestCase(testtools.TestCase):
+    """nova.conf of the containers, merged by Kolla Ansible's own module."""
+
+    def sources(self, key):
+        """The files that are merged for one service, the first ones first."""
+        tasks = yaml.safe_load(
+            (_SHARE / 'roles/nova-cell/tasks/config.yml').read_text())
+        found, = (task['merge_configs'] for task in tasks
+                  if '/nova.conf' in task.get('merge_configs', {}).get(
+                      'dest', '') and 'item.key' in task['merge_configs'][
+                      'dest'])
+        return [source.replace('{{ item.key }}', key).replace(
+            '{{ node_custom_config }}', f'{pages.CHECKOUT}/kolla/config')
+            for source in found['sources']]
+
+    def merged(self, key):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        template = directory / 'nova.conf.j2'
+        # of the role's template, what is written over
+        template.write_text('[DEFAULT]\ncompute_driver = '
+                            'libvirt.LibvirtDriver\nmy_ip = 192.0.2.1\n')
+        ours = [source for source in self.sources(key)
+                if pathlib.Path(source).is_file()]
+        ansible('--module-name', 'merge_configs', '--args', json.dumps({
+            'sources': [str(template), *ours],
+            'dest': str(directory / 'nova.conf')}))
+        return (directory / 'nova.conf').read_text().strip().splitlines()
+
+    def test_nova_compute(self):
+        self.assertEqual(
+            ['[DEFAULT]', 'compute_driver = migfix.LibvirtDriver',
+             'my_ip = 192.0.2.1'], self.merged('nova-compute'))
+
+    def test_no_other_service(self):
+        for key in ('nova-compute-ironic', 'nova-conductor'):
+            self.assertEqual(
+                ['[DEFAULT]', 'compute_driver = libvirt.LibvirtDriver',
+                 'my_ip = 192.0.2.1'], self.merged(key))
+
+    def test_what_is_written_over(self):
+        self.assertIn('compute_driver = libvirt.LibvirtDriver', (
+            _SHARE / 'roles/nova-cell/templates/nova.conf.j2').read_text())
+
+
+class ImageTestCase(testtools.TestCase):
+
+    GLOBALS = 'globals.d/nova-migfix.yml'
+
+    def test_nova_compute(self):
+        self.assertEqual(
+            'registry.example:4000/kolla/nova-compute:2026.1-migfix',
+            service('nova-compute', 'image', self.GLOBALS,
+                    openstack_tag='2026.1'))
+
+    def test_no_other_image(self):
+        self.assertNotIn('migfix', service(
+            'nova-libvirt', 'image', self.GLOBALS))
+
+
 @ddt.ddt
 class ExtraVolumesTestCase(testtools.TestCase):
 
-    def volumes(self, container, **variables):
-        """Of one container, as Kolla Ansible hands them to the engine.
-
-        :param variables: what else stands in a deployer's globals.yml
-        """
-        out = subprocess.run(
-            [_BIN / 'ansible', 'localhost', '--connection', 'local',
-             '--playbook-dir', _SHARE,
-             '--inventory', _SHARE / 'inventory/all-in-one',
-             '--extra-vars', f'@{_SHARE}/roles/nova-cell/defaults/main.yml',
-             '--extra-vars', json.dumps(variables),
-             '--extra-vars', f'@{pages.CHECKOUT}/kolla/globals.yml',
-             '--module-name', 'debug',
-             '--args', f'var=nova_cell_services["{container}"].volumes'],
-            check=True, capture_output=True, text=True, timeout=_LIMIT,
-            env={**os.environ, 'ANSIBLE_NOCOLOR': '1'}).stdout
-        volumes, = json.loads(out.partition(' => ')[2]).values()
-        return volumes
+    @staticmethod
+    def volumes(container, **variables):
+        return service(container, 'volumes', 'globals.yml', **variables)
 
     @ddt.data('docker', 'podman')
     def test_the_policy_is_mounted(self, engine):
@@ -64,14 +145,13 @@ class ExtraVolumesTestCase(testtools.TestCase):
 
     @ddt.data('nova_extra_volumes', 'default_extra_volumes')
     def test_what_a_deployer_mounts_stays(self, name):
-        volumes = self.volumes('nova-libvirt', **{
-            'kolla_container_engine': 'docker', name: ['/site:/site']})
+        volumes = self.volumes('nova-libvirt', **{name: ['/site:/site']})
         self.assertIn('/site:/site', volumes)
         self.assertIn(MOUNT, volumes)
 
     def test_other_containers_are_left_alone(self):
         self.assertNotIn(MOUNT, self.volumes(
-            'nova-compute', kolla_container_engine='docker'))
+            'nova-compute'))
 
 
 class DocumentationTestCase(testtools.TestCase):
