@@ -15,6 +15,7 @@
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -152,6 +153,21 @@ class ExtraVolumesTestCase(testtools.TestCase):
     def test_other_containers_are_left_alone(self):
         self.assertNotIn(MOUNT, self.volumes(
             'nova-compute'))
+
+
+class CommandsTestCase(testtools.TestCase):
+    """For want of a deployment they are not run: Kolla Ansible knows them."""
+
+    def test_known(self):
+        for command, _ in pages.commands('install/kolla.rst', host='compute1'):
+            words = shlex.split(command)
+            shown = subprocess.run(
+                [_BIN / words[0], *words[1:], '--help'], check=True,
+                capture_output=True, text=True, timeout=_LIMIT).stdout
+            self.assertIn(f'usage: kolla-ansible {words[1]} ', shown)
+            for option in words[2:]:
+                if option.startswith('--'):
+                    self.assertIn(option, shown)
 
 
 class DocumentationTestCase(testtools.TestCase):
