@@ -18,6 +18,7 @@ import os
 
 import ddt
 
+from nova_migfix import nova_release
 from nova_migfix.tests.functional import storage
 
 WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
@@ -288,6 +289,8 @@ class SwitchedOffTestCase(LiveTestCase):
         self.assertEqual([], self.hosts.pulled)
 
     def test_nova_takes_a_kernel_for_a_bad_disk_image(self):
+        if nova_release.major() < 30:
+            self.skipTest('this Nova lets a kernel pass')
         self.boot_from('kernel')
         self.live_migrate('failed')
         self.assert_stays()
