@@ -46,6 +46,12 @@ class WritableEtc(fixtures.Fixture):
         return (f'lowerdir=/etc,upperdir={self.above},'
                 f'workdir={self.root}/work')
 
+    def require(self, test):
+        """Skip a test where there is no mount namespace of our own."""
+        done = self.run('true')
+        if done.returncode:
+            test.skipTest(f'no mount namespace of our own: {done.stderr}')
+
     def entered(self):
         """The beginning of a command that sees it."""
         return ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self.options]

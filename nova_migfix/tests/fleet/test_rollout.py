@@ -13,20 +13,18 @@
 """``ansible/rollout.yml`` installs the plugin, and takes it away."""
 
 import json
-import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
 
-import fixtures
 from oslo_config import cfg
 import testtools
 
 from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import distribution
 from nova_migfix.tests import etc
 from nova_migfix.tests.fleet import playbook
 from nova_migfix.tests import pages
@@ -61,31 +59,12 @@ def driver(path):
     return conf.compute_driver
 
 
-class Wheel(fixtures.Fixture):
-    """The plugin, built where there is no git."""
-
-    def _setUp(self):
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        source = directory / 'source'
-        shutil.copytree(pages.CHECKOUT / 'nova_migfix', source / 'nova_migfix',
-                        ignore=shutil.ignore_patterns('__pycache__', 'tests'))
-        for name in ('LICENSE', 'README.rst', 'pyproject.toml',
-                     'requirements.txt', 'setup.cfg', 'setup.py'):
-            shutil.copy(pages.CHECKOUT / name, source)
-        done = subprocess.run(
-            [playbook.BIN / 'uv', 'build', '-q', '--wheel', '--out-dir',
-             directory, source], env={**os.environ, 'PBR_VERSION': '99.0.0'},
-            capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        self.path, = directory.glob('*.whl')
-
-
 class WheelTestCase(testtools.TestCase):
 
     def test_templates_are_in_it(self):
         place = pathlib.Path('nova_migfix/status/templates')
-        with zipfile.ZipFile(self.useFixture(Wheel()).path) as wheel:
+        with zipfile.ZipFile(self.useFixture(
+                distribution.Wheel('99.0.0')).path) as wheel:
             found = {name for name in wheel.namelist()
                      if name.startswith(f'{place}/')}
         self.assertEqual({str(place / path.name) for path
@@ -99,9 +78,7 @@ class HostTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         self.etc = self.useFixture(etc.WritableEtc())
-        done = self.etc.run('true')
-        if done.returncode:
-            self.skipTest(f'no mount namespace of our own: {done.stderr}')
+        self.etc.require(self)
         self.site = self.useFixture(playbook.Site())
         self.conf = self.site.path / 'nova.conf'
         self.conf.write_text(NOVA_CONF)
@@ -113,7 +90,8 @@ class HostTestCase(testtools.TestCase):
             'nova_migfix_bin': str(self.venv / 'bin'),
             'nova_migfix_conf': str(self.conf),
             'nova_migfix_options': ['--config-file', str(self.conf)],
-            'nova_migfix_package': str(self.useFixture(Wheel()).path)})
+            'nova_migfix_package': str(self.useFixture(
+                distribution.Wheel('99.0.0')).path)})
 
     def make_service(self):
         scripts = self.etc.above / 'init.d'

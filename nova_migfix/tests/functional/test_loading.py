@@ -37,6 +37,7 @@ from testtools import matchers
 import uv
 
 from nova_migfix import nova_release
+from nova_migfix.tests import distribution
 
 CHECKOUT = pathlib.Path(__file__).parents[3]
 
@@ -102,26 +103,6 @@ def require_index():
             f'No package index can be reached: {asked.stderr}')
 
 
-class Wheel(fixtures.Fixture):
-    """The plugin as it is released.
-
-    :ivar path: the file
-    """
-
-    def _setUp(self):
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        # of a copy, as a build leaves its traces
-        source = directory / 'source'
-        shutil.copytree(CHECKOUT / 'nova_migfix', source / 'nova_migfix',
-                        ignore=shutil.ignore_patterns('__pycache__', 'tests'))
-        for name in ('LICENSE', 'README.rst', 'pyproject.toml',
-                     'requirements.txt', 'setup.cfg', 'setup.py'):
-            shutil.copy(CHECKOUT / name, source)
-        run(uv.find_uv_bin(), 'build', '-q', '--wheel', '--out-dir',
-            directory, source, env={**os.environ, 'PBR_VERSION': '1.0.0'})
-        self.path, = directory.glob('*.whl')
-
-
 class NovaEnvironment(fixtures.Fixture):
     """A virtual environment with a Nova and, by pip, the plugin.
 
@@ -145,7 +126,8 @@ class NovaEnvironment(fixtures.Fixture):
         else:
             self._install(f'nova=={self._release}')
         self.before = self._freeze()
-        self._pip('install', self.useFixture(Wheel()).path)
+        self._pip('install', self.useFixture(
+            distribution.Wheel('1.0.0')).path)
         self.after = self._freeze()
 
     def _install_editable(self):

@@ -24,10 +24,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
 import fixtures
 
+from nova_migfix.tests import distribution
 from nova_migfix.tests import pages
 
 BIN = pathlib.Path(sys.executable).parent
@@ -84,27 +84,7 @@ class Checkout(fixtures.Fixture):
 
     def build(self, kind):
         """Build the distribution into ``dist``: 'sdist' or 'wheel'."""
-        # of a copy, as a build leaves its traces
-        with tempfile.TemporaryDirectory() as directory:
-            source = pathlib.Path(directory)
-            for name in ('LICENSE', 'README.rst', 'pyproject.toml',
-                         'requirements.txt', 'setup.cfg', 'setup.py'):
-                shutil.copy(pages.CHECKOUT / name, source)
-            shutil.copytree(pages.CHECKOUT / 'nova_migfix',
-                            source / 'nova_migfix',
-                            ignore=shutil.ignore_patterns(
-                                '__pycache__', 'tests'))
-            # An archive has the files that git knows.
-            for arguments in (('init', '--quiet'), ('add', '--all')):
-                subprocess.run(['git', *arguments], cwd=source, check=True,
-                               timeout=LIMIT)
-            subprocess.run(
-                [BIN / 'uv', 'build', '--quiet', f'--{kind}', '--out-dir',
-                 self.checkout / 'dist', source],
-                check=True, timeout=LIMIT,
-                env={**os.environ, 'PBR_VERSION': '1.0.0',
-                     'SKIP_GENERATE_AUTHORS': '1',
-                     'SKIP_WRITE_GIT_CHANGELOG': '1'})
+        distribution.build(self.checkout / 'dist', '1.0.0', kind)
 
 
 @functools.cache

@@ -237,7 +237,6 @@ class Series:
         assert found, package
         return found[1]
 
-
     def _note(self, number: int, patch: pathlib.Path) -> str:
         """Look at the release note that a patch adds."""
         paths = [path for path in series.touched(patch)

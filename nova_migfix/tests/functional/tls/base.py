@@ -28,6 +28,4 @@ class QemuTestCase(testtools.TestCase):
         except qmp.QemuError as error:
             self.skipTest(str(error))
         self.etc = self.useFixture(etc.Etc())
-        done = self.etc.run('true')
-        if done.returncode:
-            self.skipTest(f'no mount namespace of our own: {done.stderr}')
+        self.etc.require(self)
