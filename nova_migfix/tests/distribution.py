@@ -29,6 +29,14 @@ _FILES = ('LICENSE', 'MANIFEST.in', 'README.rst', 'pyproject.toml',
 _LIMIT = 600    # seconds
 
 
+def copy_source(directory):
+    """Copy what it is built from into a directory, without its tests."""
+    shutil.copytree(pages.CHECKOUT / 'nova_migfix', directory / 'nova_migfix',
+                    ignore=shutil.ignore_patterns('__pycache__', 'tests'))
+    for name in _FILES:
+        shutil.copy(pages.CHECKOUT / name, directory)
+
+
 def build(out, version, kind='wheel'):
     """Build it where there is no git; returns the file.
 
@@ -39,10 +47,7 @@ def build(out, version, kind='wheel'):
     with fixtures.TempDir() as directory:
         # of a copy, as a build leaves its traces
         source = pathlib.Path(directory.path)
-        shutil.copytree(pages.CHECKOUT / 'nova_migfix', source / 'nova_migfix',
-                        ignore=shutil.ignore_patterns('__pycache__', 'tests'))
-        for name in _FILES:
-            shutil.copy(pages.CHECKOUT / name, source)
+        copy_source(source)
         done = subprocess.run(
             [uv.find_uv_bin(), 'build', '--quiet', f'--{kind}', '--out-dir',
              out, source], env={**os.environ, 'PBR_VERSION': version},

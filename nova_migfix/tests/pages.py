@@ -26,7 +26,7 @@ CHECKOUT = pathlib.Path(__file__).parents[2]
 SOURCE = CHECKOUT / 'doc/source'
 
 _BLOCK = re.compile(
-    r'^( *)\.\. code-block:: console\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
+    r'^( *)\.\. code-block:: (\w+)\n\n((?:\1 +\S.*\n|\n)+)', re.MULTILINE)
 _PLACEHOLDER = re.compile('<([a-z][a-z _]*)>')
 _TABLE = re.compile(r'table(\.rst|/[^/]*)$')
 _HEADING = re.compile(r'^(\S.*)\n([=\-^~])\2+\n', re.MULTILINE)
@@ -48,15 +48,25 @@ def text(page):
     return (path if path.exists() else CHECKOUT / page).read_text()
 
 
+def blocks(page, language):
+    """Yield the text of each block of a page in a language, as 'ini'."""
+    return _blocks(text(page), language)
+
+
+def _blocks(part, language):
+    for block in _BLOCK.finditer(part):
+        if block[2] == language:
+            yield textwrap.dedent(block[3])
+
+
 def shown(page):
     """Yield each command of a page, and what it is shown to print."""
     return _shown(text(page))
 
 
 def _shown(part):
-    for block in _BLOCK.finditer(part):
-        for one in re.split('^[#$] ', textwrap.dedent(block[2]),
-                            flags=re.MULTILINE)[1:]:
+    for block in _blocks(part, 'console'):
+        for one in re.split('^[#$] ', block, flags=re.MULTILINE)[1:]:
             lines = one.strip().splitlines()
             # what a shell asks for with its second prompt
             last = max((number for number, line in enumerate(lines)

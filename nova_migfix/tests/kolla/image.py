@@ -21,11 +21,13 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import fixtures
+import testtools
 
 from nova_migfix.tests import distribution
 from nova_migfix.tests import pages
@@ -43,12 +45,13 @@ IMAGES = ('nova-compute', 'nova-libvirt')
 
 #: What it is run with; all but the client's connection is real.
 _KOLLA_BUILD = '''
+import sys
 from unittest import mock
 
 from kolla.cmd import build
 
 with mock.patch('docker.DockerClient', autospec=True):
-    build.main()
+    sys.exit(build.main())
 '''
 
 #: Keeps what the engine would be given: the last argument is the directory.
@@ -60,31 +63,50 @@ cp -r "$context" {kept}
 
 _RUN = re.compile(r'^RUN ((?:.*\\\n)*.*)', re.MULTILINE)
 
-# Makes a root directory of layers and runs a command in it.
+# Lays files upon a directory, at another one; $1: options of the overlay.
+_LAY = 'mount -t overlay -o "$1" overlay "$2" && shift 2 &&'
+
+# Runs a command in a root directory.
 _ENTER = '''
-mount -t overlay -o "$1" overlay "$2" &&
-for kernel in dev proc sys; do mount --rbind "/$kernel" "$2/$kernel"; done &&
-exec chroot "$2" sh -c "$3"
+for shared in /dev /proc /sys "$3"; do
+    mkdir -p "$1$shared" && mount --rbind "$shared" "$1$shared" || exit
+done
+exec chroot "$1" sh -c "$2"
 '''
 
 
 class Checkout(fixtures.Fixture):
-    """A directory that has this checkout, as Kolla's tools are started in.
+    """A directory that has a checkout, as Kolla's tools are started in.
 
     :ivar path: the directory
     """
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        self.checkout = self.path / 'nova-migfix'
-        self.checkout.mkdir()
-        for file in pages.CHECKOUT.iterdir():
-            if file.name != 'dist':
-                (self.checkout / file.name).symlink_to(file)
+        self._checkout = self.path / 'nova-migfix'
+        self._checkout.mkdir()
+        distribution.copy_source(self._checkout)
+        shutil.copytree(pages.CHECKOUT / 'kolla', self._checkout / 'kolla')
 
-    def build(self, kind):
-        """Build the distribution into ``dist``: 'sdist' or 'wheel'."""
-        distribution.build(self.checkout / 'dist', '1.0.0', kind)
+    def build(self, kind='wheel'):
+        """Build the distribution into ``dist``; returns the file."""
+        return distribution.build(self._checkout / 'dist', '1.0.0', kind)
+
+    def run(self, *command, **environ):
+        """Run a command there that must succeed.
+
+        :param environ: what else its environment has
+        """
+        done = subprocess.run(
+            command, text=True, capture_output=True, timeout=LIMIT,
+            stdin=subprocess.DEVNULL, cwd=self.path, env={
+                **os.environ, 'PATH': f'{BIN}:{os.environ["PATH"]}',
+                # of what is no clone
+                'PBR_VERSION': '1.0.0', **environ})
+        if done.returncode:
+            raise AssertionError(
+                f'{command} ended with {done.returncode}:\n'
+                f'{done.stdout}{done.stderr}')
 
 
 @functools.cache
@@ -97,11 +119,10 @@ def dockerfiles(base, config=None):
     """
     with Checkout() as place:
         options = ('--config-file', f'nova-migfix/kolla/{config}')
-        subprocess.run(
-            [BIN / 'kolla-build', *(options if config else ()),
-             '--template-only', '--base', base, '--work-dir', 'work',
-             *(f'^{image}$' for image in IMAGES)],
-            check=True, capture_output=True, timeout=LIMIT, cwd=place.path)
+        place.run(
+            'kolla-build', *(options if config else ()), '--template-only',
+            '--base', base, '--work-dir', str(place.path / 'work'),
+            *(f'^{image}$' for image in IMAGES))
         return {image: (place.path / f'work/docker/nova/{image}/Dockerfile'
                         ).read_text() for image in IMAGES}
 
@@ -110,18 +131,18 @@ def build(place, config):
     """Let kolla-build build nova-compute; returns what the engine is given.
 
     :param place: a Checkout
+    :param config: of kolla-build
     """
     stand_ins = place.path / 'bin'
     stand_ins.mkdir()
     docker = stand_ins / 'docker'
     docker.write_text(_DOCKER.format(kept=place.path / 'kept'))
     docker.chmod(0o755)
-    subprocess.run(
-        [sys.executable, '-c', _KOLLA_BUILD, '--config-file',
-         f'nova-migfix/kolla/{config}', '--skip-parents', '--base', 'rocky',
-         '--work-dir', place.path / 'work', '^nova-compute$'],
-        check=True, capture_output=True, timeout=LIMIT, cwd=place.path,
-        env={**os.environ, 'PATH': f'{stand_ins}:{os.environ["PATH"]}'})
+    place.run(
+        sys.executable, '-c', _KOLLA_BUILD, '--config-file', config,
+        '--skip-parents', '--base', 'rocky',
+        '--work-dir', str(place.path / 'work'), '^nova-compute$',
+        PATH=f'{stand_ins}:{os.environ["PATH"]}')
     return place.path / 'kept'
 
 
@@ -145,28 +166,46 @@ class Image(fixtures.Fixture):
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         directory.chmod(0o755)
         self._files = directory / 'files'
-        work, self._root = directory / 'work', directory / 'root'
-        self._options = (
-            f'lowerdir=/,upperdir={self._files},workdir={work}')
-        for made in (self._files, work, self._root):
+        self._work = directory / 'work'
+        self._root = directory / 'root'
+        for made in (self._files, self._work, self._root):
             made.mkdir()
+
+    def _overlays(self):
+        """Yield options and place of each, the lowest first."""
+        below = '/'
         if self._parent:
-            # Layers of an overlay may not lie within each other.
-            subprocess.run(['cp', '--archive', f'{self._parent._files}/.',
-                            self._files], check=True, timeout=LIMIT)
+            yield from self._parent._overlays()
+            below = self._parent._root
+        yield (f'lowerdir={below},upperdir={self._files},'
+               f'workdir={self._work}'), self._root
 
     def put(self, source, path):
         """Give it a file or directory of this machine, under *path*."""
+        target = self._place(path)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, target)
+
+    def write(self, path, text, mode=0o644):
+        target = self._place(path)
+        target.write_text(text)
+        target.chmod(mode)
+
+    def _place(self, path):
         target = self._files / path.lstrip('/')
         target.parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if source.is_dir() else shutil.copyfile
-        copy(source, target)
+        return target
 
     def enter(self, command):
         """Run a command of the shell; returns what subprocess does."""
+        overlays = list(self._overlays())
         return subprocess.run(
-            ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self._options,
-             self._root, command],
+            ['unshare', '--mount', 'sh', '-c',
+             _LAY * len(overlays) + _ENTER, 'sh',
+             *(word for overlay in overlays for word in overlay),
+             self._root, command, sys.prefix],
             text=True, capture_output=True, timeout=LIMIT, cwd='/',
             stdin=subprocess.DEVNULL, env={
                 **os.environ, 'PATH': f'{VENV}/bin:{os.environ["PATH"]}'})
@@ -179,3 +218,45 @@ class Image(fixtures.Fixture):
                 f'{command} ended with {done.returncode}:\n'
                 f'{done.stdout}{done.stderr}')
         return done.stdout
+
+
+class NovaImage(Image):
+    """One that has Nova where Kolla installs it, and no plugin.
+
+    Constraints of this release stand in for Kolla's upper constraints.
+    """
+
+    #: the release of this Kolla
+    _CONSTRAINTS = pages.CHECKOUT / 'constraints/nova-34.txt'
+
+    def _setUp(self):
+        super()._setUp()
+        done = self.enter('true')
+        if done.returncode:
+            raise testtools.TestCase.skipException(
+                f'no root directory of our own: {done.stderr}')
+        self.put(self._CONSTRAINTS, CONSTRAINTS)
+        uv = shlex.quote(str(BIN / 'uv'))
+        self.run(f'{uv} venv --quiet --seed --python '
+                 f'{os.path.realpath(sys.executable)} {VENV} && '
+                 f'{uv} pip install --quiet --link-mode copy --python {VENV} '
+                 f'-c {CONSTRAINTS} nova')
+
+
+class NovaImageTestCase(testtools.TestCase):
+    """With one such image for all tests of a class; each makes its own of it.
+
+    :cvar nova: the image
+    """
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.nova = NovaImage()
+        cls.nova.setUp()
+        cls.addClassCleanup(cls.nova.cleanUp)
+
+    @staticmethod
+    def installed(made):
+        """Return what pip finds in an image."""
+        return set(made.run('python3 -m pip freeze').splitlines())

@@ -12,19 +12,22 @@
 
 """What Kolla Ansible makes of ``kolla/``."""
 
+import configparser
+import functools
 import json
 import os
 import pathlib
-import shlex
+import re
 import subprocess
 import sys
 
 import ddt
 import fixtures
 import testtools
-import yaml
 
 from nova_migfix.tests import etc
+from nova_migfix.tests.kolla import changes
+from nova_migfix.tests.kolla import deployment
 from nova_migfix.tests import pages
 from nova_migfix.tls import policy
 
@@ -36,107 +39,53 @@ POLICY = '/etc/kolla/gnutls.config'
 MOUNT = f'{POLICY}:{policy.FAMILIES["debian"].path}:ro'
 
 
+def container(name, attribute, file, **variables):
+    """Return something of a container as the engine is given it.
 
-def ansible(*arguments):
-    """Run a module here, with Kolla Ansible's plugins and variables.
-
-    :returns: what it has returned
+    :param file: of kolla/, with variables
+    :param variables: what else stands in a deployer's globals.yml
     """
-    done = subprocess.run(
+    out = subprocess.run(
         [_BIN / 'ansible', 'localhost', '--connection', 'local',
          '--playbook-dir', _SHARE,
          '--inventory', _SHARE / 'inventory/all-in-one',
-         '--extra-vars', f'ansible_python_interpreter={sys.executable}',
          '--extra-vars', f'@{_SHARE}/roles/nova-cell/defaults/main.yml',
-         *arguments],
-        capture_output=True, text=True, timeout=_LIMIT,
-        env={**os.environ, 'ANSIBLE_NOCOLOR': '1'})
-    if done.returncode:
-        raise AssertionError(f'{done.stdout}{done.stderr}')
-    return json.loads(done.stdout.partition(' => ')[2])
+         '--extra-vars', json.dumps(
+             {'kolla_container_engine': 'docker', **variables}),
+         '--extra-vars', f'@{pages.CHECKOUT}/kolla/{file}',
+         '--module-name', 'debug',
+         '--args', f'var=nova_cell_services["{name}"].{attribute}'],
+        check=True, capture_output=True, text=True, timeout=_LIMIT,
+        env={**os.environ, 'ANSIBLE_NOCOLOR': '1'}).stdout
+    value, = json.loads(out.partition(' => ')[2]).values()
+    return value
 
 
-def service(container, attribute, globals_file, **variables):
-    """What Kolla Ansible hands to the engine for one container.
-
-    :param globals_file: below kolla/
-    :param variables: what else stands in a deployer's globals.yml
-    """
-    result, = ansible(
-        '--extra-vars', json.dumps(
-            {'kolla_container_engine': 'docker', **variables}),
-        '--extra-vars', f'@{pages.CHECKOUT}/kolla/{globals_file}',
-        '--module-name', 'debug',
-        '--args', f'var=nova_cell_services["{container}"].{attribute}',
-    ).values()
-    return result
-
-
-class NovaConfTestCase(testtools.TestCase):
-    """nova.conf of the containers, merged by Kolla Ansible's own module."""
-
-    def sources(self, key):
-        """The files that are merged for one service, the first ones first."""
-        tasks = yaml.safe_load(
-            (_SHARE / 'roles/nova-cell/tasks/config.yml').read_text())
-        found, = (task['merge_configs'] for task in tasks
-                  if '/nova.conf' in task.get('merge_configs', {}).get(
-                      'dest', '') and 'item.key' in task['merge_configs'][
-                      'dest'])
-        return [source.replace('{{ item.key }}', key).replace(
-            '{{ node_custom_config }}', f'{pages.CHECKOUT}/kolla/config')
-            for source in found['sources']]
-
-    def merged(self, key):
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        template = directory / 'nova.conf.j2'
-        # of the role's template, what is written over
-        template.write_text('[DEFAULT]\ncompute_driver = '
-                            'libvirt.LibvirtDriver\nmy_ip = 192.0.2.1\n')
-        ours = [source for source in self.sources(key)
-                if pathlib.Path(source).is_file()]
-        ansible('--module-name', 'merge_configs', '--args', json.dumps({
-            'sources': [str(template), *ours],
-            'dest': str(directory / 'nova.conf')}))
-        return (directory / 'nova.conf').read_text().strip().splitlines()
-
-    def test_nova_compute(self):
-        self.assertEqual(
-            ['[DEFAULT]', 'compute_driver = migfix.LibvirtDriver',
-             'my_ip = 192.0.2.1'], self.merged('nova-compute'))
-
-    def test_no_other_service(self):
-        for key in ('nova-compute-ironic', 'nova-conductor'):
-            self.assertEqual(
-                ['[DEFAULT]', 'compute_driver = libvirt.LibvirtDriver',
-                 'my_ip = 192.0.2.1'], self.merged(key))
-
-    def test_what_is_written_over(self):
-        self.assertIn('compute_driver = libvirt.LibvirtDriver', (
-            _SHARE / 'roles/nova-cell/templates/nova.conf.j2').read_text())
-
-
+@ddt.ddt
 class ImageTestCase(testtools.TestCase):
 
-    GLOBALS = 'globals.d/nova-migfix.yml'
+    def test_it_is_the_one_that_was_built(self):
+        builds = [command for command, _ in pages.commands(
+            'install/kolla.rst') if command.startswith('kolla-build')]
+        self.assertEqual(2, len(builds))
+        for command in builds:
+            given = dict(re.findall(r'--(\S+) ([^-]\S*)', command))
+            self.assertEqual(
+                '{registry}/{namespace}/nova-compute:{tag}'.format(**given),
+                container('nova-compute', 'image',
+                          'globals.d/nova-migfix.yml'))
 
-    def test_nova_compute(self):
-        self.assertEqual(
-            'registry.example:4000/kolla/nova-compute:2026.1-migfix',
-            service('nova-compute', 'image', self.GLOBALS,
-                    openstack_tag='2026.1'))
-
-    def test_no_other_image(self):
-        self.assertNotIn('migfix', service(
-            'nova-libvirt', 'image', self.GLOBALS))
+    @ddt.data('nova-libvirt', 'nova-conductor', 'nova-compute-ironic')
+    def test_others_stay_as_they_are(self, name):
+        self.assertNotIn('migfix', container(
+            name, 'image', 'globals.d/nova-migfix.yml'))
 
 
 @ddt.ddt
 class ExtraVolumesTestCase(testtools.TestCase):
 
-    @staticmethod
-    def volumes(container, **variables):
-        return service(container, 'volumes', 'globals.yml', **variables)
+    def volumes(self, name, **variables):
+        return container(name, 'volumes', 'globals.yml', **variables)
 
     @ddt.data('docker', 'podman')
     def test_the_policy_is_mounted(self, engine):
@@ -151,22 +100,97 @@ class ExtraVolumesTestCase(testtools.TestCase):
         self.assertIn(MOUNT, volumes)
 
     def test_other_containers_are_left_alone(self):
-        self.assertNotIn(MOUNT, self.volumes(
-            'nova-compute'))
+        self.assertNotIn(MOUNT, self.volumes('nova-compute'))
 
 
-class CommandsTestCase(testtools.TestCase):
-    """For want of a deployment they are not run: Kolla Ansible knows them."""
+@functools.cache
+def stock(**variables):
+    """Return the configuration of a deployment without the plugin."""
+    with deployment.Deployment(**variables) as made:
+        return made.configure()
 
-    def test_known(self):
-        for command, _ in pages.commands('install/rollout.rst'):
-            words = shlex.split(command)
-            shown = subprocess.run(
-                [_BIN / words[0], words[1], '--help'], check=True,
-                capture_output=True, text=True, timeout=_LIMIT).stdout
-            self.assertIn(f'usage: kolla-ansible {words[1]} ', shown)
-            for option in words[2::2]:
-                self.assertRegex(shown, rf'(?m)^  (-\w \w+, )?{option} ')
+
+class ConfigurationTestCase(testtools.TestCase):
+    """Line by line, what is other than without the plugin."""
+
+    def changes(self, ours):
+        """Return what is other in each file that is not the same."""
+        before, after = stock(), ours.configure()
+        self.assertEqual(before.keys(), after.keys())
+        return {name: changes.changes(before[name], after[name])
+                for name in before if before[name] != after[name]}
+
+    def test_configuration(self):
+        ours = self.useFixture(deployment.Deployment())
+        ours.take_over()
+        self.assertEqual(
+            {'nova-compute/nova.conf': changes.golden('nova-compute.conf')},
+            self.changes(ours))
+
+    def test_one_host_only(self):
+        snippet = (pages.CHECKOUT / 'kolla/config/nova/nova-compute.conf'
+                   ).read_text()
+        ours = self.useFixture(deployment.Deployment())
+        ours.add('compute01/nova-compute.conf', snippet)
+        ours.add('compute02/nova-compute.conf', '[DEFAULT]\nmy_ip = other\n')
+        self.assertEqual(
+            {'nova-compute/nova.conf': changes.golden('nova-compute.conf')},
+            self.changes(ours))
+
+    def test_what_is_shown_for_cold_migrations(self):
+        lines, = (text for text in pages.blocks('install/kolla.rst', 'ini')
+                  if 'migration_inbound_addr' in text)
+        ours = self.useFixture(deployment.Deployment())
+        ours.take_over()
+        ours.add('nova-compute.conf', lines)
+        self.assertEqual(
+            {'nova-compute/nova.conf':
+                changes.golden('nova-compute-cold.conf')},
+            self.changes(ours))
+
+    def test_nova_conf_would_reach_ironic(self):
+        ours = self.useFixture(deployment.Deployment())
+        ours.add('../nova.conf', '[DEFAULT]\ncompute_driver = a.Driver\n')
+        self.assertIn('+compute_driver = a.Driver', self.changes(ours)[
+            'nova-compute-ironic/nova.conf'])
+
+
+class AddressTestCase(testtools.TestCase):
+    """Where files are fetched from, and who answers there."""
+
+    def configured(self, **variables):
+        files = stock(**variables)
+        nova = configparser.ConfigParser(interpolation=None)
+        nova.read_string(files['nova-compute/nova.conf'])
+        return nova['libvirt'], files
+
+    def test_sshd_listens_where_the_source_tells(self):
+        libvirt, files = self.configured()
+        self.assertEqual(deployment.MIGRATION,
+                         libvirt['live_migration_inbound_addr'])
+        sshd = files['nova-ssh/sshd_config'].splitlines()
+        self.assertIn(f'ListenAddress {deployment.MIGRATION}', sshd)
+        self.assertIn('Port 8022', sshd)
+
+    def test_ssh_knows_the_port_and_accepts_the_keys(self):
+        _, files = self.configured()
+        self.assertEqual(
+            ['Host *', 'StrictHostKeyChecking no',
+             'UserKnownHostsFile /dev/null', 'port 8022'],
+            [line.strip() for line in
+             files['nova-ssh/ssh_config'].splitlines()])
+        placed = {file['dest'] for file in json.loads(
+            files['nova-ssh/config.json'])['config_files']}
+        self.assertIn('/var/lib/nova/.ssh/config', placed)
+
+    def test_with_tls_of_libvirt_it_is_the_name(self):
+        libvirt, _ = self.configured(libvirt_tls=True)
+        self.assertEqual(deployment.FACTS['ansible_nodename'],
+                         libvirt['live_migration_inbound_addr'])
+
+    def test_that_of_cold_migrations_is_not_set(self):
+        libvirt, _ = self.configured()
+        self.assertNotIn('migration_inbound_addr', libvirt)
 
 
 class DocumentationTestCase(testtools.TestCase):

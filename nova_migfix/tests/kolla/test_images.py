@@ -13,42 +13,25 @@
 """Images: what kolla-build makes of ``kolla/``.
 
 For want of a container engine, and of an hour, they are not built; the one
-step that installs the plugin is.
+step that installs the plugin is taken.
 """
 
 import contextlib
-import difflib
 import io
-import os
 import pathlib
 import re
-import shlex
-import sys
-import tarfile
 
 import ddt
 import fixtures
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tests.kolla import changes
 from nova_migfix.tests.kolla import image
-from nova_migfix.tests import pages
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
 BASES = ('debian', 'rocky', 'ubuntu')
-
-#: Of the release that this Kolla has.
-CONSTRAINTS = pages.CHECKOUT / 'constraints/nova-34.txt'
-
-
-def changes(before, after):
-    """Return the lines that differ, without empty ones and their places."""
-    return ''.join(
-        line for line in list(difflib.unified_diff(
-            before.splitlines(keepends=True), after.splitlines(keepends=True),
-            n=0))[2:] if not line.startswith('@@') and line[1:].strip())
 
 
 @ddt.ddt
@@ -60,9 +43,9 @@ class DockerfileTestCase(testtools.TestCase):
     @ddt.unpack
     def test_template_overrides(self, base, name):
         self.assertEqual(
-            (GOLDEN / f'{name}-{base}.diff').read_text(),
-            changes(image.dockerfiles(base)[name],
-                    image.dockerfiles(base, 'kolla-build.conf')[name]))
+            changes.golden(f'{name}-{base}'),
+            changes.changes(image.dockerfiles(base)[name],
+                            image.dockerfiles(base, 'kolla-build.conf')[name]))
 
     @ddt.data(*BASES)
     def test_an_archive_needs_no_other_dockerfile(self, base):
@@ -89,97 +72,65 @@ class DockerfileTestCase(testtools.TestCase):
         self.assertEqual([], lint.lint(file.read_text(), builtin))
 
 
-class PipStepTestCase(testtools.TestCase):
-    """The step that installs the plugin, beside the Nova that it is for.
-
-    This release's constraints stand in for the upper constraints of Kolla.
-    """
+class PipStepTestCase(image.NovaImageTestCase):
+    """The step that installs the plugin, beside the Nova that it is for."""
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.nova = image.Image()
-        cls.nova.setUp()
-        cls.addClassCleanup(cls.nova.cleanUp)
-        done = cls.nova.enter('true')
-        if done.returncode:
-            raise cls.skipException(f'no root directory: {done.stderr}')
-        cls.nova.put(CONSTRAINTS, image.CONSTRAINTS)
-        cls.nova.run(shlex.join([
-            str(image.BIN / 'uv'), 'venv', '--quiet', '--seed', '--python',
-            os.path.realpath(sys.executable), image.VENV]))
-        cls.nova.run(
-            f'python3 -m pip --quiet install -c {image.CONSTRAINTS} nova')
-        cls.stock = cls.made_from_nova(
-            image.dockerfiles('rocky')['nova-compute'])
+        with image.Image(cls.nova) as made:
+            cls.stock = cls.take_step(
+                made, image.dockerfiles('rocky')['nova-compute'])
 
     @classmethod
-    def made_from_nova(cls, dockerfile, plugins=None, wheels=None):
-        """An image that the last step of a Dockerfile makes.
+    def take_step(cls, made, dockerfile, wheels=None):
+        """Take the last step of a Dockerfile; returns what is installed.
 
-        :param plugins: the archive that Kolla adds
-        :param wheels: a directory where pip looks for packages as well
+        :param wheels: a directory in which pip looks for packages as well
         """
-        made = image.Image(cls.nova)
-        made.setUp()
-        cls.addClassCleanup(made.cleanUp)
-        with fixtures.TempDir() as directory:
-            added = pathlib.Path(directory.path)
-            (added / 'plugins').mkdir()
-            if plugins:
-                with tarfile.open(plugins) as archive:
-                    archive.extractall(added, filter='data')
-            (added / 'script').touch()
-            made.put(added / 'plugins', image.PLUGINS)
-            made.put(added / 'script',
-                     '/usr/local/bin/kolla_nova_extend_start')
+        made.write('/usr/local/bin/kolla_nova_extend_start', '')
+        made.run(f'mkdir --parents {image.PLUGINS}')
         if wheels:
             made.put(wheels, '/wheels')
         *_, step = image.steps(dockerfile)
         made.run(f'export PIP_FIND_LINKS="$PIP_FIND_LINKS /wheels"; {step}'
                  if wheels else step)
-        return made
+        return cls.installed(made)
 
-    def installed(self, made):
-        return set(made.run('python3 -m pip freeze').splitlines())
-
-    def assertPluginAdded(self, made):
-        """Assert that it was added, and that nothing else was changed."""
-        before, after = self.installed(self.stock), self.installed(made)
+    def assertPluginAdded(self, made, after):
+        """Assert that it was, and that nothing else was changed."""
         self.assertEqual(set(), self.installed(self.nova) - after)
-        self.assertEqual(set(), before - after)
-        added, = after - before
+        self.assertEqual(set(), self.stock - after)
+        added, = after - self.stock
         self.assertRegex(added, r'nova-migfix( @ |==1\.0\.0)')
         made.run('nova-migfix-status --help')
         made.run('python3 -c "import nova_migfix.driver"')
 
-    def assertOptionsKnown(self, made):
-        """Assert that Kolla Ansible's validation sees to [migfix] as well.
-
-        It asks for the options by the namespaces that Nova names.
-        """
-        for text, complaints in (('enabled_fixes = vnic', 0),
-                                 ('enabled_fixe = vnic', 1)):
-            made.run(f'echo "[migfix]\n{text}" > /tmp/nova.conf')
-            validated = made.enter('oslo-config-validator --namespace '
-                                   'nova.conf --input-file /tmp/nova.conf')
-            self.assertEqual(complaints, validated.stderr.count(
-                'is not part of the sample config'), validated)
-            self.assertEqual(complaints, validated.returncode, validated)
-
     def test_package(self):
         place = self.useFixture(image.Checkout())
-        place.build('wheel')
-        made = self.made_from_nova(
-            image.dockerfiles('rocky', 'kolla-build.conf')['nova-compute'],
-            wheels=place.checkout / 'dist')
-        self.assertPluginAdded(made)
-        self.assertOptionsKnown(made)
+        made = self.useFixture(image.Image(self.nova))
+        self.assertPluginAdded(made, self.take_step(
+            made, image.dockerfiles(
+                'rocky', 'kolla-build.conf')['nova-compute'],
+            wheels=place.build().parent))
 
-    def test_archive(self):
+    def test_archive_of_a_wheel(self):
         place = self.useFixture(image.Checkout())
-        place.build('sdist')
-        context = image.build(place, 'kolla-build-archive.conf')
-        self.assertPluginAdded(self.made_from_nova(
-            (context / 'Dockerfile').read_text(),
-            plugins=context / 'plugins-archive'))
+        wheel = place.build()
+        place.run('tar', '--create', '--file', 'nova-migfix.tar',
+                  '--directory', str(wheel.parent), '.')
+        self.assertArchiveAdded(place)
+
+    def test_source_archive(self):
+        place = self.useFixture(image.Checkout())
+        place.build('sdist').rename(place.path / 'nova-migfix.tar')
+        self.assertArchiveAdded(place)
+
+    def assertArchiveAdded(self, place):
+        context = image.build(
+            place, 'nova-migfix/kolla/kolla-build-archive.conf')
+        made = self.useFixture(image.Image(self.nova))
+        made.put(context / 'plugins-archive', '/plugins.tar')
+        made.run('tar --extract --file /plugins.tar')
+        self.assertPluginAdded(made, self.take_step(
+            made, (context / 'Dockerfile').read_text()))
