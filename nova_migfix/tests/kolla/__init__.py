@@ -12,6 +12,6 @@
 
 """What ``kolla/`` comes to in Kolla's own tools, and what pip does to a Nova.
 
-In an environment of its own, that has Kolla and no Nova: ``tox -e kolla``. Where a
-Nova is needed it is installed into an image, and that needs root.
+In an environment of its own, that has Kolla and no Nova: ``tox -e kolla``.
+Where a Nova is needed it is installed into an image, and that needs root.
 """

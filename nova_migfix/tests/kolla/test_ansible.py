@@ -23,6 +23,7 @@ import sys
 
 import ddt
 import fixtures
+from oslo_config import cfg
 import testtools
 
 from nova_migfix.tests import etc
@@ -136,6 +137,21 @@ class ConfigurationTestCase(testtools.TestCase):
         self.assertEqual(
             {'nova-compute/nova.conf': changes.golden('nova-compute.conf')},
             self.changes(ours))
+
+    def test_the_line_of_the_role_goes_before_one_of_a_deployer(self):
+        """ansible/ adds a section of its own at the end of the file."""
+        ours = self.useFixture(deployment.Deployment())
+        ours.add('nova-compute.conf',
+                 '[DEFAULT]\ncompute_driver = libvirt.LibvirtDriver\n'
+                 '[libvirt]\ncpu_mode = host-model\n'
+                 '[DEFAULT]\ncompute_driver = migfix.LibvirtDriver\n')
+        path = self.useFixture(fixtures.TempDir()).join('nova.conf')
+        pathlib.Path(path).write_text(
+            ours.configure()['nova-compute/nova.conf'])
+        conf = cfg.ConfigOpts()
+        conf.register_opt(cfg.StrOpt('compute_driver'))
+        conf(['--config-file', path])
+        self.assertEqual('migfix.LibvirtDriver', conf.compute_driver)
 
     def test_what_is_shown_for_cold_migrations(self):
         lines, = (text for text in pages.blocks('install/kolla.rst', 'ini')
