@@ -66,15 +66,15 @@ class DebianTestCase(testtools.TestCase):
         cls.debian = image.Image()
         cls.debian.setUp()
         cls.addClassCleanup(cls.debian.cleanUp)
-        candidate = cls.debian.enter('apt-cache policy python3-nova')
+        candidate = cls.debian.enter(
+            'apt-get --quiet update; apt-cache policy python3-nova')
         if f'Candidate: 2:{RELEASE}' not in candidate.stdout:
             raise cls.skipException(
                 'This is no Debian 12, or no root directory of our own can '
                 f'be had: {candidate.stderr}')
         cls.debian.run(_UNPACK)
         with image.Checkout() as place:
-            place.run('uv', 'build', '--wheel', 'nova-migfix')
-            cls.debian.put(place.path / 'nova-migfix/dist', '/wheels')
+            cls.debian.put(place.build().parent, '/wheels')
 
     def setUp(self):
         super().setUp()
