@@ -50,6 +50,13 @@ _SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
                  'rsync: connection unexpectedly closed')
 
 
+# What has become of the guest when something cannot be had: it is on the
+# source of a live migration, at the destination of a cold one.
+NOT_MOVED = _('The guest has not been moved.')
+IS_OFF = _('The guest is off; its disks are left as they came, and on the '
+           'source in %s_resize.')
+
+
 class Wanted(NamedTuple):
     """A file of the source's."""
 
@@ -89,12 +96,13 @@ def pull_disks(
 
 
 def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
-         host: str) -> None:
+         host: str, so: str = NOT_MOVED) -> None:
     """Have files from the source and put them to their use.
 
     :param instance: nova.objects.Instance
     :param instance_dir: its directory, which exists
     :param host: the source, a host name or an IP literal
+    :param so: what has become of the guest if that fails
     :raises MigrationError: with instance, disks, host, reason and remedy
     """
     if not wanted:
@@ -111,12 +119,12 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
                 exception.NovaException) as error:
             raise exception.MigrationError(reason=_(
                 '%(disks)s of instance %(uuid)s cannot be had from %(host)s: '
-                '%(error)s. The guest has not been moved. See that this host '
+                '%(error)s. %(so)s See that this host '
                 'can log in there by ssh, that there is space, and that the '
                 'files exist: %(paths)s.') % {
                     'disks': ', '.join(sum((f.makes for f in wanted), ())),
                     'uuid': instance.uuid, 'host': host,
-                    'error': reason(error),
+                    'error': reason(error), 'so': so,
                     'paths': ', '.join(f.path for f in wanted)}) from error
     LOG.info('Pulled %(paths)s from %(host)s for %(disks)s in %(time).2f s',
              {'paths': ', '.join(f.path for f in wanted), 'host': host,

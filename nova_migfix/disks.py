@@ -20,9 +20,11 @@ only, and no two of that name on two hosts have the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 import errno
+import glob
 import os
 import re
 from typing import Any
@@ -31,12 +33,14 @@ from typing import NamedTuple
 from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
+from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
 from nova_migfix import scratch
 
 LOG = logging.getLogger(__name__)
+CONF = cfg.CONF
 
 # The first is how an ephemeral disk was called that came from the flavor.
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
@@ -48,7 +52,9 @@ MADE_HERE = ('ephemeral', 'swap')
 # Bytes that are looked at at once.
 _BLOCK = 1 << 20
 
-# Which file systems the backing files have, in the instance's directory.
+# Nova's, and ours: which file systems the backing files have. Both are in the
+# instance's directory.
+_INFO = 'disk.info'
 _BASES = 'migfix-bases.json'
 
 
@@ -66,21 +72,31 @@ class Overlay(NamedTuple):
         return int(match[1] or 0) if match else 0
 
 
-def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
+def ephemeral_overlays(
+    instance_dir: str, without: Collection[str] = (),
+) -> Iterator[Overlay]:
     """Yield the ephemeral disks in an instance's directory that need a base.
 
     Only what ``disk.info`` calls qcow2 is looked into: a raw disk is the
     guest's to write, and could pretend to have a backing file.
+
+    :param without: names of disks that are not wanted
     """
     for path, form in sorted(_formats(instance_dir).items()):
         name = os.path.basename(path)
         path = os.path.join(instance_dir, name)
         if (form == 'qcow2' and _EPHEMERAL.fullmatch(name)
-                and os.path.exists(path)):
+                and name not in without and os.path.exists(path)):
             backing = libvirt_utils.get_disk_backing_file(
                 path, basename=False)
             if backing and os.path.basename(backing).startswith('ephemeral'):
                 yield Overlay(name, path, backing)
+
+
+def instance_dirs() -> list[str]:
+    """Return the directories of all instances that lie on this host."""
+    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(
+        glob.escape(CONF.instances_path), '*', _INFO)))]
 
 
 def is_made_here(backing: str | None) -> bool:
@@ -90,7 +106,7 @@ def is_made_here(backing: str | None) -> bool:
 
 def _formats(instance_dir: str) -> dict[str, str]:
     """Return Nova's record of the format of each of an instance's files."""
-    formats: dict[str, str] = _record(instance_dir, 'disk.info')
+    formats: dict[str, str] = _record(instance_dir, _INFO)
     return formats
 
 
@@ -196,16 +212,23 @@ def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
     under its name, for the next guest.
     """
     known = _record(instance_dir, _BASES)
-    found = {overlay.name: _uuid(overlay.backing) for overlay in overlays
-             if os.path.exists(overlay.backing)}
-    if {**known, **found} == known:
+    found = {**known, **{
+        overlay.name: _uuid(overlay.backing) for overlay in overlays}}
+    found = {name: uuid for name, uuid in found.items() if uuid}
+    if found == known:
         return
     target = os.path.join(instance_dir, _BASES)
     with scratch.directory(target) as directory:
         made = os.path.join(directory, _BASES)
         with open(made, 'w') as record:
-            record.write(jsonutils.dumps({**known, **found}))
+            record.write(jsonutils.dumps(found))
         os.rename(made, target)
+
+
+def remember_unknown_bases(instance_dir: str) -> None:
+    """Write it down where that was not done when the disk was made."""
+    remember_bases(instance_dir, list(ephemeral_overlays(
+        instance_dir, without=_record(instance_dir, _BASES))))
 
 
 def lost(overlay: Overlay,

@@ -76,6 +76,8 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def init_host(self, host):
         scratch.sweep()
+        for fix in self._fixes:
+            fix.starting()
         super().init_host(host)
         self._find_out_capabilities()
         migfix_data.on_departure(self.virtapi, self._depart)
@@ -195,6 +197,27 @@ class LibvirtDriver(driver.LibvirtDriver):
         if not os.path.exists(f'{instance_dir}_resize'):
             for fix in self._fixes:
                 fix.complete_disks(instance, instance_dir, source)
+
+    def power_off(self, instance, timeout=0, retry_interval=0):
+        self._stop(instance)
+        super().power_off(instance, timeout, retry_interval)
+
+    def suspend(self, context, instance):
+        self._stop(instance)
+        super().suspend(context, instance)
+
+    def _soft_reboot(self, instance):
+        self._stop(instance)
+        return super()._soft_reboot(instance)
+
+    @_with_signature_of(driver.LibvirtDriver.rescue)
+    def rescue(self, context, instance, *args, **kwargs):
+        self._stop(instance)
+        super().rescue(context, instance, *args, **kwargs)
+
+    def _stop(self, instance):
+        for fix in self._fixes:
+            fix.stopping(instance, self._host)
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):

@@ -23,6 +23,7 @@ characters of a Glance image's, whatever the host is called.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import glob
@@ -81,16 +82,26 @@ def sweep() -> None:
     Archives may belong to a peer that fetches one just now, so only those go
     that nobody can want any more.
     """
+    for path in _find(f'{_prefix()}*'):
+        _remove(shutil.rmtree, path)
     old = time.time() - _FORGOTTEN
-    for path in [*_find(f'{_prefix()}*'), *(
-            path for path in _find(f'{_ARCHIVE}*.tar')
-            if os.path.getmtime(path) < old)]:
-        LOG.info('Removing %s, which was left by a nova-compute that did not '
+    for path in _find(f'{_ARCHIVE}*.tar'):
+        # the peer may remove it just now
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.getmtime(path) < old:
+                _remove(os.unlink, path)
+
+
+def _remove(remove: Callable[[str], object], path: str) -> None:
+    try:
+        remove(path)
+    except OSError as error:
+        LOG.warning('%(path)s, which was left by a nova-compute that did not '
+                    'end properly, cannot be removed: %(error)s',
+                    {'path': path, 'error': error})
+    else:
+        LOG.info('Removed %s, which was left by a nova-compute that did not '
                  'end properly', path)
-        if os.path.isdir(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
 
 
 def _find(pattern: str) -> list[str]:

@@ -117,14 +117,16 @@ def pull(host: str, paths: Collection[str], directory: str) -> None:
     :raises OSError: something that was asked for did not come
     :raises ProcessExecutionError: they could not be had
     """
+    names = sorted(map(os.path.basename, paths))
+    if len(set(names)) < len(names):
+        raise ValueError(f'two files of one name: {", ".join(names)}')
     {'ssh': _by_ssh, 'rsync': _by_rsync}[
         CONF.libvirt.remote_filesystem_transport](
             address.check(host), [_checked(path) for path in sorted(paths)],
             directory)
-    for path in paths:
-        name = os.path.basename(path)
+    for name in names:
         if not stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
-            raise ValueError(f'{path} came as something else than a file')
+            raise ValueError(f'{name} came as something else than a file')
 
 
 def _checked(path: str) -> str:

@@ -48,6 +48,14 @@ class Fix:
             return f'it has {cls.mended_by}'
         return None
 
+    # -- nova-compute starts -------------------------------------------------
+
+    def starting(self) -> None:
+        """Either host: nova-compute starts, and has touched no guest yet.
+
+        :raises Exception: nova-compute does not start
+        """
+
     # -- precheck: nothing has been touched yet -----------------------------
 
     def capabilities(self) -> Mapping[str, str]:
@@ -209,6 +217,15 @@ class Fix:
         :param block_device_info: as Nova gets it; may be None
         """
         return contextlib.nullcontext()
+
+    def stopping(self, instance: Any, host: Any) -> None:
+        """Either host: the guest will be stopped, if it runs, but not moved.
+
+        What follows may start it again, as a soft reboot does.
+
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :raises Exception: the guest stays as it is
+        """
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,

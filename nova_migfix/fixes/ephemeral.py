@@ -33,9 +33,10 @@ With the fix a disk that is moved needs no backing file afterwards:
   is off, or the destination does if the source has not.
 
 A backing file that is lost, because it is missing or another of its name has
-taken its place, is not made anew under a disk that has data; while the guest
-runs, QEMU still has the right one open, and a migration makes the disk
-complete from that. One without a file system, left by a mkfs that failed, or
+taken its place, is not made anew under a disk that has data: a hard reboot and
+a start are refused. While the guest runs, QEMU still has the right one open;
+a migration, a stop and whatever else ends that makes the disk complete from
+it before. One without a file system, left by a mkfs that failed, or
 with another than was asked for, is not given to a new disk. File systems are
 made in a scratch directory and renamed.
 """
@@ -79,7 +80,7 @@ CONF = cfg.CONF
 PULLS_BASES = 'pulls_ephemeral_bases'
 
 # File systems that blkid calls as mkfs does.
-_KINDS = ('ext2', 'ext3', 'ext4', 'vfat', 'xfs')
+_KINDS = ('btrfs', 'ext2', 'ext3', 'ext4', 'ntfs', 'vfat', 'xfs')
 
 # a key in the description of a disk: where its backing file is
 BACKING_PATH = 'backing_path'
@@ -113,6 +114,17 @@ class Ephemeral(base.Fix):
         # Instances whose destination pulls: told in the precheck, needed
         # when the migration begins. An entry that is lost costs time only.
         self._pulled_by_destination: set[str] = set()
+
+    def starting(self) -> None:
+        """From now on a base that is replaced is told from the right one."""
+        for instance_dir in local_disks.instance_dirs():
+            try:
+                local_disks.remember_unknown_bases(instance_dir)
+            except (OSError, ValueError, exception.NovaException,
+                    processutils.ProcessExecutionError) as error:
+                LOG.warning('What the ephemeral disks in %(directory)s lie '
+                            'upon could not be written down: %(error)s',
+                            {'directory': instance_dir, 'error': error})
 
     # -- live migration -----------------------------------------------------
 
@@ -157,9 +169,7 @@ class Ephemeral(base.Fix):
     # -- cold migration and resize ------------------------------------------
 
     def before_power_off(self, instance: Any, host: Any) -> None:
-        for disk in _overlays_of(instance):
-            if local_disks.lost(disk):
-                _pull_block(instance, host.get_guest(instance), disk, _LOST)
+        _save_lost(instance, host, _overlays_of(instance))
 
     def leaving(self, instance: Any, instance_dir: str) -> None:
         for disk in local_disks.ephemeral_overlays(instance_dir):
@@ -188,7 +198,8 @@ class Ephemeral(base.Fix):
                            functools.partial(_complete, instance, above))
             for path, above in (
                 (path, list(group)) for path, group in itertools.groupby(
-                    sorted(overlays, key=by_base), by_base))], source)
+                    sorted(overlays, key=by_base), by_base))], source,
+            arrival.IS_OFF % instance.uuid)
 
     # -- disks are made, or needed again ------------------------------------
 
@@ -209,7 +220,8 @@ class Ephemeral(base.Fix):
     ) -> Iterator[None]:
         formats = _guest_formats(block_device_info)
         before = list(local_disks.ephemeral_overlays(instance_dir))
-        _see_to_bases(instance, before, formats)
+        for disk in _lost_without_data(instance, before):
+            _make_anew(instance, disk, formats.get(disk.number))
         names = {disk.name for disk in before}
         yield
         made = [disk for disk
@@ -219,14 +231,25 @@ class Ephemeral(base.Fix):
             _check_new(instance, disk, formats.get(disk.number))
         local_disks.remember_bases(instance_dir, made)
 
+    def stopping(self, instance: Any, host: Any) -> None:
+        overlays = _overlays_of(instance)
+        if any(map(local_disks.lost, overlays)) and _runs(instance, host):
+            _save_lost(instance, host, overlays)
+
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        overlays = _overlays_of(instance)
-        _see_to_bases(instance, overlays, _guest_formats(block_device_info))
-        local_disks.remember_bases(
-            libvirt_utils.get_instance_path(instance), overlays)
+        lost = _lost_without_data(instance, _overlays_of(instance))
+        if lost and _runs(instance, driver._host):
+            # it may write to them until it is stopped
+            _save_lost(instance, driver._host, lost)
+        else:
+            formats = _guest_formats(block_device_info)
+            for disk in lost:
+                _make_anew(instance, disk, formats.get(disk.number))
+        local_disks.remember_unknown_bases(
+            libvirt_utils.get_instance_path(instance))
 
 
 # -- live migration, source -------------------------------------------------
@@ -234,6 +257,24 @@ class Ephemeral(base.Fix):
 def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
     return list(local_disks.ephemeral_overlays(
         libvirt_utils.get_instance_path(instance)))
+
+
+def _runs(instance: Any, host: Any) -> bool:
+    try:
+        return bool(host.get_guest(instance).is_active())
+    except exception.InstanceNotFound:
+        return False
+
+
+def _save_lost(instance: Any, host: Any,
+               overlays: Iterable[local_disks.Overlay]) -> None:
+    """Have what lost backing files had from the guest's QEMU.
+
+    :raises MigrationError: it could not be done, or the guest is off
+    """
+    for disk in overlays:
+        if local_disks.lost(disk):
+            _pull_block(instance, host.get_guest(instance), disk, _LOST)
 
 
 def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
@@ -321,26 +362,26 @@ def _guest_formats(block_device_info: Any) -> dict[int, str | None]:
         virt_driver.block_device_info_get_ephemerals(block_device_info)))
 
 
-def _see_to_bases(instance: Any, overlays: Iterable[local_disks.Overlay],
-                  formats: Mapping[int, str | None]) -> None:
-    """Refuse what would destroy data; help where there is none."""
-    for disk in overlays:
-        if loss := local_disks.lost(disk):
-            if local_disks.is_written(disk):
-                _refuse_to_start(instance, disk, loss)
-            _make_anew(instance, disk, formats.get(disk.number))
+def _lost_without_data(
+    instance: Any, overlays: Iterable[local_disks.Overlay],
+) -> list[local_disks.Overlay]:
+    """Return the disks that need another base, and would lose nothing by it.
 
-
-def _refuse_to_start(instance: Any, disk: local_disks.Overlay,
-                     loss: str) -> None:
-    raise exception.InvalidDiskInfo(reason=_(
-        '%(name)s of instance %(uuid)s has data, but its backing file '
-        '%(base)s %(loss)s; to go on without it would destroy what the guest '
-        'reads. If the guest still runs, migrate it, which makes the disk '
-        'complete, or do so with "virsh blockpull"; else get that very file '
-        'back from a backup or from the host where the disk was made.') % {
-            'name': disk.name, 'uuid': instance.uuid, 'base': disk.backing,
-            'loss': loss})
+    :raises InvalidDiskInfo: one would; nothing has been done to any
+    """
+    losses = {disk: local_disks.lost(disk) for disk in overlays}
+    lost = [disk for disk, loss in losses.items() if loss]
+    for disk in filter(local_disks.is_written, lost):
+        raise exception.InvalidDiskInfo(reason=_(
+            '%(name)s of instance %(uuid)s has data, but its backing file '
+            '%(base)s %(loss)s; to go on without it would destroy what the '
+            'guest reads. If the guest still runs, stop or migrate it, which '
+            'makes the disk complete, or do so with "virsh blockpull"; else '
+            'get that very file back from a backup or from the host where '
+            'the disk was made.') % {
+                'name': disk.name, 'uuid': instance.uuid,
+                'base': disk.backing, 'loss': losses[disk]})
+    return lost
 
 
 def _make_anew(instance: Any, disk: local_disks.Overlay,

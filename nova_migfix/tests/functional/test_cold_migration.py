@@ -171,6 +171,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
         self.lose_base()
         reason = self.refused(migrate=None)
         self.assertIn('cannot be had from src', reason)
+        self.assertIn('The guest is off', reason)
         self.assertEqual('ERROR', self.server['status'])
         self.assertIsNotNone(self.backing(host='dest'))
         self.assertEqual([], self.bases('dest'))

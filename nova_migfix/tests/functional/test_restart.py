@@ -37,6 +37,7 @@ class RestartTestCase(storage.StorageTestCase):
 
     def restart(self, action):
         self.act(**{'os-start': {'os-start': None},
+                    'soft reboot': {'reboot': {'type': 'SOFT'}},
                     'reboot': {'reboot': {'type': 'HARD'}}}[action])
 
     def assert_refused(self, action, reason):
@@ -78,6 +79,38 @@ class LostBaseTestCase(RestartTestCase):
         self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
         self.assertIsNotNone(self.backing('disk.eph0'))
 
+    def test_one_that_is_refused_has_kept_the_others(self):
+        self.boot(1, 1)
+        self.write('disk.eph1')
+        self.lose_base()
+        never = self.path('disk.eph0')
+        inode = never.stat().st_ino
+        self.restart('reboot')
+        self.assertIn('disk.eph1 of instance', self.fault())
+        # which QEMU has open
+        self.assertEqual(inode, never.stat().st_ino)
+        self.assertIsNotNone(self.backing('disk.eph0'))
+
+    def test_a_guest_that_is_stopped_has_its_disk_afterwards(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        self.lose_base()
+        self.server = self._stop_server(self.server)
+        self.assert_kept(before, host='src')
+        self.restart('os-start')
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(before, host='src')
+
+    def test_a_soft_reboot_goes_on_with_its_disk(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        self.lose_base()
+        self.restart('soft reboot')
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(before, host='src')
+
 
 @ddt.ddt
 class ReplacedBaseTestCase(RestartTestCase):
@@ -94,6 +127,17 @@ class ReplacedBaseTestCase(RestartTestCase):
         self.server = written
         self.assert_refused(
             action, 'is another one than the disk was laid upon')
+
+    def test_it_is_known_also_of_a_disk_from_before_the_plugin(self):
+        self.boot(1)
+        self.write()
+        (self.path().parent / 'migfix-bases.json').unlink()
+        with self.hosts.on('src'):
+            self.src.driver.init_host('src')
+        self.lose_base()
+        self.have_base(self.path(self.backing()).name, 'src')
+        self.assert_refused(
+            'reboot', 'is another one than the disk was laid upon')
 
     def test_a_disk_never_written_to_is_not_laid_upon_it(self):
         self.boot((1, 'xfs'))

@@ -111,6 +111,12 @@ class TestStart(DriverTestCase):
             self.driver.init_host('compute1')
         sweep.assert_called_once_with()
 
+    def test_then_the_fixes_look_at_what_is_there(self):
+        nova = self.nova('init_host')
+        self.fix.starting.side_effect = nova.assert_not_called
+        self.driver.init_host('compute1')
+        self.fix.starting.assert_called_once_with()
+
     def test_departures_are_stamped(self):
         self.nova('init_host')
         manager = mock.Mock()
@@ -450,6 +456,22 @@ class TestDisks(DriverTestCase):
             self.driver, 'the context', 'the instance', 'the network_info',
             'the block_device_info')
         nova.assert_not_called()
+
+    @ddt.data('power_off', 'suspend', '_soft_reboot', 'rescue')
+    def test_a_guest_that_stops_may_have_to_be_saved_before(self, method):
+        arguments = [f'the {name}' for name in inspect.signature(getattr(
+            libvirt_driver.LibvirtDriver, method)).parameters][1:]
+        nova = self.nova(method)
+        self.fix.stopping.side_effect = exception.MigrationError(
+            reason='no space')
+        self.assertRaises(exception.MigrationError,
+                          getattr(self.driver, method), *arguments)
+        self.fix.stopping.assert_called_once_with(
+            'the instance', self.driver._host)
+        nova.assert_not_called()
+        self.fix.stopping.side_effect = None
+        getattr(self.driver, method)(*arguments)
+        self.assertEqual(arguments, list(nova.call_args.args[1:]))
 
     def test_a_block_migration_asks_before_it_describes_the_disks(self):
         nova = self.nova('get_instance_disk_info')

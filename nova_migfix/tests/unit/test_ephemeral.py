@@ -273,9 +273,12 @@ class TestCold(EphemeralTestCase):
     def test_without_the_base_the_disk_is_left_as_it_came(self):
         path = self.disk()
         before = path.read_bytes()
-        self.assertRaises(
+        error = self.assertRaises(
             exception.MigrationError, self.fix.complete_disks,
             self.instance, str(self.dir), 'cut')
+        self.assertIn('The guest is off', str(error))
+        self.assertIn(f'{uuids.instance}_resize', str(error))
+        self.assertNotIn('has not been moved', str(error))
         self.assertEqual(before, path.read_bytes())
 
     def test_a_complete_disk_needs_nothing_of_the_source(self):
@@ -329,6 +332,21 @@ class TestMaking(EphemeralTestCase):
             self.assertIn(part, str(error))
         self.assertFalse((self.dir / 'disk.eph0').exists())
 
+    def test_guests_of_other_systems_have_other_file_systems(self):
+        # Nova calls the backing file for Windows as that for Linux
+        self.instance.os_type = 'windows'
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, self.create, 'ext4', None)
+        self.assertIn('should have ntfs', str(error))
+
+    @ddt.data('btrfs', 'ntfs')
+    def test_the_format_may_be_any_that_nova_makes(self, form):
+        self.useFixture(config_fixture.Config(cfg.CONF)).config(
+            default_ephemeral_format=form)
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, self.create, 'ext4', None)
+        self.assertIn(f'should have {form}', str(error))
+
     def test_one_upon_what_mkfs_left_half_done_is_refused(self):
         base = self.instances.make_base(mkfs=None)
         with open(base, 'r+b') as file:
@@ -374,11 +392,39 @@ class TestMaking(EphemeralTestCase):
 class TestLostBase(EphemeralTestCase):
     """Disks whose backing file is gone, when they are needed again."""
 
+    def setUp(self):
+        super().setUp()
+        self.running = None     # or what the guest's QEMU does
+
     def restart(self, block_device_info=None):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
+        driver._host = self.host()
         self.fix.restarting(driver, 'context', self.instance, 'network',
                             block_device_info)
+
+    def stop(self):
+        self.fix.stopping(self.instance, self.host())
+
+    def host(self):
+        host = mock.create_autospec(libvirt_host.Host, instance=True)
+        if self.running:
+            guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
+            guest.is_active.return_value = True
+            guest.get_block_device.side_effect = lambda path: mock.Mock(
+                spec=libvirt_guest.BlockDevice,
+                rebase=lambda base: self.running(path))
+            host.get_guest.return_value = guest
+        else:
+            host.get_guest.side_effect = exception.InstanceNotFound(
+                instance_id=uuids.instance)
+        return host
+
+    def has_it_open(self, path):
+        processutils.execute('qemu-img', 'rebase', '-u', '-b', '', path)
+
+    def has_no_space(self, path):
+        raise OSError('No space left on device')
 
     def create(self, block_device_info=None):
         """As a resize on one host, an evacuation and the like do."""
@@ -416,6 +462,49 @@ class TestLostBase(EphemeralTestCase):
         self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
         self.assertEqual([], os.listdir(self.instances.base))
 
+    def test_one_that_is_refused_has_kept_the_others(self):
+        never = self.disk()
+        self.disk('disk.eph1', written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        before = os.stat(never)
+        for self.running in (None, self.has_it_open):
+            self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.assertEqual(before, os.stat(never))
+
+    def test_one_that_a_running_guest_has_is_had_from_it(self):
+        # it could write to it until it is stopped
+        path = self.disk()
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_it_open
+        before = os.stat(path).st_ino
+        self.restart()
+        self.assertEqual(before, os.stat(path).st_ino)
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+
+    def test_a_guest_that_stops_leaves_its_disk_complete(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_it_open
+        self.stop()
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+
+    def test_one_whose_disk_cannot_be_made_complete_is_not_stopped(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_no_space
+        error = self.assertRaises(exception.MigrationError, self.stop)
+        self.assertIn('No space left', str(error))
+
+    @ddt.data(None, 'has_it_open')
+    def test_one_with_its_base_or_off_stops_as_ever(self, running):
+        self.disk(written=b'\x07' * 512)
+        if running:
+            self.running = self.has_it_open
+        else:
+            (self.instances.base / BASE).unlink()
+        self.stop()
+        self.assertEqual(1, len(list(disks.ephemeral_overlays(self.dir))))
+
     def test_a_base_that_is_there_is_left_alone(self):
         path = self.disk(written=b'\x07' * 512)
         before = os.stat(self.instances.base / BASE), path.read_bytes()
@@ -430,6 +519,29 @@ class TestLostBase(EphemeralTestCase):
         self.instances.make_base()
         error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
         self.assertIn(f'{BASE} is another one', str(error))
+
+    def test_what_is_known_stays_when_the_base_cannot_be_asked(self):
+        self.disk(written=b'\x07' * 512)
+        self.restart()
+        with mock.patch.object(disks, 'filesystem', return_value=None):
+            self.restart()
+        self.instances.make_base()
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
+
+    def test_disks_are_known_from_the_start_of_nova_compute(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.path / 'no-instance').mkdir()
+        self.fix.starting()
+        self.instances.make_base()
+        # which is not taken for the right one by the next start
+        self.fix.starting()
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
+
+    def test_what_cannot_be_read_does_not_keep_it_from_starting(self):
+        self.disk()
+        (self.dir / 'disk.info').write_text('{')
+        self.fix.starting()
+        self.assertIn('could not be written down', self.log.output)
 
     def test_a_new_disk_knows_its_base_from_the_beginning(self):
         with self.fix.creating_disks(

@@ -11,8 +11,11 @@
 #    under the License.
 
 import os
+import shutil
 import time
+from unittest import mock
 
+import fixtures
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 import testtools
@@ -54,6 +57,19 @@ class TestScratch(testtools.TestCase):
         self.assertTrue(existed)
         scratch.sweep()
         self.assertFalse(os.path.exists(path))
+
+    def test_what_cannot_be_removed_stays(self):
+        _existed, path = self.killed()
+        log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
+        with mock.patch.object(shutil, 'rmtree', side_effect=PermissionError):
+            scratch.sweep()
+        self.assertIn(path, log.output)
+
+    def test_an_archive_that_its_peer_removes_meanwhile_is_no_matter(self):
+        (self.instances.base / scratch.archive()).touch()
+        with mock.patch.object(
+                os.path, 'getmtime', side_effect=FileNotFoundError):
+            scratch.sweep()
 
     def test_other_hosts_directories_on_shared_storage_are_not(self):
         _existed, path = self.killed()

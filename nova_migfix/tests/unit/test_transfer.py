@@ -133,6 +133,13 @@ class TestPull(testtools.TestCase):
         self.pull(transport, self.instances.make_base(mkfs=None), host=host)
         self.assertThat(self.ssh.asked[0], matchers.StartsWith('fd00::11 '))
 
+    def test_files_of_one_name_would_take_each_others_place(self):
+        base = self.instances.make_base(mkfs=None)
+        error = self.assertRaises(
+            ValueError, self.pull, 'ssh', base, f'/elsewhere/{base.name}')
+        self.assertIn(base.name, str(error))
+        self.assertEqual([], self.ssh.asked)
+
     @ddt.data('ssh', 'rsync')
     def test_a_file_that_is_not_there(self, transport):
         error = self.assertRaises(
