@@ -47,10 +47,12 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import errno
 import functools
 import itertools
 import operator
 import os
+import shutil
 import time
 from typing import Any
 from typing import NamedTuple
@@ -84,6 +86,9 @@ _KINDS = ('btrfs', 'ext2', 'ext3', 'ext4', 'ntfs', 'vfat', 'xfs')
 
 # a key in the description of a disk: where its backing file is
 BACKING_PATH = 'backing_path'
+
+# Bytes, whatever the file system's are; see stat(2).
+_STAT_BLOCK = 512
 
 # Seconds between two looks at a block pull.
 _POLL = 0.2
@@ -286,8 +291,9 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
     LOG.info('%(disk)s: %(why)s; it is made complete here first',
              {'disk': disk.name, 'why': reason.why}, instance=instance)
     begin = time.monotonic()
-    device = guest.get_block_device(disk.path)
     try:
+        _require_space(disk)
+        device = guest.get_block_device(disk.path)
         device.rebase(None)
         try:
             while not device.is_job_complete():
@@ -311,6 +317,24 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
     LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',
              {'disk': disk.name, 'time': time.monotonic() - begin},
              instance=instance)
+
+
+def _require_space(disk: local_disks.Overlay) -> None:
+    """Refuse what would fill the file system, as far as that is known.
+
+    A pull that fails leaves what it has copied; the guest would be paused with
+    the next thing it writes.
+
+    :raises OSError: there is not enough space
+    """
+    with contextlib.suppress(FileNotFoundError):
+        needed = os.stat(disk.backing).st_blocks * _STAT_BLOCK
+        free = shutil.disk_usage(os.path.dirname(disk.path)).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, _(
+                'the backing file has %(needed)d MiB, and %(free)d MiB are '
+                'free') % {'needed': needed // units.Mi,
+                           'free': free // units.Mi})
 
 
 # -- live migration, destination --------------------------------------------

@@ -11,6 +11,7 @@
 #    under the License.
 
 import os
+import shutil
 from unittest import mock
 
 import ddt
@@ -232,6 +233,16 @@ class TestSource(EphemeralTestCase):
                      'The guest has not been moved',
                      'Install nova_migfix on the destination'):
             self.assertIn(part, str(error))
+
+    def test_what_would_fill_the_file_system_is_not_begun(self):
+        # the guest would be paused by what it writes next
+        usage = shutil.disk_usage(self.dir)
+        with mock.patch.object(shutil, 'disk_usage', autospec=True,
+                               return_value=usage._replace(free=1 << 20)):
+            error = self.assertRaises(
+                exception.MigrationError, self.leave, {})
+        self.assertRegex(str(error), r'has \d+ MiB, and 1 MiB are free')
+        self.device.rebase.assert_not_called()
 
     def test_a_job_that_cannot_be_watched_is_ended(self):
         self.device.is_job_complete.side_effect = OSError('libvirt is gone')
@@ -467,8 +478,9 @@ class TestLostBase(EphemeralTestCase):
         self.disk('disk.eph1', written=b'\x07' * 512)
         (self.instances.base / BASE).unlink()
         before = os.stat(never)
-        for self.running in (None, self.has_it_open):
-            self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.running = self.has_it_open
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
         self.assertEqual(before, os.stat(never))
 
     def test_one_that_a_running_guest_has_is_had_from_it(self):

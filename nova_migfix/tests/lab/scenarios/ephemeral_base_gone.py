@@ -41,7 +41,9 @@ class EphemeralBaseGone(scenario.Scenario):
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.forget_bases(run)
-        instance = run.boot(ephemerals=ephemeral.ONE_GB)
+        # nothing is written to the second disk
+        instance = run.boot(ephemerals=ephemeral.ONE_GB * 2)
+        never = run.snapshot(instance, 'disk.eph1').identity()
         before = run.snapshot(instance, 'disk.eph0').identity()
         ephemeral.write(instance, self.kind)
         ephemeral.stop_writing(instance)
@@ -55,6 +57,8 @@ class EphemeralBaseGone(scenario.Scenario):
         after = run.snapshot(instance, 'disk.eph0')
         # The guest has written them itself when it mounted the disk.
         run.check_equal('type, label and UUID', after.identity(), before)
+        run.check_kept('never written to: type, label and UUID', run.snapshot(
+            instance, 'disk.eph1').identity() == never)
         faults = after.faults()
         run.check_kept(f'the check of {self.kind} finds nothing', not faults,
                        faults)
