@@ -32,7 +32,9 @@ class EphemeralBaseGone(scenario.Scenario):
              'live migration.')
     kind = 'xfs'
     expected = {
-        scenario.NEITHER: scenario.Arrives(text='hard reboot damages disk'),
+        scenario.NEITHER: {
+            0: scenario.Arrives(text='hard reboot fails'),
+            30: scenario.Arrives(text='hard reboot damages disk')},
         scenario.BOTH: scenario.Arrives(
             said=_SAVED, text='hard reboot refused; arrives, disk kept'),
     }
@@ -52,6 +54,9 @@ class EphemeralBaseGone(scenario.Scenario):
         if run.protected:
             self.check_refused(run, instance)
             run.migrate(instance)
+        elif ephemeral.unlabelled(run):
+            self.check_fails(run, instance)
+            return
         else:
             instance.hard_reboot()
         after = run.snapshot(instance, 'disk.eph0')
@@ -64,6 +69,15 @@ class EphemeralBaseGone(scenario.Scenario):
                        faults)
         failure = ephemeral.verify(instance, self.kind)
         run.check_kept('guest can use the disk', not failure, failure)
+
+    @staticmethod
+    def check_fails(run, instance):
+        """The guest has been stopped, and Nova cannot start it again."""
+        log = evidence.Marked(scenario.SOURCE,
+                              run.cloud.compute[scenario.SOURCE].log)
+        instance.ask_for_hard_reboot()
+        line = log.find(ephemeral.TOO_LONG)
+        run.check('no base can be made', line, line and line.short)
 
     @staticmethod
     def check_refused(run, instance):

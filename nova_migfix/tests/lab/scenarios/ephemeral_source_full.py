@@ -47,7 +47,8 @@ class EphemeralSourceFull(scenario.Scenario):
         ephemeral.cache_heavy_base(run)
         with run.guest(ephemerals=ephemeral.ONE_GB) as instance:
             ephemeral.write(instance, 'xfs')
-            used = int(host.run('df', '--output=used', '-B1', place).split()[1])
+            used = int(host.run(
+                'df', '--output=used', '-B1', place).split()[1])
             size = used + ephemeral.HEAVY // 2
             host.run('mount', '-o', f'remount,size={size}', place)
             run.migrate(instance, title='no space')
