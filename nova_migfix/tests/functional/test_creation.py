@@ -15,8 +15,10 @@
 
 import os
 import pathlib
+from unittest import mock
 
 import ddt
+from nova.privsep import fs
 
 from nova_migfix import scratch
 from nova_migfix.tests.functional import storage
@@ -50,6 +52,16 @@ class MkfsTestCase(CreationTestCase):
         self.assertEqual([], self.bases())
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
+
+    def test_a_label_that_has_no_room_leaves_nothing(self):
+        # as [DEFAULT] virt_mkfs says
+        with mock.patch.object(
+                fs, '_DEFAULT_MKFS_COMMAND',
+                'mkfs.xfs -L volume_%(fs_label)s %(target)s'):
+            self.assert_refused(1)
+        self.assertEqual([], self.bases())
+        self.boot((1, 'xfs'))
+        self.assert_has('xfs', 'ephemeral0')
 
     def test_what_a_crash_has_left_is_not_used_but_swept_away(self):
         base = self.hosts.instances('src') / '_base' / BASE
