@@ -477,11 +477,11 @@ class TestLostBase(EphemeralTestCase):
         never = self.disk()
         self.disk('disk.eph1', written=b'\x07' * 512)
         (self.instances.base / BASE).unlink()
-        before = os.stat(never)
+        before = os.stat(never).st_ino, never.read_bytes()
         self.assertRaises(exception.InvalidDiskInfo, self.restart)
         self.running = self.has_it_open
         self.assertRaises(exception.InvalidDiskInfo, self.restart)
-        self.assertEqual(before, os.stat(never))
+        self.assertEqual(before, (os.stat(never).st_ino, never.read_bytes()))
 
     def test_one_that_a_running_guest_has_is_had_from_it(self):
         # it could write to it until it is stopped

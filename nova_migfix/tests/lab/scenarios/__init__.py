@@ -21,8 +21,8 @@ from nova_migfix.tests.lab.scenarios import ephemeral_ext4
 from nova_migfix.tests.lab.scenarios import ephemeral_filesystems
 from nova_migfix.tests.lab.scenarios import ephemeral_mixed
 from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
+from nova_migfix.tests.lab.scenarios import ephemeral_pull_aborted
 from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
-from nova_migfix.tests.lab.scenarios import ephemeral_source_full
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab.scenarios import fleet
 from nova_migfix.tests.lab.scenarios import image_gone_ipv6
@@ -56,7 +56,7 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_mkfs_fails.EphemeralMkfsFails(),
     ephemeral_cut.EphemeralCut(),
     ephemeral_disk_full.EphemeralDiskFull(),
-    ephemeral_source_full.EphemeralSourceFull(),
+    ephemeral_pull_aborted.EphemeralPullAborted(),
     ephemeral_mixed.EphemeralMixed(),
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),

@@ -39,12 +39,13 @@ KEEPS = scenario.Arrives(said=(scenario.Said(
 # Up to 29 a base that is made where a disk is needed, not created, has its own
 # name for a label, for which XFS and vfat have no room (LP 2061701).
 TOO_LONG = r'mkfs.* -[Ln] ephemeral_\d+_'
-_UNLABELLED = {0: scenario.Fails(said=(scenario.Said(
-    scenario.DESTINATION, 'nova-compute', TOO_LONG),)), 30: None}
+LABEL_TOO_LONG = scenario.Fails(said=(scenario.Said(
+    scenario.DESTINATION, 'nova-compute', TOO_LONG),))
+_UNLABELLED = {0: LABEL_TOO_LONG, 30: None}
 
 
 def unlabelled(run):
-    """What comes of a migration for which Nova has to make XFS or vfat.
+    """What comes of a migration for which Nova has to make XFS.
 
     :returns: None for what is expected of the scenario
     """
@@ -161,7 +162,7 @@ def cache_foreign_base(run):
     run.check('a base on the destination', found, found)
 
 
-def cache_heavy_base(run):
+def cache_heavy_base(run, size=HEAVY):
     """Leave a base on the source that takes its time, and space, to copy.
 
     What is added is in the second of four allocation groups, where a fresh
@@ -173,7 +174,7 @@ def cache_heavy_base(run):
     base, = bases(run, scenario.SOURCE)
     with open(base, 'r+b') as file:
         file.seek(300 << 20)
-        file.write(os.urandom(HEAVY))
+        file.write(os.urandom(size))
 
 
 def boot_failure(run):
