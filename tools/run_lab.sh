@@ -25,10 +25,10 @@ set -euo pipefail
 PACKAGES=(
     busybox-static cpio curl dosfstools e2fsprogs ethtool gcc genisoimage
     iproute2 ipset iputils-ping kmod libc6-dev libvirt-clients
-    libvirt-daemon-system libvirt-dev mariadb-server mount mtools
-    openssh-client openssh-server openvswitch-switch patch pkg-config
+    libsasl2-modules libvirt-daemon-system libvirt-dev mariadb-server mount
+    mtools openssh-client openssh-server openvswitch-switch patch pkg-config
     python3-dev python3-venv qemu-system-x86 qemu-utils rabbitmq-server rsync
-    syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils zstd
+    sasl2-bin syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils zstd
 )
 
 fail() {

@@ -14,6 +14,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -59,28 +61,48 @@ class Domain:
 def domains(uuids: Collection[str] = ()) -> list[Domain]:
     """Return the guests that run, in the order of libvirt's names.
 
-    The connection is one for reading: its socket is open to everybody,
-    unless libvirt is configured otherwise.
-
     :param uuids: of the only ones that are wanted
     :raises Error: libvirt cannot be asked, or one of them does not run here
     """
     libvirt = _libvirt()
-    uri = driver.LibvirtDriver._uri()
-    try:
-        connection = libvirt.openReadOnly(uri)
+    with _connected(libvirt) as connection:
         running = connection.listAllDomains(
             libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-    except libvirt.libvirtError as error:
-        raise status.Error(
-            f'libvirt cannot be asked at {uri}: {error}. Run this on the '
-            'hypervisor, where nova-compute runs, as a user who may read '
-            'from libvirt\'s socket.') from error
     known = {domain.UUIDString(): domain for domain in running}
     if missing := sorted(set(uuids).difference(known)):
         raise status.Error(f'Not running on this host: {", ".join(missing)}.')
     found = (_domain(libvirt, known[uuid]) for uuid in uuids or known)
     return sorted(filter(None, found), key=lambda domain: domain.name)
+
+
+@contextlib.contextmanager
+def _connected(libvirt: Any) -> Iterator[Any]:
+    """Connect to where nova-compute does, and as it does, but for reading.
+
+    The socket for that is open to everybody, unless libvirt is configured
+    otherwise. Over TCP libvirt may ask for a name and a password, which its
+    own auth.conf has; nobody else is there to answer.
+
+    :raises Error: libvirt cannot be asked
+    """
+    uri = driver.LibvirtDriver._uri()
+    kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_ECHOPROMPT,
+             libvirt.VIR_CRED_REALM, libvirt.VIR_CRED_PASSPHRASE,
+             libvirt.VIR_CRED_NOECHOPROMPT, libvirt.VIR_CRED_EXTERNAL]
+    try:
+        yield libvirt.openAuth(
+            uri, [kinds, lambda asked, _none: -1 if asked else 0, None],
+            libvirt.VIR_CONNECT_RO)
+    except libvirt.libvirtError as error:
+        otherwise = (
+            'It wants a name and a password, which auth.conf has, in '
+            '/etc/libvirt or in .config/libvirt of the home of '
+            'nova-compute\'s user: run this as that user.'
+            if error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED else
+            'Run this on the hypervisor, where nova-compute runs, as a user '
+            'who may read from libvirt\'s socket.')
+        raise status.Error(f'libvirt cannot be asked at {uri}: {error}. '
+                           f'{otherwise}') from error
 
 
 def _libvirt() -> Any:

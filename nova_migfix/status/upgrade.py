@@ -21,8 +21,10 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 import functools
+import logging
 import os
 import pathlib
+import shlex
 import socket
 import sys
 import tempfile
@@ -30,10 +32,13 @@ import tempfile
 import nova.conf
 from nova import exception
 import nova.privsep
+from nova import utils
 from nova import version
 from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import vif
 from oslo_concurrency import processutils
+from oslo_privsep import daemon
+from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
 from oslo_utils import units
 from stevedore import named
@@ -213,11 +218,9 @@ def _ssh_destination(host: str) -> tuple[str, int]:
 
 def _queues() -> upgradecheck.Result:
     wanted = vif.LibvirtGenericVIFDriver(None)._get_max_tap_queues()
-    # as this user, not by a daemon of Nova's
-    nova.privsep.sys_admin_pctxt.set_client_mode(False)
     try:
-        possible = tap.max_queues()
-    except OSError as error:
+        possible = _possible_queues()
+    except (OSError, daemon.FailedToDropPrivileges) as error:
         return warning(
             'How many queues a tap device takes could not be found out: '
             f'{error}. Try as root.')
@@ -229,6 +232,34 @@ def _queues() -> upgradecheck.Result:
     return success(
         f'The kernel opens {possible} queues of a tap device, guests are '
         f'given {wanted or "one for each vCPU"}.')
+
+
+def _possible_queues() -> int:
+    """Ask as this user, or else by Nova's daemon, as nova-compute does.
+
+    :raises OSError: the kernel cannot be asked
+    :raises FailedToDropPrivileges: nor may this user start the daemon
+    """
+    context = nova.privsep.sys_admin_pctxt
+    context.set_client_mode(False)
+    try:
+        return tap.max_queues()
+    except PermissionError:
+        # oslo.log's name of it; what matters is in the exception, too
+        logging.getLogger('oslo.privsep').setLevel(logging.CRITICAL + 1)
+        priv_context.init(_without_password(utils.get_root_helper()))
+        if own := context.conf.helper_command:
+            CONF.set_override('helper_command', shlex.join(
+                _without_password(own)), context.cfg_section)
+        context.set_client_mode(True)
+        return tap.max_queues()
+
+
+def _without_password(command: str) -> list[str]:
+    """Have sudo fail where it would ask for one."""
+    program, *words = shlex.split(command)
+    silent = ['-n'] if os.path.basename(program) == 'sudo' else []
+    return [program, *silent, *words]
 
 
 def _ephemeral_disks() -> upgradecheck.Result:

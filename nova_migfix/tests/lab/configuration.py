@@ -227,6 +227,9 @@ def nova_compute(host, venv, path, options):
         'libvirt': {
             'virt_type': 'kvm',
             'cpu_mode': 'none',
+            # as Kolla Ansible has it; asks for a password
+            'connection_uri': 'qemu+tcp://'
+                f'{topology.MANAGEMENT.address(host.name)}/system',
             'live_migration_inbound_addr':
                 topology.MIGRATION.address(host.name),
             'max_queues': 4,

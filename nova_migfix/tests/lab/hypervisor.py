@@ -28,12 +28,28 @@ QEMU = '/usr/bin/qemu-system-x86_64'
 _LIBVIRTD = '''
 listen_tls = 0
 listen_tcp = 1
-auth_tcp = "none"
+auth_tcp = "sasl"
 auth_unix_rw = "none"
 unix_sock_group = "root"
 host_uuid = "{uuid}"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 log_filters = "3:remote 4:event"
+'''
+
+# Over TCP libvirt wants a name and a password, as with Kolla Ansible. The
+# other side, nova-compute or a source's libvirtd, finds them in auth.conf.
+_USER, _PASSWORD = 'nova', 'lab'
+_SASL = '''
+mech_list: digest-md5
+sasldb_path: /etc/libvirt/passwd.db
+'''
+_AUTH = f'''
+[credentials-default]
+authname={_USER}
+password={_PASSWORD}
+
+[auth-libvirt-default]
+credentials=default
 '''
 
 # Both hosts are in one control group tree and in one user namespace.
@@ -158,8 +174,16 @@ class Libvirt(fixtures.Fixture):
             uuid=f'0000000{number}-1111-4222-8333-00000000000{number}'))
         self.host.write('etc/libvirt/qemu.conf', _QEMU)
         self.certificates.mkdir()
+        self._require_password()
         self.host.run('mount', '--bind', self._tools.wrapper, QEMU)
         self._start()
+
+    def _require_password(self):
+        self.host.write('etc/libvirt/auth.conf', _AUTH)
+        self.host.run('mount', '--bind', self.host.write(
+            'etc/sasl2/libvirt.conf', _SASL), '/etc/sasl2/libvirt.conf')
+        self.host.run('saslpasswd2', '-c', '-p', '-a', 'libvirt', '-f',
+                      '/etc/libvirt/passwd.db', _USER, input=_PASSWORD)
 
     def _start(self):
         environment = self.environment(self._tap_queue_limit)

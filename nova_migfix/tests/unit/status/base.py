@@ -114,17 +114,37 @@ def uuid(number):
 
 
 class FakeLibvirt:
-    """libvirt-python, as far as it is used, over a file of domains."""
+    """libvirt-python, as far as it is used, over a file of domains.
 
+    :ivar asks: what it wants to know of who connects
+    """
+
+    asks = ()
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
+    VIR_CONNECT_RO = 1
+    (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
+     VIR_CRED_PASSPHRASE, VIR_CRED_NOECHOPROMPT,
+     VIR_CRED_EXTERNAL) = range(2, 8)
     VIR_ERR_NO_DOMAIN = 42
+    VIR_ERR_AUTH_FAILED = 45
 
     class libvirtError(Exception):
 
-        def get_error_code(self):
-            return FakeLibvirt.VIR_ERR_NO_DOMAIN
+        def __init__(self, said, code=0):
+            super().__init__(said)
+            self._code = code
 
-    def openReadOnly(self, uri):
+        def get_error_code(self):
+            return self._code
+
+    def openAuth(self, uri, auth, flags):
+        kinds, answer, _opaque = auth
+        if flags != self.VIR_CONNECT_RO:
+            raise AssertionError('not for reading')
+        if not set(self.asks) <= set(kinds) or answer(
+                [[kind, '', '', None, None] for kind in self.asks], None):
+            raise self.libvirtError('Failed to collect auth credentials',
+                                    self.VIR_ERR_AUTH_FAILED)
         path = uri.removeprefix('test://')
         try:
             node = etree.parse(path).getroot()

@@ -123,6 +123,16 @@ class TestFindings(PreflightTestCase):
         self.assertIn('libvirt cannot be asked at test://', ran.err)
         self.assertNotIn('Traceback', ran.err)
 
+    def test_libvirt_wants_a_password_that_auth_conf_does_not_have(self):
+        with mock.patch.object(base.FakeLibvirt, 'asks', (
+                base.FakeLibvirt.VIR_CRED_AUTHNAME,
+                base.FakeLibvirt.VIR_CRED_PASSPHRASE)):
+            ran = self.host.run('preflight')
+        self.assertEqual(255, ran.code)
+        self.assertIn('Failed to collect auth credentials. It wants a name '
+                      'and a password, which auth.conf has', ran.err)
+        self.assertEqual(1, ran.err.count('\n'))
+
     def test_without_libvirt_python(self):
         with mock.patch.object(hypervisor, '_libvirt', autospec=True,
                                side_effect=hypervisor.status.Error('none')):

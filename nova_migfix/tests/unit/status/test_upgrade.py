@@ -20,8 +20,11 @@ from unittest import mock
 
 import ddt
 import fixtures
+import nova.privsep
 from nova.virt.disk import api as disk_api
 from oslo_concurrency import processutils
+from oslo_privsep import daemon
+from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
 import testtools
 
@@ -264,9 +267,47 @@ class TestQueues(StatusTestCase):
         tap.max_queues.return_value = possible
         self.assertCheck('Queues of tap devices', code, said)
 
-    def test_not_root(self):
-        tap.max_queues.side_effect = PermissionError('not permitted')
-        self.assertCheck('Queues of tap devices', WARNING, 'Try as root')
+    def ask_daemon(self, answer):
+        """What the daemon of Nova's answers where this user may not."""
+        self.useFixture(fixtures.MockPatchObject(
+            priv_context, '_HELPER_COMMAND_PREFIX', ['none']))
+        context = nova.privsep.sys_admin_pctxt
+        self.addCleanup(context.set_client_mode, context.client_mode)
+
+        def count():
+            if not context.client_mode:
+                raise PermissionError('not permitted')
+            self.asked = context.helper_command('socket')
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        tap.max_queues.side_effect = count
+
+    def test_who_may_not_asks_as_nova_compute_does(self):
+        self.ask_daemon(256)
+        self.assertCheck('Queues of tap devices', SUCCESS, '256')
+        self.assertEqual(
+            ['sudo', '-n', 'nova-rootwrap', '/etc/nova/rootwrap.conf',
+             'privsep-helper', '--config-file', str(self.command.path)],
+            self.asked[:7])
+
+    @ddt.data(('/usr/bin/sudo /venv/helper', ['/usr/bin/sudo', '-n',
+                                              '/venv/helper']),
+              ('/venv/helper --x', ['/venv/helper', '--x']))
+    @ddt.unpack
+    def test_the_command_that_is_configured_for_that(self, own, asked):
+        self.configure(libvirt=f'[nova_sys_admin]\nhelper_command = {own}')
+        self.ask_daemon(8)
+        self.assertCheck('Queues of tap devices', SUCCESS, '8')
+        self.assertEqual(asked, self.asked[:len(asked)])
+        self.assertIn('--privsep_context', self.asked)
+
+    @ddt.data(daemon.FailedToDropPrivileges('exited non-zero (1)'),
+              FileNotFoundError('sudo'))
+    def test_who_may_not_ask_at_all(self, error):
+        self.ask_daemon(error)
+        self.assertCheck('Queues of tap devices', WARNING, str(error),
+                         'Try as root')
 
 
 @ddt.ddt
