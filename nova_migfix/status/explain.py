@@ -11,9 +11,9 @@
 #    under the License.
 """``explain``: why the last live migration of an instance has failed.
 
-Looks into the log of nova-compute and of the guest's QEMU on this host. The
-log of the source has the most; that of QEMU on the destination knows why it
-did not take the guest.
+Looks into the logs of nova-compute, of the guest's QEMU and of libvirt on this
+host, and asks libvirt for the guest. The log of the source has the most; that
+of QEMU on the destination knows why it did not take the guest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from collections.abc import Iterator
+import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -32,10 +34,15 @@ import prettytable
 
 from nova_migfix import status
 from nova_migfix.status import faults
+from nova_migfix.status import hypervisor
 
 CONF = nova.conf.CONF
 
 QEMU_LOGS = pathlib.Path('/var/log/libvirt/qemu')
+
+# Where libvirt logs to a file at all; the second is Kolla's.
+LIBVIRT_LOGS = (pathlib.Path('/var/log/libvirt/libvirtd.log'),
+                pathlib.Path('/var/log/kolla/libvirt/libvirtd.log'))
 
 # What a record of oslo.log begins with; the lines after it belong to it.
 _BEGIN = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d')
@@ -46,6 +53,18 @@ _ARRIVED = re.compile(r'Migration operation has completed'
                       r'|_post_live_migration\(\) is started'
                       r'|Post operation of migration started')
 _FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
+# Nova takes a domain that has gone for one that has arrived. The source says
+# so, and the destination, which may mean something else.
+_DIED = 'Live Migration failure'
+_NOT_ARRIVED = re.compile(
+    f'{_DIED}|Unexpected error during post live migration at destination')
+
+# What libvirt warns of; in UTC, and of which guest it does not say.
+_LIBVIRT = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: \d+: '
+                      r'(?:error|warning) :')
+_TIME = '%Y-%m-%d %H:%M:%S'
+# Seconds that libvirt may be earlier or later than nova-compute.
+_UNCERTAINTY = 2
 
 # A traceback repeats itself.
 _MOST_LINES = 5
@@ -53,9 +72,9 @@ _LONGEST = 300
 
 COLLECT = (
     'Run this on the other host, too. If it says no more: the log of '
-    'nova-compute of both hosts from the begin to the end, that of the '
-    'guest\'s QEMU on the destination (/var/log/libvirt/qemu), virsh dumpxml '
-    'of the guest, and both nova.conf.')
+    'nova-compute of both hosts from the begin to the end, those of the '
+    'guest\'s QEMU (/var/log/libvirt/qemu) and of libvirt on both, virsh '
+    'dumpxml of the guest, and both nova.conf.')
 
 
 class Line(NamedTuple):
@@ -102,8 +121,9 @@ class Explanation(NamedTuple):
     fix: str
     remedy: str
     page: str
+    domain_state: str   # of libvirt here; absent, or '' if it is not known
     evidence: list[str]
-    notes: list[str]    # what could not be read
+    notes: list[str]    # what could not be read, or asked
 
 
 # -- logs --------------------------------------------------------------------
@@ -188,6 +208,24 @@ def _qemu_lines(uuid: str) -> list[Line]:
     return []
 
 
+def _libvirt_lines(attempt: list[Record]) -> list[Line]:
+    """Return what libvirt has warned of meanwhile, of whichever guest.
+
+    :raises Error: its log cannot be read
+    """
+    times = [_BEGIN.match(record.time) for record in attempt]
+    if not attempt or not times[0] or not times[-1]:
+        return []
+    begin, end = (datetime.datetime.strptime(time[0], _TIME).timestamp()
+                  for time in (times[0], times[-1]))
+    return [
+        line for path in LIBVIRT_LOGS if os.path.exists(path)
+        for line in _lines(path) if (found := _LIBVIRT.match(line.text))
+        and begin - _UNCERTAINTY <= datetime.datetime.strptime(
+            f'{found[1]}+0000', f'{_TIME}%z').timestamp()
+        <= end + _UNCERTAINTY]
+
+
 # -- verdict -----------------------------------------------------------------
 
 def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
@@ -200,36 +238,65 @@ def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
     return None, []
 
 
+def _fault(attempt: list[Record], qemu: list[Line], libvirt: list[Line]
+           ) -> tuple[faults.Fault | None, list[Line]]:
+    """Return the fault of what has not arrived, and what tells it."""
+    fault: faults.Fault | None
+    nova = [line for record in attempt for line in record.lines]
+    if _is_told(attempt, _ARRIVED) and (told := [
+            line for line in nova if _DIED in line.text]):
+        fault = next(fault for fault in faults.FAULTS
+                     if fault.name == faults.SOURCE_DIED)
+        told += [line for line in qemu if re.search(fault.pattern, line.text)]
+        return fault, told[:_MOST_LINES]
+    fault, told = _match(nova + qemu)
+    # as another guest may be meant, only if nothing else is known
+    return (fault, told) if fault else _match(libvirt)
+
+
+def _is_told(attempt: list[Record], pattern: re.Pattern[str]) -> bool:
+    return any(pattern.search(record.text) for record in attempt)
+
+
 def explain(uuid: str) -> Explanation:
-    """Look into the logs.
+    """Look into the logs, and ask libvirt.
 
     :raises Error: that of nova-compute cannot be read
     """
     attempt = _attempt(uuid)
+    notes: list[str] = []
     # on the destination QEMU may be all that has said something
-    qemu, notes = [], []
-    try:
+    qemu: list[Line] = []
+    libvirt: list[Line] = []
+    state = ''
+    with _noted(notes):
         qemu = _qemu_lines(uuid)
-    except status.Error as error:
-        notes = [str(error)]
-    fault, told = _match(
-        [line for record in attempt for line in record.lines] + qemu)
-    arrived = any(_ARRIVED.search(record.text) for record in attempt)
-    failed = fault or any(_FAILED.search(record.text) for record in attempt)
-    outcome = 'arrived' if arrived else 'failed' if failed else 'unknown'
+    with _noted(notes):
+        libvirt = _libvirt_lines(attempt)
+    with _noted(notes):
+        state = hypervisor.state(uuid)
     begin, end, request = (
         (attempt[0].time, attempt[-1].time, attempt[0].request)
         if attempt else ('', '', ''))
-    if arrived:
-        fault, told = None, []
+    if _is_told(attempt, _ARRIVED) and not _is_told(attempt, _NOT_ARRIVED):
+        return Explanation(uuid, 'arrived', request, begin, end,
+                           '', '', '', '', '', state, [], notes)
+    fault, told = _fault(attempt, qemu, libvirt)
+    failed = fault or _is_told(attempt, _FAILED)
     return Explanation(
-        uuid, outcome, request, begin, end,
+        uuid, 'failed' if failed else 'unknown', request, begin, end,
         *((fault.name, fault.meaning, fault.fix, fault.remedy, fault.page)
-          if fault else ('', '', '', '', '') if outcome == 'arrived' else
-          ('unknown', '', '', COLLECT, '')),
-        evidence=[str(line) for line in (
-            told or ([] if arrived else _errors(attempt)))],
-        notes=notes)
+          if fault else ('unknown', '', '', COLLECT, '')),
+        state, [str(line) for line in told or _errors(attempt)], notes)
+
+
+@contextlib.contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Add to the notes why something cannot be found out."""
+    try:
+        yield
+    except status.Error as error:
+        notes.append(str(error))
 
 
 def _errors(attempt: list[Record]) -> list[Line]:

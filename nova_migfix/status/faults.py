@@ -37,6 +37,9 @@ class Fault(NamedTuple):
     page: str
 
 
+#: told also by what fails and arrives at once
+SOURCE_DIED = 'source-died'
+
 _ON_SOURCE = 'Put the plugin on this host and see "upgrade check"; or '
 _ON_DESTINATION = 'Put the plugin on the destination; or '
 
@@ -97,11 +100,21 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
      'the source answer at its host name.', 'fixes/source_address'),
     ('tls-keys',
      r'(?:[Cc]annot|Unable to) (?:read from|write to) TLS channel'
-     r'|shutting down, reason=crashed|gnutls\S* .*failed',
-     'The TLS session of the migration has broken, or QEMU has crashed: a '
-     'change of keys does that to large guests (GnuTLS before 3.8.11).', '',
+     r'|gnutls\S* .*failed',
+     'The TLS session of the migration has broken: a change of keys does that '
+     'to large guests (GnuTLS before 3.8.11).', '',
      'See "nova-migfix-tls audit" here, and give the destination a policy: '
      '"nova-migfix-tls generate".', 'tls/index'),
+    (SOURCE_DIED,
+     r'shutting down, reason=crashed'
+     r'|Live Migration failure: .*domain is not running',
+     'The guest\'s QEMU on the source has ended while it was migrated: a '
+     'crash, as by a change of TLS keys, or it was killed or switched off. '
+     'Nova may have taken that for an arrival, and then has deleted the disks '
+     'on the source.', '',
+     'Neither start, reboot nor delete the instance before its directory is '
+     'saved on both hosts: what was copied to the destination may be all '
+     'there is.', 'faults/others'),
     ('disk-full',
      r'No space left on device',
      'A disk was full.', '', 'Make space where the message says.', ''),

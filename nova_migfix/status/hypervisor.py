@@ -21,7 +21,9 @@ import functools
 from typing import Any
 
 from lxml import etree
+from nova.compute import power_state
 from nova.virt.libvirt import driver
+from nova.virt.libvirt import guest
 
 from nova_migfix import guest_abi
 from nova_migfix import status
@@ -73,6 +75,24 @@ def domains(uuids: Collection[str] = ()) -> list[Domain]:
         raise status.Error(f'Not running on this host: {", ".join(missing)}.')
     found = (_domain(libvirt, known[uuid]) for uuid in uuids or known)
     return sorted(filter(None, found), key=lambda domain: domain.name)
+
+
+def state(uuid: str) -> str:
+    """Return what Nova calls the state of a domain here, as 'running'.
+
+    'absent' if there is none of it.
+
+    :raises Error: libvirt cannot be asked
+    """
+    libvirt = _libvirt()
+    with _connected(libvirt) as connection:
+        try:
+            number, _reason = connection.lookupByUUIDString(uuid).state()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return 'absent'
+            raise
+    return str(power_state.STATE_MAP[guest.LIBVIRT_POWER_STATE[number]])
 
 
 @contextlib.contextmanager

@@ -22,7 +22,9 @@ import zipfile
 
 from oslo_config import cfg
 import testtools
+import yaml
 
+from nova_migfix import nova_release
 from nova_migfix.tests.bench import hosts
 from nova_migfix.tests import distribution
 from nova_migfix.tests import etc
@@ -72,6 +74,16 @@ class WheelTestCase(testtools.TestCase):
         self.assertIn(str(place / 'report.html.j2'), found)
 
 
+class RoleTestCase(testtools.TestCase):
+
+    def test_releases_that_are_supported(self):
+        variables = yaml.safe_load((
+            playbook.PLAYBOOKS / 'roles/nova_migfix/vars/main.yml'
+        ).read_text())
+        self.assertEqual((nova_release.OLDEST, nova_release.NEWEST), (
+            variables['nova_migfix_oldest'], variables['nova_migfix_newest']))
+
+
 class HostTestCase(testtools.TestCase):
     """nova-compute on the host: pip, nova.conf and a service."""
 
@@ -107,9 +119,22 @@ class HostTestCase(testtools.TestCase):
         place, = self.venv.glob('lib/python3*/site-packages')
         (place / 'nova.pth').write_text(sysconfig.get_path('purelib'))
 
+    def pretend(self, name, version):
+        """Have pip find another version than that of this environment."""
+        place, = self.venv.glob('lib/python3*/site-packages')
+        found = place / f'{name}-{version}.dist-info'
+        found.mkdir()
+        (found / 'METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+        (found / 'RECORD').write_text(''.join(
+            f'{found.name}/{file},,\n' for file in ('METADATA', 'RECORD')))
+
+    def try_to_roll(self, *arguments, **variables):
+        return self.site.run('rollout.yml', *arguments,
+                             within=self.etc.entered(), **variables)
+
     def roll(self, **variables):
-        ran = self.site.run('rollout.yml', within=self.etc.entered(),
-                            **variables)
+        ran = self.try_to_roll(**variables)
         self.assertEqual(0, ran.code, ran.out)
         return ran
 
@@ -126,6 +151,12 @@ class HostTestCase(testtools.TestCase):
 
     def test_there_and_back(self):
         before = self.packages()
+        # which is replaced
+        self.pretend('nova_migfix', '1.0.0')
+        self.assertNotEqual(0, self.try_to_roll('--check').changed['compute1'])
+        self.assertEqual({'nova_migfix-1.0.0.dist-info'},
+                         self.packages() - before)
+
         self.assertNotEqual(0, self.roll().changed['compute1'])
         self.assertEqual({'nova_migfix', 'nova_migfix-99.0.0.dist-info'},
                          self.packages() - before)
@@ -144,6 +175,26 @@ class HostTestCase(testtools.TestCase):
         self.assertEqual(0, self.roll(
             nova_migfix_state='absent').changed['compute1'])
         self.assertEqual(0, self.restarted())
+
+
+    def assertRefused(self, *said):
+        before = self.packages()
+        ran = self.try_to_roll()
+        self.assertNotEqual(0, ran.code)
+        for words in said:
+            self.assertIn(words, ran.out)
+        self.assertEqual(before, self.packages())
+        self.assertEqual(NOVA_CONF, self.conf.read_text())
+        self.assertEqual(0, self.restarted())
+
+    def test_not_beside_a_library_that_is_too_old(self):
+        self.pretend('prettytable', '2.0.0')
+        self.assertRefused('nova-migfix 99.0.0 depends on prettytable>=3.0.0',
+                           'prettytable==2.0.0')
+
+    def test_not_beside_a_nova_that_is_not_supported(self):
+        self.pretend('nova', '26.2.2')
+        self.assertRefused('supports Nova 29 to 34', 'finds 26. Nothing was')
 
 
 class KollaTestCase(testtools.TestCase):

@@ -154,8 +154,16 @@ class FakeLibvirt:
             self._domain(domain) for domain in node]
         return self
 
+    def lookupByUUIDString(self, wanted):
+        for domain in self.listAllDomains(0):
+            if domain.UUIDString() == wanted:
+                return domain
+        raise self.libvirtError('Domain not found', self.VIR_ERR_NO_DOMAIN)
+
     def _domain(self, domain):
-        fake = mock.Mock(spec=['UUIDString', 'name', 'XMLDesc'])
+        fake = mock.Mock(spec=['UUIDString', 'name', 'XMLDesc', 'state'])
+        # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_MIGRATION
+        fake.state.return_value = [3, 2]
         fake.UUIDString.return_value = domain.findtext('uuid')
         fake.name.return_value = domain.findtext('name')
         fake.XMLDesc.return_value = etree.tostring(domain, encoding='unicode')

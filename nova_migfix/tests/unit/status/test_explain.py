@@ -14,6 +14,7 @@
 import json
 import re
 import shutil
+import time
 
 import ddt
 import fixtures
@@ -66,8 +67,13 @@ LINES = {
         'ssh: connect to host compute1 port 22: Connection refused',
         'Host key verification failed.'),
     'tls-keys': (
-        'internal error: Unable to write to TLS channel: Input/output error',
-        '2026-11-25 01:32:40.873+0000: shutting down, reason=crashed'),
+        'internal error: Unable to write to TLS channel: Input/output error',),
+    'source-died': (
+        '2026-11-25 01:32:40.873+0000: shutting down, reason=crashed',
+        '2026-11-25 09:44:45.412 7101 ERROR nova.virt.libvirt.driver [None '
+        'req-f09606f1-8e13-4eb1-b811-df9f295f4ff4 - - - -] [instance: x] Live '
+        'Migration failure: operation failed: domain is not running: '
+        'libvirt.libvirtError: operation failed: domain is not running'),
     'disk-full': ('OSError: [Errno 28] No space left on device',),
     'vif-plug': ('Timed out waiting for [network-vif-plugged-1] for instance',
                  ),
@@ -83,10 +89,21 @@ class ExplainTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.command = self.useFixture(base.Command(
-            f'[DEFAULT]\nlog_file = {base.DATA / "nova-compute.log"}\n'))
-        self.useFixture(fixtures.MockPatchObject(
-            explain, 'QEMU_LOGS', self.command.directory))
+        self.command = self.useFixture(base.Command(''))
+        self.configure(f'log_file = {base.DATA / "nova-compute.log"}')
+        self.libvirt_log = self.command.directory / 'libvirtd.txt'
+        for name, value in (('QEMU_LOGS', self.command.directory),
+                            ('LIBVIRT_LOGS', (self.libvirt_log,))):
+            self.useFixture(fixtures.MockPatchObject(explain, name, value))
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_migfix.status.hypervisor._libvirt', base.FakeLibvirt))
+        self.addCleanup(time.tzset)
+        self.useFixture(fixtures.EnvironmentVariable('TZ', 'CET-1'))
+        time.tzset()
+
+    def configure(self, line, uri=f'test://{base.DATA}/hypervisor.xml'):
+        self.command.write(
+            f'[DEFAULT]\n{line}\n[libvirt]\nconnection_uri = {uri}\n')
 
     def explain(self, uuid):
         ran = self.command.run('explain', uuid, '--json')
@@ -98,7 +115,7 @@ class ExplainTestCase(testtools.TestCase):
     def log(self, *lines):
         path = self.command.directory / 'other.txt'
         path.write_text(''.join(f'{line}\n' for line in lines))
-        self.command.write(f'[DEFAULT]\nlog_file = {path}\n')
+        self.configure(f'log_file = {path}')
 
     def qemu_log(self):
         shutil.copy(base.DATA / 'instance-00000001.log',
@@ -171,6 +188,95 @@ class TestExplain(ExplainTestCase):
         self.assertIn('stars', answer['evidence'][0])
         self.assertEqual(explain.COLLECT, answer['remedy'])
 
+    @ddt.data((base.uuid(1), 'paused'), (base.uuid(9), 'absent'))
+    @ddt.unpack
+    def test_libvirt_is_asked_for_the_domain(self, uuid, state):
+        self.assertEqual(state, self.explain(uuid)[1]['domain_state'])
+
+    def test_libvirt_does_not_answer(self):
+        self.configure(f'log_file = {base.DATA / "nova-compute.log"}',
+                       'test:///nonexistent')
+        code, answer = self.explain(QUEUES)
+        self.assertEqual(('vnic-queues', 2, ''), (
+            answer['fault'], code, answer['domain_state']))
+        self.assertIn('libvirt cannot be asked', ' '.join(answer['notes']))
+
+    REQUEST = f'req-{base.uuid(1)}'
+
+    def migration(self, *told):
+        """Log what Nova has told of a migration, as '[level] text'."""
+        self.log(*(f'2026-11-25 10:44:4{second}.412 7101 {level} nova.x [None '
+                   f'{self.REQUEST} - - - -] [instance: {base.uuid(1)}] {text}'
+                   for second, (level, text) in enumerate(told)))
+
+    # From the lab and Nova's sources: what the source tells of a domain that
+    # is gone before libvirt has said why.
+    DIED = (
+        ('ERROR', 'Live Migration failure: operation failed: domain is not '
+                  'running: libvirt.libvirtError: operation failed: domain is '
+                  'not running'),
+        ('INFO', 'Migration operation has completed'),
+        ('INFO', '_post_live_migration() is started..'),
+        ('ERROR', 'Live migration failed.: libvirt.libvirtError: operation '
+                  'failed: domain is not running'))
+
+    @ddt.data(DIED, DIED[1:3] + DIED[:1], (
+        ('ERROR', 'Live Migration failure: Unable to read from monitor: '
+                  'Connection reset by peer'), *DIED[1:3]))
+    def test_a_guest_that_has_died_has_not_arrived(self, told):
+        self.migration(*told)
+        (self.command.directory / 'instance-1.log').write_text(
+            f'2026-11-25 08:00:00.1+0000: starting up\n'
+            f'-uuid {base.uuid(1)} \\\n'
+            '2026-11-25 09:44:45.101+0000: shutting down, reason=crashed\n')
+        code, answer = self.explain(base.uuid(1))
+        self.assertEqual(('failed', 'source-died', 2), (
+            answer['outcome'], answer['fault'], code))
+        self.assertIn('Live Migration failure', answer['evidence'][0])
+        self.assertIn('reason=crashed', answer['evidence'][-1])
+
+    def test_a_destination_to_which_nobody_has_come(self):
+        self.migration(
+            ('INFO', 'Post operation of migration started'),
+            ('ERROR', 'Unexpected error during post live migration at '
+                      'destination host.: nova.exception.InstanceNotFound'))
+        code, answer = self.explain(base.uuid(1))
+        self.assertEqual(('failed', 'unknown', 1), (
+            answer['outcome'], answer['fault'], code))
+
+    FAILED = (('ERROR', 'Live Migration failure: stars'),)
+
+    # UTC, an hour before Nova's time here
+    @ddt.data(('2026-11-25 09:44:40.101', 'tap-queues'),
+              ('2026-11-25 09:44:50.101', 'unknown'),
+              ('2026-11-25 10:44:40.101', 'unknown'))
+    @ddt.unpack
+    def test_libvirt_has_told_meanwhile(self, when, fault):
+        self.migration(*self.FAILED)
+        self.libvirt_log.write_text(
+            f'{when}+0000: 66: info : libvirt version: 9.0.0\n'
+            f'{when}+0000: 66: error : virNetDevTapCreate:315 : Unable to '
+            'create tap device tap1: Argument list too long\n')
+        _code, answer = self.explain(base.uuid(1))
+        self.assertEqual(fault, answer['fault'])
+        if fault != 'unknown':
+            self.assertIn('libvirtd.txt:2: ', answer['evidence'][0])
+
+    def test_libvirt_may_mean_another_guest(self):
+        self.migration(('ERROR', 'Live Migration failure: No space left on '
+                                 'device'))
+        self.libvirt_log.write_text(
+            '2026-11-25 09:44:40.101+0000: 66: error : x:1 : Unable to '
+            'create tap device tap1: Argument list too long\n')
+        self.assertEqual('disk-full',
+                         self.explain(base.uuid(1))[1]['fault'])
+
+    def test_a_log_of_libvirt_that_cannot_be_read(self):
+        self.migration(*self.FAILED)
+        self.libvirt_log.mkdir()        # not even root can
+        self.assertIn('libvirtd.txt cannot be read',
+                      ' '.join(self.explain(base.uuid(1))[1]['notes']))
+
     def test_another_instance_is_another_matter(self):
         request = f'req-{base.uuid(1)}'
         self.log(
@@ -189,13 +295,13 @@ class TestExplain(ExplainTestCase):
             self.assertIn(part, ran.out)
 
     def test_a_log_that_is_not_there(self):
-        self.command.write('[DEFAULT]\nlog_dir = /nonexistent\n')
+        self.configure('log_dir = /nonexistent')
         ran = self.command.run('explain', QUEUES)
         self.assertEqual(255, ran.code)
         self.assertIn('/nonexistent/nova-compute.log cannot be read', ran.err)
 
     def test_no_log_at_all(self):
-        self.command.write('')
+        self.configure('')
         ran = self.command.run('explain', QUEUES)
         self.assertEqual(255, ran.code)
         self.assertIn('--log-file', ran.err)
