@@ -250,16 +250,16 @@ class NovaImage(Image):
 class NovaImageTestCase(testtools.TestCase):
     """With one such image for all tests of a class; each makes its own of it.
 
-    :cvar release: of Nova; the newest that is supported, if not another
+    :cvar nova_release: the newest that is supported, if not another
     :cvar nova: the image
     """
 
-    release = 34
+    nova_release = 34
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.nova = NovaImage(cls.release)
+        cls.nova = NovaImage(cls.nova_release)
         cls.nova.setUp()
         cls.addClassCleanup(cls.nova.cleanUp)
 

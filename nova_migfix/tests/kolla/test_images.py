@@ -147,7 +147,7 @@ class PipStepTestCase(StepTestCase):
 
 class OldestPipStepTestCase(StepTestCase):
 
-    release = 29
+    nova_release = 29
 
     @classmethod
     def setUpClass(cls):
