@@ -22,6 +22,7 @@ extensions = [
     'openstackdocstheme',
     'oslo_config.sphinxconfiggen',
     'oslo_config.sphinxext',
+    'reno.sphinxext',
     'sphinx.ext.autodoc',
     'sphinxcontrib.svgbob',
 ]

@@ -373,7 +373,7 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
     lost_images: frozenset[str] = frozenset()
     images = {image for image in map(_image_of, domains) if image}
     try:
-        lost_images = services.lost_images(images)
+        lost_images = services.lost_images(images, note)
     except status.Error as error:
         note(f'{error}. Whether images are lost is not known.')
     return Host(

@@ -17,7 +17,9 @@ for them long.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Collection
+import time
 from typing import Any
 
 from keystoneauth1 import loading
@@ -34,6 +36,8 @@ CONF = nova.conf.CONF
 
 # Seconds, for an answer.
 _TIMEOUT = 5
+# Seconds after which Glance is asked for no further image.
+_PATIENCE = 10
 
 
 def ports() -> dict[str, recomputed.Binding]:
@@ -57,9 +61,11 @@ def ports() -> dict[str, recomputed.Binding]:
         for port in found}
 
 
-def lost_images(images: Collection[str]) -> frozenset[str]:
+def lost_images(images: Collection[str],
+                note: Callable[[str], object]) -> frozenset[str]:
     """Return which images are not in Glance any more.
 
+    :param note: is told for how many it took too long to ask
     :raises Error: Glance cannot be asked
     """
     _limit('service_user')
@@ -74,8 +80,17 @@ def lost_images(images: Collection[str]) -> frozenset[str]:
                 'see all images')
         context = nova_context.RequestContext(
             user_auth_plugin=auth, auth_token=access.auth_token)
-        return frozenset(image for image in images
-                         if _is_lost(context, image))
+        begin = time.monotonic()
+        lost = set()
+        for number, image in enumerate(sorted(images)):
+            if time.monotonic() - begin > _PATIENCE:
+                note(f'Glance is slow: {len(images) - number} of '
+                     f'{len(images)} images were not asked for. Whether these '
+                     'are lost is not known.')
+                break
+            if _is_lost(context, image):
+                lost.add(image)
+        return frozenset(lost)
     except Exception as error:
         raise status.Error(f'Glance was not asked: {error}') from error
 

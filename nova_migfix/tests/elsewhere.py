@@ -55,7 +55,7 @@ TABLE = tuple(Elsewhere(*row) for row in (
      'nova_migfix.tests.unit.test_patches', 'What it runs is run there.'),
     ('patches/images.rst', 'kolla-build --patches-path*',
      'nova_migfix.tests.kolla.test_images',
-     'It builds images; there Kolla renders them only.'),
+     'It builds images; there one is rendered, and its step taken.'),
     ('patches/images.rst', 'for patch in*', '',
      'It needs the source package of a distribution.'),
     ('patches/images.rst', 'd[cp]*', '',

@@ -15,8 +15,12 @@ Guests are libvirt's own, of its test driver, with disks of which the third
 have ephemeral ones. Each number is measured in turn, several times, and so is
 what it would take to ask qemu-img for the backing file of each disk. What it
 takes is judged by the processor's time, which others on the machine do not
-change; the clock's stands beside it. The start of Python and Nova's modules is
-not in it: "import" says how long it is.
+change; the clock's stands beside it.
+
+Measured is what ``preflight`` itself tells as its seconds: libvirt, guests,
+disks and what Nova would make of them. Not in it are the start of Python and
+the import of Nova's modules, of which "import" says how long it takes; nor
+Neutron, Glance and a destination, which are not asked here.
 """
 
 import argparse

@@ -13,8 +13,8 @@
 
 """What migrate_data becomes between services of three kinds.
 
-Of each release there are Nova as it is, Nova with the plugin, and Nova with
-the patch set, and of the newest also that with the patches for review, in
+Of each release there are Nova as it is and Nova with the plugin, of some also
+Nova with the patch set, and of the newest that with the patches for review, in
 which the object has another version. Registering the plugin's class changes
 what every process does with Nova's object, so each service is a process here,
 in an environment of its own release: see rpc_peer. The same is asked of each
@@ -29,6 +29,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 import fixtures
@@ -63,11 +64,20 @@ RELEASES = (
     (MASTER, MASTER, MASTER),
     (34, MASTER, MASTER),
     (MASTER, MASTER, 34),
+    (33, 33, 32),
+    # the last Python that Nova 29 is for
+    *([(29, 30, 30)] if sys.version_info < (3, 12) else []),
 )
 
 STOCK, PLUGIN, PATCHED = 'stock', 'plugin', 'patched'
-KINDS = {31: (STOCK, PLUGIN, PATCHED), 34: (STOCK, PLUGIN, PATCHED),
+KINDS = {29: (STOCK, PLUGIN), 30: (STOCK, PLUGIN),
+         31: (STOCK, PLUGIN, PATCHED), 32: (STOCK, PLUGIN),
+         33: (STOCK, PLUGIN), 34: (STOCK, PLUGIN, PATCHED),
          MASTER: (PATCHED,)}
+ROLES = ('source', 'conductor', 'destination')
+
+#: the second number of the object's version
+VERSIONS = {29: 11, 30: 12, 31: 13, 32: 13, 33: 14, 34: 14, MASTER: 15}
 
 #: what each destination that is not stock has to tell
 TOLD = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
@@ -200,8 +210,9 @@ class RpcMatrixTestCase(testtools.TestCase):
         self.services = {
             (role, release, kind): Service(
                 python, paths[kind], release, kind, role)
-            for role in ('source', 'conductor', 'destination')
-            for release, (python, paths) in installed.items()
+            for place, role in enumerate(ROLES)
+            for release in {releases[place] for releases in RELEASES}
+            for python, paths in [installed[release]]
             for kind in paths}
         for service in self.services.values():
             self.addCleanup(service.stop)
@@ -212,7 +223,7 @@ class RpcMatrixTestCase(testtools.TestCase):
         with lockutils.lock(
                 'environments', external=True, lock_path=str(ENVIRONMENTS)):
             pythons = {release: venvs.python(min(release, nova_release.NEWEST))
-                       for release in KINDS}
+                       for release in set(itertools.chain(*RELEASES))}
         plugin = self.useFixture(fixtures.TempDir()).path
         install_plugin(venvs, pythons[nova_release.NEWEST], plugin)
         where = {STOCK: lambda *_: (), PLUGIN: lambda *_: (plugin,),
@@ -249,8 +260,7 @@ class RpcMatrixTestCase(testtools.TestCase):
     def migrate(self, releases, kinds):
         return Migration(*(
             self.services[role, release, kind]
-            for role, release, kind in zip(
-                ('source', 'conductor', 'destination'), releases, kinds)))
+            for role, release, kind in zip(ROLES, releases, kinds)))
 
     def assert_told(self, which, releases, kinds, migration):
         source, conductor, destination = kinds
@@ -260,7 +270,7 @@ class RpcMatrixTestCase(testtools.TestCase):
         # An older source has the first leg's object backported. A conductor
         # that does not know of it drops it then, and one that has it in the
         # next version from all that is older.
-        dropped = releases[0] < releases[2] and (
+        dropped = VERSIONS[releases[0]] < VERSIONS[releases[2]] and (
             conductor == STOCK or releases[2] == MASTER)
         told = migration.capabilities or {}
         self.assertEqual(TOLD if both and not dropped else {}, {

@@ -223,11 +223,14 @@ class Image(fixtures.Fixture):
 class NovaImage(Image):
     """One that has Nova where Kolla installs it, and no plugin.
 
-    Constraints of this release stand in for Kolla's upper constraints.
+    Constraints of its release stand in for Kolla's upper constraints.
+
+    :param release: of Nova
     """
 
-    #: the release of this Kolla
-    _CONSTRAINTS = pages.CHECKOUT / 'constraints/nova-34.txt'
+    def __init__(self, release):
+        super().__init__()
+        self._release = release
 
     def _setUp(self):
         super()._setUp()
@@ -235,7 +238,8 @@ class NovaImage(Image):
         if done.returncode:
             raise testtools.TestCase.skipException(
                 f'no root directory of our own: {done.stderr}')
-        self.put(self._CONSTRAINTS, CONSTRAINTS)
+        self.put(pages.CHECKOUT / f'constraints/nova-{self._release}.txt',
+                 CONSTRAINTS)
         uv = shlex.quote(str(BIN / 'uv'))
         self.run(f'{uv} venv --quiet --seed --python '
                  f'{os.path.realpath(sys.executable)} {VENV} && '
@@ -246,13 +250,16 @@ class NovaImage(Image):
 class NovaImageTestCase(testtools.TestCase):
     """With one such image for all tests of a class; each makes its own of it.
 
+    :cvar nova_release: the newest that is supported, if not another
     :cvar nova: the image
     """
+
+    nova_release = 34
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.nova = NovaImage()
+        cls.nova = NovaImage(cls.nova_release)
         cls.nova.setUp()
         cls.addClassCleanup(cls.nova.cleanUp)
 

@@ -20,14 +20,17 @@ import contextlib
 import io
 import pathlib
 import re
+import sys
 
 import ddt
 import fixtures
+import kolla
 import testtools
 
 from nova_migfix.cmd import tls
 from nova_migfix.tests.kolla import changes
 from nova_migfix.tests.kolla import image
+from nova_migfix.tests import pages
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 
@@ -72,8 +75,8 @@ class DockerfileTestCase(testtools.TestCase):
         self.assertEqual([], lint.lint(file.read_text(), builtin))
 
 
-class PipStepTestCase(image.NovaImageTestCase):
-    """The step that installs the plugin, beside the Nova that it is for."""
+class StepTestCase(image.NovaImageTestCase):
+    """The step that installs the plugin, beside a Nova that it is for."""
 
     @classmethod
     def setUpClass(cls):
@@ -106,13 +109,19 @@ class PipStepTestCase(image.NovaImageTestCase):
         made.run('nova-migfix-status --help')
         made.run('python3 -c "import nova_migfix.driver"')
 
-    def test_package(self):
+    def assertPackageAdded(self):
         place = self.useFixture(image.Checkout())
         made = self.useFixture(image.Image(self.nova))
         self.assertPluginAdded(made, self.take_step(
             made, image.dockerfiles(
                 'rocky', 'kolla-build.conf')['nova-compute'],
             wheels=place.build().parent))
+
+
+class PipStepTestCase(StepTestCase):
+
+    def test_package(self):
+        self.assertPackageAdded()
 
     def test_archive_of_a_wheel(self):
         place = self.useFixture(image.Checkout())
@@ -134,3 +143,65 @@ class PipStepTestCase(image.NovaImageTestCase):
         made.run('tar --extract --file /plugins.tar')
         self.assertPluginAdded(made, self.take_step(
             made, (context / 'Dockerfile').read_text()))
+
+
+class OldestPipStepTestCase(StepTestCase):
+
+    nova_release = 29
+
+    @classmethod
+    def setUpClass(cls):
+        if sys.version_info >= (3, 12):
+            raise cls.skipException('Nova 29 is for Python 3.11 at most.')
+        super().setUpClass()
+
+    def test_package(self):
+        self.assertPackageAdded()
+
+
+class PatchesTestCase(image.NovaImageTestCase):
+    """A series of patches, as kolla-build takes it and an image applies it."""
+
+    IMAGE = 'nova-base'
+    SERIES = '2026.2'       # of the Nova in the image
+    MENDED = 'nova/virt/libvirt/driver.py'
+
+    def render(self):
+        """Do what the documentation shows; returns the image's files."""
+        place = self.useFixture(image.Checkout())
+        place.run(sys.executable, '-m', 'nova_migfix.tests.patches.kolla',
+                  self.SERIES, 'kolla-patches',
+                  PYTHONPATH=str(pages.CHECKOUT))
+        place.run('kolla-build', '--patches-path', 'kolla-patches',
+                  '--openstack-release', self.SERIES, '--base', 'rocky',
+                  '--template-only', '--work-dir', 'work', '^nova-')
+        return place.path / f'work/docker/nova/{self.IMAGE}'
+
+    def test_kolla_applies_them_when_nova_is_there(self):
+        files = self.render()
+        dockerfile = (files / 'Dockerfile').read_text()
+        install, _, apply = dockerfile.partition('COPY patches /patches\n')
+        self.assertIn('pip --no-cache-dir install --upgrade', install)
+        self.assertEqual('RUN kolla_patch', apply.splitlines()[0].strip())
+
+        made = self.useFixture(image.Image(self.nova))
+        made.put(files / 'patches', '/patches')
+        made.put(self.script(), '/kolla_patch')
+        packages = f'{image.VENV}/lib/python3*/site-packages'
+        made.run(f'mkdir --parents /etc/kolla && '
+                 f'ln --symbolic python3.{sys.version_info.minor} '
+                 f'{image.VENV}/lib/python3')
+        before = made.run(f'sha256sum {packages}/{self.MENDED}')
+        made.run('bash /kolla_patch')
+        self.assertEqual(
+            (files / 'patches/series').read_text().split(),
+            [line.removeprefix('[i] Applied /patches/') for line in made.run(
+                'cat /etc/kolla/patched').splitlines()])
+        self.assertNotEqual(before, made.run(
+            f'sha256sum {packages}/{self.MENDED}'))
+
+    @staticmethod
+    def script():
+        """Return Kolla's, which its images have as kolla_patch."""
+        return (pathlib.Path(kolla.__file__).parent
+                / 'docker/base/kolla_patch.sh')

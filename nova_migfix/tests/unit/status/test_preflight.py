@@ -13,6 +13,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 from unittest import mock
@@ -354,6 +355,22 @@ class TestServices(PreflightTestCase):
             base.uuid(4), 'image-lost', '903243f7-8e2d-4f62-86f1-a72645651e54',
             '192.0.2.11', 'fetched from compute1', 'if on the destination')],
             found)
+
+    def test_a_slow_glance_is_not_waited_for(self):
+        self.credentials('service_user')
+        images = [base.uuid(number) for number in range(20, 40)]
+        with mock.patch.object(services, 'loading', autospec=True) as load, \
+                mock.patch.object(services, 'time', autospec=True) as time, \
+                mock.patch.object(glance.API, 'get', autospec=True) as get:
+            load.load_auth_from_conf_options.return_value = self.auth('admin')
+            get.side_effect = exception.ImageNotFound(image_id='x')
+            # one second for each answer
+            time.monotonic.side_effect = itertools.count()
+            self.host.run('preflight')      # reads the configuration
+            notes = []
+            lost = services.lost_images(images, notes.append)
+        self.assertEqual(set(images[:10]), lost)
+        self.assertIn('10 of 20 images were not asked for', notes[0])
 
     def test_glance_with_too_few_rights(self):
         self.credentials('service_user')
