@@ -208,6 +208,27 @@ class TestNewTests(testtools.TestCase):
                          check.changed_tests('', self.BEFORE))
 
 
+class TestNews(testtools.TestCase):
+    """What a tool says of a file is held against a patch if it is new."""
+
+    BEFORE = textwrap.dedent("""\
+        nova/crypto.py:40:1: error: Library stubs not installed
+        nova/virt/driver.py:1:1: error: Need type annotation for "disks"
+        """)
+
+    def test_another_place_is_no_news(self):
+        self.assertEqual('', check.news(
+            self.BEFORE, self.BEFORE.replace(':1:1:', ':20:17:')))
+
+    def test_another_complaint(self):
+        new = 'nova/virt/driver.py:2:1: error: Need type annotation for "a"'
+        self.assertEqual(new, check.news(self.BEFORE, self.BEFORE + new))
+
+    def test_the_same_complaint_once_more(self):
+        again = 'nova/crypto.py:50:1: error: Library stubs not installed'
+        self.assertEqual(again, check.news(self.BEFORE, self.BEFORE + again))
+
+
 class TestPatchSet(testtools.TestCase):
     """The patch set itself, as far as it can be judged without a Nova."""
 
