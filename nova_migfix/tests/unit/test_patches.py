@@ -13,6 +13,7 @@
 """What is made of patches to Nova, shown on a small one."""
 
 import pathlib
+import re
 import subprocess
 import textwrap
 
@@ -112,6 +113,10 @@ class TestSeries(PatchesTestCase):
         self.assertEqual(
             'libvirt: Double a number whose name is too long for one line',
             series.subject(self.series.patch))
+
+    def test_message(self):
+        self.assertEqual('It could not be had twice:\n--- nor thrice\n\n',
+                         series.message(self.series.patch))
 
     def test_an_installed_nova_is_patched(self):
         package = self.install()
@@ -250,6 +255,17 @@ class TestPatchSet(testtools.TestCase):
                     self.assertTrue(
                         any(path.startswith(where) for path in touched),
                         f'{patch}: nothing in {where}')
+
+    def test_messages_are_wrapped(self):
+        """As Nova's contributor/commit-messages.rst has it."""
+        for name in series.SERIES:
+            for patch in series.read(name):
+                lines = [series.subject(patch),
+                         *series.message(patch).splitlines()]
+                self.assertEqual(
+                    [], [line for line in lines if len(line) > 72
+                         and not re.match(r'\S+://|[A-Z][\w-]+: ', line)],
+                    patch)
 
 
 class TestNote(testtools.TestCase):
