@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -45,12 +46,27 @@ ALSO_TESTED = {
         'nova.tests.functional.libvirt.test_migration_addr'),
 }
 
-#: Nova's checks of style: the package, which is fetched in the version that
-#: the release's pre-commit configuration names, the command and its files.
+
+class Tool(NamedTuple):
+    """What Nova checks style and types with.
+
+    :ivar package: fetched in the version that the release names, if it does
+    :ivar files: which of the touched files it is given; None if the release's
+        configuration lists all that it reads
+    :ivar needs: packages that it wants beside it
+    """
+
+    package: str
+    command: tuple[str, ...]
+    files: str | None = None
+    needs: tuple[str, ...] = ()
+
+
 STYLE = (
-    ('hacking', ('flake8',), '*.py'),
-    ('autopep8', ('autopep8', '--in-place', '--exit-code'), '*.py'),
-    ('codespell', ('codespell', '--ignore-words=doc/dictionary.txt'), '*'),
+    Tool('hacking', ('flake8',), '*.py'),
+    Tool('autopep8', ('autopep8', '--in-place', '--exit-code'), '*.py'),
+    Tool('codespell', ('codespell', '--ignore-words=doc/dictionary.txt'), '*'),
+    Tool('mypy', ('mypy', '--no-error-summary'), needs=('types-paramiko',)),
 )
 
 
@@ -206,36 +222,43 @@ class Series:
     # -- style ---------------------------------------------------------------
 
     def _style(self, number: int, patch: pathlib.Path) -> str:
-        self._tree.checkout(self._commits[number])
         bad = []
-        for package, command, pattern in STYLE:
-            files = [path for path in series.touched(patch)
-                     if fnmatch.fnmatch(path, pattern)
-                     and (self._tree.path / path).exists()]
-            said = self._tool(package, command, files) if files else ''
+        for tool in STYLE:
+            said = self._said(tool, number, patch)
             if said:
-                bad.append(package)
-                self._complain(patch, [f'{package}: {said}'])
+                said = news(self._said(tool, number - 1, patch), said)
+            if said:
+                bad.append(tool.package)
+                self._complain(patch, [f'{tool.package}: {said}'])
         return ', '.join(bad) or 'good'
 
-    def _tool(self, package: str, command: Iterable[str],
-              files: Iterable[str]) -> str:
+    def _said(self, tool: Tool, number: int, patch: pathlib.Path) -> str:
+        """Return the complaints about what a patch touches after so many."""
+        self._tree.checkout(self._commits[number])
+        files = [path for path in series.touched(patch)
+                 if tool.files and fnmatch.fnmatch(path, tool.files)
+                 and (self._tree.path / path).exists()]
+        if tool.files and not files:
+            return ''
         done = subprocess.run(
             ['uv', 'tool', 'run', '--quiet', '--python', sys.executable,
-             '--from', f'{package}=={self._version(package)}',
-             *command, *files],
+             '--from', self._requirement(tool.package),
+             *(f'--with={package}' for package in tool.needs),
+             *tool.command, *files],
             cwd=self._tree.path, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT)
+            stderr=subprocess.STDOUT, env={
+                **os.environ,
+                'MYPY_CACHE_DIR': str(self._directory / 'mypy' / self.name)})
         # autopep8 says what is wrong by mending it
         said = f'{done.stdout}{self._tree.difference()}'
         return said or 'failed' if done.returncode else ''
 
-    def _version(self, package: str) -> str:
-        configuration = self._tree.path / '.pre-commit-config.yaml'
-        found = re.search(rf'[/-]{package}\n +rev: v?(\S+)',
-                          configuration.read_text())
-        assert found, package
-        return found[1]
+    def _requirement(self, package: str) -> str:
+        found = re.search(
+            rf'[/-]{package}\n +rev: v?(\S+)',
+            (self._tree.path / '.pre-commit-config.yaml').read_text())
+        # newer releases have the newest mypy, in tox.ini
+        return f'{package}=={found[1]}' if found else package
 
     def _note(self, number: int, patch: pathlib.Path) -> str:
         """Look at the release note that a patch adds."""
@@ -259,6 +282,25 @@ def _bad(statuses: Mapping[str, str], when: str) -> Iterator[str]:
     for name, status in sorted(statuses.items()):
         if not suites.is_good(status):
             yield f'{name}: {status} {when}'
+
+
+def news(before: str, after: str) -> str:
+    """Return the lines that a tool says now and has not said before.
+
+    That they are about another line or column makes them no news.
+    """
+    known = collections.Counter(map(_placeless, before.splitlines()))
+    new = []
+    for line in after.splitlines():
+        if known[_placeless(line)]:
+            known[_placeless(line)] -= 1
+        else:
+            new.append(line)
+    return '\n'.join(new)
+
+
+def _placeless(line: str) -> str:
+    return re.sub(r'\d+', '', line)
 
 
 def _counted(statuses: Mapping[str, str]) -> str:

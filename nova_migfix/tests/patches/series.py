@@ -88,6 +88,12 @@ def subject(patch: pathlib.Path) -> str:
     return ' '.join(found[1].split()) if found else patch.stem
 
 
+def message(patch: pathlib.Path) -> str:
+    """Return a patch's commit message after its first line."""
+    body = patch.read_text().partition('\n\n')[2]
+    return re.split('^(?:---$|diff --git )', body, flags=re.MULTILINE)[0]
+
+
 def installed(
     patch: pathlib.Path, prefix: str = '', tests: bool = True,
 ) -> str:

@@ -13,6 +13,7 @@
 """What is made of patches to Nova, shown on a small one."""
 
 import pathlib
+import re
 import subprocess
 import textwrap
 
@@ -113,6 +114,10 @@ class TestSeries(PatchesTestCase):
             'libvirt: Double a number whose name is too long for one line',
             series.subject(self.series.patch))
 
+    def test_message(self):
+        self.assertEqual('It could not be had twice:\n--- nor thrice\n\n',
+                         series.message(self.series.patch))
+
     def test_an_installed_nova_is_patched(self):
         package = self.install()
         series.patch_installed(
@@ -208,6 +213,27 @@ class TestNewTests(testtools.TestCase):
                          check.changed_tests('', self.BEFORE))
 
 
+class TestNews(testtools.TestCase):
+    """What a tool says of a file is held against a patch if it is new."""
+
+    BEFORE = textwrap.dedent("""\
+        nova/crypto.py:40:1: error: Library stubs not installed
+        nova/virt/driver.py:1:1: error: Need type annotation for "disks"
+        """)
+
+    def test_another_place_is_no_news(self):
+        self.assertEqual('', check.news(
+            self.BEFORE, self.BEFORE.replace(':1:1:', ':20:17:')))
+
+    def test_another_complaint(self):
+        new = 'nova/virt/driver.py:2:1: error: Need type annotation for "a"'
+        self.assertEqual(new, check.news(self.BEFORE, self.BEFORE + new))
+
+    def test_the_same_complaint_once_more(self):
+        again = 'nova/crypto.py:50:1: error: Library stubs not installed'
+        self.assertEqual(again, check.news(self.BEFORE, self.BEFORE + again))
+
+
 class TestPatchSet(testtools.TestCase):
     """The patch set itself, as far as it can be judged without a Nova."""
 
@@ -229,6 +255,17 @@ class TestPatchSet(testtools.TestCase):
                     self.assertTrue(
                         any(path.startswith(where) for path in touched),
                         f'{patch}: nothing in {where}')
+
+    def test_messages_are_wrapped(self):
+        """As Nova's contributor/commit-messages.rst has it."""
+        for name in series.SERIES:
+            for patch in series.read(name):
+                lines = [series.subject(patch),
+                         *series.message(patch).splitlines()]
+                self.assertEqual(
+                    [], [line for line in lines if len(line) > 72
+                         and not re.match(r'\S+://|[A-Z][\w-]+: ', line)],
+                    patch)
 
 
 class TestNote(testtools.TestCase):
