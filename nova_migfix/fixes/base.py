@@ -40,13 +40,16 @@ class Fix:
     #: the dotted path of what a Nova has only where the fault is mended in
     #: it: see the patches that come with the plugin
     mended_by: ClassVar[str | None] = None
+    #: the same for Nova 29, if that has less of the fault, and other patches
+    mended_in_29_by: ClassVar[str | None] = None
 
     @classmethod
     def not_needed(cls) -> str | None:
         """Say why the running Nova does not need this fix, or return None."""
-        if cls.mended_by and nova_release.has(cls.mended_by):
-            return f'it has {cls.mended_by}'
-        return None
+        by = cls.mended_by
+        if cls.mended_in_29_by and nova_release.major() == 29:
+            by = cls.mended_in_29_by
+        return f'it has {by}' if by and nova_release.has(by) else None
 
     # -- nova-compute starts -------------------------------------------------
 

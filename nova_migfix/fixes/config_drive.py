@@ -55,6 +55,8 @@ class ConfigDrive(base.Fix):
     mended_by = (
         'nova.virt.libvirt.driver.LibvirtDriver.'
         '_rebuild_empty_configdrive')
+    # Nova 29 copies the ISO itself; by the patches from the right address.
+    mended_in_29_by = 'nova.virt.libvirt.driver.LibvirtDriver._get_source_host'
 
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,

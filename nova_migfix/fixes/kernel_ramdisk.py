@@ -43,6 +43,9 @@ class KernelRamdisk(base.Fix):
     name = 'kernel_ramdisk'
     bug = 'kernel and ramdisk are inspected as disk images'
     mended_by = 'nova.virt.libvirt.driver.LibvirtDriver._try_fetch_raw_image'
+    # Nova 29 takes a kernel for a raw disk, and lets it pass; what Glance has
+    # lost it fetches, by the patches from the right address.
+    mended_in_29_by = 'nova.virt.libvirt.driver.LibvirtDriver._get_source_host'
 
     def files_to_pull(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],

@@ -33,9 +33,8 @@ from nova_migfix.tests.patches import kolla
 from nova_migfix.tests.patches import series
 from nova_migfix.tests import suites
 
-#: Fixes that are in force in a patched Nova: they mend no fault of Nova's, or
-#: none of that Nova's.
-IN_FORCE = {29: {'config_drive', 'kernel_ramdisk', 'tls_rekey'}}
+#: The fix that is in force in a patched Nova, as it mends no fault of Nova's.
+IN_FORCE = 'tls_rekey'
 
 
 class PatchedImage(fixtures.Fixture):
@@ -127,11 +126,10 @@ class PatchedNovaTestCase(testtools.TestCase):
                          *loaded['nova_path'])
         self.assertEqual('nova.virt.migfix', loaded['module'])
         text = log.read_text()
-        in_force = IN_FORCE.get(nova_release.major(), {'tls_rekey'})
         for name in ('config_drive', 'ephemeral', 'kernel_ramdisk',
                      'rollback_state', 'source_address', 'tls_rekey', 'vnic'):
             self.assertIn(f'Fix {name}: ' + (
-                'active' if name in in_force else
+                'active' if name == IN_FORCE else
                 'not needed in this Nova, it'), text)
 
     def test_golden_files(self):

@@ -97,6 +97,17 @@ class TestLoad(testtools.TestCase):
         self.assertIn(f'Fix {fix.name}: not needed in this Nova, it has '
                       f'{fix.mended_by}', self.log.output)
 
+    @ddt.data(*(fix for fix in OURS if fix.mended_in_29_by))
+    def test_in_nova_29_other_patches_do_so(self, fix):
+        asked = self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'has', autospec=True,
+            side_effect=lambda path: path == fix.mended_in_29_by)).mock
+        self.nova.return_value = 30
+        self.assertIn(fix, self.load(None))
+        self.nova.return_value = 29
+        self.assertNotIn(fix, self.load(None))
+        asked.assert_any_call(fix.mended_in_29_by)
+
     @ddt.data(None, ['vnic'])
     def test_a_fix_that_fails_to_load_stops(self, enabled):
         def fail(self, ep, *args, **kwargs):
