@@ -23,6 +23,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 import errno
 import glob
 import os
@@ -44,6 +45,7 @@ CONF = cfg.CONF
 
 # The first is how an ephemeral disk was called that came from the flavor.
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
+_SWAP = re.compile(r'disk\.swap')
 
 #: what the names of base files begin with that Nova makes on each host
 MADE_HERE = ('ephemeral', 'swap')
@@ -56,6 +58,9 @@ _BLOCK = 1 << 20
 # instance's directory.
 _INFO = 'disk.info'
 _BASES = 'migfix-bases.json'
+
+# What stands there of a backing file that was not to be found.
+_MISSING = 'missing'
 
 
 class Overlay(NamedTuple):
@@ -77,20 +82,48 @@ def ephemeral_overlays(
 ) -> Iterator[Overlay]:
     """Yield the ephemeral disks in an instance's directory that need a base.
 
+    :param without: names of disks that are not wanted
+    """
+    for overlay in _overlays(instance_dir, _EPHEMERAL, without):
+        if os.path.basename(overlay.backing).startswith('ephemeral'):
+            yield overlay
+
+
+def swap_overlays(instance_dir: str) -> Iterator[Overlay]:
+    """Yield the swap disk in an instance's directory if it needs a base."""
+    for overlay in _overlays(instance_dir, _SWAP):
+        if os.path.basename(overlay.backing).startswith('swap'):
+            yield overlay
+
+
+def _overlays(
+    instance_dir: str, names: re.Pattern[str], without: Collection[str] = (),
+) -> Iterator[Overlay]:
+    """Yield the qcow2 disks that have a backing file.
+
     Only what ``disk.info`` calls qcow2 is looked into: a raw disk is the
     guest's to write, and could pretend to have a backing file.
-
-    :param without: names of disks that are not wanted
     """
     for path, form in sorted(_formats(instance_dir).items()):
         name = os.path.basename(path)
         path = os.path.join(instance_dir, name)
-        if (form == 'qcow2' and _EPHEMERAL.fullmatch(name)
-                and name not in without and os.path.exists(path)):
+        if (form == 'qcow2' and names.fullmatch(name)
+                and name not in without and os.path.exists(path)
+                and names_backing_file(path)):
             backing = libvirt_utils.get_disk_backing_file(
                 path, basename=False)
-            if backing and os.path.basename(backing).startswith('ephemeral'):
+            if backing:
                 yield Overlay(name, path, backing)
+
+
+def names_backing_file(path: str) -> bool:
+    """Say whether a qcow2 does, by what its header begins with.
+
+    qemu-img takes a tenth of a second for that, and most disks have been
+    moved and name none. See docs/interop/qcow2 of QEMU.
+    """
+    with open(path, 'rb') as file:
+        return any(file.read(16)[8:])
 
 
 def instance_dirs() -> list[str]:
@@ -116,8 +149,20 @@ def _record(instance_dir: str, name: str) -> dict[str, Any]:
             text = record.read()
     except FileNotFoundError:
         return {}
-    found: dict[str, Any] = jsonutils.loads(text) if text else {}
+    found = jsonutils.loads(text) if text else {}
+    if not isinstance(found, dict):
+        raise ValueError(f'{name} in {instance_dir} has no record of disks')
     return found
+
+
+def _known_bases(instance_dir: str) -> dict[str, str]:
+    """Return what has been written down; what cannot be read is unknown."""
+    try:
+        return _record(instance_dir, _BASES)
+    except (OSError, ValueError) as error:
+        LOG.warning('%(name)s in %(directory)s cannot be read: %(error)s', {
+            'name': _BASES, 'directory': instance_dir, 'error': error})
+        return {}
 
 
 def flatten(path: str, form: str, target: str, size: int = 0,
@@ -149,6 +194,15 @@ def flatten(path: str, form: str, target: str, size: int = 0,
         if target == path:
             scratch.write_through(made)
         os.rename(made, target)
+
+
+def flat_size(path: str) -> int:
+    """Return how many bytes :func:`flatten` will write of a qcow2 disk."""
+    found, _errors = processutils.execute(
+        'qemu-img', 'measure', '--output', 'json', '-O', 'qcow2',
+        f'json:{jsonutils.dumps(_node(path, "qcow2"))}')
+    size: int = jsonutils.loads(found)['required']
+    return size
 
 
 def virtual_size(path: str) -> int:
@@ -194,6 +248,8 @@ def filesystem(path: str) -> dict[str, str] | None:
     :returns: nothing of these where it finds no file system, None if it
         cannot be asked or cannot read the file
     """
+    if not os.access(path, os.R_OK):
+        return None     # of which blkid says the same as of an empty one
     try:
         found, _errors = processutils.execute(
             'blkid', '--probe', '--output', 'export', path,
@@ -209,46 +265,79 @@ def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
     """Write down which file systems the backing files have.
 
     One that Nova's image cache has removed while it was in use is made anew,
-    under its name, for the next guest.
+    under its name, for the next guest. One that is missing already is written
+    down as such: what will be there next is another.
     """
-    known = _record(instance_dir, _BASES)
-    found = {**known, **{
-        overlay.name: _uuid(overlay.backing) for overlay in overlays}}
-    found = {name: uuid for name, uuid in found.items() if uuid}
+    _remember(instance_dir, {
+        overlay.name: _identity(overlay) for overlay in overlays})
+
+
+def distrust_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
+    """Write down that what is here under those names is another host's."""
+    _remember(instance_dir, {overlay.name: _MISSING for overlay in overlays})
+
+
+def _remember(instance_dir: str, identities: Mapping[str, str]) -> None:
+    known = _known_bases(instance_dir)
+    found = {name: identity for name, identity
+             in {**known, **identities}.items() if identity}
     if found == known:
         return
     target = os.path.join(instance_dir, _BASES)
-    with scratch.directory(target) as directory:
-        made = os.path.join(directory, _BASES)
-        with open(made, 'w') as record:
-            record.write(jsonutils.dumps(found))
-        os.rename(made, target)
+    try:
+        with scratch.directory(target) as directory:
+            made = os.path.join(directory, _BASES)
+            with open(made, 'w') as record:
+                record.write(jsonutils.dumps(found))
+            scratch.write_through(made)
+            os.rename(made, target)
+    except OSError as error:
+        # a guest on a full file system is to be started all the same
+        LOG.warning('What disks lie upon could not be written to %(path)s: '
+                    '%(error)s', {'path': target, 'error': error})
+
+
+def _identity(overlay: Overlay) -> str:
+    """Return what tells a backing file from others, '' if nothing does."""
+    if os.path.exists(overlay.backing):
+        return (filesystem(overlay.backing) or {}).get('UUID', '')
+    if not os.path.isdir(os.path.dirname(overlay.backing)):
+        return ''       # nor would any other be found there now
+    LOG.warning('The backing file %(base)s of %(disk)s is missing. While the '
+                'guest runs, QEMU has it open still: migrate or stop the '
+                'guest, which makes the disk complete.',
+                {'base': overlay.backing, 'disk': overlay.path})
+    return _MISSING
 
 
 def remember_unknown_bases(instance_dir: str) -> None:
     """Write it down where that was not done when the disk was made."""
     remember_bases(instance_dir, list(ephemeral_overlays(
-        instance_dir, without=_record(instance_dir, _BASES))))
+        instance_dir, without=_known_bases(instance_dir))))
 
 
-def lost(overlay: Overlay,
-         uuid_of: Callable[[str], str] | None = None) -> str:
+def lost(
+    overlay: Overlay,
+    filesystem_of: Callable[[str], Mapping[str, str] | None] | None = None,
+) -> str:
     """Say what has become of the file that a disk was laid upon.
 
-    :param uuid_of: is asked instead of blkid for what the file system of a
-        backing file is called, by those who look at many disks
+    :param filesystem_of: is asked instead of :func:`filesystem` for the
+        backing file, by those who look at many disks
     :returns: '' if it is there, as far as is known
     """
     if not os.path.exists(overlay.backing):
         return 'is missing'
-    known = _record(os.path.dirname(overlay.path), _BASES).get(overlay.name)
-    if known and known != ((uuid_of or _uuid)(overlay.backing) or known):
+    known = _known_bases(os.path.dirname(overlay.path)).get(overlay.name)
+    if known == _MISSING:
+        return ('was missing before, and what has its name now may be '
+                f'another (if it is the right one, remove {overlay.name} '
+                f'from {_BASES} beside the disk)')
+    ask = filesystem_of or filesystem
+    found = ask(overlay.backing) if known else None
+    if found is not None and found.get('UUID') != known:
         return 'is another one than the disk was laid upon'
     return ''
-
-
-def _uuid(path: str) -> str:
-    return (filesystem(path) or {}).get('UUID', '')
 
 
 def is_written(overlay: Overlay) -> bool:

@@ -203,8 +203,13 @@ class LibvirtDriver(driver.LibvirtDriver):
         super().power_off(instance, timeout, retry_interval)
 
     def suspend(self, context, instance):
-        self._stop(instance)
+        self._ask(lambda fix: fix.stopping(instance, self._host))
         super().suspend(context, instance)
+
+    @_with_signature_of(driver.LibvirtDriver.resume)
+    def resume(self, context, instance, *args, **kwargs):
+        self._ask(lambda fix: fix.powering_on(instance, None))
+        super().resume(context, instance, *args, **kwargs)
 
     def _soft_reboot(self, instance):
         self._stop(instance)
@@ -215,9 +220,30 @@ class LibvirtDriver(driver.LibvirtDriver):
         self._stop(instance)
         super().rescue(context, instance, *args, **kwargs)
 
+    def unrescue(self, context, instance):
+        # before Nova ends the rescue
+        self._power_on(instance, None)
+        super().unrescue(context, instance)
+
+    @_with_signature_of(driver.LibvirtDriver._create_guest)
+    def _create_guest(self, context, xml, instance, *args, **kwargs):
+        self._power_on(instance, xml)
+        return super()._create_guest(context, xml, instance, *args, **kwargs)
+
     def _stop(self, instance):
         for fix in self._fixes:
             fix.stopping(instance, self._host)
+
+    def _power_on(self, instance, xml):
+        for fix in self._fixes:
+            fix.powering_on(instance, xml)
+
+    def _ask(self, question):
+        try:
+            for fix in self._fixes:
+                question(fix)
+        except Exception as error:
+            raise _Refused(error) from error
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
@@ -256,14 +282,14 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        self._ask_to_leave(lambda fix: fix.before_power_off(
+        self._ask(lambda fix: fix.before_power_off(
             instance, self._host))
         self._cold.copies_disks = False
         try:
             disks = jsonutils.loads(super().migrate_disk_and_power_off(
                 context, instance, dest, flavor, network_info,
                 block_device_info, timeout, retry_interval))
-        except _CannotLeave:
+        except _Refused:
             with excutils.save_and_reraise_exception():
                 self._stay(context, instance, dest)
         finally:
@@ -271,13 +297,6 @@ class LibvirtDriver(driver.LibvirtDriver):
         for fix in self._fixes:
             fix.describe_copies(disks)
         return jsonutils.dumps(disks)
-
-    def _ask_to_leave(self, question):
-        try:
-            for fix in self._fixes:
-                question(fix)
-        except Exception as error:
-            raise _CannotLeave(error) from error
 
     def _is_path_shared_with(self, dest, path):
         shared = super()._is_path_shared_with(dest, path)
@@ -287,7 +306,7 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _get_instance_disk_info(self, instance, block_device_info):
         # In a cold migration this is called when the guest is off.
         if self._cold.copies_disks:
-            self._ask_to_leave(lambda fix: fix.leaving(
+            self._ask(lambda fix: fix.leaving(
                 instance, libvirt_utils.get_instance_path(instance)))
         return super()._get_instance_disk_info(instance, block_device_info)
 
@@ -335,7 +354,7 @@ class _ColdMigration(threading.local):
     copies_disks = False
 
 
-class _CannotLeave(exception.InstanceFaultRollback):
+class _Refused(exception.InstanceFaultRollback):
     """Nova leaves the instance in the state in which it was."""
 
 

@@ -240,3 +240,10 @@ class Fix:
         :param block_device_info: as Nova gets it; may be None
         :raises Exception: the guest stays as it is
         """
+
+    def powering_on(self, instance: Any, xml: str | None) -> None:
+        """Either host: the guest goes on with the disks as they are.
+
+        :param xml: what libvirt will start it from; None: all of its disks
+        :raises Exception: it stays off
+        """

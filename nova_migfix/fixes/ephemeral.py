@@ -33,10 +33,10 @@ With the fix a disk that is moved needs no backing file afterwards:
   is off, or the destination does if the source has not.
 
 A backing file that is lost, because it is missing or another of its name has
-taken its place, is not made anew under a disk that has data: a hard reboot and
-a start are refused. While the guest runs, QEMU still has the right one open;
-a migration, a stop and whatever else ends that makes the disk complete from
-it before. One without a file system, left by a mkfs that failed, or
+taken its place, is not made anew under a disk that has data: a hard reboot, a
+start and a resume are refused. While the guest runs, QEMU still has the right
+one open; a migration, a stop and whatever else ends that makes the disk
+complete from it before. One without a file system, left by a mkfs that failed, or
 with another than was asked for, is not given to a new disk. File systems are
 made in a scratch directory and renamed.
 """
@@ -57,6 +57,7 @@ import time
 from typing import Any
 from typing import NamedTuple
 
+from nova.compute import task_states
 from nova import exception
 from nova.i18n import _
 from nova.privsep import fs
@@ -89,6 +90,10 @@ BACKING_PATH = 'backing_path'
 
 # Bytes, whatever the file system's are; see stat(2).
 _STAT_BLOCK = 512
+
+# What is raised when a disk or a record cannot be looked into.
+_UNREADABLE = (OSError, ValueError, exception.NovaException,
+               processutils.ProcessExecutionError)
 
 # Seconds between two looks at a block pull.
 _POLL = 0.2
@@ -125,8 +130,7 @@ class Ephemeral(base.Fix):
         for instance_dir in local_disks.instance_dirs():
             try:
                 local_disks.remember_unknown_bases(instance_dir)
-            except (OSError, ValueError, exception.NovaException,
-                    processutils.ProcessExecutionError) as error:
+            except _UNREADABLE as error:
                 LOG.warning('What the ephemeral disks in %(directory)s lie '
                             'upon could not be written down: %(error)s',
                             {'directory': instance_dir, 'error': error})
@@ -148,12 +152,13 @@ class Ephemeral(base.Fix):
     def before_description(self, instance: Any, host: Any) -> None:
         pulled = instance.uuid in self._pulled_by_destination
         self._pulled_by_destination.discard(instance.uuid)
-        for disk in _overlays_of(instance):
-            if not pulled:
-                _pull_block(instance, host.get_guest(instance), disk,
-                            _NOT_PULLED)
-            elif local_disks.lost(disk):
-                _pull_block(instance, host.get_guest(instance), disk, _LOST)
+        if pulled:
+            _save(instance, host, [
+                *_lost_of(instance),
+                *filter(local_disks.lost, local_disks.swap_overlays(
+                    libvirt_utils.get_instance_path(instance)))])
+        else:
+            _save(instance, host, _overlays_of(instance), _NOT_PULLED)
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
@@ -174,12 +179,13 @@ class Ephemeral(base.Fix):
     # -- cold migration and resize ------------------------------------------
 
     def before_power_off(self, instance: Any, host: Any) -> None:
-        _save_lost(instance, host, _overlays_of(instance))
+        _save(instance, host, _lost_of(instance))
 
     def leaving(self, instance: Any, instance_dir: str) -> None:
         for disk in local_disks.ephemeral_overlays(instance_dir):
             begin = time.monotonic()
             try:
+                _require_space(disk, local_disks.flat_size(disk.path))
                 local_disks.flatten(disk.path, 'qcow2', disk.path)
             except (OSError, processutils.ProcessExecutionError) as error:
                 raise exception.MigrationError(reason=_(
@@ -197,6 +203,8 @@ class Ephemeral(base.Fix):
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
         overlays = list(local_disks.ephemeral_overlays(instance_dir))
+        # for a hard reboot, if what follows fails
+        local_disks.distrust_bases(instance_dir, overlays)
         by_base = operator.attrgetter('backing')
         arrival.pull(instance, instance_dir, [
             arrival.Wanted(path, tuple(disk.name for disk in above),
@@ -235,11 +243,24 @@ class Ephemeral(base.Fix):
         for disk in made:
             _check_new(instance, disk, formats.get(disk.number))
         local_disks.remember_bases(instance_dir, made)
+        # of what was copied on this host, without the record
+        local_disks.remember_unknown_bases(instance_dir)
 
     def stopping(self, instance: Any, host: Any) -> None:
-        overlays = _overlays_of(instance)
-        if any(map(local_disks.lost, overlays)) and _runs(instance, host):
-            _save_lost(instance, host, overlays)
+        # In a rebuild Nova throws the disks away next.
+        if (instance.task_state != task_states.REBUILDING
+                and _runs(instance, host)):
+            guest = host.get_guest(instance)
+            # a rescued one may have been started without
+            _save(instance, host, [disk for disk in _known_lost(instance)
+                                   if guest.get_disk(disk.path)])
+
+    def powering_on(self, instance: Any, xml: str | None) -> None:
+        for disk in _known_lost(instance):
+            if xml is None or disk.path in xml:
+                # also one without data, which the guest may have read
+                raise _lost_for_good(instance, disk, _(
+                    'is needed as the guest knows it'))
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
@@ -248,7 +269,7 @@ class Ephemeral(base.Fix):
         lost = _lost_without_data(instance, _overlays_of(instance))
         if lost and _runs(instance, driver._host):
             # it may write to them until it is stopped
-            _save_lost(instance, driver._host, lost)
+            _save(instance, driver._host, lost)
         else:
             formats = _guest_formats(block_device_info)
             for disk in lost:
@@ -271,15 +292,28 @@ def _runs(instance: Any, host: Any) -> bool:
         return False
 
 
-def _save_lost(instance: Any, host: Any,
-               overlays: Iterable[local_disks.Overlay]) -> None:
-    """Have what lost backing files had from the guest's QEMU.
+def _lost_of(instance: Any) -> list[local_disks.Overlay]:
+    return list(filter(local_disks.lost, _overlays_of(instance)))
+
+
+def _known_lost(instance: Any) -> list[local_disks.Overlay]:
+    """Return what is known to be lost, if nothing can be told of the disks."""
+    try:
+        return _lost_of(instance)
+    except _UNREADABLE as error:
+        LOG.warning('What the ephemeral disks lie upon could not be found '
+                    'out: %s', error, instance=instance)
+        return []
+
+
+def _save(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
+          reason: _Reason = _LOST) -> None:
+    """Have what the backing files had from the guest's QEMU.
 
     :raises MigrationError: it could not be done, or the guest is off
     """
-    for disk in overlays:
-        if local_disks.lost(disk):
-            _pull_block(instance, host.get_guest(instance), disk, _LOST)
+    for disk in disks:
+        _pull_block(instance, host.get_guest(instance), disk, reason)
 
 
 def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
@@ -292,9 +326,12 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
              {'disk': disk.name, 'why': reason.why}, instance=instance)
     begin = time.monotonic()
     try:
-        _require_space(disk)
         device = guest.get_block_device(disk.path)
-        device.rebase(None)
+        if device.get_job_info() is None:   # or that of a killed nova-compute
+            with contextlib.suppress(FileNotFoundError):
+                _require_space(disk, os.stat(disk.backing).st_blocks
+                               * _STAT_BLOCK)
+            device.rebase(None)
         try:
             while not device.is_job_complete():
                 time.sleep(_POLL)
@@ -302,7 +339,7 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
             with excutils.save_and_reraise_exception():
                 device.abort_job()
         # A job that is gone may have failed.
-        if disk in _overlays_of(instance):
+        if local_disks.names_backing_file(disk.path):
             raise exception.MigrationError(reason=_(
                 'the block pull ended before it was complete, see the log of '
                 'libvirt'))
@@ -319,22 +356,20 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
              instance=instance)
 
 
-def _require_space(disk: local_disks.Overlay) -> None:
+def _require_space(disk: local_disks.Overlay, needed: int) -> None:
     """Refuse what would fill the file system, as far as that is known.
 
-    A pull that fails leaves what it has copied; the guest would be paused with
-    the next thing it writes.
+    Guests are paused with the next thing they write there, also this one if a
+    pull of its fails.
 
+    :param needed: bytes that will be written beside the disk
     :raises OSError: there is not enough space
     """
-    with contextlib.suppress(FileNotFoundError):
-        needed = os.stat(disk.backing).st_blocks * _STAT_BLOCK
-        free = shutil.disk_usage(os.path.dirname(disk.path)).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, _(
-                'the backing file has %(needed)d MiB, and %(free)d MiB are '
-                'free') % {'needed': needed // units.Mi,
-                           'free': free // units.Mi})
+    free = shutil.disk_usage(os.path.dirname(disk.path)).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, _(
+            'up to %(needed)d MiB will be written, and %(free)d MiB are '
+            'free') % {'needed': needed // units.Mi, 'free': free // units.Mi})
 
 
 # -- live migration, destination --------------------------------------------
@@ -393,19 +428,24 @@ def _lost_without_data(
 
     :raises InvalidDiskInfo: one would; nothing has been done to any
     """
-    losses = {disk: local_disks.lost(disk) for disk in overlays}
-    lost = [disk for disk, loss in losses.items() if loss]
+    lost = list(filter(local_disks.lost, overlays))
     for disk in filter(local_disks.is_written, lost):
-        raise exception.InvalidDiskInfo(reason=_(
-            '%(name)s of instance %(uuid)s has data, but its backing file '
-            '%(base)s %(loss)s; to go on without it would destroy what the '
-            'guest reads. If the guest still runs, stop or migrate it, which '
-            'makes the disk complete, or do so with "virsh blockpull"; else '
-            'get that very file back from a backup or from the host where '
-            'the disk was made.') % {
-                'name': disk.name, 'uuid': instance.uuid,
-                'base': disk.backing, 'loss': losses[disk]})
+        raise _lost_for_good(instance, disk, _('has data'))
     return lost
+
+
+def _lost_for_good(
+    instance: Any, disk: local_disks.Overlay, why: str,
+) -> exception.InvalidDiskInfo:
+    return exception.InvalidDiskInfo(reason=_(
+        '%(name)s of instance %(uuid)s %(why)s, but its backing file '
+        '%(base)s %(loss)s; to go on without it would destroy what the '
+        'guest reads. If the guest still runs, stop or migrate it, which '
+        'makes the disk complete, or do so with "virsh blockpull"; else '
+        'get that very file back from a backup or from the host where '
+        'the disk was made.') % {
+            'name': disk.name, 'uuid': instance.uuid, 'why': why,
+            'base': disk.backing, 'loss': local_disks.lost(disk)})
 
 
 def _make_anew(instance: Any, disk: local_disks.Overlay,

@@ -198,7 +198,7 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
         if not os.path.isdir(os.path.dirname(backing)):
             host.note(f'Backing files are not in reach: {backing}.')
-        elif loss := disks.lost(overlay, _uuid):
+        elif loss := disks.lost(overlay, _file_system):
             yield Found('ephemeral-lost', device, backing, loss)
             continue
         if not host.has_shared_disks:
@@ -207,17 +207,13 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 
 
 @functools.cache
-def _file_system(path: str) -> dict[str, str]:
+def _file_system(path: str) -> dict[str, str] | None:
     """Ask blkid once for a backing file that many disks are laid upon."""
-    return disks.filesystem(path) or {}
-
-
-def _uuid(path: str) -> str:
-    return _file_system(path).get('UUID', '')
+    return disks.filesystem(path)
 
 
 def _described(backing: str) -> str:
-    found = _file_system(backing)
+    found = _file_system(backing) or {}
     return ' '.join((os.path.basename(backing), *(
         found[key] for key in ('TYPE', 'LABEL', 'UUID') if key in found)))
 

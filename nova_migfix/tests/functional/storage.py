@@ -219,13 +219,19 @@ class BlockJobs(fixtures.Fixture):
 
     :ivar held: where the bytes of such files are, by their name
     :ivar pulled: paths of the disks
+    :ivar failing: why it cannot be done, if it cannot
     """
 
     def _setUp(self):
         self.held = {}
         self.pulled = []
+        self.failing = ''
 
         def rebase(domain, disk, base, bandwidth, flags):
+            if self.failing:
+                raise fakelibvirt.make_libvirtError(
+                    fakelibvirt.libvirtError, self.failing,
+                    error_code=fakelibvirt.VIR_ERR_OPERATION_FAILED)
             if not domain.isActive():
                 raise fakelibvirt.make_libvirtError(
                     fakelibvirt.libvirtError, 'domain is not running',
@@ -414,6 +420,12 @@ class StorageTestCase(base.MigrationTestCase):
         path = self.backing(name)
         self.jobs.held[path] = str(self.hosts.root / 'held')
         shutil.move(path, self.hosts.root / 'held')
+
+    def replace_base(self, name='disk.eph0'):
+        """Have another in its place, as another guest needed one."""
+        base = pathlib.Path(self.backing(name))
+        self.lose_base(name)
+        self.have_base(base.name, 'src')
 
     def have_base(self, name, host='dest'):
         """Have another file of a base's name on a host; returns its path."""

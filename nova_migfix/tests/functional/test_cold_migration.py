@@ -138,6 +138,8 @@ class SameHostTestCase(ColdTestCase):
         self.assertEqual(
             before, {name: self.backing(name) for name in self.DISKS})
         self.assertEqual([], self.hosts.pulled)
+        # and they are known still, though Nova has copied the disks only
+        self.assertTrue((self.directory() / 'migfix-bases.json').exists())
 
 
 class UnpatchedDestinationTestCase(ColdTestCase):
@@ -175,6 +177,16 @@ class UnpatchedSourceTestCase(ColdTestCase):
         self.assertEqual('ERROR', self.server['status'])
         self.assertIsNotNone(self.backing(host='dest'))
         self.assertEqual([], self.bases('dest'))
+
+    def test_nor_does_a_hard_reboot_lay_it_upon_another(self):
+        # which Nova's log advises to do
+        foreign = self.have_base(self.bases()[0].name)
+        self.lose_base()
+        self.refused(migrate=None)
+        self.act(reboot={'type': 'HARD'})
+        self.assertIn('disk.eph0 of instance', self.fault())
+        self.assertIn(f'{foreign.name} was missing before', self.fault())
+        self.assertEqual('ERROR', self.server['status'])
 
 
 class SharedStorageTestCase(ColdTestCase):

@@ -113,6 +113,40 @@ class LostBaseTestCase(RestartTestCase):
 
 
 @ddt.ddt
+class RefusedTestCase(RestartTestCase):
+    """The backing file is lost, and the disk cannot be made complete."""
+
+    def setUp(self):
+        super().setUp()
+        self.boot(1)
+        self.write()
+        self.lose_base()
+        self.jobs.failing = 'No space left on device'
+
+    @ddt.data({'os-stop': None}, {'suspend': None}, {'shelve': None},
+              {'reboot': {'type': 'SOFT'}}, {'migrate': None})
+    def test_the_guest_stays_as_it_is(self, action):
+        self.act(**action)
+        self.assertIn('No space left on device', self.fault())
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertTrue(self.source_domain().isActive())
+
+    def test_a_rescue_leaves_it_running_where_nova_says_error(self):
+        self.act(rescue=None)
+        self.assertEqual('ERROR', self.server['status'])
+        self.assertTrue(self.source_domain().isActive())
+
+    def test_a_rebuild_needs_it_no_more(self):
+        self.act(rebuild={'imageRef': self.upload()})
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_has('ext4', 'ephemeral0')
+
+    def test_nor_does_a_deletion(self):
+        self._delete_server(self.server)
+        self.assert_nothing_left('src')
+
+
+@ddt.ddt
 class ReplacedBaseTestCase(RestartTestCase):
     """Another guest has had the backing file made anew since."""
 
@@ -131,13 +165,44 @@ class ReplacedBaseTestCase(RestartTestCase):
     def test_it_is_known_also_of_a_disk_from_before_the_plugin(self):
         self.boot(1)
         self.write()
-        (self.path().parent / 'migfix-bases.json').unlink()
-        with self.hosts.on('src'):
-            self.src.driver.init_host('src')
-        self.lose_base()
-        self.have_base(self.path(self.backing()).name, 'src')
+        self.install()
+        self.replace_base()
         self.assert_refused(
             'reboot', 'is another one than the disk was laid upon')
+
+    def test_and_of_one_that_was_lost_before_the_plugin(self):
+        self.boot(1)
+        self.write()
+        before = self.image()
+        base = self.path(self.backing()).name
+        self.lose_base()
+        self.install()
+        self.have_base(base, 'src')
+        self.assert_refused('reboot', 'was missing before')
+        self.server = self._live_migrate(self.server)
+        self.assert_kept(before)
+
+    def install(self):
+        """nova-compute is started first with the plugin."""
+        (self.directory() / 'migfix-bases.json').unlink()
+        with self.hosts.on('src'):
+            self.src.driver.init_host('src')
+
+    @ddt.data(('suspend', 'resume', 'SUSPENDED'),
+              # Nova has no better name for it
+              ('rescue', 'unrescue', 'ERROR'))
+    @ddt.unpack
+    def test_a_guest_does_not_go_on_with_it(self, action, end, status):
+        self.boot(1)
+        self.write()
+        self.act(**{action: None})
+        domain = self.source_domain().XMLDesc(0)
+        self.replace_base()
+        self.act(**{end: None})
+        self.assertEqual(status, self.server['status'])
+        self.assertIn('is another one than the disk was laid upon',
+                      self.fault())
+        self.assertEqual(domain, self.source_domain().XMLDesc(0))
 
     def test_a_disk_never_written_to_is_not_laid_upon_it(self):
         self.boot((1, 'xfs'))

@@ -67,6 +67,15 @@ class TestOverlays(DisksTestCase):
         disks.flatten(str(path), 'qcow2', str(path))
         self.assertEqual([], self.overlays())
 
+    def test_a_complete_disk_is_told_by_its_header(self):
+        # of hundreds when nova-compute starts
+        path = self.disk()
+        disks.flatten(str(path), 'qcow2', str(path))
+        with mock.patch.object(libvirt_utils, 'get_disk_backing_file',
+                               autospec=True) as qemu_img:
+            self.assertEqual([], self.overlays())
+        qemu_img.assert_not_called()
+
     def test_a_raw_disk_is_not_looked_into(self):
         # its guest has written a header with a backing file of its choice
         path = self.disk()
@@ -101,6 +110,14 @@ class TestFlatten(DisksTestCase):
             disks.flatten(str(path), 'qcow2', str(path))
             disks.flatten(str(path), 'qcow2', str(self.dir / 'another'))
         through.assert_called_once()
+
+    def test_its_size_is_known_before(self):
+        # whatever the file system of the base has set aside
+        path = self.disk(written=b'\x07' * (3 << 20))
+        before = disks.flat_size(str(path))
+        disks.flatten(str(path), 'qcow2', str(path))
+        made = path.stat().st_blocks * 512
+        self.assertTrue(made <= before < made + (8 << 20), (made, before))
 
     def test_another_file_can_be_the_backing_file(self):
         path = self.disk(written=b'\x07' * 65536)
@@ -157,6 +174,16 @@ class TestContents(DisksTestCase):
         path = self.file(bytes(1 << 16))
         self.assertTrue(disks.is_zeros(path))
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))
+
+    def test_of_what_cannot_be_read_no_file_system_is_known(self):
+        # blkid says the same of it as of one without
+        base = str(self.instances.make_base())
+        with mock.patch.object(os, 'access', autospec=True,
+                               return_value=False):
+            self.assertIsNone(disks.filesystem(base))
+        self.assertEqual('ext4', disks.filesystem(base)['TYPE'])
+        self.assertEqual({}, disks.filesystem(
+            str(self.instances.make_base(mkfs=None))))
 
     def test_one_byte_at_the_end_is_something(self):
         self.assertFalse(disks.is_zeros(self.file(bytes(1 << 22), b'\x01')))

@@ -457,19 +457,39 @@ class TestDisks(DriverTestCase):
             'the block_device_info')
         nova.assert_not_called()
 
-    @ddt.data('power_off', 'suspend', '_soft_reboot', 'rescue')
-    def test_a_guest_that_stops_may_have_to_be_saved_before(self, method):
+    @ddt.data(('power_off', exception.MigrationError),
+              ('suspend', exception.InstanceFaultRollback),
+              ('_soft_reboot', exception.MigrationError),
+              ('rescue', exception.MigrationError))
+    @ddt.unpack
+    def test_a_guest_that_stops_may_have_to_be_saved_before(
+            self, method, error):
+        self.assert_asked(method, error, self.fix.stopping,
+                          'the instance', self.driver._host)
+
+    @ddt.data(('resume', exception.InstanceFaultRollback, None),
+              ('unrescue', exception.MigrationError, None),
+              ('_create_guest', exception.MigrationError, 'the xml'))
+    @ddt.unpack
+    def test_a_guest_may_not_go_on_with_its_disks(self, method, error, xml):
+        self.assert_asked(method, error, self.fix.powering_on,
+                          'the instance', xml)
+
+    def assert_asked(self, method, error, question, *of_what):
+        """A fix is asked before Nova does something, and may refuse it.
+
+        :param error: what Nova's manager goes by
+        """
         arguments = [f'the {name}' for name in inspect.signature(getattr(
             libvirt_driver.LibvirtDriver, method)).parameters][1:]
         nova = self.nova(method)
-        self.fix.stopping.side_effect = exception.MigrationError(
-            reason='no space')
-        self.assertRaises(exception.MigrationError,
-                          getattr(self.driver, method), *arguments)
-        self.fix.stopping.assert_called_once_with(
-            'the instance', self.driver._host)
+        question.side_effect = exception.MigrationError(reason='no space')
+        raised = self.assertRaises(
+            error, getattr(self.driver, method), *arguments)
+        self.assertIn('no space', str(raised))
+        question.assert_called_once_with(*of_what)
         nova.assert_not_called()
-        self.fix.stopping.side_effect = None
+        question.side_effect = None
         getattr(self.driver, method)(*arguments)
         self.assertEqual(arguments, list(nova.call_args.args[1:]))
 

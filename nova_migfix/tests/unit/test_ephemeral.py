@@ -16,6 +16,7 @@ from unittest import mock
 
 import ddt
 import fixtures
+from nova.compute import task_states
 from nova import exception
 from nova import objects
 from nova.privsep import fs
@@ -32,6 +33,7 @@ from nova_migfix import arrival
 from nova_migfix import disks
 from nova_migfix.fixes import ephemeral
 from nova_migfix import migrate_data
+from nova_migfix import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -44,7 +46,8 @@ class EphemeralTestCase(testtools.TestCase):
         self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.instances = self.useFixture(migfix_fixtures.Instances())
         self.ssh = self.useFixture(migfix_fixtures.FakeSsh())
-        self.instance = objects.Instance(uuid=uuids.instance, os_type=None)
+        self.instance = objects.Instance(uuid=uuids.instance, os_type=None,
+                                         task_state=None)
         self.dir = self.instances.path / uuids.instance
         self.fix = ephemeral.Ephemeral()
 
@@ -146,6 +149,7 @@ class TestSource(EphemeralTestCase):
         self.path = self.disk()
         self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
         self.device = self.guest.get_block_device.return_value
+        self.device.get_job_info.return_value = None
         self.device.is_job_complete.side_effect = [False, True]
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host.get_guest.return_value = self.guest
@@ -241,8 +245,37 @@ class TestSource(EphemeralTestCase):
                                return_value=usage._replace(free=1 << 20)):
             error = self.assertRaises(
                 exception.MigrationError, self.leave, {})
-        self.assertRegex(str(error), r'has \d+ MiB, and 1 MiB are free')
+        self.assertRegex(str(error), r'up to \d+ MiB will be written, and 1 M')
         self.device.rebase.assert_not_called()
+
+    def test_a_job_that_outlived_a_nova_compute_is_waited_for(self):
+        self.device.get_job_info.return_value = mock.sentinel.job
+        self.device.is_job_complete.side_effect = self.has_ended
+        self.leave({})
+        self.device.rebase.assert_not_called()
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+
+    def has_ended(self):
+        self.keep_what_is_written(None)
+        return True
+
+    def test_a_swap_disk_whose_base_is_lost_is_saved(self):
+        # of which a destination that pulls could have nothing
+        swap = self.disk('disk.swap', self.instances.make_base(
+            'swap_64', mkfs=None))
+        (self.instances.base / 'swap_64').unlink()
+        self.device.rebase.side_effect = lambda base: processutils.execute(
+            'qemu-img', 'rebase', '-u', '-b', '', swap)
+        self.leave(self.fix.capabilities())
+        self.guest.get_block_device.assert_called_once_with(str(swap))
+
+    def test_a_swap_disk_that_cannot_be_saved_stops_the_migration(self):
+        self.disk('disk.swap', self.instances.make_base(
+            'swap_64', mkfs=None))
+        (self.instances.base / 'swap_64').unlink()
+        error = self.assertRaises(
+            exception.MigrationError, self.leave, self.fix.capabilities())
+        self.assertIn('disk.swap', str(error))
 
     def test_a_job_that_cannot_be_watched_is_ended(self):
         self.device.is_job_complete.side_effect = OSError('libvirt is gone')
@@ -272,6 +305,18 @@ class TestCold(EphemeralTestCase):
             self.assertIn(part, str(error))
         self.assertEqual(before, path.read_bytes())
 
+    def test_what_would_fill_the_file_system_is_not_begun(self):
+        path = self.disk(written=b'\x07' * (2 << 20))
+        inode = os.stat(path).st_ino
+        usage = shutil.disk_usage(self.dir)
+        with mock.patch.object(shutil, 'disk_usage', autospec=True,
+                               return_value=usage._replace(free=1 << 20)):
+            error = self.assertRaises(
+                exception.MigrationError, self.fix.leaving, self.instance,
+                str(self.dir))
+        self.assertRegex(str(error), r'up to \d+ MiB will be written, and 1 ')
+        self.assertEqual(inode, os.stat(path).st_ino)
+
     def test_the_destination_does_if_the_source_has_not(self):
         path = self.disk(written=b'\x07' * 65536)
         expected = self.instances.path / 'expected'
@@ -291,6 +336,9 @@ class TestCold(EphemeralTestCase):
         self.assertIn(f'{uuids.instance}_resize', str(error))
         self.assertNotIn('has not been moved', str(error))
         self.assertEqual(before, path.read_bytes())
+        # A hard reboot does not take what is here for the source's.
+        overlay, = disks.ephemeral_overlays(self.dir)
+        self.assertIn('was missing before', disks.lost(overlay))
 
     def test_a_complete_disk_needs_nothing_of_the_source(self):
         path = self.disk()
@@ -406,6 +454,7 @@ class TestLostBase(EphemeralTestCase):
     def setUp(self):
         super().setUp()
         self.running = None     # or what the guest's QEMU does
+        self.attached = True
 
     def restart(self, block_device_info=None):
         driver = mock.create_autospec(
@@ -422,8 +471,10 @@ class TestLostBase(EphemeralTestCase):
         if self.running:
             guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
             guest.is_active.return_value = True
+            guest.get_disk.side_effect = lambda path: self.attached
             guest.get_block_device.side_effect = lambda path: mock.Mock(
                 spec=libvirt_guest.BlockDevice,
+                get_job_info=lambda: None,
                 rebase=lambda base: self.running(path))
             host.get_guest.return_value = guest
         else:
@@ -507,6 +558,28 @@ class TestLostBase(EphemeralTestCase):
         error = self.assertRaises(exception.MigrationError, self.stop)
         self.assertIn('No space left', str(error))
 
+    def test_nor_is_one_left_running_whose_disks_are_thrown_away(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_no_space
+        self.instance.task_state = task_states.REBUILDING
+        self.stop()
+
+    def test_one_that_was_rescued_without_its_disk_stops_as_ever(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_no_space
+        self.attached = None
+        self.stop()
+
+    @ddt.data('{', 'null', '[]')
+    def test_one_of_whose_disks_nothing_is_known_stops_as_ever(self, record):
+        self.disk()
+        (self.dir / 'disk.info').write_text(record)
+        self.running = self.has_no_space
+        self.stop()
+        self.assertIn('could not be found out', self.log.output)
+
     @ddt.data(None, 'has_it_open')
     def test_one_with_its_base_or_off_stops_as_ever(self, running):
         self.disk(written=b'\x07' * 512)
@@ -535,6 +608,77 @@ class TestLostBase(EphemeralTestCase):
         error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
         self.assertIn(f'{BASE} is another one', str(error))
 
+    def test_an_empty_one_in_its_place_is_not_taken_for_it(self):
+        # as a mkfs that failed leaves it
+        self.disk(written=b'\x07' * 512)
+        self.restart()
+        self.instances.make_base(mkfs=None)
+        error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.assertIn(f'{BASE} is another one', str(error))
+
+    def test_one_in_the_place_of_a_missing_one_is_not_taken_for_it(self):
+        self.disk(written=b'\x07' * 512)
+        (self.instances.base / BASE).unlink()
+        self.fix.starting()
+        self.assertIn(f'{BASE} of {self.dir}/disk.eph0 is missing',
+                      self.log.output)
+        self.instances.make_base()
+        self.fix.starting()
+        error = self.assertRaises(exception.InvalidDiskInfo, self.restart)
+        self.assertIn('remove disk.eph0 from migfix-bases.json', str(error))
+        # as it was brought back from a backup
+        (self.dir / 'migfix-bases.json').write_text('{}')
+        self.restart()
+
+    def test_none_is_taken_for_missing_while_its_directory_is(self):
+        # which is on a file system that is mounted later
+        self.disk(written=b'\x07' * 512)
+        self.instances.base.rename(self.instances.path / 'later')
+        self.fix.starting()
+        (self.instances.path / 'later').rename(self.instances.base)
+        self.restart()
+
+    @ddt.data('resume', 'start')
+    def test_the_guest_does_not_go_on_with_another(self, action):
+        path = self.disk()
+        self.restart()
+        self.power_on(action, path)
+        self.instances.make_base()
+        error = self.assertRaises(
+            exception.InvalidDiskInfo, self.power_on, action, path)
+        self.assertIn('is needed as the guest knows it', str(error))
+        # it is not a disk of such a rescue
+        self.power_on('start', 'disk.rescue')
+
+    def power_on(self, action, path):
+        xml = None if action == 'resume' else f'<source file="{path}"/>'
+        self.fix.powering_on(self.instance, xml)
+
+    def test_what_is_known_is_written_down_for_a_copy_on_this_host(self):
+        self.disk(written=b'\x07' * 512)
+        with self.fix.creating_disks(self.instance, str(self.dir), None):
+            pass
+        self.instances.make_base()
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
+
+    @ddt.data('{', '[]', '')
+    def test_a_record_that_cannot_be_read_tells_nothing(self, record):
+        self.disk(written=b'\x07' * 512)
+        (self.dir / 'migfix-bases.json').write_text(record)
+        self.restart()
+        self.instances.make_base()
+        self.assertRaises(exception.InvalidDiskInfo, self.restart)
+
+    def test_a_full_file_system_does_not_keep_a_guest_off(self):
+        self.disk(written=b'\x07' * 512)
+        with mock.patch.object(
+                scratch, 'write_through', autospec=True,
+                side_effect=OSError('No space left on device')):
+            self.restart()
+        self.assertIn('No space left on device', self.log.output)
+        self.assertEqual({'disk.eph0', 'disk.info'},
+                         set(os.listdir(self.dir)))
+
     def test_what_is_known_stays_when_the_base_cannot_be_asked(self):
         self.disk(written=b'\x07' * 512)
         self.restart()
@@ -552,9 +696,10 @@ class TestLostBase(EphemeralTestCase):
         self.fix.starting()
         self.assertRaises(exception.InvalidDiskInfo, self.restart)
 
-    def test_what_cannot_be_read_does_not_keep_it_from_starting(self):
+    @ddt.data('{', 'null', '[]')
+    def test_what_cannot_be_read_does_not_keep_it_from_starting(self, record):
         self.disk()
-        (self.dir / 'disk.info').write_text('{')
+        (self.dir / 'disk.info').write_text(record)
         self.fix.starting()
         self.assertIn('could not be written down', self.log.output)
 
