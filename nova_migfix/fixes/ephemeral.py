@@ -36,9 +36,9 @@ A backing file that is lost, because it is missing or another of its name has
 taken its place, is not made anew under a disk that has data: a hard reboot, a
 start and a resume are refused. While the guest runs, QEMU still has the right
 one open; a migration, a stop and whatever else ends that makes the disk
-complete from it before. One without a file system, left by a mkfs that failed, or
-with another than was asked for, is not given to a new disk. File systems are
-made in a scratch directory and renamed.
+complete from it before. One without a file system, left by a mkfs that
+failed, or with another than was asked for, is not given to a new disk. File
+systems are made in a scratch directory and renamed.
 """
 
 from __future__ import annotations

@@ -390,6 +390,21 @@ class Guest(fixtures.Fixture):
         """Wait until Nova has done it, or has left the guest as it is."""
         self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
+    def suspend(self):
+        self._act({'suspend': None}, 'SUSPENDED')
+
+    def resume(self):
+        """It is not reachable until it is rebooted hard.
+
+        Open vSwitch in user space does not see that the tap device is a new
+        one, as Nova leaves the port as it is.
+        """
+        self._act({'resume': None}, 'ACTIVE')
+
+    def ask_in_vain_for_resume(self):
+        """Wait until Nova has left the guest suspended."""
+        self._act({'resume': None}, 'SUSPENDED')
+
     def cold_migrate(self):
         """To the other host; confirmed."""
         self._act({'migrate': None}, 'VERIFY_RESIZE')

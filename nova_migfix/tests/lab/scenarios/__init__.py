@@ -22,6 +22,7 @@ from nova_migfix.tests.lab.scenarios import ephemeral_filesystems
 from nova_migfix.tests.lab.scenarios import ephemeral_mixed
 from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
 from nova_migfix.tests.lab.scenarios import ephemeral_pull_aborted
+from nova_migfix.tests.lab.scenarios import ephemeral_resume
 from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab.scenarios import fleet
@@ -52,6 +53,7 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_filesystems.EphemeralFilesystems(),
     ephemeral_cold.EphemeralCold(),
     ephemeral_base_gone.EphemeralBaseGone(),
+    ephemeral_resume.EphemeralResume(),
     ephemeral_round_trip.EphemeralRoundTrip(),
     ephemeral_mkfs_fails.EphemeralMkfsFails(),
     ephemeral_cut.EphemeralCut(),
