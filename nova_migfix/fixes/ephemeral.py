@@ -247,13 +247,14 @@ class Ephemeral(base.Fix):
         local_disks.remember_unknown_bases(instance_dir)
 
     def stopping(self, instance: Any, host: Any) -> None:
-        # In a rebuild Nova throws the disks away next.
-        if (instance.task_state != task_states.REBUILDING
-                and _runs(instance, host)):
+        if instance.task_state == task_states.REBUILDING:
+            return      # and Nova throws the disks away next
+        lost = _known_lost(instance)
+        if lost and _runs(instance, host):
             guest = host.get_guest(instance)
             # a rescued one may have been started without
-            _save(instance, host, [disk for disk in _known_lost(instance)
-                                   if guest.get_disk(disk.path)])
+            _save(instance, host, [
+                disk for disk in lost if guest.get_disk(disk.path)])
 
     def powering_on(self, instance: Any, xml: str | None) -> None:
         for disk in _known_lost(instance):
