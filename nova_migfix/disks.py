@@ -299,15 +299,29 @@ def _remember(instance_dir: str, identities: Mapping[str, str]) -> None:
 
 def _identity(overlay: Overlay) -> str:
     """Return what tells a backing file from others, '' if nothing does."""
-    if os.path.exists(overlay.backing):
+    if not _is_missing(overlay.backing):
         return (filesystem(overlay.backing) or {}).get('UUID', '')
-    if not os.path.isdir(os.path.dirname(overlay.backing)):
-        return ''       # nor would any other be found there now
     LOG.warning('The backing file %(base)s of %(disk)s is missing. While the '
                 'guest runs, QEMU has it open still: migrate or stop the '
                 'guest, which makes the disk complete.',
                 {'base': overlay.backing, 'disk': overlay.path})
     return _MISSING
+
+
+def _is_missing(base: str) -> bool:
+    """Say whether a file is known not to be there.
+
+    Where there is nothing beside it, what has it may not be mounted.
+    """
+    try:
+        os.stat(base)
+    except FileNotFoundError:
+        directory = os.path.dirname(base)
+        return os.path.isdir(directory) and bool(os.listdir(directory))
+    except OSError as error:
+        LOG.info('Whether %(path)s is there could not be found out: '
+                 '%(error)s', {'path': base, 'error': error})
+    return False
 
 
 def remember_unknown_bases(instance_dir: str) -> None:

@@ -45,6 +45,7 @@ from nova_migfix import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
+_CREATE_GUEST = inspect.signature(driver.LibvirtDriver._create_guest)
 _CREATE_IMAGE = inspect.signature(driver.LibvirtDriver._create_image)
 _HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
@@ -222,12 +223,16 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def unrescue(self, context, instance):
         # before Nova ends the rescue
+        self._stop(instance)
         self._power_on(instance, None)
         super().unrescue(context, instance)
 
     @_with_signature_of(driver.LibvirtDriver._create_guest)
     def _create_guest(self, context, xml, instance, *args, **kwargs):
-        self._power_on(instance, xml)
+        asked = _CREATE_GUEST.bind(
+            self, context, xml, instance, *args, **kwargs).arguments
+        if asked.get('power_on', True) or asked.get('pause'):
+            self._power_on(instance, xml)
         return super()._create_guest(context, xml, instance, *args, **kwargs)
 
     def _stop(self, instance):

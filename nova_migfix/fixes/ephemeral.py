@@ -247,14 +247,10 @@ class Ephemeral(base.Fix):
         local_disks.remember_unknown_bases(instance_dir)
 
     def stopping(self, instance: Any, host: Any) -> None:
-        if instance.task_state == task_states.REBUILDING:
-            return      # and Nova throws the disks away next
-        lost = _known_lost(instance)
-        if lost and _runs(instance, host):
-            guest = host.get_guest(instance)
-            # a rescued one may have been started without
-            _save(instance, host, [
-                disk for disk in lost if guest.get_disk(disk.path)])
+        # In a rebuild Nova throws the disks away next.
+        if instance.task_state != task_states.REBUILDING:
+            _save(instance, host, _held(
+                instance, host, _known_lost(instance)))
 
     def powering_on(self, instance: Any, xml: str | None) -> None:
         for disk in _known_lost(instance):
@@ -268,12 +264,12 @@ class Ephemeral(base.Fix):
         block_device_info: Any,
     ) -> None:
         lost = _lost_without_data(instance, _overlays_of(instance))
-        if lost and _runs(instance, driver._host):
-            # it may write to them until it is stopped
-            _save(instance, driver._host, lost)
-        else:
-            formats = _guest_formats(block_device_info)
-            for disk in lost:
+        # the guest may write to them until it is stopped
+        held = _held(instance, driver._host, lost)
+        _save(instance, driver._host, held)
+        formats = _guest_formats(block_device_info)
+        for disk in lost:
+            if disk not in held:
                 _make_anew(instance, disk, formats.get(disk.number))
         local_disks.remember_unknown_bases(
             libvirt_utils.get_instance_path(instance))
@@ -286,11 +282,18 @@ def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
         libvirt_utils.get_instance_path(instance)))
 
 
-def _runs(instance: Any, host: Any) -> bool:
+def _held(
+    instance: Any, host: Any, disks: list[local_disks.Overlay],
+) -> list[local_disks.Overlay]:
+    """Return those that the guest's QEMU has open, with what they lie upon."""
     try:
-        return bool(host.get_guest(instance).is_active())
+        guest = host.get_guest(instance) if disks else None
     except exception.InstanceNotFound:
-        return False
+        return []
+    if guest is None or not guest.is_active():
+        return []
+    # a rescued one may have been started without
+    return [disk for disk in disks if guest.get_disk(disk.path)]
 
 
 def _lost_of(instance: Any) -> list[local_disks.Overlay]:

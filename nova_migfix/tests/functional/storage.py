@@ -236,6 +236,10 @@ class BlockJobs(fixtures.Fixture):
                 raise fakelibvirt.make_libvirtError(
                     fakelibvirt.libvirtError, 'domain is not running',
                     error_code=fakelibvirt.VIR_ERR_OPERATION_INVALID)
+            if disk not in domain.XMLDesc(0):
+                raise fakelibvirt.make_libvirtError(
+                    fakelibvirt.libvirtError, f'no disk {disk}',
+                    error_code=fakelibvirt.VIR_ERR_INVALID_ARG)
             backing, = (overlay.backing for overlay in
                         disks.ephemeral_overlays(os.path.dirname(disk))
                         if overlay.path == disk)

@@ -204,6 +204,30 @@ class ReplacedBaseTestCase(RestartTestCase):
                       self.fault())
         self.assertEqual(domain, self.source_domain().XMLDesc(0))
 
+    def test_after_a_rescue_a_disk_never_written_to_is_made_anew(self):
+        self.boot(1)
+        self.act(rescue=None)
+        self.replace_base()
+        self.act(unrescue=None)
+        self.assertEqual('ERROR', self.server['status'])
+        self.restart('reboot')
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertIsNone(self.backing())
+
+    def test_a_resize_can_be_reverted_while_the_guest_is_off(self):
+        self.flags(allow_resize_to_same_host=True)
+        service, = self.api.get_services(host='dest', binary='nova-compute')
+        self.api.put_service(service['id'], {'status': 'disabled'})
+        self.boot(1)
+        self.write()
+        self.server = self._stop_server(self.server)
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=2, ephemeral=8)})
+        self.replace_base()
+        self.api.post_server_action(self.server['id'], {'revertResize': None})
+        self.server = self._wait_for_state_change(self.server, 'SHUTOFF')
+        self.assert_refused('os-start', 'is another one')
+
     def test_a_disk_never_written_to_is_not_laid_upon_it(self):
         self.boot((1, 'xfs'))
         self.lose_base()

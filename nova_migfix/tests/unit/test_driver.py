@@ -475,6 +475,23 @@ class TestDisks(DriverTestCase):
         self.assert_asked(method, error, self.fix.powering_on,
                           'the instance', xml)
 
+    @ddt.data((True, False, True), (False, False, False),
+              (False, True, True))
+    @ddt.unpack
+    def test_one_that_is_only_defined_goes_on_with_nothing(
+            self, power_on, pause, is_asked):
+        nova = self.nova('_create_guest')
+        self.driver._create_guest('context', 'xml', 'instance',
+                                  power_on=power_on, pause=pause)
+        self.assertEqual(is_asked, self.fix.powering_on.called)
+        nova.assert_called_once()
+
+    def test_a_rescued_guest_may_have_what_is_lost(self):
+        self.nova('unrescue')
+        self.driver.unrescue('context', 'instance')
+        self.fix.stopping.assert_called_once_with(
+            'instance', self.driver._host)
+
     def assert_asked(self, method, error, question, *of_what):
         """A fix is asked before Nova does something, and may refuse it.
 

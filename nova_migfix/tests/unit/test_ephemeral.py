@@ -544,6 +544,16 @@ class TestLostBase(EphemeralTestCase):
         self.assertEqual(before, os.stat(path).st_ino)
         self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
 
+    def test_one_that_a_rescued_guest_has_not_is_made_anew(self):
+        path = self.disk()
+        (self.instances.base / BASE).unlink()
+        self.running = self.has_no_space
+        self.attached = None
+        before = os.stat(path).st_ino
+        self.restart()
+        self.assertNotEqual(before, os.stat(path).st_ino)
+        self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
+
     def test_a_guest_that_stops_leaves_its_disk_complete(self):
         self.disk(written=b'\x07' * 512)
         (self.instances.base / BASE).unlink()
@@ -618,7 +628,7 @@ class TestLostBase(EphemeralTestCase):
 
     def test_one_in_the_place_of_a_missing_one_is_not_taken_for_it(self):
         self.disk(written=b'\x07' * 512)
-        (self.instances.base / BASE).unlink()
+        (self.instances.base / BASE).rename(self.instances.base / 'another')
         self.fix.starting()
         self.assertIn(f'{BASE} of {self.dir}/disk.eph0 is missing',
                       self.log.output)
@@ -630,13 +640,24 @@ class TestLostBase(EphemeralTestCase):
         (self.dir / 'migfix-bases.json').write_text('{}')
         self.restart()
 
-    def test_none_is_taken_for_missing_while_its_directory_is(self):
-        # which is on a file system that is mounted later
+    @ddt.data(True, False)
+    def test_none_is_taken_for_missing_that_is_mounted_later(self, empty):
         self.disk(written=b'\x07' * 512)
-        self.instances.base.rename(self.instances.path / 'later')
+        later = self.instances.base.rename(self.instances.path / 'later')
+        if empty:
+            self.instances.base.mkdir()
         self.fix.starting()
-        (self.instances.path / 'later').rename(self.instances.base)
+        if empty:
+            self.instances.base.rmdir()
+        later.rename(self.instances.base)
         self.restart()
+
+    def test_nor_one_of_which_the_storage_says_nothing(self):
+        self.disk(written=b'\x07' * 512)
+        with mock.patch.object(os, 'stat', autospec=True,
+                               side_effect=OSError('Stale file handle')):
+            self.assertFalse(disks._is_missing(BASE))
+        self.assertIn('Stale file handle', self.log.output)
 
     @ddt.data('resume', 'start')
     def test_the_guest_does_not_go_on_with_another(self, action):
