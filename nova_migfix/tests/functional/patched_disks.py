@@ -77,12 +77,20 @@ class DisksTestCase(testtools.TestCase):
         return found
 
     def losses(self):
-        """Return what has become of the base of each, as both say."""
+        """Return what has become of the base of each, as both say.
+
+        Each names its own record.
+        """
         said = [disks.lost(overlay) for overlay in self.overlays()]
         self.assertEqual(said, [
-            ephemeral.get_loss(overlay) for overlay
+            ephemeral.get_loss(overlay).replace(
+                'ephemeral.info', 'migfix-bases.json') for overlay
             in ephemeral.get_overlays(str(self.directory))])
         return said
+
+    def remember(self):
+        disks.remember_unknown_bases(str(self.directory))
+        ephemeral.remember_backing_files(str(self.directory))
 
     def test_what_is_an_overlay(self):
         self.assertEqual(
@@ -95,15 +103,43 @@ class DisksTestCase(testtools.TestCase):
             self.assertEqual(
                 [True, False], list(map(is_written, self.overlays())))
 
+    def test_what_swap_is_laid_upon(self):
+        path = self.directory / 'disk.swap'
+        base = self.base.with_name('swap_1')
+        run('qemu-img', 'create', '-f', 'raw', base, '1M')
+        run('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw', '-b', base, path)
+        (self.directory / 'disk.info').write_text(
+            json.dumps({str(path): 'qcow2'}))
+        expected = [('disk.swap', str(path), str(base))]
+        for found in (disks.swap_overlays(str(self.directory)),
+                      ephemeral.get_overlays(str(self.directory), 'swap')):
+            self.assertEqual(expected, list(map(tuple, found)))
+
     def test_what_is_lost(self):
-        disks.remember_bases(str(self.directory), self.overlays())
-        ephemeral.remember_backing_files(str(self.directory))
+        self.assertEqual(['', ''], self.losses())
+        self.remember()
         self.assertEqual(['', ''], self.losses())
         self.make_base()
         self.assertEqual(
             ['is another one than the disk was laid upon'] * 2, self.losses())
+        self.base.write_bytes(bytes(1 << 20))
+        self.assertEqual(
+            ['is another one than the disk was laid upon'] * 2, self.losses())
         self.base.unlink()
         self.assertEqual(['is missing'] * 2, self.losses())
+
+    def test_what_was_missing(self):
+        self.base.unlink()
+        self.remember()
+        self.make_base()
+        for loss in self.losses():
+            self.assertIn('was missing before', loss)
+
+    def test_what_comes_from_elsewhere(self):
+        disks.distrust_bases(str(self.directory), self.overlays())
+        ephemeral.remember_backing_files(str(self.directory), elsewhere=True)
+        for loss in self.losses():
+            self.assertIn('may be another', loss)
 
     def test_what_has_a_file_system(self):
         blank = self.directory / 'blank'
