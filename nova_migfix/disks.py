@@ -80,26 +80,23 @@ class Overlay(NamedTuple):
 def ephemeral_overlays(
     instance_dir: str, without: Collection[str] = (),
 ) -> Iterator[Overlay]:
-    """Yield the ephemeral disks in an instance's directory that need a base.
+    """Return the ephemeral disks in an instance's directory that need a base.
 
     :param without: names of disks that are not wanted
     """
-    for overlay in _overlays(instance_dir, _EPHEMERAL, without):
-        if os.path.basename(overlay.backing).startswith('ephemeral'):
-            yield overlay
+    return _overlays(instance_dir, _EPHEMERAL, 'ephemeral', without)
 
 
 def swap_overlays(instance_dir: str) -> Iterator[Overlay]:
-    """Yield the swap disk in an instance's directory if it needs a base."""
-    for overlay in _overlays(instance_dir, _SWAP):
-        if os.path.basename(overlay.backing).startswith('swap'):
-            yield overlay
+    """Return the swap disk in an instance's directory if it needs a base."""
+    return _overlays(instance_dir, _SWAP, 'swap')
 
 
 def _overlays(
-    instance_dir: str, names: re.Pattern[str], without: Collection[str] = (),
+    instance_dir: str, names: re.Pattern[str], base: str,
+    without: Collection[str] = (),
 ) -> Iterator[Overlay]:
-    """Yield the qcow2 disks that have a backing file.
+    """Yield the qcow2 disks whose backing file has a name that begins so.
 
     Only what ``disk.info`` calls qcow2 is looked into: a raw disk is the
     guest's to write, and could pretend to have a backing file.
@@ -112,7 +109,7 @@ def _overlays(
                 and names_backing_file(path)):
             backing = libvirt_utils.get_disk_backing_file(
                 path, basename=False)
-            if backing:
+            if backing and os.path.basename(backing).startswith(base):
                 yield Overlay(name, path, backing)
 
 

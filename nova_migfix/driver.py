@@ -45,7 +45,6 @@ from nova_migfix import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
-_CREATE_GUEST = inspect.signature(driver.LibvirtDriver._create_guest)
 _CREATE_IMAGE = inspect.signature(driver.LibvirtDriver._create_image)
 _HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
@@ -204,12 +203,14 @@ class LibvirtDriver(driver.LibvirtDriver):
         super().power_off(instance, timeout, retry_interval)
 
     def suspend(self, context, instance):
-        self._ask(lambda fix: fix.stopping(instance, self._host))
+        with _refusal():
+            self._stop(instance)
         super().suspend(context, instance)
 
     @_with_signature_of(driver.LibvirtDriver.resume)
     def resume(self, context, instance, *args, **kwargs):
-        self._ask(lambda fix: fix.powering_on(instance, None))
+        with _refusal():
+            self._power_on(instance, None)
         super().resume(context, instance, *args, **kwargs)
 
     def _soft_reboot(self, instance):
@@ -227,13 +228,12 @@ class LibvirtDriver(driver.LibvirtDriver):
         self._power_on(instance, None)
         super().unrescue(context, instance)
 
-    @_with_signature_of(driver.LibvirtDriver._create_guest)
-    def _create_guest(self, context, xml, instance, *args, **kwargs):
-        asked = _CREATE_GUEST.bind(
-            self, context, xml, instance, *args, **kwargs).arguments
-        if asked.get('power_on', True) or asked.get('pause'):
+    def _create_guest(self, context, xml, instance, power_on=True,
+                      pause=False, post_xml_callback=None):
+        if power_on or pause:
             self._power_on(instance, xml)
-        return super()._create_guest(context, xml, instance, *args, **kwargs)
+        return super()._create_guest(
+            context, xml, instance, power_on, pause, post_xml_callback)
 
     def _stop(self, instance):
         for fix in self._fixes:
@@ -242,13 +242,6 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _power_on(self, instance, xml):
         for fix in self._fixes:
             fix.powering_on(instance, xml)
-
-    def _ask(self, question):
-        try:
-            for fix in self._fixes:
-                question(fix)
-        except Exception as error:
-            raise _Refused(error) from error
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
@@ -287,8 +280,9 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        self._ask(lambda fix: fix.before_power_off(
-            instance, self._host))
+        with _refusal():
+            for fix in self._fixes:
+                fix.before_power_off(instance, self._host)
         self._cold.copies_disks = False
         try:
             disks = jsonutils.loads(super().migrate_disk_and_power_off(
@@ -311,8 +305,10 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _get_instance_disk_info(self, instance, block_device_info):
         # In a cold migration this is called when the guest is off.
         if self._cold.copies_disks:
-            self._ask(lambda fix: fix.leaving(
-                instance, libvirt_utils.get_instance_path(instance)))
+            with _refusal():
+                for fix in self._fixes:
+                    fix.leaving(
+                        instance, libvirt_utils.get_instance_path(instance))
         return super()._get_instance_disk_info(instance, block_device_info)
 
     def _stay(self, context, instance, dest):
@@ -361,6 +357,15 @@ class _ColdMigration(threading.local):
 
 class _Refused(exception.InstanceFaultRollback):
     """Nova leaves the instance in the state in which it was."""
+
+
+@contextlib.contextmanager
+def _refusal():
+    """Make a _Refused of what a fix raises."""
+    try:
+        yield
+    except Exception as error:
+        raise _Refused(error) from error
 
 
 class _MigratingGuest:

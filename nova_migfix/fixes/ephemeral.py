@@ -286,11 +286,13 @@ def _held(
     instance: Any, host: Any, disks: list[local_disks.Overlay],
 ) -> list[local_disks.Overlay]:
     """Return those that the guest's QEMU has open, with what they lie upon."""
+    if not disks:
+        return []
     try:
-        guest = host.get_guest(instance) if disks else None
+        guest = host.get_guest(instance)
     except exception.InstanceNotFound:
         return []
-    if guest is None or not guest.is_active():
+    if not guest.is_active():
         return []
     # a rescued one may have been started without
     return [disk for disk in disks if guest.get_disk(disk.path)]
@@ -301,7 +303,7 @@ def _lost_of(instance: Any) -> list[local_disks.Overlay]:
 
 
 def _known_lost(instance: Any) -> list[local_disks.Overlay]:
-    """Return what is known to be lost, if nothing can be told of the disks."""
+    """Return those that are lost, none if the disks cannot be looked into."""
     try:
         return _lost_of(instance)
     except _UNREADABLE as error:
@@ -331,11 +333,7 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
     begin = time.monotonic()
     try:
         device = guest.get_block_device(disk.path)
-        if device.get_job_info() is None:   # or that of a killed nova-compute
-            with contextlib.suppress(FileNotFoundError):
-                _require_space(disk, os.stat(disk.backing).st_blocks
-                               * _STAT_BLOCK)
-            device.rebase(None)
+        _begin_pull(device, disk)
         try:
             while not device.is_job_complete():
                 time.sleep(_POLL)
@@ -358,6 +356,15 @@ def _pull_block(instance: Any, guest: Any, disk: local_disks.Overlay,
     LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',
              {'disk': disk.name, 'time': time.monotonic() - begin},
              instance=instance)
+
+
+def _begin_pull(device: Any, disk: local_disks.Overlay) -> None:
+    """Begin a block pull, unless that of a killed nova-compute goes on."""
+    if device.get_job_info() is None:
+        with contextlib.suppress(FileNotFoundError):
+            _require_space(
+                disk, os.stat(disk.backing).st_blocks * _STAT_BLOCK)
+        device.rebase(None)
 
 
 def _require_space(disk: local_disks.Overlay, needed: int) -> None:

@@ -227,19 +227,19 @@ class BlockJobs(fixtures.Fixture):
         self.pulled = []
         self.failing = ''
 
+        failure = functools.partial(fakelibvirt.make_libvirtError,
+                                    fakelibvirt.libvirtError)
+
         def rebase(domain, disk, base, bandwidth, flags):
             if self.failing:
-                raise fakelibvirt.make_libvirtError(
-                    fakelibvirt.libvirtError, self.failing,
-                    error_code=fakelibvirt.VIR_ERR_OPERATION_FAILED)
+                raise failure(self.failing,
+                              fakelibvirt.VIR_ERR_OPERATION_FAILED)
             if not domain.isActive():
-                raise fakelibvirt.make_libvirtError(
-                    fakelibvirt.libvirtError, 'domain is not running',
-                    error_code=fakelibvirt.VIR_ERR_OPERATION_INVALID)
+                raise failure('domain is not running',
+                              fakelibvirt.VIR_ERR_OPERATION_INVALID)
             if disk not in domain.XMLDesc(0):
-                raise fakelibvirt.make_libvirtError(
-                    fakelibvirt.libvirtError, f'no disk {disk}',
-                    error_code=fakelibvirt.VIR_ERR_INVALID_ARG)
+                raise failure(f'no disk {disk}',
+                              fakelibvirt.VIR_ERR_INVALID_ARG)
             backing, = (overlay.backing for overlay in
                         disks.ephemeral_overlays(os.path.dirname(disk))
                         if overlay.path == disk)

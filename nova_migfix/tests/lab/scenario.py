@@ -377,6 +377,13 @@ class Run(fixtures.Fixture):
         self.check(f'{what}: {" or ".join(expected)}', found in expected,
                    found)
 
+    def check_source_says(self, statement, pattern, action):
+        """Look for *pattern* in what its nova-compute says to an action."""
+        log = evidence.Marked(SOURCE, self.cloud.compute[SOURCE].log)
+        action()
+        line = log.find(pattern)
+        self.check(statement, line, line and line.short)
+
     def check_queues(self, instance, host, expected):
         """The guest's queue pairs, in the XML and seen by its kernel."""
         xml = instance.live_xml(host)

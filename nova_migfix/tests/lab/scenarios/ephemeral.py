@@ -101,6 +101,18 @@ def stop_writing(instance):
     instance.run('sleep 3; kill $(cat /writer); sleep 1; umount /disk; sync')
 
 
+def boot_and_write(run, kind, ephemerals=ONE_GB):
+    """Boot a guest whose first disk has data, and is not in use any more.
+
+    :returns: the guest, and what the file system was before
+    """
+    instance = run.boot(ephemerals=ephemerals)
+    before = run.snapshot(instance, 'disk.eph0').identity()
+    write(instance, kind)
+    stop_writing(instance)
+    return instance, before
+
+
 def use(instance, kind, device='vdb', directory='new'):
     """Use a disk in all ways after a migration; '' or what went wrong."""
     mount = f'mount -t {kind} /dev/{device} /disk'
@@ -184,6 +196,23 @@ def boot_failure(run):
             return ''
     except (process.LabError, fixtures.MultipleExceptions) as error:
         return str(scenario.reason(error))
+
+
+def check_disk(run, instance, kind, before):
+    """Look at the disk of `boot_and_write` from outside.
+
+    The guest has written type, label and UUID itself when it mounted it.
+    """
+    after = run.snapshot(instance, 'disk.eph0')
+    run.check_equal('type, label and UUID', after.identity(), before)
+    faults = after.faults()
+    run.check_kept(f'the check of {kind} finds nothing', not faults, faults)
+
+
+def check_files(run, instance, kind):
+    """Look at the disk of `boot_and_write` in the guest."""
+    failure = verify(instance, kind)
+    run.check_kept('guest can use the disk', not failure, failure)
 
 
 def check_complete(run, instance):

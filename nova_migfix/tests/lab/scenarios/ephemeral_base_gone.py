@@ -18,7 +18,6 @@ still; a guest that is rebooted hard gets one that Nova makes anew.
 
 import contextlib
 
-from nova_migfix.tests.lab import evidence
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
@@ -47,11 +46,10 @@ class EphemeralBaseGone(scenario.Scenario):
         run.listen_ssh(topology.MIGRATION)
         ephemeral.forget_bases(run)
         # nothing is written to the second disk
-        instance = run.boot(ephemerals=ephemeral.ONE_GB * 2)
+        instance, before = ephemeral.boot_and_write(
+            run, self.kind, ephemeral.ONE_GB * 2)
+        # nothing is written to the second disk
         never = run.snapshot(instance, 'disk.eph1').identity()
-        before = run.snapshot(instance, 'disk.eph0').identity()
-        ephemeral.write(instance, self.kind)
-        ephemeral.stop_writing(instance)
         ephemeral.forget_bases(run)
         run.progress('hard reboot')
         if run.protected:
@@ -62,36 +60,27 @@ class EphemeralBaseGone(scenario.Scenario):
             return
         else:
             instance.hard_reboot()
-        after = run.snapshot(instance, 'disk.eph0')
-        # The guest has written them itself when it mounted the disk.
-        run.check_equal('type, label and UUID', after.identity(), before)
+        ephemeral.check_disk(run, instance, self.kind, before)
         run.check_kept('never written to: type, label and UUID', run.snapshot(
             instance, 'disk.eph1').identity() == never)
-        faults = after.faults()
-        run.check_kept(f'the check of {self.kind} finds nothing', not faults,
-                       faults)
-        failure = ephemeral.verify(instance, self.kind)
-        run.check_kept('guest can use the disk', not failure, failure)
+        ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
     def check_fails(run, instance):
         """The guest has been stopped, and Nova cannot start it again."""
-        log = evidence.Marked(scenario.SOURCE,
-                              run.cloud.compute[scenario.SOURCE].log)
-        with contextlib.suppress(process.LabError):
-            instance.hard_reboot()
-        line = log.find(ephemeral.TOO_LONG)
-        run.check('no base can be made', line, line and line.short)
+        def reboot_in_vain():
+            with contextlib.suppress(process.LabError):
+                instance.hard_reboot()
+        run.check_source_says('no base can be made', ephemeral.TOO_LONG,
+                              reboot_in_vain)
 
     @staticmethod
     def check_refused(run, instance):
         """The guest runs on when a hard reboot would destroy its data."""
-        log = evidence.Marked(scenario.SOURCE,
-                              run.cloud.compute[scenario.SOURCE].log)
-        instance.ask_for_hard_reboot()
-        line = log.find(r'disk\.eph0 of instance \S+ has data, but its '
-                        r'backing file \S+ is missing')
-        run.check('the hard reboot is refused', line, line and line.short)
+        run.check_source_says(
+            'the hard reboot is refused',
+            r'disk\.eph0 of instance \S+ has data, but its '
+            r'backing file \S+ is missing', instance.ask_for_hard_reboot)
         boot_id, _ = instance.says(scenario.SOURCE)
         run.check_equal('boot id of the guest', boot_id, instance.boot_id)
         made = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]

@@ -36,21 +36,12 @@ class EphemeralCold(scenario.Scenario):
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.cache_foreign_base(run)
-        instance = run.boot(ephemerals=ephemeral.ONE_GB)
-        before = run.snapshot(instance, 'disk.eph0').identity()
-        ephemeral.write(instance, self.kind)
-        ephemeral.stop_writing(instance)
+        instance, before = ephemeral.boot_and_write(run, self.kind)
         run.progress('cold migration')
         instance.cold_migrate()
         run.check_equal('host of the instance', instance.host,
                         scenario.DESTINATION)
-        after = run.snapshot(instance, 'disk.eph0')
-        # The guest has written them itself when it mounted the disk.
-        run.check_equal('type, label and UUID', after.identity(), before)
-        faults = after.faults()
-        run.check_kept(f'the check of {self.kind} finds nothing', not faults,
-                       faults)
-        failure = ephemeral.verify(instance, self.kind)
-        run.check_kept('guest can use the disk', not failure, failure)
+        ephemeral.check_disk(run, instance, self.kind, before)
+        ephemeral.check_files(run, instance, self.kind)
         if run.protected:
             ephemeral.check_complete(run, instance)

@@ -16,7 +16,6 @@ the bases of others are removed while guests need them, and made when the next
 guest of that size is booted.
 """
 
-from nova_migfix.tests.lab import evidence
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
@@ -34,10 +33,7 @@ class EphemeralResume(scenario.Scenario):
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         ephemeral.forget_bases(run)
-        instance = run.boot(ephemerals=ephemeral.ONE_GB)
-        before = run.snapshot(instance, 'disk.eph0').identity()
-        ephemeral.write(instance, self.kind)
-        ephemeral.stop_writing(instance)
+        instance, before = ephemeral.boot_and_write(run, self.kind)
         run.progress('suspend')
         instance.suspend()
         base, = ephemeral.bases(run, scenario.SOURCE)
@@ -46,26 +42,15 @@ class EphemeralResume(scenario.Scenario):
         run.check('another base in its place', base.exists())
         run.progress('resume')
         if run.protected:
-            self.check_refused(run, instance)
+            run.check_source_says(
+                'the resume is refused',
+                r'disk\.eph0 of instance \S+ is needed as the guest knows it, '
+                r'but its backing file \S+ is another one',
+                instance.ask_in_vain_for_resume)
             kept.rename(base)
         instance.resume()
         boot_id, _ = instance.says(scenario.SOURCE)
         run.check_equal('boot id of the guest', boot_id, instance.boot_id)
-        after = run.snapshot(instance, 'disk.eph0')
-        # The guest has written them itself when it mounted the disk.
-        run.check_equal('type, label and UUID', after.identity(), before)
-        faults = after.faults()
-        run.check_kept(f'the check of {self.kind} finds nothing', not faults,
-                       faults)
+        ephemeral.check_disk(run, instance, self.kind, before)
         instance.hard_reboot()
-        failure = ephemeral.verify(instance, self.kind)
-        run.check_kept('guest can use the disk', not failure, failure)
-
-    @staticmethod
-    def check_refused(run, instance):
-        log = evidence.Marked(scenario.SOURCE,
-                              run.cloud.compute[scenario.SOURCE].log)
-        instance.ask_in_vain_for_resume()
-        line = log.find(r'disk\.eph0 of instance \S+ is needed as the guest '
-                        r'knows it, but its backing file \S+ is another one')
-        run.check('the resume is refused', line, line and line.short)
+        ephemeral.check_files(run, instance, self.kind)
