@@ -20,6 +20,7 @@ from nova_migfix.tests.lab import configuration
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
+from nova_migfix.tests.lab import users
 
 _SIZE = ephemeral.HEAVY // 2
 
@@ -48,7 +49,8 @@ def small_file_system(run, name):
     """Let a host have almost no space for the files of guests."""
     host = run.cloud.hosts[name]
     place = configuration.instances(host.own)
-    host.run('mount', '-t', 'tmpfs', '-o', f'size={_SIZE}', 'tmpfs', place)
+    options = f'size={_SIZE},mode=755,uid={users.NOVA},gid={users.NOVA}'
+    host.run('mount', '-t', 'tmpfs', '-o', options, 'tmpfs', place)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ after that gets a disk of nothing.
 
 import contextlib
 
+from nova_migfix.tests.lab import host
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
@@ -58,13 +59,14 @@ class EphemeralMkfsFails(scenario.Scenario):
         size = base.stat().st_size
         base.unlink()
         process.run(['qemu-img', 'create', '-f', 'raw', base, size])
+        host.Host.give_to_nova(base)
 
 
 @contextlib.contextmanager
-def failing_mkfs(host):
+def failing_mkfs(on):
     """Let mkfs fail on one host."""
-    host.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
+    on.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
     try:
         yield
     finally:
-        host.run('umount', '/usr/sbin/mkfs')
+        on.run('umount', '/usr/sbin/mkfs')
