@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """The users of a host: those of the machine, and nova.
 
 nova-compute runs as nova, which becomes root for privsep only. QEMU runs as

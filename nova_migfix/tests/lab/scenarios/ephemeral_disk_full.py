@@ -25,11 +25,13 @@ from nova_migfix.tests.lab import users
 _SIZE = ephemeral.HEAVY // 2
 
 
-class EphemeralDiskFull(scenario.Scenario):
+class EphemeralDiskFull(ephemeral.OldDisks):
     name = 'ephemeral-disk-full'
     title = 'No space on the destination for the base of a disk.'
-    expected = {scenario.BOTH: ephemeral.cannot_be_had(
-        'No space left on device')}
+    expected = {scenario.BOTH: scenario.Fails(
+        said=(ephemeral.not_fetched('No space left on device'), scenario.Said(
+            scenario.SOURCE, 'nova-compute', 'Live Migration failure: .*')),
+        text='fails, guest goes on')}
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
@@ -41,7 +43,8 @@ class EphemeralDiskFull(scenario.Scenario):
             run.migrate(instance, title='no space')
             ephemeral.check_nothing_left(run, instance)
         run.cloud.wait_for_space(scenario.DESTINATION)
-        ephemeral.check_next_migration(run, instance)
+        # The source has completed the disk.
+        ephemeral.check_next_migration(run, instance, scenario.Arrives())
 
 
 @contextlib.contextmanager
