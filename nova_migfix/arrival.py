@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import os
+import shutil
 import threading
 import time
 from typing import Any
@@ -33,6 +34,7 @@ from nova import exception
 from nova.i18n import _
 from oslo_concurrency import processutils
 from oslo_log import log as logging
+from oslo_utils import excutils
 
 from nova_migfix import scratch
 from nova_migfix import transfer
@@ -83,16 +85,32 @@ def is_prepared() -> bool:
     return getattr(_thread, 'preparing', False)
 
 
+@contextlib.contextmanager
+def undone_if_it_fails(instance_dir: str) -> Iterator[None]:
+    """Remove the instance's directory, unless it has been there before.
+
+    Nova does so only when it rolls the migration back, and refuses another
+    attempt until then.
+
+    :param instance_dir: where its files will be, on this host
+    """
+    was_there = os.path.exists(instance_dir)
+    try:
+        yield
+    except Exception:
+        with excutils.save_and_reraise_exception():
+            if not was_there:
+                shutil.rmtree(instance_dir, ignore_errors=True)
+
+
 def pull_disks(
     fixes: Iterable[base.Fix], instance: Any, instance_dir: str,
     disks: list[dict[str, Any]], host: str,
-) -> list[dict[str, Any]]:
-    """Pull what the fixes want to have; returns the disks left to Nova."""
+) -> None:
+    """Pull what the fixes want; Nova makes what is not there afterwards."""
     pull(instance, instance_dir, [
         wanted for fix in fixes
         for wanted in fix.files_to_pull(instance, instance_dir, disks)], host)
-    return [disk for disk in disks if not os.path.exists(
-        os.path.join(instance_dir, os.path.basename(disk['path'])))]
 
 
 def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
