@@ -61,9 +61,12 @@ class EphemeralCache(scenario.Scenario):
             self.clean(run, bases, 'the guest is stopped')
             instance.start()
             self.check(run, instance, 'start', before)
-        elif ephemeral.unlabelled(run):
-            ephemeral.check_hard_reboot_fails(run, instance)
-            return
+        else:
+            # else the base that the hard reboot makes is removed as well
+            run.configure(both=options)
+            if ephemeral.unlabelled(run):
+                ephemeral.check_hard_reboot_fails(run, instance)
+                return
         run.progress('hard reboot')
         instance.hard_reboot()
         self.check(run, instance, 'hard reboot', before)
