@@ -34,8 +34,9 @@ class TestScratch(testtools.TestCase):
 
     def killed(self):
         """Leave a directory behind, as a process that is killed does."""
-        with scratch.directory(str(self.instances.base / 'file')) as path:
-            kept = f'{path}-of-a-killed-process'
+        with mock.patch.object(scratch, '_RUN', 'killed'), \
+                scratch.directory(str(self.instances.base / 'file')) as path:
+            kept = f'{path}-kept'
             os.mkdir(kept)
         return os.path.exists(kept), kept
 
@@ -57,6 +58,11 @@ class TestScratch(testtools.TestCase):
         self.assertTrue(existed)
         scratch.sweep()
         self.assertFalse(os.path.exists(path))
+
+    def test_what_this_process_uses_stays(self):
+        with scratch.directory(str(self.instances.base / 'file')) as path:
+            scratch.sweep()
+            self.assertTrue(os.path.exists(path))
 
     def test_what_cannot_be_removed_stays(self):
         _existed, path = self.killed()
