@@ -35,6 +35,7 @@ import tempfile
 import threading
 import time
 from typing import Any
+from typing import IO
 from typing import overload
 
 from nova.virt.libvirt.volume import remotefs
@@ -56,6 +57,11 @@ _ARCHIVE = 'files.tar'
 # What a peer may name a file or a directory.
 _NAME = re.compile(r'(?!\.{1,2}\Z)[A-Za-z0-9_.+@=,][A-Za-z0-9_.+@=,-]{0,254}')
 _POLL = 0.05        # seconds
+# Seconds that the source may take to end when the destination has ended.
+_GRACE = 10
+# Bytes of complaints after which a session is ended, and that are read.
+_MAX_ERRORS = 1 << 20
+_MAX_SAID = 1 << 16
 
 
 @contextlib.contextmanager
@@ -158,7 +164,7 @@ def _untar(archive: str, directory: str) -> list[str]:
 
 def _by_ssh(host: str, paths: list[str], directory: str) -> None:
     # ssh does not say why it could not write; tar does.
-    _pipe([*_SSH, host, _tar(paths, '-')], _untar('-', directory))
+    _run([*_SSH, host, _tar(paths, '-')], _untar('-', directory))
 
 
 def _by_rsync(host: str, paths: list[str], directory: str) -> None:
@@ -174,10 +180,9 @@ def _by_rsync(host: str, paths: list[str], directory: str) -> None:
         'EXIT HUP INT TERM; umask 077; '
         f'{{ {_tar(paths, remote)}; }} && rsync "$@"'), 'rsync'])
     archive = os.path.join(directory, _ARCHIVE)
-    processutils.execute(
-        'rsync', '--rsh', shlex.join(_SSH), '--rsync-path', there,
-        f'{netutils.escape_ipv6(host)}:{remote}', archive)
-    processutils.execute(*_untar(archive, directory))
+    _run(['rsync', '--rsh', shlex.join(_SSH), '--rsync-path', there,
+          f'{netutils.escape_ipv6(host)}:{remote}', archive])
+    _run(_untar(archive, directory))
     os.unlink(archive)
 
 
@@ -200,32 +205,65 @@ def execute(host: str, *command: str, **kwargs: Any) -> str:
     return str(said)
 
 
-def _pipe(sender: list[str], receiver: list[str]) -> None:
-    """Run two commands, the second with the output of the first.
+def _run(*commands: list[str]) -> None:
+    """Run one command, or two, the second with the output of the first.
 
     processutils has no pipes, and would keep all of it in memory. Under
     eventlet, too, only this thread waits; a pipe of its subprocess would not
     block, which tar does not expect.
+
+    :raises ProcessExecutionError: one failed, did not end after the other, or
+        complained without an end
     """
     with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
-        reading, writing = os.pipe()
+        ends: list[int] = []
+        for _pipe in commands[1:]:
+            reading, writing = os.pipe()
+            ends += [writing, reading]
         try:
-            first = stack.enter_context(_process(
-                sender, errors, stdin=subprocess.DEVNULL, stdout=writing))
-            second = stack.enter_context(_process(
-                receiver, errors, stdin=reading, stdout=subprocess.DEVNULL))
+            streams = [subprocess.DEVNULL, *ends, subprocess.DEVNULL]
+            processes = [
+                stack.enter_context(_process(
+                    command, errors, stdin=stdin, stdout=stdout))
+                for command, stdin, stdout in zip(
+                    commands, streams[::2], streams[1::2])]
         finally:
-            os.close(reading)
-            os.close(writing)
-        while first.poll() is None or second.poll() is None:
-            time.sleep(_POLL)
-        for process in (first, second):
-            if process.returncode:
-                errors.seek(0)
+            for end in ends:
+                os.close(end)
+        problem = _wait(processes, errors)
+        for process in processes:
+            if problem or process.returncode:
                 raise processutils.ProcessExecutionError(
-                    exit_code=process.returncode,
+                    exit_code=process.returncode, description=problem,
                     cmd=shlex.join(process.args),
-                    stderr=errors.read().decode(errors='replace'))
+                    stderr=_last(errors) or problem)
+
+
+def _wait(processes: list[Any], errors: IO[bytes]) -> str | None:
+    """Wait until all have ended.
+
+    :returns: why they had to be ended, if so
+    """
+    receiver = processes[-1]
+    deadline = None
+    while any(process.poll() is None for process in processes):
+        if os.fstat(errors.fileno()).st_size > _MAX_ERRORS:
+            return 'it complains without an end'
+        if receiver.poll() is not None:
+            # An ssh that is silent does not notice that nobody reads.
+            deadline = deadline or time.monotonic() + _GRACE
+            if time.monotonic() > deadline:
+                return (f'the source had not ended {_GRACE} s after the '
+                        'destination')
+        time.sleep(_POLL)
+    return None
+
+
+def _last(errors: IO[bytes]) -> str:
+    """Return what the commands wrote last."""
+    size = os.fstat(errors.fileno()).st_size
+    errors.seek(max(0, size - _MAX_SAID))
+    return errors.read(_MAX_SAID).decode(errors='replace')
 
 
 @contextlib.contextmanager

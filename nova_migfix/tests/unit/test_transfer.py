@@ -13,10 +13,14 @@
 import filecmp
 import os
 import threading
+import time
 from unittest import mock
 
 import ddt
 import fixtures
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 from nova.virt.libvirt.volume import remotefs
 from oslo_concurrency import processutils
 from oslo_config import cfg
@@ -182,6 +186,42 @@ class TestPull(testtools.TestCase):
         self.assertRaises(ValueError, self.pull, 'ssh',
                           self.instances.make_base(mkfs=None), host=host)
         self.assertEqual([], self.ssh.asked)
+
+    def test_silent_source_does_not_keep_a_thread(self):
+        # an ssh that neither writes nor ends, and a disk that is full here
+        self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
+        begin = time.monotonic()
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sleep', '60'], ['sh', '-c', 'echo No space left >&2; exit 2'])
+        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
+        self.assertIn('No space left', error.stderr)
+
+    def test_source_that_stays_when_all_is_here_has_not_sent_all(self):
+        self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sh', '-c', 'exec sleep 60 >/dev/null'], ['cat'])
+        self.assertIn('had not ended', error.stderr)
+
+    @ddt.data([], [['cat']])
+    def test_complaints_are_bounded(self, receiver):
+        begin = time.monotonic()
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sh', '-c', 'exec yes complaint >&2'], *receiver)
+        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
+        self.assertThat(len(error.stderr), matchers.LessThan(1 << 17))
+
+    @settings(max_examples=30)
+    @given(codes=st.lists(st.integers(0, 3), min_size=1, max_size=2))
+    def test_failure_of_any_command_is_one(self, codes):
+        try:
+            transfer._run(*(['sh', '-c', f'exit {code}'] for code in codes))
+        except processutils.ProcessExecutionError as error:
+            self.assertEqual(next(filter(None, codes)), error.exit_code)
+        else:
+            self.assertEqual([0] * len(codes), codes)
 
     @ddt.data('/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b')
     def test_paths_that_are_unusual(self, path):
