@@ -63,6 +63,34 @@ _GRACE = 10
 _MAX_ERRORS = 1 << 20
 _MAX_SAID = 1 << 16
 
+# The source writes an archive for each file. An exit code of 1 is no failure:
+# a file "changed as we read it" when Nova touches a backing file, as it does
+# whenever it uses one, or when the guest writes to a config drive, of which
+# libvirt copies what is written. But it means also that a file shrank and was
+# filled up with zeros: tar says so, and one that has another size afterwards
+# is not taken either.
+_SEND = ' '.join("""
+export LC_ALL=C; exec 3>&1;
+for path; do
+    before=$(stat --dereference --format=%s -- "$path") || exit;
+    said=$(tar --create --sparse --dereference --no-recursion --no-unquote
+        --format=gnu --file -
+        --directory "${path%/*}/" -- "${path##*/}" 2>&1 >&3 3>&-);
+    code=$?;
+    [ -z "$said" ] || { printf %s "$said"; echo; } >&2;
+    case $code,$said in
+        0,*) ;;
+        1,*"File shrank by "*) exit 1 ;;
+        1,*) ;;
+        *) exit $code ;;
+    esac;
+    after=$(stat --dereference --format=%s -- "$path") || exit;
+    [ $after -eq $before ] || {
+        printf "%s: had %s bytes, has %s now" "$path" $before $after >&2;
+        echo >&2; exit 1; };
+done
+""".split())
+
 
 @contextlib.contextmanager
 def fetching_from(told: str | None) -> Iterator[None]:
@@ -143,28 +171,24 @@ def _checked(path: str) -> str:
     return path
 
 
-def _tar(paths: list[str], archive: str) -> str:
-    """Return what a shell of the source runs.
-
-    1 is not a failure: a file "changed as we read it" when Nova touches a
-    backing file, as it does whenever it uses one, or when the guest writes
-    to a config drive, of which libvirt copies what is written.
-    """
-    return shlex.join([
-        'tar', '--create', '--sparse', '--dereference', '--file', archive,
-        *(part for path in paths for part in (
-            '--directory', os.path.dirname(path),
-            os.path.basename(path)))]) + ' || [ $? -eq 1 ]'
+def _send(paths: list[str]) -> str:
+    """Return what a shell of the source runs, see _SEND."""
+    return shlex.join(['sh', '-c', _SEND, 'sh', *paths])
 
 
 def _untar(archive: str, directory: str) -> list[str]:
-    return ['tar', '--extract', '--sparse', '--no-same-owner',
-            '--directory', directory, '--file', archive]
+    """Return the command that unpacks what _send has written.
+
+    One archive follows the other. A peer does not set the mode of *directory*.
+    """
+    return ['tar', '--extract', '--sparse', '--ignore-zeros',
+            '--no-same-owner', '--no-overwrite-dir', '--directory', directory,
+            '--file', archive]
 
 
 def _by_ssh(host: str, paths: list[str], directory: str) -> None:
     # ssh does not say why it could not write; tar does.
-    _run([*_SSH, host, _tar(paths, '-')], _untar('-', directory))
+    _run([*_SSH, host, _send(paths)], _untar('-', directory))
 
 
 def _by_rsync(host: str, paths: list[str], directory: str) -> None:
@@ -172,13 +196,16 @@ def _by_rsync(host: str, paths: list[str], directory: str) -> None:
 
     ``--rsync-path`` is documented to be a command line of the remote shell.
     rsync has no time limit: until the archive is made it would only wait. A
-    network that is cut is noticed by ssh.
+    network that is cut is noticed by ssh. Releases of rsync differ in how they
+    quote a remote path; the archive's is a plain name in a directory that
+    our command line has changed to.
     """
-    remote = os.path.join(os.path.dirname(paths[0]), scratch.archive())
+    remote = scratch.archive()
     there = shlex.join(['sh', '-c', (
+        f'{shlex.join(["cd", "--", os.path.dirname(paths[0])])} || exit; '
         f'trap {shlex.quote(shlex.join(["rm", "-f", remote]))} '
         'EXIT HUP INT TERM; umask 077; '
-        f'{{ {_tar(paths, remote)}; }} && rsync "$@"'), 'rsync'])
+        f'{_send(paths)} >{remote} && rsync "$@"'), 'rsync'])
     archive = os.path.join(directory, _ARCHIVE)
     _run(['rsync', '--rsh', shlex.join(_SSH), '--rsync-path', there,
           f'{netutils.escape_ipv6(host)}:{remote}', archive])

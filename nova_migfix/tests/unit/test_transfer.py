@@ -12,6 +12,9 @@
 
 import filecmp
 import os
+import pathlib
+import shlex
+import subprocess
 import threading
 import time
 from unittest import mock
@@ -186,6 +189,65 @@ class TestPull(testtools.TestCase):
         self.assertRaises(ValueError, self.pull, 'ssh',
                           self.instances.make_base(mkfs=None), host=host)
         self.assertEqual([], self.ssh.asked)
+
+    @ddt.data('ssh', 'rsync')
+    def test_file_that_shrinks_while_it_is_read(self, transport):
+        # tar fills it up with zeros and says 1, as of one that was touched
+        base = self.instances.make_base(mkfs=None)
+        base.write_bytes(os.urandom(8 << 20))
+        self.useFixture(migfix_fixtures.FakeTar(
+            'file: File shrank by 4096 bytes; padding with zeros'))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport, base)
+        self.assertIn('File shrank', error.stderr)
+
+    @ddt.data(('ssh', '-s 64M'), ('rsync', '-s 64M'), ('ssh', '-s 1M'))
+    @ddt.unpack
+    def test_file_whose_size_changes_meanwhile(self, transport, change):
+        base = self.instances.make_base(mkfs=None)
+        base.write_bytes(b'x' * (8 << 20))
+        self.useFixture(migfix_fixtures.FakeTar(
+            'file changed as we read it', after=f'truncate {change} {base}'))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport, base)
+        self.assertIn(f'had {8 << 20} bytes', error.stderr)
+
+    def test_zeros_of_a_real_tar_are_not_taken(self):
+        # a file that shrinks while tar waits for its reader
+        base = self.instances.base / 'large'
+        base.write_bytes(b'x' * (64 << 20))
+        send = subprocess.Popen(
+            ['sh', '-c', transfer._send([str(base)])],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        send.stdout.read(1 << 20)
+        os.truncate(base, 2 << 20)
+        os.truncate(base, 64 << 20)     # of the same size again
+        base.write_bytes(b'x' * (8 << 20))
+        os.truncate(base, 8 << 20)
+        _rest, said = send.communicate(timeout=60)
+        self.assertNotEqual(0, send.returncode, said)
+        self.assertIn(b'File shrank by', said)
+
+    @settings(max_examples=20)
+    @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
+    def test_archive_is_taken_only_of_a_size_that_stays(self, before, after):
+        path = self.instances.base / 'file'
+        path.write_bytes(b'x' * before)
+        with migfix_fixtures.FakeTar('file changed as we read it',
+                                     after=f'truncate -s {after} {path}'):
+            done = subprocess.run(
+                ['sh', '-c', transfer._send([str(path)])],
+                capture_output=True, check=False)
+        self.assertEqual(before == after, done.returncode == 0)
+
+    def test_mode_of_the_directory_is_not_the_peers(self):
+        os.chmod(self.target, 0o700)
+        self.useFixture(migfix_fixtures.FakeTar(before=(
+            'set -- --create --file - --directory '
+            f'{shlex.quote(str(self.instances.path))} --mode=0777 ./')))
+        base = self.instances.make_base(mkfs=None)
+        self.assertRaises(OSError, self.pull, 'ssh', base)
+        self.assertEqual(0o700, os.stat(self.target).st_mode & 0o777)
 
     def test_silent_source_does_not_keep_a_thread(self):
         # an ssh that neither writes nor ends, and a disk that is full here
