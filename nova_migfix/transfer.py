@@ -54,8 +54,9 @@ _thread = threading.local()
 _SSH = ('ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15',
         '-o', 'ServerAliveInterval=5', '-o', 'ServerAliveCountMax=3')
 _ARCHIVE = 'files.tar'
-# What a peer may name a file or a directory.
-_NAME = re.compile(r'(?!\.{1,2}\Z)[A-Za-z0-9_.+@=,][A-Za-z0-9_.+@=,-]{0,254}')
+# What no path has, and no log should: control characters, and halves of
+# characters that JSON can have.
+_UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _POLL = 0.05        # seconds
 # Seconds that the source may take to end when the destination has ended.
 _GRACE = 10
@@ -151,24 +152,33 @@ def pull(host: str, paths: Collection[str], directory: str) -> None:
     :raises OSError: something that was asked for did not come
     :raises ProcessExecutionError: they could not be had
     """
-    names = sorted(map(os.path.basename, paths))
+    checked = [_checked(path) for path in sorted(paths)]
+    names = sorted(map(os.path.basename, checked))
     if len(set(names)) < len(names):
         raise ValueError(f'two files of one name: {", ".join(names)}')
     {'ssh': _by_ssh, 'rsync': _by_rsync}[
         CONF.libvirt.remote_filesystem_transport](
-            address.check(host), [_checked(path) for path in sorted(paths)],
-            directory)
+            address.check(host), checked, directory)
     for name in names:
         if not stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
             raise ValueError(f'{name} came as something else than a file')
 
 
 def _checked(path: str) -> str:
-    """Return *path*, which a peer has named, if it is a plain one."""
-    parts = path.split('/')[1:]
-    if not path.startswith('/') or not all(map(_NAME.fullmatch, parts)):
-        raise ValueError(f'not a path of a disk: {path!r}')
-    return path
+    """Return the normal form of *path*, which a peer has named.
+
+    Shells get it quoted, so blanks and the like are no matter.
+
+    :raises ValueError: it is not absolute, names no file, leads upwards, has
+        control characters, or a part that looks like an option
+    """
+    parts = path.split('/')
+    if (parts[0] or parts[-1] in ('', '.') or '..' in parts
+            or any(part.startswith('-') for part in parts)
+            or _UNPRINTABLE.search(path)):
+        raise ValueError(f'not a path of a disk: {path!r:.300}')
+    # POSIX lets two slashes at the beginning stay.
+    return f'/{os.path.normpath(path).lstrip("/")}'
 
 
 def _send(paths: list[str]) -> str:

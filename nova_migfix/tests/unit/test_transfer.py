@@ -15,6 +15,7 @@ import os
 import pathlib
 import shlex
 import subprocess
+import tempfile
 import threading
 import time
 from unittest import mock
@@ -285,14 +286,54 @@ class TestPull(testtools.TestCase):
         else:
             self.assertEqual([0] * len(codes), codes)
 
-    @ddt.data('/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b')
-    def test_paths_that_are_unusual(self, path):
+    @ddt.data(*[(transport, path) for path in (
+        '/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b', '/inst//_base///a',
+        '/inst/./a', '/a b/c d', '/a:b/c:d', '/~nova/~', "/it's/$(reboot)",
+        '/a\\tb/c\\nd', '/[a]*/?{b}', '/\xe4/\u4f60', '/;&|/`#!"<>',
+        '/a--b/c=--x') for transport in ('ssh', 'rsync')])
+    @ddt.unpack
+    def test_paths_that_are_unusual(self, transport, path):
         path = str(self.instances.path) + path
         os.makedirs(os.path.dirname(path))
         with open(path, 'w') as file:
             file.write('content')
-        self.pull('ssh', path)
+        target = os.path.join(self.target, 'a: b')
+        os.mkdir(target)
+        self.target = target
+        self.pull(transport, path)
         self.assertEqual([os.path.basename(path)], os.listdir(self.target))
+        self.assertEqual([os.path.basename(path)],
+                         os.listdir(os.path.dirname(path)))
+
+    @settings(max_examples=60)
+    @given(st.lists(st.text(
+        st.characters(exclude_characters='/', exclude_categories=['Cc', 'Cs']),
+        min_size=1, max_size=12).filter(
+            lambda part: part not in ('.', '..') and part[0] != '-'),
+        min_size=1, max_size=3))
+    def test_every_path_without_control_characters(self, parts):
+        with tempfile.TemporaryDirectory() as there, (
+                tempfile.TemporaryDirectory()) as here:
+            path = os.path.join(there, *parts)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            pathlib.Path(path).write_text('content')
+            self.config.config(
+                remote_filesystem_transport='ssh', group='libvirt')
+            transfer.pull('10.0.2.11', [path], here)
+            self.assertEqual([parts[-1]], os.listdir(here))
+
+    @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
+    def test_path_that_is_taken_stays_below_its_root(self, path):
+        try:
+            checked = transfer._checked(path)
+        except ValueError:
+            return
+        parts = checked.split('/')
+        self.assertEqual('', parts[0])
+        for part in parts[1:]:
+            self.assertNotIn(part, ('', '.', '..'))
+            self.assertFalse(part.startswith('-'))
+        self.assertNotRegex(checked, '[\n\x1b\x7f\x9f\ud800]')
 
     def test_an_empty_directory_is_removed_and_no_other(self):
         directory = self.instances.path / 'uuid'
@@ -305,8 +346,9 @@ class TestPull(testtools.TestCase):
         transfer.remove_empty_directory('10.0.2.12', str(directory))
         self.assertFalse(directory.exists())
 
-    @ddt.data('_base/file', '/inst/$(reboot)', '/inst/../../etc/shadow',
-              '/inst/-rf', '/inst/a b', '/inst/', '/inst/a\nb', '')
+    @ddt.data('_base/file', '/inst/../../etc/shadow', '/inst/-rf', '/inst/',
+              '/inst/.', '/inst/..', '/-inst/a', '/inst/a\nb', '/a\x1b[31m',
+              '/a\x00', '/a\x9b', '/\ud800', '')
     def test_a_peer_names_files_only(self, path):
         self.assertRaises(ValueError, self.pull, 'ssh', path)
         self.assertEqual([], self.ssh.asked)
