@@ -160,8 +160,12 @@ def pull(host: str, paths: Collection[str], directory: str) -> None:
         CONF.libvirt.remote_filesystem_transport](
             address.check(host), checked, directory)
     for name in names:
-        if not stat.S_ISREG(os.lstat(os.path.join(directory, name)).st_mode):
+        path = os.path.join(directory, name)
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode):
             raise ValueError(f'{name} came as something else than a file')
+        # A peer makes no program of it, nor a file that others may write to.
+        os.chmod(path, mode & 0o644 | 0o600)
 
 
 def _checked(path: str) -> str:

@@ -14,6 +14,7 @@ import filecmp
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -240,6 +241,25 @@ class TestPull(testtools.TestCase):
                 ['sh', '-c', transfer._send([str(path)])],
                 capture_output=True, check=False)
         self.assertEqual(before == after, done.returncode == 0)
+
+    @settings(max_examples=20)
+    @given(st.integers(0, 0o7777))
+    def test_file_is_no_program_and_nobody_else_may_write_to_it(self, mode):
+        kernel = self.instances.path / 'kernel'
+        kernel.touch()
+        kernel.chmod(mode | 0o400)      # whose reader need not be root
+        self.pull('ssh', kernel)
+        found = os.stat(os.path.join(self.target, 'kernel')).st_mode & 0o7777
+        self.assertEqual(0o600, found & 0o7733)
+        self.assertEqual(mode & 0o044, found & 0o044)
+
+    def test_setuid_program_of_the_source_is_none_here(self):
+        kernel = self.instances.path / 'kernel'
+        shutil.copy('/bin/true', kernel)
+        kernel.chmod(0o4755)
+        self.pull('ssh', kernel)
+        self.assertEqual(0o644, os.stat(
+            os.path.join(self.target, 'kernel')).st_mode & 0o7777)
 
     def test_mode_of_the_directory_is_not_the_peers(self):
         os.chmod(self.target, 0o700)
