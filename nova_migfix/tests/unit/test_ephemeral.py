@@ -166,7 +166,7 @@ class TestDestination(EphemeralTestCase):
 
     @ddt.data(('cut', BASE, 'Connection refused'),
               ('10.0.2.11', 'ephemeral_1_gone', 'No such file'),
-              ('10.0.2.11', 'ephemeral_1_$(id)', 'not a path of a disk'))
+              ('10.0.2.11', 'ephemeral_1_\n', 'not a path of a disk'))
     @ddt.unpack
     def test_a_base_that_cannot_be_fetched_leaves_nothing(
             self, host, base, reason):
