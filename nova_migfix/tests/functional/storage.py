@@ -253,6 +253,15 @@ class BlockJobs(fixtures.Fixture):
                 f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
 
 
+def _with_token(hard_reboot):
+    """Call for a user: without a token Nova makes no backing files."""
+    @functools.wraps(hard_reboot)
+    def by_a_user(context, *args, **kwargs):
+        context.auth_token = 'token'
+        hard_reboot(context, *args, **kwargs)
+    return by_a_user
+
+
 class StorageTestCase(base.MigrationTestCase):
     """A guest with real disks on 'src'."""
 
@@ -288,7 +297,9 @@ class StorageTestCase(base.MigrationTestCase):
             hostname, self.enabled_fixes), group='migfix')
         with self.hosts.on(hostname):
             super().start_compute(hostname, **kwargs)
-        self.hosts.keep(hostname, self.computes[hostname].driver)
+        its_driver = self.computes[hostname].driver
+        self.hosts.keep(hostname, its_driver)
+        its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):
