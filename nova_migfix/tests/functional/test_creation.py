@@ -57,18 +57,18 @@ class CompleteDiskTestCase(CreationTestCase):
     overlays = False
 
     def test_each_disk_has_its_file_system_and_label(self):
-        self.boot((1, 'xfs'), (2, 'ext3'), (1, 'vfat'), 1, swap=64)
+        self.boot((1, 'xfs'), (2, 'ext3'), (1, 'ext2'), 1, swap=64)
         for name, kind, label in (
                 ('disk.eph0', 'xfs', 'ephemeral0'),
                 ('disk.eph1', 'ext3', 'ephemeral1'),
-                ('disk.eph2', 'vfat', 'ephemeral2'),
+                ('disk.eph2', 'ext2', 'ephemeral2'),
                 ('disk.eph3', 'ext4', 'ephemeral3'),
                 ('disk.swap', 'swap', None)):
             self.assert_has(kind, label, name)
             self.assertIsNone(self.backing(name))
         self.assertEqual([], self.made_bases())
 
-    @ddt.data('ext4', 'xfs', 'vfat')
+    @ddt.data('ext2', 'ext3', 'ext4', 'xfs')
     def test_guests_with_disks_of_one_size_have_distinct_uuids(self, kind):
         uuids = []
         for _guest in range(2):
@@ -84,9 +84,10 @@ class CompleteDiskTestCase(CreationTestCase):
 
     def test_a_guest_of_another_os_type_has_the_file_system_of_its_own(self):
         self.flags(default_ephemeral_format=None)
-        for os_type, kind in (('linux', 'ext4'), ('windows', 'ntfs'),
-                              ('other', 'vfat')):
-            self.boot(1, image=self.upload(os_type=os_type))
+        for properties, kind in (({'os_type': 'linux'}, 'ext4'),
+                                 ({'os_type': 'windows'}, 'ntfs'),
+                                 ({}, 'vfat')):
+            self.boot(1, image=self.upload(**properties))
             self.assert_has(kind, 'ephemeral0')
 
     def test_the_size_is_the_one_in_the_flavor(self):
