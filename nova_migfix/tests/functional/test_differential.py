@@ -230,10 +230,10 @@ class DifferentialTestCase(storage.StorageTestCase):
         for name in ('disk', *self.ephemerals(), 'disk.swap'):
             path = self.instance_path(name)
             if path.exists():
-                where = '32M' if name == 'disk.swap' else '512M'
+                disk = self.observer.disk(path)
                 storage.processutils.execute(
-                    'qemu-io', '-f', self.observer.disk(path)['format'], '-c',
-                    f'write -P {next(self.written)} {where} 64k', path)
+                    'qemu-io', '-f', disk['format'], '-c', 'write -P '
+                    f'{next(self.written)} {disk["size"] // 2} 64k', path)
 
     def ephemerals(self):
         return [f'disk.eph{number}'
