@@ -70,6 +70,9 @@ class Hosts(fixtures.Fixture):
     :param shared: both have one directory of instances
     """
 
+    #: of each compute the address that Nova tells the other
+    addresses = ADDRESSES
+
     SSH = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
 echo "$*" >>"{root}/asked"
@@ -87,7 +90,7 @@ exit 255
     #: The hosts have the same paths in a real cloud, so what a file says of
     #: the source's is said of its own on the other.
     SCP = """#!{python}
-import json, os, re, shutil, subprocess, sys
+import json, os, re, subprocess, sys
 
 HOST = r'{root}/[^/]*/'
 
@@ -100,7 +103,7 @@ if os.path.exists('{root}/cut'):
 source, target = (os.path.realpath(place(name)) for name in sys.argv[-2:])
 if os.path.isdir(target):
     target = os.path.join(target, os.path.basename(source))
-shutil.copyfile(source, target)
+subprocess.check_call(['cp', '--sparse=always', source, target])
 here = re.match(HOST, target)[0]
 if target.endswith('.info'):
     with open(target, 'r+') as file:
@@ -124,10 +127,10 @@ if info.get('backing-filename'):
     def _setUp(self):
         self.root = pathlib.Path(os.path.realpath(
             self.useFixture(fixtures.TempDir()).path))
-        for host, told in ADDRESSES.items():
+        for host, told in self.addresses.items():
             self.instances(host).mkdir(parents=True, exist_ok=True)
             if self._shared and not (self.root / host).exists():
-                (self.root / host).symlink_to('both')
+                (self.root / host).symlink_to(self.storage(host))
             (self.root / told).symlink_to(host)
         (self.root / 'bin').mkdir()
         for name, script in (('ssh', self.SSH), ('scp', self.SCP)):
@@ -145,8 +148,12 @@ if info.get('backing-filename'):
         self.useFixture(fixtures.MonkeyPatch(
             'oslo_config.cfg.ConfigOpts.__getattr__', of_the_host))
 
+    def storage(self, host):
+        """Return the name of what has the directory of instances."""
+        return 'both' if self._shared else host
+
     def instances(self, host):
-        return self.root / ('both' if self._shared else host) / 'instances'
+        return self.root / self.storage(host) / 'instances'
 
     @contextlib.contextmanager
     def on(self, host):
@@ -168,7 +175,7 @@ if info.get('backing-filename'):
                     or isinstance(method, staticmethod)):
                 setattr(its_driver, name, self._on(
                     host, getattr(its_driver, name)))
-        its_driver.get_host_ip_addr = lambda: ADDRESSES[host]
+        its_driver.get_host_ip_addr = lambda: self.addresses[host]
 
     def _on(self, host, method):
         @functools.wraps(method)
@@ -253,8 +260,20 @@ class BlockJobs(fixtures.Fixture):
                 f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
 
 
+def _with_token(hard_reboot):
+    """Call for a user: without a token Nova makes no backing files."""
+    @functools.wraps(hard_reboot)
+    def by_a_user(context, *args, **kwargs):
+        context.auth_token = 'token'
+        hard_reboot(context, *args, **kwargs)
+    return by_a_user
+
+
 class StorageTestCase(base.MigrationTestCase):
     """A guest with real disks on 'src'."""
+
+    #: which hosts there are
+    HOSTS = Hosts
 
     #: both hosts have one directory of instances
     shared = False
@@ -266,7 +285,7 @@ class StorageTestCase(base.MigrationTestCase):
     overlays = True
 
     def setUp(self):
-        self.hosts = self.useFixture(Hosts(self.shared))
+        self.hosts = self.useFixture(self.HOSTS(self.shared))
         super().setUp()
         self.flags(default_ephemeral_format='ext4',
                    max_local_block_devices=-1)
@@ -288,7 +307,9 @@ class StorageTestCase(base.MigrationTestCase):
             hostname, self.enabled_fixes), group='migfix')
         with self.hosts.on(hostname):
             super().start_compute(hostname, **kwargs)
-        self.hosts.keep(hostname, self.computes[hostname].driver)
+        its_driver = self.computes[hostname].driver
+        self.hosts.keep(hostname, its_driver)
+        its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):
@@ -484,7 +505,7 @@ class StorageTestCase(base.MigrationTestCase):
             target = pathlib.Path(path.replace(here, there))
             form = disk.find('driver').get('type')
             if form == 'raw' and target.name != 'disk.config':
-                shutil.copyfile(path, target)
+                processutils.execute('cp', '--sparse=always', path, target)
             elif form == 'qcow2' and target.exists():
                 copy = shutil.copy(path, self.hosts.root / 'mirrored')
                 for command in (

@@ -11,49 +11,184 @@
 #    under the License.
 
 
-"""File systems are made as a whole, and no other is built upon."""
+"""New disks are complete; new overlays have whole backing files."""
 
-import os
 import pathlib
+import shutil
 from unittest import mock
 
 import ddt
 from nova.privsep import fs
+from oslo_utils import units
 
+from nova_migfix import disks
 from nova_migfix import scratch
 from nova_migfix.tests.functional import storage
 
 BASE = 'ephemeral_1_40d1d2c'
 
+#: all but the fix for ephemeral disks
+WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
+
 
 class CreationTestCase(storage.StorageTestCase):
 
     def assert_refused(self, *ephemerals, **others):
-        """The guest is not created and nothing is left; returns why."""
+        """Nova cannot create the guest, and nothing is left."""
         self.boot(*ephemerals, state='ERROR', **others)
         self.assert_nothing_left('src')
         self.assertEqual([], self.bases('dest'))
-        return self.server['fault']['details']
+
+    def made_bases(self):
+        """Return the names of the files that Nova has made in _base."""
+        return sorted(
+            path.name
+            for path in (self.hosts.instances('src') / '_base').iterdir()
+            if disks.is_made_here(path.name))
+
+    def file_system(self, name='disk.eph0'):
+        return disks.filesystem(str(self.image(name)))
 
 
 @ddt.ddt
-class MkfsTestCase(CreationTestCase):
+class CompleteDiskTestCase(CreationTestCase):
+    """The default: no disk shares a file system with another one."""
 
-    def test_each_disk_has_what_was_asked_for(self):
+    overlays = False
+
+    def test_each_disk_has_its_file_system_and_label(self):
+        self.boot((1, 'xfs'), (2, 'ext3'), (1, 'ext2'), 1, swap=64)
+        for name, kind, label in (
+                ('disk.eph0', 'xfs', 'ephemeral0'),
+                ('disk.eph1', 'ext3', 'ephemeral1'),
+                ('disk.eph2', 'ext2', 'ephemeral2'),
+                ('disk.eph3', 'ext4', 'ephemeral3'),
+                ('disk.swap', 'swap', None)):
+            self.assert_has(kind, label, name)
+            self.assertIsNone(self.backing(name))
+        self.assertEqual([], self.made_bases())
+
+    @ddt.data('ext2', 'ext3', 'ext4', 'xfs')
+    def test_guests_with_disks_of_one_size_have_distinct_uuids(self, kind):
+        uuids = []
+        for _guest in range(2):
+            self.boot((1, kind))
+            self.assert_has(kind, 'ephemeral0')
+            uuids.append(self.file_system()['UUID'])
+        self.assertEqual(2, len(set(uuids)), uuids)
+
+    def test_disks_of_one_guest_have_distinct_uuids(self):
+        self.boot(1, 1)
+        self.assertNotEqual(self.file_system('disk.eph0')['UUID'],
+                            self.file_system('disk.eph1')['UUID'])
+
+    def test_a_guest_of_another_os_type_has_the_file_system_of_its_own(self):
+        self.flags(default_ephemeral_format=None)
+        for properties, kind in (({'os_type': 'linux'}, 'ext4'),
+                                 ({'os_type': 'windows'}, 'ntfs'),
+                                 ({}, 'vfat')):
+            self.boot(1, image=self.upload(**properties))
+            self.assert_has(kind, 'ephemeral0')
+
+    def test_the_size_is_the_one_in_the_flavor(self):
+        self.boot(2, swap=64)
+        self.assertEqual(
+            [2 * units.Gi, 64 * units.Mi],
+            [disks.virtual_size(self.path(name))
+             for name in ('disk.eph0', 'disk.swap')])
+
+    @ddt.data(True, False)
+    def test_space_is_allocated_where_nova_does_so(self, is_wanted):
+        if is_wanted:
+            self.flags(preallocate_images='space')
+        self.boot(1, swap=64)
+        for name, size in (('disk.eph0', units.Gi),
+                           ('disk.swap', 64 * units.Mi)):
+            allocated = self.path(name).stat().st_blocks * 512
+            self.assertEqual(is_wanted, allocated >= size, name)
+
+    def test_a_mkfs_that_fails_leaves_nothing(self):
+        with self.hosts.failing('mkfs'):
+            self.assert_refused(1)
+        with self.hosts.failing('qemu-img', 'convert'):
+            self.assert_refused(1)
+        self.boot(1)
+        self.assert_has('ext4', 'ephemeral0')
+
+    def test_a_base_that_exists_is_not_used(self):
+        base = self.hosts.instances('src') / '_base' / BASE
+        base.parent.mkdir()
+        base.touch()
+        self.boot(1)
+        self.assert_has('ext4', 'ephemeral0')
+        self.assertEqual(0, base.stat().st_size)
+
+
+@ddt.ddt
+class LifeOfCompleteDiskTestCase(CreationTestCase):
+    """Nothing in _base matters to a complete disk."""
+
+    overlays = False
+
+    def setUp(self):
+        super().setUp()
+        self.boot((1, 'xfs'), swap=64)
+        self.write()
+        self.before = self.image()
+
+    def empty_cache(self):
+        shutil.rmtree(self.hosts.instances('src') / '_base')
+
+    @ddt.data(({'suspend': None}, {'resume': None}),
+              ({'rescue': None}, {'unrescue': None}),
+              ({'os-stop': None}, {'os-start': None}),
+              ({'reboot': {'type': 'SOFT'}}, {'reboot': {'type': 'HARD'}}))
+    def test_disks_are_kept_when_the_cache_is_emptied(self, actions):
+        for action in actions:
+            self.act(**action)
+            if action != {'rescue': None}:  # it fetches an image
+                self.empty_cache()
+        self.act(reboot={'type': 'HARD'})
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(self.before, host='src')
+        self.assertIsNone(self.backing('disk.swap'))
+        self.assertEqual([], self.made_bases())
+
+    def test_a_rebuild_makes_a_new_complete_disk(self):
+        before = self.file_system()['UUID']
+        self.act(rebuild={'imageRef': self.upload()})
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_has('xfs', 'ephemeral0')
+        self.assertNotEqual(before, self.file_system()['UUID'])
+        self.assertIsNone(self.backing())
+        self.assertEqual([], self.made_bases())
+
+
+class OverlayTestCase(CreationTestCase):
+    """[migfix] ephemeral_overlays: a base gets its name when it is whole."""
+
+    def test_disks_of_one_size_share_a_base(self):
+        self.boot((1, 'xfs'), (1, 'xfs'), swap=64)
+        base, = map(str, self.bases())
+        self.assertEqual(
+            [base] * 2, [self.backing('disk.eph0'), self.backing('disk.eph1')])
+        self.assertTrue(self.backing('disk.swap').endswith('/_base/swap_64'))
+
+    def test_each_disk_has_the_file_system_that_was_asked_for(self):
         self.boot((1, 'xfs'), (2, 'ext3'), 3)
         self.assert_has('xfs', 'ephemeral0', 'disk.eph0')
         self.assert_has('ext3', 'ephemeral1', 'disk.eph1')
         self.assert_has('ext4', 'ephemeral2', 'disk.eph2')
         self.assertEqual(3, len(self.bases()))
 
-    def test_one_that_fails_leaves_nothing(self):
+    def test_a_mkfs_that_fails_leaves_nothing(self):
         with self.hosts.failing('mkfs'):
             self.assert_refused(1)
         self.assertEqual([], self.bases())
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_label_that_has_no_room_leaves_nothing(self):
+    def test_a_label_that_is_too_long_leaves_nothing(self):
         # as [DEFAULT] virt_mkfs says
         with mock.patch.object(
                 fs, '_DEFAULT_MKFS_COMMAND',
@@ -63,79 +198,76 @@ class MkfsTestCase(CreationTestCase):
         self.boot((1, 'xfs'))
         self.assert_has('xfs', 'ephemeral0')
 
-    def test_what_a_crash_has_left_is_not_used_but_swept_away(self):
+    def test_a_mkswap_that_fails_leaves_nothing(self):
+        with self.hosts.failing('mkswap'):
+            self.assert_refused(swap=64)
+        self.assertEqual([], self.made_bases())
+        self.boot(swap=64)
+        self.assert_has('swap', None, 'disk.swap')
+
+    def test_leftovers_of_a_crash_are_not_used_but_swept_away(self):
         base = self.hosts.instances('src') / '_base' / BASE
         base.parent.mkdir()
-        with self.hosts.on('src'), scratch.directory(str(base)) as directory:
+        with self.hosts.on('src'), mock.patch.object(
+                scratch, '_RUN', 'another'), \
+                scratch.directory(str(base)) as directory:
             left = pathlib.Path(f'{directory}-left')
         left.mkdir()
         (left / BASE).touch()
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
-        self.src.driver.init_host('src')
+        with self.hosts.on('src'):
+            scratch.sweep()
         self.assertEqual([base], list(base.parent.glob('*eph*')))
         self.assertFalse(left.exists())
 
-    def test_swap_too(self):
-        with self.hosts.failing('mkswap'):
-            self.assert_refused(swap=64)
-        swap = self.hosts.instances('src') / '_base' / 'swap_64'
-        self.assertFalse(swap.exists())
+    def test_the_base_of_another_disk_is_not_made_again(self):
+        self.boot((1, 'xfs'))
+        first, base = self.server, pathlib.Path(self.backing())
+        base.unlink()
+        self.boot((1, 'ext3'))
+        self.assert_has('ext3', 'ephemeral0')
+        self.assertIsNone(self.backing())
+        self.assertFalse(base.exists())
+        self._delete_server(first)
+        self.boot(1)
+        self.assertEqual(str(base), self.backing())
+
+    def test_the_swap_base_of_another_disk_is_not_made_again(self):
         self.boot(swap=64)
-        self.assertEqual(str(swap), self.backing('disk.swap'))
+        base = pathlib.Path(self.backing('disk.swap'))
+        base.unlink()
+        self.boot(swap=64)
         self.assert_has('swap', None, 'disk.swap')
+        self.assertIsNone(self.backing('disk.swap'))
+        self.assertFalse(base.exists())
 
 
-class BlankBaseTestCase(CreationTestCase):
-    """A mkfs that failed has left a file, before the plugin came."""
+class SwitchedOffTestCase(CreationTestCase):
+    """Nova's own behaviour, from which the tests above protect."""
 
-    def setUp(self):
-        super().setUp()
-        self.base = self.hosts.instances('src') / '_base' / BASE
-        self.base.parent.mkdir()
-        self.base.touch()
-        os.truncate(self.base, 1 << 30)
+    enabled_fixes = WITHOUT
 
-    def test_it_is_not_built_upon(self):
-        reason = self.assert_refused(1)
-        for part in ('disk.eph0', self.server['id'], f'{BASE} has nothing',
-                     'should have ext4', 'Remove that file'):
-            self.assertIn(part, reason)
-
-    def test_without_it_the_next_attempt_succeeds(self):
-        self.assert_refused(1)
-        self.base.unlink()
-        self.boot(1)
-        self.assertEqual(str(self.base), self.backing())
-        self.assert_has('ext4', 'ephemeral0')
-
-
-class OtherFileSystemTestCase(CreationTestCase):
-    """Nova's name for a base says nothing of the file system."""
-
-    def test_it_is_not_built_upon(self):
-        self.boot((1, 'xfs'))
-        reason = self.assert_refused((1, 'ext3'))
-        for part in ('disk.eph0', 'has xfs', 'should have ext3'):
-            self.assertIn(part, reason)
-
-    def test_a_disk_of_the_same_is(self):
-        self.boot((1, 'xfs'))
-        self.boot((1, 'xfs'))
-        self.assertEqual(list(map(str, self.bases())), [self.backing()])
-
-
-class SwitchedOffTestCase(BlankBaseTestCase):
-    """What the tests above are worth."""
-
-    enabled_fixes = ['config_drive', 'kernel_ramdisk', 'source_address']
-
-    def test_it_is_not_built_upon(self):
-        self.boot(1)
-        self.assertEqual(str(self.base), self.backing())
-
-    def test_without_it_the_next_attempt_succeeds(self):
-        self.base.unlink()
+    def test_a_mkfs_that_fails_leaves_a_base_without_file_system(self):
         with self.hosts.failing('mkfs'):
             self.boot(1, state='ERROR')
-        self.assertEqual([self.base], self.bases())
+        base, = self.bases()
+        self.assertEqual({}, disks.filesystem(str(base)))
+        self.boot(1)
+        self.assertEqual(str(base), self.backing())
+        self.assertEqual({}, self.file_system())
+
+    def test_disks_of_one_size_share_file_system_label_and_uuid(self):
+        self.flags(default_ephemeral_format='xfs')
+        self.boot(1, 1)
+        self.assert_has('xfs', 'ephemeral0', 'disk.eph1')
+        self.assertEqual(self.file_system('disk.eph0')['UUID'],
+                         self.file_system('disk.eph1')['UUID'])
+
+    def test_a_base_is_made_again_under_the_disk_of_another_guest(self):
+        self.boot((1, 'xfs'))
+        base = pathlib.Path(self.backing())
+        base.unlink()
+        self.boot((1, 'ext3'))
+        self.assertEqual(str(base), self.backing())
+        self.assertTrue(base.exists())

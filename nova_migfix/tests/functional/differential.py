@@ -1,0 +1,437 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What is done to a guest, under which configuration, and what it comes to.
+
+Three tables: the stories, each a row of operations; the configurations; and
+the reasons for which the plugin's outcome may differ from that of Nova's own
+driver. Nothing else may: what Nova carries out, the plugin carries out.
+
+Source of the first two: the operations of Nova's API that reach the libvirt
+driver, and the options and image properties that its image backends ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+import tempfile
+from typing import Any
+from typing import NamedTuple
+
+from allpairspy import AllPairs
+from oslo_concurrency import processutils
+from oslo_serialization import jsonutils
+
+#: environment variable: 'whole' has every two values meet in each story
+EXTENT = 'NOVA_MIGFIX_DIFFERENTIAL'
+
+# -- configurations ----------------------------------------------------------
+
+#: the values of each parameter, by the words that stand for them in a name
+PARAMETERS: dict[str, dict[str, Any]] = {
+    # [DEFAULT] default_ephemeral_format
+    'default_format': {
+        'unset': None, 'default_ext4': 'ext4', 'default_xfs': 'xfs'},
+    # of the image
+    'os_type': {'no_os': None, 'linux': 'linux', 'windows': 'windows'},
+    # of each ephemeral disk, the last one of those that follow
+    'guest_formats': {
+        'as_default': (None,), 'ext4': ('ext4',), 'xfs': ('xfs',),
+        'ext4_then_xfs': ('ext4', 'xfs')},
+    # size in GB of each
+    'ephemerals': {'one_disk': (1,), 'two_disks': (1, 1)},
+    'swap': {'no_swap': 0, 'swap': 64},
+    # [DEFAULT] config_drive_format, if the guest has one
+    'config_drive': {'no_drive': None, 'iso9660': 'iso9660', 'vfat': 'vfat'},
+    # [libvirt] images_type
+    'images_type': {'qcow2': 'qcow2', 'raw': 'raw', 'flat': 'flat'},
+    # [DEFAULT] preallocate_images
+    'preallocate': {'sparse': 'none', 'preallocated': 'space'},
+    # [DEFAULT] force_raw_images
+    'force_raw': {'force_raw': True, 'as_uploaded': False},
+    # instances_path
+    'shared': {'own_path': False, 'shared_path': True},
+    # which guest has been on either host before
+    'neighbour': {
+        'alone': None, 'after_other_os': 'os_type',
+        'after_other_format': 'guest_format'},
+}
+
+#: an image of another os_type
+OTHER_OS = {None: 'linux', 'linux': 'windows', 'windows': 'linux'}
+#: a file system that no parameter asks for
+OTHER_FORMAT = 'ext3'
+
+# What Nova makes where nothing else is asked for; see nova.privsep.fs.
+_BY_OS_TYPE = {None: 'vfat', 'linux': 'ext4', 'windows': 'ntfs'}
+
+
+class Row(NamedTuple):
+    """One story under one configuration.
+
+    :ivar words: of the story and of each parameter
+    """
+
+    story: str
+    words: tuple[str, ...]
+
+    def __getattr__(self, parameter: str) -> Any:
+        try:
+            place = list(PARAMETERS).index(parameter)
+        except ValueError:
+            raise AttributeError(parameter) from None
+        return PARAMETERS[parameter][self.words[place]]
+
+    @property
+    def name(self) -> str:
+        return '__'.join((self.story, *self.words))
+
+    def disks(self) -> tuple[tuple[int, str | None], ...]:
+        """Return size in GB and file system of each ephemeral disk."""
+        return tuple(itertools.zip_longest(
+            self.ephemerals, self.guest_formats[:len(self.ephemerals)],
+            fillvalue=self.guest_formats[-1]))
+
+    def filesystem(self, number: int) -> str:
+        """Return what the tenant asks for, on that ephemeral disk."""
+        _size, asked = self.disks()[number]
+        return asked or self.default_format or _BY_OS_TYPE[self.os_type]
+
+    @property
+    def needs_ntfs(self) -> bool:
+        found = {self.filesystem(number)
+                 for number in range(len(self.ephemerals))}
+        if self.neighbour == 'os_type' and not self.default_format:
+            found.add(_BY_OS_TYPE[OTHER_OS[self.os_type]])
+        return 'ntfs' in found
+
+
+def _is_possible(words: list[str]) -> bool:
+    """Say whether what has been chosen so far can be together."""
+    chosen = dict(zip(PARAMETERS, words[1:]))
+    return (chosen.get('guest_formats') != 'ext4_then_xfs'
+            or chosen.get('ephemerals', 'two_disks') == 'two_disks')
+
+
+def rows() -> Iterator[Row]:
+    """Have every two values meet, in as few rows as possible.
+
+    The story is one of them, so each is told under each value. As a whole
+    every two values meet in each story. The same rows each time.
+    """
+    stories = [[story] for story in STORIES] if os.environ.get(
+        EXTENT) == 'whole' else [list(STORIES)]
+    for told in stories:
+        for story, *words in AllPairs(
+                [told, *map(list, PARAMETERS.values())],
+                filter_func=_is_possible):
+            yield Row(story, tuple(words))
+
+
+# -- operations --------------------------------------------------------------
+
+class Operation(NamedTuple):
+    """One request of a tenant or an operator.
+
+    :ivar perform: takes the cloud (the test) and sends the request
+    :ivar held_in: the method of the driver in which a deletion meets it
+    :ivar after: the operations that have brought the guest to its state
+    :ivar renews: disks are made, so they have other bytes afterwards
+    """
+
+    perform: Callable[[Any], None]
+    held_in: str = ''
+    after: tuple[str, ...] = ()
+    renews: bool = False
+
+
+def _act(**action: Any) -> Callable[[Any], None]:
+    """Return what takes an action; a callable gets the cloud."""
+    (name, body), = action.items()
+
+    def perform(cloud: Any) -> None:
+        cloud.send({name: body(cloud) if callable(body) else body})
+    return perform
+
+
+def _resize(**flavor: Any) -> Callable[[Any], None]:
+    return _act(resize=lambda cloud: {'flavorRef': cloud.flavor(**flavor)})
+
+
+OPERATIONS = {
+    'boot': Operation(lambda cloud: cloud.create(), '_create_guest'),
+    'write': Operation(lambda cloud: cloud.write_disks()),
+    'stop': Operation(_act(**{'os-stop': None}), 'power_off'),
+    'start': Operation(
+        _act(**{'os-start': None}), '_create_guest', ('stop',)),
+    'soft reboot': Operation(
+        _act(reboot={'type': 'SOFT'}), '_soft_reboot'),
+    'hard reboot': Operation(
+        _act(reboot={'type': 'HARD'}), '_create_guest'),
+    'suspend': Operation(_act(suspend=None), 'suspend'),
+    'resume': Operation(_act(resume=None), 'resume', ('suspend',)),
+    'rescue': Operation(_act(rescue={}), '_create_guest'),
+    'unrescue': Operation(_act(unrescue=None), 'unrescue', ('rescue',)),
+    'snapshot': Operation(_act(createImage={'name': 'snapshot'}), 'snapshot'),
+    'shelve': Operation(_act(shelve=None), 'snapshot'),
+    'unshelve': Operation(
+        lambda cloud: cloud.unshelve(), '_create_guest', ('shelve',),
+        renews=True),
+    'rebuild': Operation(
+        _act(rebuild=lambda cloud: {'imageRef': cloud.upload_image()}),
+        '_create_guest', renews=True),
+    'evacuate': Operation(
+        lambda cloud: cloud.evacuate(), '_create_guest', renews=True),
+    'cold migration': Operation(
+        _act(migrate=None), '_get_instance_disk_info'),
+    'larger': Operation(
+        _resize(disk=2, more_ephemeral=1, swap=128), 'finish_migration'),
+    'smaller': Operation(_resize(memory_mb=256), 'finish_migration'),
+    'smaller disks': Operation(_resize(more_ephemeral=-1)),
+    'same host': Operation(
+        lambda cloud: cloud.resize_on_same_host(), 'finish_migration'),
+    'confirm': Operation(_act(confirmResize=None)),
+    'revert': Operation(_act(revertResize=None)),
+    'live migration': Operation(
+        _act(**{'os-migrateLive': {'host': None, 'block_migration': 'auto'}}),
+        'pre_live_migration'),
+    'attach port': Operation(
+        lambda cloud: cloud.attach_port(), 'attach_interface'),
+    'detach port': Operation(
+        lambda cloud: cloud.detach_port(), 'detach_interface',
+        ('attach port',)),
+    'image cache': Operation(lambda cloud: cloud.age_image_cache()),
+    'delete': Operation(lambda cloud: cloud.delete()),
+}
+
+#: in which order, by what the name of a test begins with
+STORIES = {
+    'power': (
+        'boot', 'write', 'stop', 'start', 'soft reboot', 'suspend', 'resume',
+        'hard reboot', 'rescue', 'unrescue', 'delete'),
+    'image': (
+        'boot', 'write', 'attach port', 'detach port', 'snapshot', 'rebuild',
+        'write', 'shelve', 'unshelve', 'write', 'hard reboot', 'delete'),
+    'cold': (
+        'boot', 'write', 'cold migration', 'confirm', 'smaller disks',
+        'larger', 'revert', 'larger', 'confirm', 'write', 'stop',
+        'cold migration', 'confirm', 'start', 'smaller', 'confirm', 'delete'),
+    'same_host': (
+        'boot', 'write', 'same host', 'revert', 'same host', 'confirm',
+        'hard reboot', 'image cache', 'stop', 'start', 'delete'),
+    'live': (
+        'boot', 'write', 'live migration', 'hard reboot', 'write',
+        'live migration', 'cold migration', 'confirm', 'image cache',
+        'stop', 'start', 'delete'),
+    'evacuation': (
+        'boot', 'write', 'evacuate', 'hard reboot', 'write', 'rebuild',
+        'delete'),
+}
+
+#: those of which a deletion meets each, each with a guest of its own
+DELETIONS = {
+    'deleted_in_power': (
+        'boot', 'stop', 'start', 'soft reboot', 'hard reboot', 'suspend',
+        'resume', 'rescue', 'unrescue'),
+    'deleted_in_image': (
+        'snapshot', 'shelve', 'unshelve', 'rebuild', 'attach port',
+        'detach port'),
+    'deleted_in_move': (
+        'cold migration', 'larger', 'smaller', 'same host', 'live migration',
+        'evacuate'),
+}
+STORIES.update(DELETIONS)
+
+
+# -- what stands on the disks ------------------------------------------------
+
+#: a disk, and what is seen of it, or of all else
+Aspect = tuple[str, str]
+
+_EPHEMERAL = re.compile(r'disk\.(?:local|eph(\d+))')
+
+# Bytes that are read at once.
+_BLOCK = 1 << 20
+
+
+class Observer:
+    """Looks into disks, and at those again that have changed.
+
+    :param directory: for files that are not kept
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
+        self._seen: dict[Any, dict[str, Any]] = {}
+
+    def disk(self, path: pathlib.Path) -> dict[str, Any]:
+        """Return what a guest and what a host sees of a disk."""
+        key = _state(path)
+        if key not in self._seen or self._seen[key]['backing state'] != (
+                _backing_state(self._seen[key]['backing path'])):
+            found = jsonutils.loads(_execute(
+                'qemu-img', 'info', '--force-share', '--output', 'json',
+                path))
+            backing = found.get('full-backing-filename')
+            self._seen[key] = {
+                'backing path': backing,
+                'backing state': _backing_state(backing),
+                'format': found['format'],
+                'backing': backing and os.path.basename(backing),
+                'size': found['virtual-size'],
+                'reserved': path.stat().st_blocks * 512
+                >= found['virtual-size'],
+                **self._content(path, found['format'], backing)}
+        return self._seen[key]
+
+    def _content(self, path: pathlib.Path, form: str,
+                 backing: str | None) -> dict[str, Any]:
+        if backing and not os.path.exists(backing):
+            return {'filesystem': None, 'label': None, 'uuid': None,
+                    'digest': 'unreadable'}
+        if form == 'raw':
+            return _content(path)
+        with tempfile.TemporaryDirectory(dir=self._directory) as directory:
+            image = pathlib.Path(directory, 'image')
+            _execute('qemu-img', 'convert', '--force-share', '-O', 'raw',
+                     path, image)
+            return _content(image)
+
+
+def _execute(*command: Any) -> str:
+    found: str = processutils.execute(*command)[0]
+    return found
+
+
+def _state(path: Any) -> Any:
+    status = os.stat(path)
+    return (str(path), status.st_ino, status.st_mtime_ns, status.st_size,
+            status.st_blocks)
+
+
+def _backing_state(path: str | None) -> Any:
+    return _state(path) if path and os.path.exists(path) else None
+
+
+def _content(image: pathlib.Path) -> dict[str, Any]:
+    found = dict(line.split('=', 1) for line in processutils.execute(
+        'blkid', '--probe', '--output', 'export', image,
+        check_exit_code=[0, 2])[0].splitlines())
+    return {'filesystem': found.get('TYPE'), 'label': found.get('LABEL'),
+            'uuid': found.get('UUID'), 'digest': _digest(image)}
+
+
+def _digest(image: pathlib.Path) -> str:
+    """Return what tells bytes from others, wherever holes are."""
+    digest = hashlib.sha256()
+    with open(image, 'rb') as file:
+        for offset in _data(file.fileno()):
+            block = os.pread(file.fileno(), _BLOCK, offset)
+            if block.count(0) != len(block):
+                digest.update(b'%d' % offset + block.rstrip(b'\0'))
+    return digest.hexdigest()
+
+
+def _data(descriptor: int) -> Iterator[int]:
+    """Yield where the blocks begin that are not holes as a whole."""
+    end, offset = os.fstat(descriptor).st_size, 0
+    while offset < end:
+        try:
+            data = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError:
+            return      # nothing but a hole up to the end
+        offset = data - data % _BLOCK
+        yield offset
+        offset += _BLOCK
+
+
+# -- comparison --------------------------------------------------------------
+
+class Reason(NamedTuple):
+    """Why the plugin's outcome may differ from Nova's, and be better.
+
+    :ivar aspect: of which it may
+    :ivar holds: takes the row, the disk's name, Nova's outcome and ours
+    """
+
+    aspect: str
+    holds: Callable[[Row, str, Any, Any], bool]
+
+
+def _number(disk: str) -> int | None:
+    match = _EPHEMERAL.fullmatch(disk)
+    return int(match[1] or 0) if match else None
+
+
+def _is_asked_for(row: Row, disk: str, ours: Any) -> bool:
+    number = _number(disk)
+    return (number is not None and number < len(row.ephemerals)
+            and ours == row.filesystem(number))
+
+
+REASONS = {
+    'no-backing-file': Reason('backing', lambda row, disk, nova, ours: (
+        ours is None and str(nova).startswith(('ephemeral_', 'swap_')))),
+    'filesystem-as-asked': Reason('filesystem', lambda row, disk, nova, ours: (
+        _is_asked_for(row, disk, ours))),
+    'label-kept': Reason('label', lambda row, disk, nova, ours: (
+        ours == f'ephemeral{_number(disk)}')),
+    'uuid-of-its-own': Reason('uuid', lambda row, disk, nova, ours: (
+        (nova, ours) == ('shared', 'own'))),
+    'bytes-kept': Reason('bytes', lambda row, disk, nova, ours: (
+        disk != 'disk.config' and (nova, ours) == ('changed', 'kept'))),
+    'config-drive-kept': Reason('bytes', lambda row, disk, nova, ours: (
+        disk == 'disk.config' and (nova, ours) == ('changed', 'kept'))),
+    'space-reserved': Reason('reserved', lambda row, disk, nova, ours: (
+        row.preallocate == 'space' and ours)),
+}
+
+
+class Difference(NamedTuple):
+    """One aspect in which the outcomes differ.
+
+    :ivar reason: a name in REASONS, or '' where that is a fault
+    """
+
+    subject: str
+    aspect: str
+    nova: Any
+    ours: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return (f'{self.subject}: {self.aspect} is {self.nova!r} with Nova, '
+                f'{self.ours!r} with the plugin'
+                + (f' ({self.reason})' if self.reason else ''))
+
+
+def compare(row: Row, nova: dict[Aspect, Any],
+            ours: dict[Aspect, Any]) -> list[Difference]:
+    """Return all in which the outcomes differ, and the reason for each."""
+    return [
+        Difference(subject, aspect, before, after,
+                   _reason(row, subject, aspect, before, after))
+        for subject, aspect in sorted({*nova, *ours})
+        if (before := nova.get((subject, aspect))) != (
+            after := ours.get((subject, aspect)))]
+
+
+def _reason(row: Row, subject: str, aspect: str, nova: Any, ours: Any) -> str:
+    return next((name for name, reason in REASONS.items()
+                 if reason.aspect == aspect
+                 and reason.holds(row, subject, nova, ours)), '')
