@@ -45,6 +45,23 @@ Possible values:
 * An empty value: no fix, which leaves Nova's own behaviour.
 """),
     cfg.BoolOpt(
+        'ephemeral_overlays',
+        default=False,
+        help="""
+Make new ephemeral and swap disks as overlays on shared files, as Nova does.
+
+By default each new disk is complete: it has its own file system, label and
+UUID, and needs no file in the image cache. An overlay is made faster, and
+shares the metadata of its file system with all disks of its size on the host,
+also their label and UUID. It becomes complete when the guest is migrated.
+
+The option matters where ``[libvirt] images_type`` is ``qcow2``.
+
+Related options:
+
+* ``[migfix] enabled_fixes``, the fix ``ephemeral``
+"""),
+    cfg.BoolOpt(
         'refuse_unsafe_tls',
         default=False,
         help="""

@@ -11,28 +11,26 @@
 #    under the License.
 """The local disks of an instance, as they lie in its directory.
 
-With qcow2 Nova makes an ephemeral disk as an overlay: what the guest has
-written, upon a backing file in ``_base`` with a new file system, which all
-disks of that size on the host share. The backing file is found by its name
-only, and no two of that name on two hosts have the same bytes.
+With qcow2 Nova makes an ephemeral disk as an overlay: it has what the guest
+has written, and its backing file in ``_base`` has a new file system, which all
+disks of that size on the host share. Only the name identifies a backing file,
+and no two files of that name on two hosts have the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Collection
-from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
+import contextlib
 import errno
-import glob
 import os
 import re
+import struct
+import time
 from typing import Any
+from typing import BinaryIO
 from typing import NamedTuple
 
 from nova.virt.disk import api as disk_api
-from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -43,90 +41,117 @@ from nova_migfix import scratch
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
-# The first is how an ephemeral disk was called that came from the flavor.
+# The first is the name of an ephemeral disk that comes from the flavor.
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
 _SWAP = re.compile(r'disk\.swap')
 
-#: what the names of base files begin with that Nova makes on each host
+#: how the names of base files begin that Nova makes on each host
 MADE_HERE = ('ephemeral', 'swap')
 
-
-# Bytes that are looked at at once.
+# Bytes that are read at once.
 _BLOCK = 1 << 20
 
-# Nova's, and ours: which file systems the backing files have. Both are in the
-# instance's directory.
+# Nova's record of the formats of an instance's disks, in its directory.
 _INFO = 'disk.info'
-_BASES = 'migfix-bases.json'
 
-# What stands there of a backing file that was not to be found.
-_MISSING = 'missing'
+# A name of a backing file, and an L1 table, have no more bytes. QEMU's limits.
+_MAX_NAME = 1023
+_MAX_L1 = 32 << 20
+
+# The header of a qcow2 up to l1_table_offset, then the incompatible features
+# of version 3, of which the third bit says that the data is in another file:
+# docs/interop/qcow2.rst of QEMU.
+_HEADER = struct.Struct('>4sIQIIQIIQ')
+_FEATURES = struct.Struct('>72xQ')
+_MAGIC = b'QFI\xfb'
+_DATA_FILE = 1 << 2
+
+
+class Qcow2(NamedTuple):
+    """The header of a qcow2 image.
+
+    qemu-img takes a tenth of a second to read it.
+    """
+
+    #: path of the backing file as the image names it, '' without one
+    backing: str
+    #: bytes that a guest sees
+    size: int
+    #: the guest has written to it, or may have
+    is_written: bool
+    #: an external file has the data
+    has_data_file: bool
 
 
 class Overlay(NamedTuple):
-    """An ephemeral disk that is not complete without its backing file."""
+    """An ephemeral or swap disk that needs its backing file."""
 
     name: str           # 'disk.eph0'
     path: str
     backing: str        # path
 
     @property
+    def is_swap(self) -> bool:
+        return bool(_SWAP.fullmatch(self.name))
+
+    @property
     def number(self) -> int:
-        """Which of the instance's ephemeral disks it is, from 0 on."""
+        """The index of the disk among the instance's ephemeral disks."""
         match = _EPHEMERAL.fullmatch(self.name)
         return int(match[1] or 0) if match else 0
 
 
-def ephemeral_overlays(
-    instance_dir: str, without: Collection[str] = (),
-) -> Iterator[Overlay]:
-    """Return the ephemeral disks in an instance's directory that need a base.
+def qcow2_header(path: str) -> Qcow2 | None:
+    """Read the header of a disk.
 
-    :param without: names of disks that are not wanted
-    """
-    return _overlays(instance_dir, _EPHEMERAL, 'ephemeral', without)
-
-
-def swap_overlays(instance_dir: str) -> Iterator[Overlay]:
-    """Return the swap disk in an instance's directory if it needs a base."""
-    return _overlays(instance_dir, _SWAP, 'swap')
-
-
-def _overlays(
-    instance_dir: str, names: re.Pattern[str], base: str,
-    without: Collection[str] = (),
-) -> Iterator[Overlay]:
-    """Yield the qcow2 disks whose backing file has a name that begins so.
-
-    Only what ``disk.info`` calls qcow2 is looked into: a raw disk is the
-    guest's to write, and could pretend to have a backing file.
-    """
-    for path, form in sorted(_formats(instance_dir).items()):
-        name = os.path.basename(path)
-        path = os.path.join(instance_dir, name)
-        if (form == 'qcow2' and names.fullmatch(name)
-                and name not in without and os.path.exists(path)
-                and names_backing_file(path)):
-            backing = libvirt_utils.get_disk_backing_file(
-                path, basename=False)
-            if backing and os.path.basename(backing).startswith(base):
-                yield Overlay(name, path, backing)
-
-
-def names_backing_file(path: str) -> bool:
-    """Say whether a qcow2 does, by what its header begins with.
-
-    qemu-img takes a tenth of a second for that, and most disks have been
-    moved and name none. See docs/interop/qcow2 of QEMU.
+    :returns: None if it is not a qcow2 image
+    :raises OSError: the file cannot be read
     """
     with open(path, 'rb') as file:
-        return any(file.read(16)[8:])
+        start = file.read(_FEATURES.size).ljust(_FEATURES.size, b'\0')
+        (magic, version, name_offset, name_size, _bits, size, _encryption,
+         l1_entries, l1_offset) = _HEADER.unpack_from(start)
+        if magic != _MAGIC:
+            return None
+        features, = _FEATURES.unpack(start)
+        name = _read(file, name_offset, min(name_size, _MAX_NAME))
+        # Without an L2 table there is no cluster.
+        is_written = any(_read(file, l1_offset, min(l1_entries * 8, _MAX_L1)))
+    return Qcow2(os.fsdecode(name), size, is_written,
+                 version >= 3 and bool(features & _DATA_FILE))
 
 
-def instance_dirs() -> list[str]:
-    """Return the directories of all instances that lie on this host."""
-    return [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(
-        glob.escape(CONF.instances_path), '*', _INFO)))]
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Read at an offset; a damaged header may have any, and 0 means none."""
+    if not 0 < offset < os.fstat(file.fileno()).st_size:
+        return b''
+    file.seek(offset)
+    return file.read(size)
+
+
+def overlays(instance_dir: str) -> Iterator[Overlay]:
+    """Yield the ephemeral and swap disks of an instance that need a base.
+
+    Only what ``disk.info`` calls qcow2 is read: a raw disk is the guest's to
+    write, and could pretend to have a backing file.
+
+    :raises OSError, ValueError: disks or ``disk.info`` cannot be read
+    """
+    for recorded, form in sorted(_formats(instance_dir).items()):
+        name = os.path.basename(recorded)
+        path = os.path.join(instance_dir, name)
+        if (form == 'qcow2' and os.path.exists(path)
+                and (_EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name))):
+            header = qcow2_header(path)
+            if header and is_made_here(header.backing):
+                yield Overlay(name, path, os.path.join(
+                    instance_dir, header.backing))
+
+
+def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
+    """Yield those of :func:`overlays` that are ephemeral disks."""
+    return (overlay for overlay in overlays(instance_dir)
+            if not overlay.is_swap)
 
 
 def is_made_here(backing: str | None) -> bool:
@@ -134,63 +159,141 @@ def is_made_here(backing: str | None) -> bool:
     return os.path.basename(backing or '').startswith(MADE_HERE)
 
 
-def _formats(instance_dir: str) -> dict[str, str]:
-    """Return Nova's record of the format of each of an instance's files."""
-    formats: dict[str, str] = _record(instance_dir, _INFO)
-    return formats
+def is_missing(path: str) -> bool:
+    """Say whether a file is known to be gone.
 
-
-def _record(instance_dir: str, name: str) -> dict[str, Any]:
+    A file that cannot be looked at, for lack of rights or of a server, is not.
+    """
     try:
-        with open(os.path.join(instance_dir, name)) as record:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        LOG.warning('Nobody can say whether %(path)s exists: %(error)s',
+                    {'path': path, 'error': error})
+    return False
+
+
+def lacks_base(overlay: Overlay) -> bool:
+    """Say whether the backing file of a disk is known to be gone."""
+    return is_missing(overlay.backing)
+
+
+def is_written(overlay: Overlay) -> bool:
+    """Say whether the guest has written to a disk, or may have."""
+    header = qcow2_header(overlay.path)
+    return header is None or header.is_written
+
+
+def bases_in_use() -> set[str]:
+    """Return the names of the base files that disks on this host name.
+
+    All disks below ``instances_path`` count, also those of instances that are
+    stopped, resized, or on other hosts that share the directory.
+
+    :raises OSError: a disk cannot be read
+    """
+    names: set[str] = set()
+    for directory in os.scandir(CONF.instances_path):
+        if directory.is_dir():
+            names.update(_named_bases(directory.path))
+            time.sleep(0)       # other greenthreads go on
+    return names
+
+
+def _named_bases(instance_dir: str) -> Iterator[str]:
+    for disk in os.scandir(instance_dir):
+        if disk.name.startswith('disk') and disk.is_file():
+            # A guest may be deleted meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                header = qcow2_header(disk.path)
+                if header and header.backing:
+                    yield os.path.basename(header.backing)
+
+
+def _formats(instance_dir: str) -> dict[str, str]:
+    """Return Nova's record of the format of each of an instance's files.
+
+    :raises ValueError: the record is damaged
+    """
+    try:
+        with open(os.path.join(instance_dir, _INFO)) as record:
             text = record.read()
     except FileNotFoundError:
         return {}
     found = jsonutils.loads(text) if text else {}
     if not isinstance(found, dict):
-        raise ValueError(f'{name} in {instance_dir} has no record of disks')
+        raise ValueError(f'{_INFO} in {instance_dir} has no record of disks')
     return found
 
 
-def _known_bases(instance_dir: str) -> dict[str, str]:
-    """Return what has been written down; what cannot be read is unknown."""
-    try:
-        return _record(instance_dir, _BASES)
-    except (OSError, ValueError) as error:
-        LOG.warning('%(name)s in %(directory)s cannot be read: %(error)s', {
-            'name': _BASES, 'directory': instance_dir, 'error': error})
-        return {}
-
-
 def flatten(path: str, form: str, target: str, size: int = 0,
-            backing: str | None = None) -> None:
+            backing: str | None = None, **execution: Any) -> None:
     """Make a qcow2 without backing file that has the bytes of a disk.
 
-    The cost follows the data; ``qemu-img rebase`` reads every hole. One that
-    takes the place of the only disk there is, is written through first.
+    The cost follows the data; ``qemu-img rebase`` reads every hole. A new disk
+    that replaces the only one there is, is written through first.
 
     :param path: the disk
     :param form: its format, 'raw' or 'qcow2'
     :param target: where the new disk is put when it is complete; may be
-        *path*
+        *path*, else no file may be there
     :param size: the least size of the new disk, in bytes
-    :param backing: a raw file that is taken for the backing file, instead of
+    :param backing: a raw file that is read as the backing file, instead of
         the one that the disk names
-    :raises ProcessExecutionError: it could not be made
+    :param execution: for processutils.execute, as ``on_execute``
+    :raises ValueError: the disk has its data in another file
+    :raises OSError, ProcessExecutionError: it could not be made
     """
-    with scratch.directory(target) as directory:
-        made = os.path.join(directory, os.path.basename(target))
-        source = _node(path, form)
+    source = _node(path, form)
+    if form == 'qcow2':
+        _refuse_data_file(path)
         if backing:
             source['backing'] = _node(backing, 'raw')
+    with scratch.directory(target) as directory:
+        made = os.path.join(directory, os.path.basename(target))
         processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
-                             f'json:{jsonutils.dumps(source)}', made)
+                             f'json:{jsonutils.dumps(source)}', made,
+                             **execution)
         if size > virtual_size(made):
             processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
-                                 str(size))
+                                 str(size), **execution)
         if target == path:
             scratch.write_through(made)
-        os.rename(made, target)
+            os.rename(made, target)
+        else:
+            # A late attempt must not replace the disk of the next one.
+            os.link(made, target)
+
+
+def name_backing_file(path: str, backing: str) -> None:
+    """Change the backing file that a qcow2 disk names, and nothing else.
+
+    :raises ValueError: the disk has its data in another file
+    """
+    _refuse_data_file(path)
+    processutils.execute('qemu-img', 'rebase', '-u', '-f', 'qcow2',
+                         '-F', 'raw', '-b', backing, path)
+
+
+def absorb_backing_file(path: str, **execution: Any) -> None:
+    """Copy into a qcow2 disk what its backing file has, in place.
+
+    This reads every hole, and needs the least space. The disk names its
+    backing file until all is copied.
+
+    :param execution: for processutils.execute
+    :raises ProcessExecutionError: the disk still needs its backing file
+    """
+    processutils.execute('qemu-img', 'rebase', '-f', 'qcow2', '-b', '', path,
+                         **execution)
+
+
+def _refuse_data_file(path: str) -> None:
+    """Keep qemu-img from following what a peer has sent to another file."""
+    header = qcow2_header(path)
+    if header and header.has_data_file:
+        raise ValueError(f'{path} names an external data file')
 
 
 def flat_size(path: str) -> int:
@@ -256,106 +359,3 @@ def filesystem(path: str) -> dict[str, str] | None:
                  '%(error)s', {'path': path, 'error': error})
         return None
     return dict(line.split('=', 1) for line in found.splitlines())
-
-
-def remember_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
-    """Write down which file systems the backing files have.
-
-    One that Nova's image cache has removed while it was in use is made anew,
-    under its name, for the next guest. One that is missing already is written
-    down as such: what will be there next is another.
-    """
-    _remember(instance_dir, {
-        overlay.name: _identity(overlay) for overlay in overlays})
-
-
-def distrust_bases(instance_dir: str, overlays: Iterable[Overlay]) -> None:
-    """Write down that what is here under those names is another host's."""
-    _remember(instance_dir, {overlay.name: _MISSING for overlay in overlays})
-
-
-def _remember(instance_dir: str, identities: Mapping[str, str]) -> None:
-    known = _known_bases(instance_dir)
-    found = {name: identity for name, identity
-             in {**known, **identities}.items() if identity}
-    if found == known:
-        return
-    target = os.path.join(instance_dir, _BASES)
-    try:
-        with scratch.directory(target) as directory:
-            made = os.path.join(directory, _BASES)
-            with open(made, 'w') as record:
-                record.write(jsonutils.dumps(found))
-            scratch.write_through(made)
-            os.rename(made, target)
-    except OSError as error:
-        # a guest on a full file system is to be started all the same
-        LOG.warning('What disks lie upon could not be written to %(path)s: '
-                    '%(error)s', {'path': target, 'error': error})
-
-
-def _identity(overlay: Overlay) -> str:
-    """Return what tells a backing file from others, '' if nothing does."""
-    if not _is_missing(overlay.backing):
-        return (filesystem(overlay.backing) or {}).get('UUID', '')
-    LOG.warning('The backing file %(base)s of %(disk)s is missing. While the '
-                'guest runs, QEMU has it open still: migrate or stop the '
-                'guest, which makes the disk complete.',
-                {'base': overlay.backing, 'disk': overlay.path})
-    return _MISSING
-
-
-def _is_missing(base: str) -> bool:
-    """Say whether a file is known not to be there.
-
-    Where there is nothing beside it, what has it may not be mounted.
-    """
-    try:
-        os.stat(base)
-    except FileNotFoundError:
-        directory = os.path.dirname(base)
-        return os.path.isdir(directory) and bool(os.listdir(directory))
-    except OSError as error:
-        LOG.info('Whether %(path)s is there could not be found out: '
-                 '%(error)s', {'path': base, 'error': error})
-    return False
-
-
-def remember_unknown_bases(instance_dir: str) -> None:
-    """Write it down where that was not done when the disk was made."""
-    remember_bases(instance_dir, list(ephemeral_overlays(
-        instance_dir, without=_known_bases(instance_dir))))
-
-
-def lost(
-    overlay: Overlay,
-    filesystem_of: Callable[[str], Mapping[str, str] | None] | None = None,
-) -> str:
-    """Say what has become of the file that a disk was laid upon.
-
-    :param filesystem_of: is asked instead of :func:`filesystem` for the
-        backing file, by those who look at many disks
-    :returns: '' if it is there, as far as is known
-    """
-    if not os.path.exists(overlay.backing):
-        return 'is missing'
-    known = _known_bases(os.path.dirname(overlay.path)).get(overlay.name)
-    if known == _MISSING:
-        return ('was missing before, and what has its name now may be '
-                f'another (if it is the right one, remove {overlay.name} '
-                f'from {_BASES} beside the disk)')
-    ask = filesystem_of or filesystem
-    found = ask(overlay.backing) if known else None
-    if found is not None and found.get('UUID') != known:
-        return 'is another one than the disk was laid upon'
-    return ''
-
-
-def is_written(overlay: Overlay) -> bool:
-    """Say whether the guest has written to a disk, without its base."""
-    blind = jsonutils.dumps({**_node(overlay.path, 'qcow2'), 'backing': None})
-    extents, _errors = processutils.execute(
-        'qemu-img', 'map', '--force-share', '--output', 'json',
-        f'json:{blind}')
-    return any(extent['data'] or extent.get('present')
-               for extent in jsonutils.loads(extents))

@@ -23,21 +23,17 @@ import contextlib
 import functools
 import inspect
 import os
-import threading
 
-from nova.compute import vm_states
 from nova import exception
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
-from oslo_utils import excutils
 
 from nova_migfix import arrival
 from nova_migfix import conf
 from nova_migfix import fixes
-from nova_migfix.fixes import base
 from nova_migfix import migrate_data as migfix_data
 from nova_migfix import nova_release
 from nova_migfix import scratch
@@ -46,7 +42,6 @@ from nova_migfix import transfer
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 _CREATE_IMAGE = inspect.signature(driver.LibvirtDriver._create_image)
-_HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
 def _with_signature_of(method):
@@ -61,31 +56,29 @@ def _with_signature_of(method):
 class LibvirtDriver(driver.LibvirtDriver):
     """``[DEFAULT] compute_driver = migfix.LibvirtDriver``"""
 
-    _fixes: tuple[base.Fix, ...] = ()
-
     def __init__(self, virtapi, read_only=False):
         nova_release.require_supported()
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
         migfix_data.register()
-        # of the class, as Nova's static methods need them as well
-        LibvirtDriver._fixes = fixes.load(CONF.migfix.enabled_fixes)
+        self._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
         self._capabilities = {}
-        self._cold = _ColdMigration()
+        for fix in self._fixes:
+            fix.extend(self)
 
     def init_host(self, host):
-        scratch.sweep()
-        for fix in self._fixes:
-            fix.starting()
         super().init_host(host)
+        scratch.sweep_in_background()
         self._find_out_capabilities()
-        migfix_data.on_departure(self.virtapi, self._depart)
+        migfix_data.on_departure(
+            self.virtapi, self._depart, self._prepare_otherwise)
 
     def _find_out_capabilities(self):
-        self._capabilities = {}
-        for fix in self._fixes:
-            self._capabilities.update(fix.capabilities())
+        # One thread may read it while another asks.
+        self._capabilities = {
+            name: value for fix in self._fixes
+            for name, value in fix.capabilities().items()}
 
     # -- destination, then source: may the guest be migrated? ---------------
 
@@ -127,12 +120,26 @@ class LibvirtDriver(driver.LibvirtDriver):
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
+    def _prepare_otherwise(self, instance, disk_info):
+        """Return the disks' description for another attempt, or None."""
+        asks_again = [fix.preparation_failed(instance, self._host)
+                      for fix in self._fixes]
+        if not (disk_info and any(asks_again)):
+            return None
+        disks = jsonutils.loads(disk_info)
+        for fix in self._fixes:
+            fix.describe_disks(disks)
+        return jsonutils.dumps(disks)
+
     # -- destination: prepare to receive the guest --------------------------
 
     def pre_live_migration(self, context, instance, block_device_info,
                            network_info, disk_info, migrate_data):
         with contextlib.ExitStack() as preparation:
             preparation.enter_context(arrival.preparation())
+            preparation.enter_context(arrival.undone_if_it_fails(
+                libvirt_utils.get_instance_path_at_destination(
+                    instance, migrate_data)))
             for fix in self._fixes:
                 preparation.enter_context(fix.arriving(instance, migrate_data))
             return super().pre_live_migration(
@@ -143,7 +150,7 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    disk_info, fallback_from_host=None):
         source = transfer.source(fallback_from_host)
         if arrival.is_prepared():   # and not a hard reboot
-            disk_info = arrival.pull_disks(
+            arrival.pull_disks(
                 self._fixes, instance, instance_dir, disk_info or [], source)
         super()._create_images_and_backing(
             context, instance, instance_dir, disk_info, source)
@@ -160,36 +167,14 @@ class LibvirtDriver(driver.LibvirtDriver):
         super()._fetch_instance_kernel_ramdisk(
             context, instance, transfer.source(fallback_from_host))
 
-    # -- either host: disks are made, or needed again ------------------------
-
-    @staticmethod
-    @_with_signature_of(driver.LibvirtDriver._create_ephemeral)
-    def _create_ephemeral(target, *args, **kwargs):
-        with _making(target) as place:
-            super(LibvirtDriver, LibvirtDriver)._create_ephemeral(
-                place, *args, **kwargs)
-
-    @staticmethod
-    @_with_signature_of(driver.LibvirtDriver._create_swap)
-    def _create_swap(target, *args, **kwargs):
-        with _making(target) as place:
-            super(LibvirtDriver, LibvirtDriver)._create_swap(
-                place, *args, **kwargs)
-
     @_with_signature_of(driver.LibvirtDriver._create_image)
     def _create_image(self, context, instance, *args, **kwargs):
         asked = _CREATE_IMAGE.bind(
             self, context, instance, *args, **kwargs).arguments
-        # of a cold migration or resize only; a patched Nova has been told it
+        # of a cold migration or resize only; a patched Nova knows it itself
         if source := transfer.source(asked.get('fallback_from_host')):
             self._complete_disks(instance, source)
-        with contextlib.ExitStack() as creation:
-            for fix in () if asked.get('suffix') else self._fixes:
-                # not for a rescue, which leaves the guest's own disks alone
-                creation.enter_context(fix.creating_disks(
-                    instance, libvirt_utils.get_instance_path(instance),
-                    asked.get('block_device_info')))
-            return super()._create_image(context, instance, *args, **kwargs)
+        return super()._create_image(context, instance, *args, **kwargs)
 
     def _complete_disks(self, instance, source):
         instance_dir = libvirt_utils.get_instance_path(instance)
@@ -198,59 +183,22 @@ class LibvirtDriver(driver.LibvirtDriver):
             for fix in self._fixes:
                 fix.complete_disks(instance, instance_dir, source)
 
+    # -- either host: the guest is stopped, or started again -----------------
+
     def power_off(self, instance, timeout=0, retry_interval=0):
         self._stop(instance)
         super().power_off(instance, timeout, retry_interval)
 
-    def suspend(self, context, instance):
-        with _refusal():
-            self._stop(instance)
-        super().suspend(context, instance)
-
-    @_with_signature_of(driver.LibvirtDriver.resume)
-    def resume(self, context, instance, *args, **kwargs):
-        with _refusal():
-            self._power_on(instance, None)
-        super().resume(context, instance, *args, **kwargs)
-
-    def _soft_reboot(self, instance):
+    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
+    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
         self._stop(instance)
-        return super()._soft_reboot(instance)
-
-    @_with_signature_of(driver.LibvirtDriver.rescue)
-    def rescue(self, context, instance, *args, **kwargs):
-        self._stop(instance)
-        super().rescue(context, instance, *args, **kwargs)
-
-    def unrescue(self, context, instance):
-        # before Nova ends the rescue
-        self._stop(instance)
-        self._power_on(instance, None)
-        super().unrescue(context, instance)
-
-    def _create_guest(self, context, xml, instance, power_on=True,
-                      pause=False, post_xml_callback=None):
-        if power_on or pause:
-            self._power_on(instance, xml)
-        return super()._create_guest(
-            context, xml, instance, power_on, pause, post_xml_callback)
+        for fix in self._fixes:
+            fix.restarting(self, context, instance, network_info)
+        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     def _stop(self, instance):
         for fix in self._fixes:
             fix.stopping(instance, self._host)
-
-    def _power_on(self, instance, xml):
-        for fix in self._fixes:
-            fix.powering_on(instance, xml)
-
-    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
-    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
-        asked = _HARD_REBOOT.bind(
-            self, context, instance, network_info, *args, **kwargs).arguments
-        for fix in self._fixes:
-            fix.restarting(self, context, instance, network_info,
-                           asked.get('block_device_info'))
-        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     # -- source: move the guest, in a thread, and watch over it --------------
 
@@ -282,47 +230,13 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    timeout=0, retry_interval=0):
         with _refusal():
             for fix in self._fixes:
-                fix.before_power_off(instance, self._host)
-        self._cold.copies_disks = False
-        try:
-            disks = jsonutils.loads(super().migrate_disk_and_power_off(
-                context, instance, dest, flavor, network_info,
-                block_device_info, timeout, retry_interval))
-        except _Refused:
-            with excutils.save_and_reraise_exception():
-                self._stay(context, instance, dest)
-        finally:
-            self._cold.copies_disks = False
+                fix.leaving(self, instance, dest, block_device_info)
+        disks = jsonutils.loads(super().migrate_disk_and_power_off(
+            context, instance, dest, flavor, network_info,
+            block_device_info, timeout, retry_interval))
         for fix in self._fixes:
             fix.describe_copies(disks)
         return jsonutils.dumps(disks)
-
-    def _is_path_shared_with(self, dest, path):
-        shared = super()._is_path_shared_with(dest, path)
-        self._cold.copies_disks = not shared
-        return shared
-
-    def _get_instance_disk_info(self, instance, block_device_info):
-        # In a cold migration this is called when the guest is off.
-        if self._cold.copies_disks:
-            with _refusal():
-                for fix in self._fixes:
-                    fix.leaving(
-                        instance, libvirt_utils.get_instance_path(instance))
-        return super()._get_instance_disk_info(instance, block_device_info)
-
-    def _stay(self, context, instance, dest):
-        """Undo what a cold migration has done so far."""
-        if instance.vm_state == vm_states.ACTIVE:
-            # the manager's: it knows all that the guest had
-            self.virtapi._compute._power_on(context, instance)
-        try:
-            transfer.remove_empty_directory(
-                dest, libvirt_utils.get_instance_path(instance))
-        except Exception as error:
-            LOG.warning('The empty directory that was made for the instance '
-                        'on %(dest)s is left there: %(error)s',
-                        {'dest': dest, 'error': error}, instance=instance)
 
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,
@@ -336,36 +250,12 @@ class LibvirtDriver(driver.LibvirtDriver):
 
 
 @contextlib.contextmanager
-def _making(target):
-    """Give the place where the fixes want a file to be made.
-
-    What is not a file among the instances' is a logical volume.
-    """
-    is_file = target.startswith(CONF.instances_path)
-    with contextlib.ExitStack() as making:
-        for fix in LibvirtDriver._fixes if is_file else ():
-            target = making.enter_context(fix.making(target))
-        yield target
-
-
-class _ColdMigration(threading.local):
-    """What this thread knows of the cold migration that it carries out."""
-
-    #: the disks are not shared with the destination
-    copies_disks = False
-
-
-class _Refused(exception.InstanceFaultRollback):
-    """Nova leaves the instance in the state in which it was."""
-
-
-@contextlib.contextmanager
 def _refusal():
-    """Make a _Refused of what a fix raises."""
+    """Have Nova leave the instance in its state when a fix raises."""
     try:
         yield
     except Exception as error:
-        raise _Refused(error) from error
+        raise exception.InstanceFaultRollback(error) from error
 
 
 class _MigratingGuest:

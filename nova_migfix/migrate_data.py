@@ -29,6 +29,7 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
+from nova import exception
 from nova.objects import base
 from nova.objects import fields
 from nova.objects import migrate_data
@@ -89,17 +90,25 @@ def add_capabilities(data: Any, capabilities: Mapping[str, str]) -> None:
             **(get(data, DEST_CAPABILITIES) or {}), **capabilities}
 
 
-def on_departure(virtapi: Any, stamp: Callable[[Any], None]) -> None:
-    """Call *stamp* with the object just before it leaves for the destination.
+def on_departure(
+    virtapi: Any, stamp: Callable[[Any], None],
+    otherwise: Callable[[Any, str | None], str | None],
+) -> None:
+    """Call back before the object leaves for the destination, and if it fails.
 
     No method of the driver sees the object between the conductor and
-    ``pre_live_migration`` on the destination, so this wraps a method of the
-    one manager. Not of its ``compute_rpcapi``, which is made anew when the
-    driver has been loaded and again by ``ComputeManager.reset`` on SIGHUP.
+    ``pre_live_migration`` on the destination, and none sees that call fail
+    before Nova rolls the migration back. So this wraps a method of the one
+    manager, and the method of its ``compute_rpcapi`` each time before it is
+    used: Nova replaces that object when it has loaded the driver, and in
+    ``ComputeManager.reset`` on SIGHUP.
 
     :param virtapi: what nova-compute gave the driver to call back by; one
         without a manager (only tests have such) sends nothing
     :param stamp: is called with the migrate_data
+    :param otherwise: is called with the instance and the description of its
+        disks, JSON or None, when the destination raises MigrationError;
+        returns the description for a second attempt, or None
     """
     manager = getattr(virtapi, '_compute', None)
     if manager is None:
@@ -111,12 +120,37 @@ def on_departure(virtapi: Any, stamp: Callable[[Any], None]) -> None:
                 migration: Any, migrate_data: Any, source_bdms: Any) -> Any:
         try:
             stamp(migrate_data)
+            _ask_twice(manager.compute_rpcapi, otherwise)
         except Exception:
             # Nova has no handler around this call: the instance would stay
-            # MIGRATING. Untold, the destination does as Nova does.
-            LOG.exception('The destination is not told everything',
+            # MIGRATING. Without it, the destination does as Nova does.
+            LOG.exception('The destination does not learn everything',
                           instance=instance)
         return prepare(context, dest, instance, block_migration, migration,
                        migrate_data, source_bdms)
 
     manager._do_pre_live_migration_from_source = stamped
+
+
+def _ask_twice(
+    rpcapi: Any, otherwise: Callable[[Any, str | None], str | None],
+) -> None:
+    """Have *rpcapi* make a second attempt at ``pre_live_migration``."""
+    ask = rpcapi.pre_live_migration
+    if hasattr(ask, 'asks_twice'):
+        return
+
+    @functools.wraps(ask)
+    def asking(ctxt: Any, instance: Any, block_migration: Any, disk: Any,
+               host: Any, migrate_data: Any) -> Any:
+        try:
+            return ask(
+                ctxt, instance, block_migration, disk, host, migrate_data)
+        except exception.MigrationError:
+            disk = otherwise(instance, disk)
+            if disk is None:
+                raise
+        return ask(ctxt, instance, block_migration, disk, host, migrate_data)
+
+    asking.asks_twice = True    # type: ignore[attr-defined]
+    rpcapi.pre_live_migration = asking

@@ -31,9 +31,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 
+from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
 
@@ -43,6 +45,10 @@ CONF = cfg.CONF
 _ARCHIVE = 'migfix-archive-'
 # Seconds after which an archive was left.
 _FORGOTTEN = 24 * 3600
+
+
+# Tells the directories of this process from those that another has left.
+_RUN = uuid.uuid4().hex[:8]
 
 
 def _prefix() -> str:
@@ -58,22 +64,35 @@ def directory(beside: str) -> Iterator[str]:
     :returns: path of the directory
     """
     with tempfile.TemporaryDirectory(
-            prefix=_prefix(), dir=os.path.dirname(beside)) as path:
+            prefix=f'{_prefix()}{_RUN}-', dir=os.path.dirname(beside)) as path:
         yield path
 
 
 def write_through(path: str) -> None:
     """Wait until a file is on the disk.
 
-    What is renamed before that may be empty after a loss of power.
+    What is renamed before that may be empty after a loss of power. Another
+    process waits: with many dirty pages fsync(2) takes minutes, in which a
+    nova-compute under eventlet would do nothing else, not even report that it
+    is alive.
+
+    :raises OSError: it could not be written
     """
-    with open(path, 'rb') as file:
-        os.fsync(file.fileno())
+    try:
+        processutils.execute('sync', '--', path)
+    except processutils.ProcessExecutionError as error:
+        raise OSError(
+            f'{path} could not be written through: {error.stderr}') from error
 
 
 def archive() -> str:
     """Return a new name for an archive that a peer fetches, see sweep."""
     return f'{_ARCHIVE}{uuid.uuid4()}.tar'
+
+
+def sweep_in_background() -> None:
+    """Sweep in a thread: it looks into every instance's directory."""
+    threading.Thread(target=sweep, daemon=True).start()
 
 
 def sweep() -> None:
@@ -83,7 +102,8 @@ def sweep() -> None:
     that nobody can want any more.
     """
     for path in _find(f'{_prefix()}*'):
-        _remove(shutil.rmtree, path)
+        if not os.path.basename(path).startswith(f'{_prefix()}{_RUN}-'):
+            _remove(shutil.rmtree, path)
     old = time.time() - _FORGOTTEN
     for path in _find(f'{_ARCHIVE}*.tar'):
         # the peer may remove it just now
@@ -104,8 +124,9 @@ def _remove(remove: Callable[[str], object], path: str) -> None:
                  'end properly', path)
 
 
-def _find(pattern: str) -> list[str]:
-    """Return the paths of all that is called so where instances are."""
+def _find(pattern: str) -> Iterator[str]:
+    """Yield the paths of all that is called so where instances are."""
     root = glob.escape(CONF.instances_path)
-    return [path for depth in ('', '*')
-            for path in glob.glob(os.path.join(root, depth, pattern))]
+    for directory in (root, *map(glob.escape, glob.iglob(f'{root}/*/'))):
+        yield from glob.iglob(os.path.join(directory, pattern))
+        time.sleep(0)       # other greenthreads go on

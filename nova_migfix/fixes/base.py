@@ -53,10 +53,10 @@ class Fix:
 
     # -- nova-compute starts -------------------------------------------------
 
-    def starting(self) -> None:
-        """Either host: nova-compute starts, and has touched no guest yet.
+    def extend(self, driver: Any) -> None:
+        """Either host: replace parts of the driver that Nova has made.
 
-        :raises Exception: nova-compute does not start
+        :param driver: the LibvirtDriver, which knows no host yet
         """
 
     # -- precheck: nothing has been touched yet -----------------------------
@@ -128,6 +128,17 @@ class Fix:
         """
         return ()
 
+    def preparation_failed(self, instance: Any, host: Any) -> bool:
+        """Source: see whether the destination can do with less.
+
+        :param instance: nova.objects.Instance
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :returns: True if something has changed, so that the destination is
+            asked once more
+        :raises MigrationError: Nova rolls the migration back
+        """
+        return False
+
     # -- the guest is moved -------------------------------------------------
 
     def update_destination_xml(
@@ -159,20 +170,16 @@ class Fix:
 
     # -- cold migration and resize ------------------------------------------
 
-    def before_power_off(self, instance: Any, host: Any) -> None:
-        """Source: the guest will be stopped next, if it runs.
+    def leaving(
+        self, driver: Any, instance: Any, dest: str, block_device_info: Any,
+    ) -> None:
+        """Source: the guest will be stopped next, and its disks moved.
 
+        :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
-        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :param dest: address of the destination
+        :param block_device_info: as Nova gets it; may be None
         :raises Exception: the guest stays as it is
-        """
-
-    def leaving(self, instance: Any, instance_dir: str) -> None:
-        """Source: the guest is off and its disks will be copied next.
-
-        Not called when both hosts share them.
-
-        :raises Exception: the guest is started again
         """
 
     def describe_copies(self, disks: list[dict[str, Any]]) -> None:
@@ -200,31 +207,10 @@ class Fix:
         :param source: where to fetch what is missing
         """
 
-    # -- disks are made, or needed again ------------------------------------
-
-    def making(self, target: str) -> contextlib.AbstractContextManager[str]:
-        """Either host: say where a file with a file system is to be made.
-
-        :param target: the path that the file will have in the end
-        """
-        return contextlib.nullcontext(target)
-
-    def creating_disks(
-        self, instance: Any, instance_dir: str, block_device_info: Any,
-    ) -> contextlib.AbstractContextManager[None]:
-        """Either host: what holds while Nova makes the disks of a guest.
-
-        Those that are there already it leaves as they are, but not what they
-        need.
-
-        :param block_device_info: as Nova gets it; may be None
-        """
-        return contextlib.nullcontext()
+    # -- the guest is stopped, or started again -----------------------------
 
     def stopping(self, instance: Any, host: Any) -> None:
-        """Either host: the guest will be stopped, if it runs, but not moved.
-
-        What follows may start it again, as a soft reboot does.
+        """Either host: the guest will be stopped, if it runs.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
         :raises Exception: the guest stays as it is
@@ -232,18 +218,9 @@ class Fix:
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
-        block_device_info: Any,
     ) -> None:
         """Either host: the guest will be stopped, if it runs, and started.
 
         :param driver: the LibvirtDriver
-        :param block_device_info: as Nova gets it; may be None
         :raises Exception: the guest stays as it is
-        """
-
-    def powering_on(self, instance: Any, xml: str | None) -> None:
-        """Either host: the guest goes on with the disks as they are.
-
-        :param xml: what libvirt will start it from; None: all of its disks
-        :raises Exception: it stays off
         """

@@ -42,11 +42,13 @@ from oslo_log import log as logging
 from nova_migfix import arrival
 from nova_migfix import disks as local_disks
 from nova_migfix.fixes import base
-from nova_migfix import scratch
 
 LOG = logging.getLogger(__name__)
 
 FILE = 'disk.config'
+
+# the end of the name that a file of zeros has while another is made
+_ASIDE = '.zeros'
 
 
 class ConfigDrive(base.Fix):
@@ -78,9 +80,9 @@ class ConfigDrive(base.Fix):
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
-        block_device_info: Any,
     ) -> None:
         path = _path(instance)
+        _bring_back(path)
         if not (_is_empty(path, instance)
                 and configdrive.required_by(instance)):
             return
@@ -111,8 +113,8 @@ def _is_empty(path: str, instance: Any) -> bool:
     try:
         return local_disks.is_zeros(path)
     except OSError as error:
-        LOG.info('Whether the config drive %(path)s has anything could not be '
-                 'found out: %(error)s', {'path': path, 'error': error},
+        LOG.info('Nobody can say whether the config drive %(path)s has '
+                 'anything: %(error)s', {'path': path, 'error': error},
                  instance=instance)
         return False
 
@@ -120,14 +122,20 @@ def _is_empty(path: str, instance: Any) -> bool:
 @contextlib.contextmanager
 def _put_aside(path: str) -> Iterator[None]:
     """Move a file out of the way; it comes back if no other is made."""
-    with scratch.directory(path) as directory:
-        aside = os.path.join(directory, FILE)
-        os.rename(path, aside)
-        try:
-            yield
-        finally:
-            if not os.path.exists(path):
-                os.rename(aside, path)
+    os.rename(path, path + _ASIDE)
+    try:
+        yield
+    finally:
+        _bring_back(path)
+
+
+def _bring_back(path: str) -> None:
+    """Undo :func:`_put_aside`, also if nova-compute has died meanwhile."""
+    if os.path.exists(path + _ASIDE):
+        if os.path.exists(path):
+            os.unlink(path + _ASIDE)
+        else:
+            os.rename(path + _ASIDE, path)
 
 
 def _keep(instance: Any, target: str, copy: str) -> None:

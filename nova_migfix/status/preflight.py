@@ -198,8 +198,8 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
         if not os.path.isdir(os.path.dirname(backing)):
             host.note(f'Backing files are not in reach: {backing}.')
-        elif loss := disks.lost(overlay, _file_system):
-            yield Found('ephemeral-lost', device, backing, loss)
+        elif disks.lacks_base(overlay):
+            yield Found('ephemeral-lost', device, backing, 'is missing')
             continue
         if not host.has_shared_disks:
             yield Found('ephemeral', device, _described(backing),

@@ -241,7 +241,7 @@ class BlockJobs(fixtures.Fixture):
                 raise failure(f'no disk {disk}',
                               fakelibvirt.VIR_ERR_INVALID_ARG)
             backing, = (overlay.backing for overlay in
-                        disks.ephemeral_overlays(os.path.dirname(disk))
+                        disks.overlays(os.path.dirname(disk))
                         if overlay.path == disk)
             disks.flatten(disk, 'qcow2', disk,
                           backing=self.held.get(backing, backing))
@@ -262,16 +262,18 @@ class StorageTestCase(base.MigrationTestCase):
     #: [migfix] enabled_fixes of hosts that differ
     enabled_on = {}
 
+    #: [migfix] ephemeral_overlays: disks are as Nova makes them
+    overlays = True
+
     def setUp(self):
         self.hosts = self.useFixture(Hosts(self.shared))
         super().setUp()
         self.flags(default_ephemeral_format='ext4',
                    max_local_block_devices=-1)
+        self.flags(ephemeral_overlays=self.overlays, group='migfix')
         # in this process, with its rights
         privsep.sys_admin_pctxt.set_client_mode(False)
         self.addCleanup(privsep.sys_admin_pctxt.set_client_mode, True)
-        for where, method in _REAL.items():
-            self.useFixture(fixtures.MonkeyPatch(where, method))
         # A vfat config drive is filled through a loop device: here it has
         # its file system only.
         for name in ('mount', 'umount'):
@@ -280,14 +282,13 @@ class StorageTestCase(base.MigrationTestCase):
         self.jobs = self.useFixture(BlockJobs())
 
     def start_compute(self, hostname, **kwargs):
+        for where, method in _REAL.items():
+            self.useFixture(fixtures.MonkeyPatch(where, method))
         self.flags(enabled_fixes=self.enabled_on.get(
             hostname, self.enabled_fixes), group='migfix')
         with self.hosts.on(hostname):
             super().start_compute(hostname, **kwargs)
-        its_driver = self.computes[hostname].driver
-        # Of the class there is one, of which the last one started has set it.
-        its_driver._fixes = type(its_driver)._fixes
-        self.hosts.keep(hostname, its_driver)
+        self.hosts.keep(hostname, self.computes[hostname].driver)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):
@@ -468,8 +469,7 @@ class StorageTestCase(base.MigrationTestCase):
             self.assertEqual([], [
                 path for path in self.hosts.instances(host).glob('**/*')
                 if self.server['id'] in str(path)
-                or path.name.startswith('migfix-')
-                and path.name != 'migfix-bases.json'])
+                or path.name.startswith('migfix-')])
         self._wait_for_assert(gone, max_retries=60)
 
     # -- what libvirt does ----------------------------------------------------
