@@ -14,9 +14,8 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-
-from oslo_utils import netutils
 
 # RFC 1123: labels of letters, digits and hyphens that neither begin nor end
 # with a hyphen. The underscore is no part of it but of many a host's name.
@@ -34,7 +33,7 @@ def check(value: object) -> str:
         with a dash, several words, a ``user@host``
     """
     if isinstance(value, str):
-        if '%' not in value and netutils.is_valid_ip(value):
+        if '%' not in value and _is_ip(value):
             return value
         labels = value[:-1] if value.endswith('.') else value
         if len(value) <= _MAX_NAME and all(
@@ -42,3 +41,15 @@ def check(value: object) -> str:
             return value
     raise ValueError(
         f'{value!r:.80} is neither a host name nor an IP address')
+
+
+def _is_ip(value: str) -> bool:
+    """Say whether the whole of it is an address.
+
+    inet_aton(3), which oslo.utils asks, ignores what follows a blank.
+    """
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -48,8 +49,14 @@ _thread = threading.local()
 
 # What ssh, tar and rsync write besides the reason.
 _SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
-                 'tar: Error is not recoverable', 'rsync error: ',
+                 'tar: Error is not recoverable',
+                 'tar: This does not look like a tar archive', 'rsync error: ',
                  'rsync: connection unexpectedly closed')
+# Characters of an output that are looked at, and of a reason.
+_LONGEST_OUTPUT = 1 << 16
+_LONGEST_REASON = 240
+# ECMA-48: a control sequence, such as one that sets a colour.
+_ESCAPE = re.compile(r'\x1b\[[0-?]*[ -/]*[@-~]')
 
 
 # What has become of the guest when something cannot be had: it is on the
@@ -153,9 +160,20 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
 def reason(error: Exception) -> str:
     """Say it in a few words: an instance's action keeps 255 characters.
 
-    A login may greet first; what ended it comes last.
+    A login may greet first; what ended it comes last. The other host may
+    write whatever it likes: what a terminal would obey is left out.
     """
-    said = dict.fromkeys(line.strip().rstrip('.') for line in (
-        getattr(error, 'stderr', None) or str(error)).splitlines()
-        if line.strip() and not line.startswith(_SAYS_NOTHING))
-    return '; '.join([*said][-2:]) or repr(error)
+    text = str(getattr(error, 'stderr', None) or error)[-_LONGEST_OUTPUT:]
+    said = dict.fromkeys(filter(None, (
+        _printable(line).strip().rstrip('.') for line in text.splitlines()
+        if not line.startswith(_SAYS_NOTHING))))
+    found = '; '.join([*said][-2:]) or _printable(repr(error))
+    return (found if len(found) <= _LONGEST_REASON
+            else f'...{found[3 - _LONGEST_REASON:]}')
+
+
+def _printable(line: str) -> str:
+    """Return a line without escape sequences and control characters."""
+    return ''.join(
+        letter if letter.isprintable() else ' ' if letter == '\t' else ''
+        for letter in _ESCAPE.sub('', line))

@@ -27,6 +27,7 @@ import re
 import struct
 import time
 from typing import Any
+from typing import BinaryIO
 from typing import NamedTuple
 
 from nova.virt.disk import api as disk_api
@@ -113,13 +114,19 @@ def qcow2_header(path: str) -> Qcow2 | None:
         if magic != _MAGIC:
             return None
         features, = _FEATURES.unpack(start)
-        file.seek(name_offset)
-        name = file.read(min(name_size, _MAX_NAME)) if name_offset else b''
-        file.seek(l1_offset)
+        name = _read(file, name_offset, min(name_size, _MAX_NAME))
         # Without an L2 table there is no cluster.
-        is_written = any(file.read(min(l1_entries * 8, _MAX_L1)))
+        is_written = any(_read(file, l1_offset, min(l1_entries * 8, _MAX_L1)))
     return Qcow2(os.fsdecode(name), size, is_written,
                  version >= 3 and bool(features & _DATA_FILE))
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Read at an offset; a damaged header may have any, and 0 means none."""
+    if not 0 < offset < os.fstat(file.fileno()).st_size:
+        return b''
+    file.seek(offset)
+    return file.read(size)
 
 
 def overlays(instance_dir: str) -> Iterator[Overlay]:

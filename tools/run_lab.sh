@@ -21,6 +21,7 @@
 # NOVA_MIGFIX_LAB_DIR (default: /var/tmp/nova-migfix-lab).
 
 set -euo pipefail
+umask 022
 
 PACKAGES=(
     busybox-static cpio curl dosfstools e2fsprogs ethtool gcc genisoimage
@@ -28,7 +29,8 @@ PACKAGES=(
     libsasl2-modules libvirt-daemon-system libvirt-dev mariadb-server mount
     mtools openssh-client openssh-server openvswitch-switch patch pkg-config
     python3-dev python3-venv qemu-system-x86 qemu-utils rabbitmq-server rsync
-    sasl2-bin syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils zstd
+    sasl2-bin sudo syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils
+    zstd
 )
 
 fail() {
@@ -100,6 +102,8 @@ missing=$(missing_packages)
 # shellcheck disable=SC2086
 [ -z "$missing" ] || install_packages $missing
 make_runner
-# uv: trust the machine's certificates, as pip does
+# uv: trust the machine's certificates, as pip does; interpreters that it
+# installs are for the user nova as well
+export UV_PYTHON_INSTALL_DIR=$lab/pythons
 export PYTHONPATH=$checkout PYTHONDONTWRITEBYTECODE=1 UV_SYSTEM_CERTS=1
 exec "$lab/venvs/runner/bin/python" -m nova_migfix.tests.lab "$@"

@@ -177,8 +177,8 @@ class Ephemeral(base.Fix):
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
         overlays = list(local_disks.ephemeral_overlays(instance_dir))
+        _name_no_base_of_this_host(instance_dir, overlays)
         try:
-            _name_no_base_of_this_host(instance_dir, overlays)
             _pull_bases(instance, instance_dir, overlays, source)
         except exception.MigrationError:
             if any(map(local_disks.is_written, overlays)):

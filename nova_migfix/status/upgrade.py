@@ -123,15 +123,20 @@ def _computes() -> Iterator[tuple[str, float]]:
         _PROC / 'stat').read_text().splitlines() if line.startswith('btime'))
     for process in _PROC.glob('[0-9]*'):
         try:
-            arguments = (process / 'cmdline').read_text().split('\0')
+            arguments = _text(process / 'cmdline').split('\0')
             # after the name, which may have anything in it
-            numbers = (process / 'stat').read_text().rpartition(')')[2].split()
+            numbers = _text(process / 'stat').rpartition(')')[2].split()
         except OSError:
             continue
         if (os.path.dirname(arguments[0]) == here
                 and 'nova-compute' in map(os.path.basename, arguments[:2])):
             yield process.name, booted + int(
                 numbers[_STARTTIME]) / os.sysconf('SC_CLK_TCK')
+
+
+def _text(path: pathlib.Path) -> str:
+    """Read a file that any user may have written, in whatever encoding."""
+    return path.read_text(errors='replace')
 
 
 def _release() -> upgradecheck.Result:

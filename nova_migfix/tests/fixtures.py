@@ -76,7 +76,10 @@ class Instances(fixtures.Fixture):
 
 
 class FakeTar(fixtures.Fixture):
-    """A tar that differs when it makes an archive: it complains, or worse."""
+    """A tar that differs when it makes an archive: it complains, or worse.
+
+    :param before, after: commands of a shell that run as well
+    """
 
     SCRIPT = """#!/bin/sh
 case "$*" in *--create*) ;; *) exec {tar} "$@" ;; esac
@@ -84,12 +87,15 @@ for argument; do
     shift
     [ "$argument" = "{without}" ] || set -- "$@" "$argument"
 done
+{before}
 {tar} "$@" || exit
+{after}
 [ -z "{complaint}" ] || {{ echo "tar: {complaint}" >&2; exit 1; }}
 """
 
-    def __init__(self, complaint='', dereference=True):
+    def __init__(self, complaint='', dereference=True, before='', after=''):
         self._words = {
+            'before': before, 'after': after,
             'complaint': complaint, 'tar': shutil.which('tar'),
             'without': '' if dereference else '--dereference'}
 

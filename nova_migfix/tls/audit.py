@@ -120,7 +120,8 @@ def _qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
 
 
 def _guest(process: pathlib.Path, arguments: list[str]) -> Guest:
-    in_use = _IN_USE.findall((process / 'status').read_text())
+    in_use = _IN_USE.findall(
+        (process / 'status').read_text(errors='replace'))
     name = re.match(r'(?:guest=)?([^,]*)', _after(arguments, '-name'))
     return Guest(
         int(process.name), name[1] if name else '',
@@ -134,7 +135,8 @@ def _after(arguments: list[str], option: str) -> str:
 
 def _library(process: pathlib.Path) -> Library | None:
     try:
-        match = _MAPPED.search((process / 'maps').read_text())
+        match = _MAPPED.search(
+            (process / 'maps').read_text(errors='replace'))
     except PermissionError:
         return Library('', False, None, '')
     if not match:

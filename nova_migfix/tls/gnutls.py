@@ -15,23 +15,35 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import pathlib
 import re
+import stat
 
 _VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
+# Bytes; a libgnutls has two million.
+_LARGEST = 32 << 20
 
 
 def version(path: pathlib.Path) -> str | None:
     """Read the version out of a library.
 
-    It is not loaded: what a process has mapped may be anything.
+    It is not loaded: what a process has mapped may be anything, also a pipe
+    that never ends or a file that is larger than memory.
 
     :returns: '3.8.9', None if it is not found
     """
     try:
-        found = set(_VERSION.findall(path.read_bytes()))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return None
+    with open(descriptor, 'rb') as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return None
+        try:
+            found = set(_VERSION.findall(file.read(_LARGEST)))
+        except OSError:
+            return None
     return found.pop().decode() if len(found) == 1 else None
 
 

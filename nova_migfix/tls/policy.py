@@ -22,6 +22,7 @@ import argparse
 import os
 import pathlib
 import re
+import stat
 import sys
 import tempfile
 from typing import NamedTuple
@@ -59,12 +60,15 @@ class Family(NamedTuple):
     :param section: of the file, None if it has no sections
     :param settings: (key, value) by mode
     :param then: what is to be done afterwards
+    :param public: QEMU itself reads the file, as the user that guests run as;
+        what libvirt reads as root may have passwords
     """
 
     path: str
     section: str | None
     settings: dict[str, tuple[tuple[str, str], ...]]
     then: str
+    public: bool = True
 
 
 _GNUTLS = Family(
@@ -86,7 +90,7 @@ FAMILIES = {
         {mode: (('migrate_tls_priority', f'"{priority}"'),)
          for mode, priority in PRIORITIES.items()},
         'For libvirt 11.6.0 or later, which has to be restarted. It applies '
-        'to migrations only.'),
+        'to migrations only.', public=False),
 }
 
 
@@ -169,18 +173,27 @@ def _inserted(lines: list[str], section: str | None,
     return [*lines[:end], *missing, *lines[end:]]
 
 
-def write(path: pathlib.Path, text: str, *, force: bool) -> bool:
-    """Write a file that everybody may read, in one step.
+def write(path: pathlib.Path, text: str, *, force: bool,
+          public: bool = True) -> bool:
+    """Write a file in one step.
+
+    One that is replaced keeps its owner and mode.
 
     :param force: an existing file may be replaced
+    :param public: everybody must be able to read the file; otherwise a new
+        one is for its owner alone
     :returns: whether it had to be written
-    :raises PolicyError: it exists with another text
+    :raises PolicyError: it exists with another text, or is something else
+        than a file
     """
-    if path.exists():
-        if path.read_text() == text and path.stat().st_mode & 0o444 == 0o444:
+    found = _existing(path)
+    wanted = 0o444 if public else 0
+    if found:
+        if path.read_text() == text and found.st_mode & wanted == wanted:
             return False
         if not force:
             raise PolicyError(f'{path} exists; --force replaces it')
+    mode = (stat.S_IMODE(found.st_mode) if found else 0o600) | wanted
     with tempfile.NamedTemporaryFile(
             'w', dir=path.parent, prefix=f'.{path.name}-',
             delete=False) as file:
@@ -188,12 +201,32 @@ def write(path: pathlib.Path, text: str, *, force: bool) -> bool:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
+            if found:
+                os.fchown(file.fileno(), found.st_uid, found.st_gid)
+            os.fchmod(file.fileno(), mode)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
     return True
+
+
+def _existing(path: pathlib.Path) -> os.stat_result | None:
+    """Return the state of a file that is there already.
+
+    :raises PolicyError: it is a symbolic link, which the new file would
+        replace and leave the file that is used as it was, or no file at all
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise PolicyError(f'{path} is a symbolic link to {os.readlink(path)}: '
+                          'name the file itself')
+    if not stat.S_ISREG(found.st_mode):
+        raise PolicyError(f'{path} is not a file')
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +252,8 @@ def run(args: argparse.Namespace) -> int:
         text = merge(family, args.mode,
                      args.merge.read_text() if args.merge else '')
         if args.output:
-            written = write(args.output, text, force=args.force)
+            written = write(args.output, text, force=args.force,
+                            public=family.public)
             _say(f'{args.output}: '
                  f'{"written" if written else "is as it should be"}')
         else:
@@ -229,7 +263,8 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if args.mode == CHACHA20:
         _say(COST)
-    _say(f'For {family.path}, mode 0644. {family.then}')
+    _say(f'For {family.path}{", mode 0644" if family.public else ""}. '
+         f'{family.then}')
     return 0
 
 

@@ -128,35 +128,39 @@ def probe(qemu: str, user: str, credentials: str | None = None,
 
 
 @contextlib.contextmanager
-def _directory(user: str) -> Iterator[pathlib.Path]:
-    with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
-        _give(pathlib.Path(name), user)
-        yield pathlib.Path(name)
-
-
-def _give(directory: pathlib.Path, user: str) -> None:
-    if os.geteuid() != 0:
-        return
-    owner = pwd.getpwnam(user)
-    for path in (directory, *directory.rglob('*')):
-        os.chown(path, owner.pw_uid, owner.pw_gid)
-
-
-@contextlib.contextmanager
 def listening(qemu: str, user: str, credentials: str | None = None,
               priority: str | None = None) -> Iterator[tuple[str, int]]:
     """A QEMU that waits for a migration; gives the address.
 
+    Root makes all files, and QEMU's user gets no directory that it could
+    write to: a symbolic link there would lead root to any file of the host.
+
     With the parameters and errors of :func:`probe`.
     """
-    with _directory(user) as directory:
+    with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
+        directory = pathlib.Path(name)
         if credentials is None:
             credentials = str(directory / 'certificates')
             certificates.write(pathlib.Path(credentials))
-            _give(directory, user)
+            _let_read(user, pathlib.Path(credentials))
         with _started(qemu, user, directory, credentials,
                       priority) as address:
             yield address
+
+
+def _let_read(user: str, directory: pathlib.Path) -> None:
+    """Give a user the files of a directory, but not the directory itself.
+
+    Both the directory and the one that it is in stay root's; this user may
+    look up names there, and no more.
+    """
+    if os.geteuid() != 0:
+        return
+    owner = pwd.getpwnam(user)
+    for path in directory.iterdir():
+        os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
+    for parent in (directory, directory.parent):
+        parent.chmod(0o711)
 
 
 @contextlib.contextmanager
@@ -170,13 +174,21 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             'verify-peer': 'off', 'priority': priority or ''}.items()
         if value)
     path = directory / 'monitor'
-    process = subprocess.Popen(  # noqa: S603 - no shell
-        [qemu, '-machine', 'none', '-nodefaults', '-display', 'none', '-S',
-         '-object', f'tls-creds-x509,{properties}',
-         '-qmp', f'unix:{path},server=on,wait=off',
-         '-incoming', 'defer'],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, **_as(user))
+    # QEMU's user may not make the socket, and gets it made.
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        descriptor = listener.fileno()
+        process = subprocess.Popen(  # noqa: S603 - no shell
+            [qemu, '-machine', 'none', '-nodefaults', '-display', 'none',
+             '-S', '-object', f'tls-creds-x509,{properties}',
+             '-chardev', 'socket,id=monitor,server=on,wait=off,'
+             f'fd={descriptor}', '-mon', 'chardev=monitor,mode=control',
+             '-incoming', 'defer'],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, pass_fds=[descriptor],
+            # without the terminal of root, which could be typed into
+            start_new_session=True, **_as(user))
     try:
         with contextlib.closing(
                 qmp.Monitor(path, process)) as monitor:

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
+import select
 import socket
 import subprocess
 import time
@@ -25,6 +27,13 @@ from typing import Any
 # Seconds, for any answer, and between two looks at a QEMU that starts.
 _TIMEOUT = 30
 _POLL = 0.02
+
+# Characters of an answer, and bytes of what QEMU writes to standard error:
+# it runs as a user who need not be trusted.
+_LONGEST = 1 << 20
+_MAX_ERRORS = 1 << 16
+# Characters of a message.
+_MAX_SAID = 500
 
 
 class QemuError(Exception):
@@ -44,10 +53,14 @@ class Monitor:
         self._process = process
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_TIMEOUT)
-        self._connect(path)
         self._file = self._socket.makefile('rw')
-        self._receive()
-        self.ask('qmp_capabilities')
+        try:
+            self._connect(path)
+            self._receive()
+            self.ask('qmp_capabilities')
+        except QemuError:
+            self.close()
+            raise
 
     def _connect(self, path: pathlib.Path) -> None:
         deadline = time.monotonic() + _TIMEOUT
@@ -63,14 +76,20 @@ class Monitor:
     def _failed(self, error: Exception) -> QemuError:
         self._process.kill()
         self._process.wait()
-        said = self._process.stderr.read() if self._process.stderr else b''
-        lines = said.decode(errors='replace').strip().splitlines()
-        return QemuError(
-            f'QEMU has ended: {lines[-1] if lines else error}')
+        lines = self._errors().decode(errors='replace').strip().splitlines()
+        said = lines[-1] if lines else str(error)
+        return QemuError(f'QEMU has ended: {said[:_MAX_SAID]}')
+
+    def _errors(self) -> bytes:
+        """Return what it wrote; a child that it left may hold the pipe."""
+        stream = self._process.stderr
+        if stream and select.select([stream], [], [], 0)[0]:
+            return os.read(stream.fileno(), _MAX_ERRORS)
+        return b''
 
     def _receive(self) -> Any:
         try:
-            return json.loads(self._file.readline())
+            return json.loads(self._file.readline(_LONGEST))
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 

@@ -70,8 +70,10 @@ class Compute(fixtures.Fixture):
         self._running = None
 
     def _setUp(self):
-        instances = configuration.instances(self.host.root)
-        instances.mkdir(parents=True)
+        configuration.instances(self.host.root).mkdir()
+        self.host.give_to_nova(self.host.home_here)
+        self.log.touch()
+        self.host.give_to_nova(self.log)
         self._start_agent()
 
     @property
@@ -101,12 +103,12 @@ class Compute(fixtures.Fixture):
     def apply(self, settings):
         """Begin to run with *settings*; returns whether to `wait`."""
         limit = settings.tap_queue_limit
-        environment = self.libvirt.environment(limit)
+        environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
         venv = self._venvs.nova[settings.nova]
         plugin = (settings.nova == environments.MENDED
                   and self._venvs.variant == environments.PLUGIN)
         text = configuration.render(configuration.nova_compute(
-            self.host, venv, self._CONFIGURATION,
+            self.host, venv, self._CONFIGURATION, environment,
             {**(_PLUGIN if plugin else {}), **settings.options}))
         if (text, environment) == self._running:
             return False
@@ -116,17 +118,15 @@ class Compute(fixtures.Fixture):
         self.libvirt.limit_tap_queues(limit)
         path = self.host.write(self._CONFIGURATION, text)
         self._seen = self._started()
-        self._daemon = self.host.start(
+        self._daemon = self.host.start_as_nova(
             'nova-compute', venv.bin('nova-compute'), '--config-file', path,
-            env={**environment, 'PATH': _PATH})
+            env=environment)
         self._running = text, environment
         self._plugin = plugin
         return True
 
     def _started(self):
         """How often nova-compute has come up here."""
-        if not self.log.exists():
-            return 0
         return self.log.read_text(errors='replace').count(_STARTED)
 
     def wait(self):

@@ -196,14 +196,15 @@ _NOVA_PRIVSEP = ('nova_sys_admin', 'vif_plug_ovs_privileged',
                  'vif_plug_linux_bridge_privileged', 'privsep_osbrick')
 
 
-def nova_compute(host, venv, path, options):
+def nova_compute(host, venv, path, environment, options):
     """nova.conf of a compute host.
 
     :param path: where this is going to be written
+    :param environment: of what runs as root for nova-compute
     :param options: what differs from a plain one: ``{(section, option):
         value}``
     """
-    result = _nova(host, host.own / 'nova')
+    result = _nova(host, host.home)
     result['DEFAULT'].update({
         'log_file': host.log('nova-compute'),
         'compute_driver': 'libvirt.LibvirtDriver',
@@ -217,9 +218,11 @@ def nova_compute(host, venv, path, options):
         'disk_allocation_ratio': 64,
         'shutdown_timeout': 1,
     })
-    helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
+    helper = ' '.join(['sudo', '--non-interactive', *[
+        f'{name}={value}' for name, value in environment.items()],
+        f'{venv.bin("privsep-helper")} --config-file {host.root / path}'])
     result.update({
-        'os_vif_ovs': {'ovsdb_connection': hypervisor.Switch.SOCKET,
+        'os_vif_ovs': {'ovsdb_connection': hypervisor.Switch.ADDRESS,
                        'isolate_vif': False},
         'workarounds': {'skip_cpu_compare_on_dest': True},
         'compute': {'live_migration_wait_for_vif_plug': False},

@@ -62,6 +62,9 @@ _NEW_WSGI = 'nova.wsgi.osapi_compute:application'
 # nova/virt/__init__.py of these imports pkg_resources; nothing depends on it.
 _PKG_RESOURCES = ('setuptools<82',)
 
+# The user nova cannot do it later.
+_OPTIONS = ('--compile-bytecode',)
+
 SERIES = {
     29: Series('>=3.10,<3.12', _OLD_WSGI, 'sync', _PKG_RESOURCES),
     30: Series('>=3.10,<3.12', _OLD_WSGI, 'sync', _PKG_RESOURCES),
@@ -152,7 +155,7 @@ class Venv:
         return self._stamp.read_text() if self._stamp.exists() else ''
 
     def _install(self, *arguments, log):
-        self._uv('pip', 'install', '--python', self.bin('python'),
+        self._uv('pip', 'install', *_OPTIONS, '--python', self.bin('python'),
                  *arguments, log=log)
 
     def _patch(self, series):
@@ -169,7 +172,8 @@ class Venv:
 
     def _fingerprint(self, requirements, files):
         digest = hashlib.sha256()
-        digest.update('\n'.join((self.python, *requirements)).encode())
+        digest.update('\n'.join(
+            (self.python, *_OPTIONS, *requirements)).encode())
         for path in filter(None, (self.constraints, *files)):
             digest.update(pathlib.Path(path).read_bytes())
         return digest.hexdigest()

@@ -99,17 +99,19 @@ class Ephemeral:
 class Guest(fixtures.Fixture):
     """An instance, from its boot on a given host until it is deleted."""
 
-    def __init__(self, cloud, image, host, ephemerals=(),
+    def __init__(self, cloud, image, host, ephemerals=(), swap=0,
                  config_drive=False):
         """Prepare a request.
 
         :param image: as `cloud.upload` returned it
         :param host: a name
         :param ephemerals: of Ephemeral, /dev/vdb and so on for the guest
+        :param swap: MiB of a swap disk, which comes after those
         """
         self.cloud = cloud
         self.image = image
         self.ephemerals = ephemerals
+        self.swap = swap
         self._config_drive = config_drive
         self._first_host = host
 
@@ -144,6 +146,8 @@ class Guest(fixtures.Fixture):
         """
         size = sum(ephemeral.size for ephemeral in self.ephemerals)
         wanted = {'ephemeral': size} if size else {}
+        if self.swap:
+            wanted['swap'] = self.swap
         if size or self._config_drive:
             wanted['vcpus'] = 1
         return self.cloud.flavor(**{**wanted, **changes})
@@ -402,8 +406,16 @@ class Guest(fixtures.Fixture):
         self._act({'resume': None}, 'ACTIVE')
 
     def ask_in_vain_for_resume(self):
-        """Wait until Nova has left the guest suspended."""
-        self._act({'resume': None}, 'SUSPENDED')
+        """Wait until Nova has given up; returns the state that is left."""
+        self._act({'resume': None}, 'SUSPENDED', 'ERROR')
+        return self.vm_state
+
+    def stop(self):
+        self._act({'os-stop': None}, 'SHUTOFF')
+
+    def start(self):
+        self._act({'os-start': None}, 'ACTIVE')
+        self._booted()
 
     def cold_migrate(self):
         """To the other host; confirmed."""
@@ -418,21 +430,23 @@ class Guest(fixtures.Fixture):
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def _act(self, action, status):
-        """Ask for an *action* and wait until the server has this *status*."""
+    def _act(self, action, *states):
+        """Ask for an *action* and wait for one of these *states*."""
         self.cloud.ports_changed()
         self.cloud.wait_for_agents()
         response = self.cloud.api.compute.post(
             f'/servers/{self.id}/action', microversion='2.90', json=action)
         exceptions.raise_from_response(response)
         process.wait_for(f'{next(iter(action))} of {self.domain}',
-                         lambda: self._is(status), timeout=240, poll=_POLL)
+                         lambda: self._is(states), timeout=240, poll=_POLL)
 
-    def _is(self, status):
+    def _is(self, states):
         server = self._server()
-        if server.status == 'ERROR':
+        if server.task_state:
+            return False
+        if server.status == 'ERROR' and server.status not in states:
             raise process.LabError(f'guest in ERROR: {server.fault}')
-        return server.status == status and not server.task_state
+        return server.status in states
 
     def _request_migration(self, destination):
         # The SDK asks for an API version in which the request takes as long

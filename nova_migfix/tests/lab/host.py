@@ -12,6 +12,7 @@
 
 """A host: namespaces in which services believe to be alone on a machine."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import fixtures
 from nova_migfix.tests.lab import init
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import topology
+from nova_migfix.tests.lab import users
 
 _ETC_HOSTS = ''.join(
     [f'{topology.MANAGEMENT.address(host)} {host}\n'
@@ -51,7 +53,10 @@ class Host(fixtures.Fixture):
         self.name = name
         self.root = workdir.run / name
         self.own = workdir.own
+        # of nova, as the host itself and as the machine knows it
+        self.home, self.home_here = self.own / 'nova', self.root / 'nova'
         self.keep = keep
+        self._venvs = workdir.venvs
         self.pid = None
 
     def _setUp(self):
@@ -75,9 +80,12 @@ class Host(fixtures.Fixture):
                       'var/lib/libvirt', 'var/log/libvirt/qemu'):
             (self.root / place).mkdir(parents=True)
         self.write('etc/hosts', f'127.0.0.1 localhost\n{_ETC_HOSTS}')
-        # sshd refuses an account that is locked, as root often is.
-        self.write('etc/shadow', 'root:*:19000:0:99999:7:::\n').chmod(0o600)
         self.write('etc/ssh/ssh_config', '')
+        for place, (text, mode) in users.files(
+                self.home, self._venvs).items():
+            self.write(place, text).chmod(mode)
+        self.home_here.mkdir()
+        self.give_to_nova(self.home_here)
 
     def _ready(self):
         if self._unshare.poll() is not None:
@@ -101,6 +109,12 @@ class Host(fixtures.Fixture):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         return path
+
+    @staticmethod
+    def give_to_nova(path):
+        """Let nova own *path* and all that is below it."""
+        for each in (path, *path.rglob('*')):
+            os.chown(each, users.NOVA_ID, users.NOVA_ID)
 
     def log(self, name):
         return self.root / 'log' / f'{name}.log'
@@ -128,3 +142,10 @@ class Host(fixtures.Fixture):
         return process.Daemon(
             f'{name} on {self.name}', self.enter('env', *setting, *argv),
             self.root / 'log' / f'{name}.out', env=_ENVIRONMENT, cwd='/')
+
+    def start_as_nova(self, name, *argv, env=None):
+        """As `start`; as the user nova and with its groups."""
+        return self.start(
+            name, 'setpriv', '--reuid', users.NOVA, '--regid', users.NOVA,
+            '--init-groups', *argv,
+            env={'HOME': self.home, 'USER': users.NOVA, **(env or {})})

@@ -13,7 +13,7 @@
 """What nova-compute needs on a compute host: Open vSwitch, libvirt, sshd."""
 
 import pathlib
-import sys
+import shutil
 
 import fixtures
 
@@ -21,6 +21,7 @@ from nova_migfix.tests.lab import infrastructure
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import qemu_tcg
 from nova_migfix.tests.lab import topology
+from nova_migfix.tests.lab import users
 from nova_migfix.tests.lab import workdir
 
 QEMU = '/usr/bin/qemu-system-x86_64'
@@ -30,7 +31,7 @@ listen_tls = 0
 listen_tcp = 1
 auth_tcp = "sasl"
 auth_unix_rw = "none"
-unix_sock_group = "root"
+unix_sock_group = "{group}"
 host_uuid = "{uuid}"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 log_filters = "3:remote 4:event"
@@ -53,12 +54,10 @@ credentials=default
 '''
 
 # Both hosts are in one control group tree and in one user namespace.
-_QEMU = '''
-user = "root"
-# qemu_tcg.py asks the kernel not to stop it
-clear_emulator_capabilities = 0
-group = "root"
-dynamic_ownership = 0
+_QEMU = f'''
+user = "{users.QEMU}"
+group = "{users.QEMU_GROUP}"
+dynamic_ownership = 1
 security_driver = "none"
 namespaces = []
 cgroup_controllers = []
@@ -80,7 +79,6 @@ Subsystem sftp internal-sftp
 
 _SSH = '''
 Host *
-    IdentityFile {key}
     BatchMode yes
     ConnectTimeout 10
     StrictHostKeyChecking no
@@ -88,7 +86,9 @@ Host *
     LogLevel ERROR
 '''
 
-_QEMU_WRAPPER = '''#!{python}
+# Run by QEMU's user, who can read neither the checkout nor an interpreter in
+# root's home.
+_QEMU_WRAPPER = '''#!/usr/bin/python3
 import sys
 sys.path.insert(0, {directory!r})
 import qemu_tcg
@@ -128,9 +128,10 @@ class Tools:
             link = self._sysroot / place
             if not link.is_symlink():
                 link.symlink_to(f'/usr/{place}')
+        shutil.copy(qemu_tcg.__file__, self._sysroot)
         self.wrapper.write_text(_QEMU_WRAPPER.format(
-            python=sys.executable, qemu=str(binary), claim=str(self._claim),
-            directory=str(pathlib.Path(qemu_tcg.__file__).parent)))
+            qemu=str(binary), claim=str(self._claim),
+            directory=str(self._sysroot)))
         self.wrapper.chmod(0o755)
 
 
@@ -139,6 +140,8 @@ class Switch(fixtures.Fixture):
 
     _DATABASE = '/run/openvswitch/conf.db'
     SOCKET = 'unix:/run/openvswitch/db.sock'
+    # for nova, which cannot open the socket; os-vif's default
+    ADDRESS = 'tcp:127.0.0.1:6640'
 
     def __init__(self, host):
         self.host = host
@@ -148,7 +151,7 @@ class Switch(fixtures.Fixture):
                       '/usr/share/openvswitch/vswitch.ovsschema')
         ovsdb = self.host.start(
             'ovsdb-server', 'ovsdb-server', self._DATABASE,
-            f'--remote=p{self.SOCKET}')
+            f'--remote=p{self.SOCKET}', '--remote=ptcp:6640:127.0.0.1')
         ovsdb.wait_for('ovsdb-server answers', lambda: self.host.succeeds(
             'ovs-vsctl', '--timeout=5', '--no-wait', 'init'))
         self.host.start('ovs-vswitchd', 'ovs-vswitchd', self.SOCKET)
@@ -171,7 +174,8 @@ class Libvirt(fixtures.Fixture):
     def _setUp(self):
         number = topology.COMPUTES.index(self.host.name) + 1
         self.host.write('etc/libvirt/libvirtd.conf', _LIBVIRTD.format(
-            uuid=f'0000000{number}-1111-4222-8333-00000000000{number}'))
+            uuid=f'0000000{number}-1111-4222-8333-00000000000{number}',
+            group=users.LIBVIRT_GROUP))
         self.host.write('etc/libvirt/qemu.conf', _QEMU)
         self.certificates.mkdir()
         self._require_password()
@@ -237,7 +241,11 @@ class SshServer(fixtures.Fixture):
         self._networks = ()
 
     def _setUp(self):
-        self.host.write('etc/ssh/ssh_config', _SSH.format(key=self.key))
+        self.host.write('etc/ssh/ssh_config', _SSH)
+        keys = self.host.home_here / '.ssh'
+        keys.mkdir(mode=0o700)
+        shutil.copy(self.key, keys / 'id_ed25519')
+        self.host.give_to_nova(keys)
 
     def listen(self, networks):
         """(Re)start it so that it answers on *networks*, () for none."""

@@ -34,10 +34,13 @@ import sys
 # Places that exist wherever the packages are installed: nothing has to be
 # created in the machine's own file system to mount there.
 PRIVATE = (
+    'etc/group',
     'etc/hosts',
     'etc/libvirt',
+    'etc/passwd',
     'etc/shadow',
     'etc/ssh/ssh_config',
+    'etc/sudoers',
     'var/cache/libvirt',
     'var/lib/libvirt',
     'var/log/libvirt',

@@ -147,12 +147,14 @@ class Scenario:
     :cvar expected: what comes of it, by Arrangement; where that depends on
         the release, for `in_release`
     :cvar variants: what mends Nova in it
+    :cvar options: of nova.conf on both hosts, ``{(section, option): value}``
     """
 
     name = ''
     title = ''
     expected = {}
     variants = environments.VARIANTS
+    options = {}
 
     def expectation(self, arrangement, major):
         """Arrives or Fails, in a release of Nova."""
@@ -206,19 +208,21 @@ class Run(fixtures.Fixture):
     # What a scenario sets up.
 
     def configure(self, source=None, destination=None, both=None,
-                  tap_queue_limit=None):
+                  tap_queue_limit=None, arrangement=None):
         """(Re)start nova-compute where its options are not yet these.
 
         :param source, destination, both: ``{(section, option): value}``
         :param tap_queue_limit: of the destination's kernel
+        :param arrangement: instead of the run's, before a change to it
         """
         self.progress('nova-compute')
-        common = both or {}
+        arrangement = arrangement or self.arrangement
+        common = {**self.scenario.options, **(both or {})}
         settings = {
             SOURCE: compute.Settings(
-                self.arrangement.source, {**common, **(source or {})}),
+                arrangement.source, {**common, **(source or {})}),
             DESTINATION: compute.Settings(
-                self.arrangement.destination,
+                arrangement.destination,
                 {**common, **(destination or {})}, tap_queue_limit),
         }
         self.cloud.configure(settings)

@@ -16,6 +16,7 @@ import fcntl
 import os
 import pathlib
 import shutil
+import stat
 
 from nova_migfix.tests.lab import process
 
@@ -47,6 +48,13 @@ class WorkDir:
     def prepare(self):
         for directory in (self.venvs, self.cache, self.run, self.own):
             directory.mkdir(parents=True, exist_ok=True)
+        closed = [directory for directory in (self.root, *self.root.parents)
+                  if not directory.stat().st_mode & stat.S_IXOTH]
+        if closed:
+            raise process.LabError(
+                f'{closed[0]} is closed to users other than its own, such as '
+                f'nova and that of QEMU; set NOVA_MIGFIX_LAB_DIR to a '
+                f'directory that they can reach')
 
     def lock(self):
         """Refuse to share the directory with another run."""

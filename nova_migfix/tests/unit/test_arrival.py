@@ -10,7 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import time
+
 import ddt
+from hypothesis import given
+from hypothesis import strategies as st
 from oslo_concurrency import processutils
 import testtools
 
@@ -42,6 +46,12 @@ class TestReason(testtools.TestCase):
          '[Receiver]\n'
          'rsync error: unexplained error (code 255) at io.c(232)\n',
          'ssh: connect to host 10.0.2.11 port 22: Connection refused'),
+        ("stat: cannot statx '/inst/kernel': No such file or directory\n"
+         'tar: This does not look like a tar archive\n'
+         'tar: Exiting with failure status due to previous errors\n',
+         "stat: cannot statx '/inst/kernel': No such file or directory"),
+        ('\x1b[31mtar:\tdisk\x1b[0m\x07 is \x9b1mlost\x00\u202e\n',
+         'tar: disk is 1mlost'),
     )
     @ddt.unpack
     def test_what_ended_a_command(self, stderr, reason):
@@ -53,3 +63,22 @@ class TestReason(testtools.TestCase):
     @ddt.unpack
     def test_another_error(self, error, reason):
         self.assertEqual(reason, arrival.reason(error))
+
+    def test_long_output_is_cut_and_its_end_is_kept(self):
+        begin = time.monotonic()
+        said = self.reason('x' * (64 << 20) + ' No space left on device')
+        self.assertLess(time.monotonic() - begin, 5)
+        self.assertEqual(240, len(said))
+        self.assertTrue(said.startswith('...x'))
+        self.assertTrue(said.endswith('No space left on device'))
+
+    def reason(self, stderr):
+        return arrival.reason(
+            processutils.ProcessExecutionError(stderr=stderr))
+
+    @given(st.text() | st.text('a\n\t\x1b[0m;.\u2028\x85\u202e', max_size=600))
+    def test_any_output_gives_one_short_line(self, stderr):
+        for said in (self.reason(stderr), arrival.reason(OSError(stderr))):
+            self.assertTrue(said.isprintable(), said)
+            self.assertLessEqual(len(said), 240)
+            self.assertTrue(said)

@@ -88,7 +88,7 @@ class TestHardReboot(ConfigDriveTestCase):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
         driver._create_configdrive.side_effect = create
-        self.fix.restarting(driver, 'context', self.instance, 'network', None)
+        self.fix.restarting(driver, 'context', self.instance, 'network')
         return driver._create_configdrive
 
     def build(self, context, instance, injection_info):
@@ -118,3 +118,9 @@ class TestHardReboot(ConfigDriveTestCase):
         self.reboot(processutils.ProcessExecutionError('no genisoimage'))
         self.assertEqual(ZEROS, self.path.read_bytes())
         self.assertIn('no genisoimage', self.log.output)
+
+    def test_a_nova_compute_that_died_meanwhile_has_lost_nothing(self):
+        self.path.with_name('disk.config.zeros').write_bytes(ZEROS)
+        self.reboot(self.build).assert_called_once()
+        self.assertEqual(DRIVE, self.path.read_bytes())
+        self.assertEqual(['disk.config'], os.listdir(self.path.parent))

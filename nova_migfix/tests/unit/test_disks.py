@@ -10,11 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import functools
 import os
 import pathlib
 from unittest import mock
 
 import ddt
+import hypothesis
+from hypothesis import strategies
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
@@ -67,14 +70,30 @@ class TestOverlays(DisksTestCase):
         disks.flatten(str(path), 'qcow2', str(path))
         self.assertEqual([], self.overlays())
 
-    def test_a_complete_disk_is_told_by_its_header(self):
-        # of hundreds when nova-compute starts
-        path = self.disk()
-        disks.flatten(str(path), 'qcow2', str(path))
-        with mock.patch.object(libvirt_utils, 'get_disk_backing_file',
-                               autospec=True) as qemu_img:
-            self.assertEqual([], self.overlays())
-        qemu_img.assert_not_called()
+    def test_the_header_says_what_qemu_img_says(self):
+        path = self.disk(written=b'\x07' * 512)
+        header = disks.qcow2_header(str(path))
+        self.assertEqual(
+            (f'{self.instances.base}/ephemeral_1_40d1d2c',
+             self.instances.GIB, True, False), header)
+
+    def test_what_is_not_qcow2_has_no_header(self):
+        for content in (b'', b'QFI', b'\x00' * 512):
+            path = self.instances.path / 'file'
+            path.write_bytes(content)
+            self.assertIsNone(disks.qcow2_header(str(path)))
+
+    @hypothesis.given(strategies.binary(max_size=200))
+    def test_no_header_is_too_damaged_to_be_read(self, content):
+        path = self.instances.path / 'file'
+        path.write_bytes(b'QFI\xfb' + content)
+        self.assertIsNotNone(disks.qcow2_header(str(path)))
+
+    def test_swap_is_one_of_all_overlays(self):
+        self.instances.make_disk(uuids.instance, 'disk.swap',
+                                 self.instances.make_base('swap_64'))
+        overlay, = disks.overlays(str(self.dir))
+        self.assertTrue(overlay.is_swap)
 
     def test_a_raw_disk_is_not_looked_into(self):
         # its guest has written a header with a backing file of its choice
@@ -128,6 +147,26 @@ class TestFlatten(DisksTestCase):
         self.instances.make_base()      # what the destination has
         disks.flatten(str(path), 'qcow2', str(path), backing=str(copy))
         self.assert_same_bytes(path, expected)
+
+    def test_a_disk_with_its_data_elsewhere_is_refused(self):
+        path = self.disk()
+        processutils.execute(
+            'qemu-img', 'create', '-f', 'qcow2', '-o',
+            f'data_file={self.instances.path}/data', path, '1G')
+        for action in (functools.partial(
+                disks.flatten, str(path), 'qcow2', str(path)),
+                functools.partial(
+                    disks.name_backing_file, str(path), '/any')):
+            error = self.assertRaises(ValueError, action)
+            self.assertIn('external data file', str(error))
+
+    def test_a_disk_that_is_there_already_is_not_replaced(self):
+        path = self.disk()
+        base = str(self.instances.base / 'ephemeral_1_40d1d2c')
+        before = path.read_bytes()
+        self.assertRaises(
+            FileExistsError, disks.flatten, base, 'raw', str(path))
+        self.assertEqual(before, path.read_bytes())
 
     def test_it_grows_to_the_disk_that_will_be_written_on_it(self):
         made = self.dir / 'made'
@@ -192,6 +231,8 @@ class TestContents(DisksTestCase):
         for written in (b'', b'\x07' * 512, b'\x00' * 512):
             path = self.disk(written=written)
             overlay, = self.overlays()
+            self.assertFalse(disks.lacks_base(overlay))
             (self.instances.base / 'ephemeral_1_40d1d2c').unlink()
             self.assertEqual(bool(written), disks.is_written(overlay))
+            self.assertTrue(disks.lacks_base(overlay))
             path.unlink()

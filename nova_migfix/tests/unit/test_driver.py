@@ -18,6 +18,7 @@ what they do is shown by Nova's own suites, which run against this driver.
 
 import contextlib
 import inspect
+import os
 import types
 from unittest import mock
 
@@ -28,7 +29,6 @@ from nova import objects
 from nova.tests import fixtures as nova_fixtures
 from nova.virt import fake
 from nova.virt.libvirt import driver as libvirt_driver
-from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
@@ -103,23 +103,22 @@ class TestStart(DriverTestCase):
             if inspect.isfunction(ours) and name != '__init__' and stock:
                 yield name, stock, ours
 
-    def test_what_was_left_is_swept_away_first(self):
+    def test_what_was_left_is_swept_away_in_the_background(self):
         nova = self.nova('init_host')
         with mock.patch.object(
-                scratch, 'sweep', autospec=True,
-                side_effect=lambda: nova.assert_not_called()) as sweep:
+                scratch, 'sweep_in_background', autospec=True) as sweep:
             self.driver.init_host('compute1')
+        nova.assert_called_once_with(self.driver, 'compute1')
         sweep.assert_called_once_with()
 
-    def test_then_the_fixes_look_at_what_is_there(self):
-        nova = self.nova('init_host')
-        self.fix.starting.side_effect = nova.assert_not_called
-        self.driver.init_host('compute1')
-        self.fix.starting.assert_called_once_with()
+    def test_the_fixes_extend_the_driver_that_nova_has_made(self):
+        self.fix.extend.assert_called_once_with(self.driver)
+        self.assertIsNotNone(self.driver.image_backend)
 
     def test_departures_are_stamped(self):
         self.nova('init_host')
-        manager = mock.Mock()
+        manager = mock.Mock(compute_rpcapi=mock.Mock(
+            spec_set=['pre_live_migration']))
         prepare = manager._do_pre_live_migration_from_source
         self.driver.virtapi = mock.Mock(_compute=manager)
         self.driver.init_host('compute1')
@@ -174,6 +173,16 @@ class TestDestination(DriverTestCase):
         self.fix.arriving_cold.return_value = (
             transfer.fetching_from('10.0.2.11'))
         self.fetched_from = []
+        self.instance = objects.Instance(uuid=uuids.instance)
+        self.data = migrate_data.LibvirtLiveMigrateData(
+            instance_relative_path='instance')
+        self.directory = self.useFixture(
+            migfix_fixtures.Instances()).path / 'instance'
+
+    def prepare(self):
+        self.driver.pre_live_migration(
+            'context', self.instance, 'devices', 'network', 'disks',
+            self.data)
 
     def finish(self, driver, context, migration, instance, *args, **kwargs):
         driver._create_image(context, instance, 'mapping',
@@ -193,10 +202,9 @@ class TestDestination(DriverTestCase):
     def test_a_live_migration_fetches_from_the_told_address(self):
         self.record()
         self.nova('pre_live_migration', side_effect=self.fetch)
-        self.driver.pre_live_migration(
-            'context', 'instance', 'devices', 'network', 'disks', 'data')
+        self.prepare()
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
-        self.fix.arriving.assert_called_once_with('instance', 'data')
+        self.fix.arriving.assert_called_once_with(self.instance, self.data)
 
     def test_a_cold_migration_fetches_from_the_told_address(self):
         self.record()
@@ -244,10 +252,31 @@ class TestDestination(DriverTestCase):
         stack.callback(ended.append, True)
         self.fix.arriving.return_value = stack
         self.nova('pre_live_migration', side_effect=OSError)
-        self.assertRaises(
-            OSError, self.driver.pre_live_migration, 'context', 'instance',
-            'devices', 'network', 'disks', 'data')
+        self.assertRaises(OSError, self.prepare)
         self.assertEqual([True], ended)
+
+    def fail_with_a_directory(self, *args):
+        self.directory.mkdir(exist_ok=True)
+        (self.directory / 'disk').touch()
+        raise OSError
+
+    def test_a_directory_of_a_failed_attempt_is_removed(self):
+        # Nova takes it for another instance's at the next.
+        self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
+        self.assertRaises(OSError, self.prepare)
+        self.assertFalse(self.directory.exists())
+
+    def test_a_directory_that_was_there_before_stays(self):
+        self.directory.mkdir()
+        self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
+        self.assertRaises(OSError, self.prepare)
+        self.assertTrue((self.directory / 'disk').exists())
+
+    def test_a_directory_of_an_attempt_that_succeeds_stays(self):
+        self.nova('pre_live_migration',
+                  side_effect=lambda *args: self.directory.mkdir())
+        self.prepare()
+        self.assertTrue(self.directory.exists())
 
 
 class TestOperation(DriverTestCase):
@@ -327,75 +356,39 @@ class TestColdSource(DriverTestCase):
             [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
             jsonutils.loads(told))
 
-    def stay(self, vm_state='active'):
-        """A cold migration to another host whose disks cannot leave."""
-        error = OSError('no space')
-        self.virtapi._compute = mock.Mock()
-        instance = objects.Instance(uuid=uuids.instance, vm_state=vm_state)
-        shared = self.nova('_is_path_shared_with', return_value=False)
-        describe = self.nova('_get_instance_disk_info')
-        self.fix.leaving.side_effect = error
-
-        def migrate(driver, *args):
-            driver._is_path_shared_with('dest', '/inst')
-            driver._get_instance_disk_info(instance, None)
-        self.nova('migrate_disk_and_power_off', side_effect=migrate)
-        with mock.patch.object(
-                transfer, 'remove_empty_directory', autospec=True,
-                side_effect=processutils.ProcessExecutionError) as remove:
-            raised = self.assertRaises(
-                exception.InstanceFaultRollback,
-                self.driver.migrate_disk_and_power_off, 'context', instance,
-                'dest', 'flavor', 'network')
-        self.assertIs(error, raised.inner_exception)
-        shared.assert_called_once()
-        describe.assert_not_called()
-        remove.assert_called_once_with('dest', mock.ANY)
-        return self.virtapi._compute._power_on
-
-    def test_a_guest_that_cannot_leave_is_started_again(self):
-        # also when the destination cannot be reached
-        self.stay().assert_called_once_with('context', mock.ANY)
-
-    def test_one_that_must_not_be_stopped_is_not(self):
+    def test_a_guest_that_cannot_leave_is_not_stopped(self):
         nova = self.nova('migrate_disk_and_power_off')
-        self.fix.before_power_off.side_effect = error = OSError('no base')
+        self.fix.leaving.side_effect = error = OSError('no space')
         raised = self.assertRaises(
             exception.InstanceFaultRollback,
             self.driver.migrate_disk_and_power_off, 'context', 'instance',
-            'dest', 'flavor', 'network')
+            'dest', 'flavor', 'network', 'devices')
         self.assertIs(error, raised.inner_exception)
+        self.fix.leaving.assert_called_once_with(
+            self.driver, 'instance', 'dest', 'devices')
         nova.assert_not_called()
-
-    def test_one_that_was_off_stays_off(self):
-        self.stay(vm_state='stopped').assert_not_called()
-
-    def test_disks_that_are_shared_do_not_leave(self):
-        self.nova('_is_path_shared_with', return_value=True)
-        self.nova('_get_instance_disk_info')
-        self.driver._is_path_shared_with('dest', '/inst')
-        self.driver._get_instance_disk_info('instance', None)
-        self.fix.leaving.assert_not_called()
 
 
 @ddt.ddt
 class TestDisks(DriverTestCase):
 
-    def test_what_was_pulled_is_not_left_to_nova(self):
+    def test_what_is_pulled_is_there_before_nova_makes_the_rest(self):
         directory = self.useFixture(fixtures.TempDir()).path
         disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
         wanted = arrival.Wanted(
             '/inst/_base/eph', ('disk.eph0',),
             lambda copy: open(f'{directory}/disk.eph0', 'w').close())
         self.fix.files_to_pull.return_value = [wanted]
-        nova = self.nova('_create_images_and_backing')
+        nova = self.nova('_create_images_and_backing', side_effect=(
+            lambda *args: self.assertEqual(
+                ['disk.eph0'], os.listdir(directory))))
         with mock.patch.object(transfer, 'pull', autospec=True) as pull, (
                 arrival.preparation()):
             self.driver._create_images_and_backing(
                 'context', objects.Instance(uuid=uuids.instance), directory,
                 disks, 'source')
         self.assertEqual('source', pull.call_args.args[0])
-        self.assertEqual((disks[:1], 'source'), nova.call_args.args[4:])
+        self.assertEqual((disks, 'source'), nova.call_args.args[4:])
 
     def test_a_hard_reboot_pulls_nothing(self):
         nova = self.nova('_create_images_and_backing')
@@ -403,45 +396,6 @@ class TestDisks(DriverTestCase):
             'context', 'instance', '/inst', 'disks')
         self.fix.files_to_pull.assert_not_called()
         self.assertEqual('disks', nova.call_args.args[4])
-
-    def test_a_file_system_is_made_where_the_fix_says(self):
-        self.fix.making.return_value = contextlib.nullcontext('/scratch')
-        nova = self.nova('_create_ephemeral')
-        self.driver._create_ephemeral(
-            target=f'{cfg.CONF.instances_path}/base', ephemeral_size=1,
-            fs_label='l', os_type=None)
-        self.assertEqual('/scratch', nova.call_args.args[0])
-
-    def test_swap_is_made_there_too(self):
-        self.fix.making.return_value = contextlib.nullcontext('/scratch')
-        nova = self.nova('_create_swap')
-        self.driver._create_swap(f'{cfg.CONF.instances_path}/base', 64)
-        self.assertEqual('/scratch', nova.call_args.args[0])
-
-    @ddt.data(('_create_ephemeral', (1, 'l', None, True)),
-              ('_create_swap', (64,)))
-    @ddt.unpack
-    def test_one_on_a_logical_volume_is_made_there(self, method, arguments):
-        nova = self.nova(method)
-        getattr(self.driver, method)('/dev/vg/volume', *arguments)
-        self.fix.making.assert_not_called()
-        self.assertEqual('/dev/vg/volume', nova.call_args.args[0])
-
-    def create_image(self, **kwargs):
-        nova = self.nova('_create_image')
-        self.driver._create_image(
-            'context', objects.Instance(uuid=uuids.instance), 'mapping',
-            block_device_info='devices', **kwargs)
-        nova.assert_called_once()
-
-    def test_the_disks_that_nova_makes_are_looked_at(self):
-        self.create_image()
-        self.fix.creating_disks.assert_called_once_with(
-            mock.ANY, mock.ANY, 'devices')
-
-    def test_those_of_a_rescue_are_not(self):
-        self.create_image(suffix='.rescue')
-        self.fix.creating_disks.assert_not_called()
 
     def test_a_fix_may_refuse_to_stop_the_guest(self):
         nova = self.nova('_hard_reboot')
@@ -453,44 +407,29 @@ class TestDisks(DriverTestCase):
         self.assertRaises(exception.InvalidDiskInfo,
                           self.driver._hard_reboot, *arguments)
         self.fix.restarting.assert_called_once_with(
-            self.driver, 'the context', 'the instance', 'the network_info',
-            'the block_device_info')
+            self.driver, 'the context', 'the instance', 'the network_info')
         nova.assert_not_called()
 
-    @ddt.data(('power_off', exception.MigrationError),
-              ('suspend', exception.InstanceFaultRollback),
-              ('_soft_reboot', exception.MigrationError),
-              ('rescue', exception.MigrationError))
-    @ddt.unpack
-    def test_a_guest_that_stops_may_have_to_be_saved_before(
-            self, method, error):
-        self.assert_asked(method, error, self.fix.stopping,
-                          'the instance', self.driver._host)
+    @ddt.data('power_off', '_hard_reboot')
+    def test_a_guest_that_must_not_stop_goes_on(self, method):
+        self.assert_asked(method, exception.MigrationError,
+                          self.fix.stopping, 'the instance',
+                          self.driver._host)
 
-    @ddt.data(('resume', exception.InstanceFaultRollback, None),
-              ('unrescue', exception.MigrationError, None),
-              ('_create_guest', exception.MigrationError, 'the xml'))
-    @ddt.unpack
-    def test_a_guest_may_not_go_on_with_its_disks(self, method, error, xml):
-        self.assert_asked(method, error, self.fix.powering_on,
-                          'the instance', xml)
+    def test_a_destination_is_asked_again_when_a_fix_has_done_something(self):
+        self.fix.preparation_failed.return_value = True
+        self.fix.describe_disks.side_effect = (
+            lambda disks: disks[0].update(backing_file=''))
+        self.assertEqual(
+            [{'backing_file': ''}],
+            jsonutils.loads(self.driver._prepare_otherwise(
+                'instance', '[{"backing_file": "ephemeral_1"}]')))
 
-    @ddt.data((True, False, True), (False, False, False),
-              (False, True, True))
+    @ddt.data((False, '[]'), (True, None))
     @ddt.unpack
-    def test_one_that_is_only_defined_goes_on_with_nothing(
-            self, power_on, pause, is_asked):
-        nova = self.nova('_create_guest')
-        self.driver._create_guest('context', 'xml', 'instance',
-                                  power_on=power_on, pause=pause)
-        self.assertEqual(is_asked, self.fix.powering_on.called)
-        nova.assert_called_once()
-
-    def test_a_rescued_guest_may_have_what_is_lost(self):
-        self.nova('unrescue')
-        self.driver.unrescue('context', 'instance')
-        self.fix.stopping.assert_called_once_with(
-            'instance', self.driver._host)
+    def test_a_destination_is_asked_once_otherwise(self, done, disks):
+        self.fix.preparation_failed.return_value = done
+        self.assertIsNone(self.driver._prepare_otherwise('instance', disks))
 
     def assert_asked(self, method, error, question, *of_what):
         """A fix is asked before Nova does something, and may refuse it.

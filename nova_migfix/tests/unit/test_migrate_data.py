@@ -14,6 +14,7 @@ from unittest import mock
 
 import fixtures
 from nova import context
+from nova import exception
 from nova import objects
 from nova.objects import base
 from nova.objects import migrate_data as nova_migrate_data
@@ -82,49 +83,83 @@ class Manager:
     """As much of ComputeManager as the departure passes."""
 
     def __init__(self):
-        self.compute_rpcapi = mock.Mock()
+        self.reset()
 
     def reset(self):
-        self.compute_rpcapi = mock.Mock()
+        self.compute_rpcapi = Rpcapi()
 
     def _do_pre_live_migration_from_source(
             self, context, dest, instance, block_migration, migration,
             migrate_data, source_bdms):
-        return self.compute_rpcapi.pre_live_migration(migrate_data)
+        return self.compute_rpcapi.pre_live_migration(
+            context, instance, block_migration, 'overlays', dest,
+            migrate_data)
+
+
+class Rpcapi:
+    """The destination: takes complete disks only."""
+
+    def __init__(self):
+        self.asked = []
+
+    def pre_live_migration(self, ctxt, instance, block_migration, disk, host,
+                           migrate_data):
+        self.asked.append((disk, tuple(migrate_data)))
+        if disk != 'complete':
+            raise exception.MigrationError(reason='no ssh')
+        return 'prepared'
 
 
 class TestDeparture(testtools.TestCase):
 
-    def depart(self, manager):
-        data = []
-        manager._do_pre_live_migration_from_source(
-            'context', 'dest', 'instance', True, 'migration', data, 'bdms')
-        return manager.compute_rpcapi.pre_live_migration.call_args.args[0]
+    def setUp(self):
+        super().setUp()
+        self.manager = Manager()
 
-    def test_the_stamp_is_on_what_leaves(self):
-        manager = Manager()
+    def on_departure(self, stamp=lambda data: data.append('stamp'),
+                     otherwise=lambda instance, disk: 'complete'):
         migrate_data.on_departure(
-            mock.Mock(_compute=manager), lambda data: data.append('stamp'))
-        self.assertEqual(['stamp'], self.depart(manager))
+            mock.Mock(_compute=self.manager), stamp, otherwise)
+
+    def depart(self):
+        return self.manager._do_pre_live_migration_from_source(
+            'context', 'dest', 'instance', True, 'migration', [], 'bdms')
+
+    def test_the_stamp_is_on_each_attempt(self):
+        self.on_departure()
+        self.assertEqual('prepared', self.depart())
+        self.assertEqual([('overlays', ('stamp',)), ('complete', ('stamp',))],
+                         self.manager.compute_rpcapi.asked)
+
+    def test_a_second_migration_has_no_more_attempts(self):
+        self.on_departure(otherwise=lambda instance, disk: 'as before')
+        for times in (2, 4):
+            self.assertRaises(exception.MigrationError, self.depart)
+            self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
+
+    def test_there_is_one_attempt_when_nothing_has_changed(self):
+        self.on_departure(otherwise=lambda instance, disk: None)
+        self.assertRaises(exception.MigrationError, self.depart)
+        self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
 
     def test_it_survives_reset(self):
-        manager = Manager()
-        migrate_data.on_departure(
-            mock.Mock(_compute=manager), lambda data: data.append('stamp'))
-        manager.reset()
-        self.assertEqual(['stamp'], self.depart(manager))
+        self.on_departure()
+        self.manager.reset()
+        self.assertEqual('prepared', self.depart())
 
     def test_an_error_does_not_keep_the_guest_from_leaving(self):
-        manager = Manager()
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
-        migrate_data.on_departure(
-            mock.Mock(_compute=manager), mock.Mock(side_effect=ValueError))
-        self.assertEqual([], self.depart(manager))
+        self.on_departure(stamp=mock.Mock(side_effect=ValueError))
+        self.assertRaises(exception.MigrationError, self.depart)
+        self.assertEqual([('overlays', ())],
+                         self.manager.compute_rpcapi.asked)
         self.assertIn('ValueError', log.output)
 
     def test_without_a_manager_nothing_departs(self):
-        self.assertIsNone(migrate_data.on_departure(object(), mock.Mock()))
+        self.assertIsNone(migrate_data.on_departure(
+            object(), mock.Mock(), mock.Mock()))
 
     def test_a_manager_that_nova_has_changed_is_noticed_at_start(self):
-        self.assertRaises(AttributeError, migrate_data.on_departure,
-                          mock.Mock(_compute=object()), mock.Mock())
+        self.assertRaises(
+            AttributeError, migrate_data.on_departure,
+            mock.Mock(_compute=object()), mock.Mock(), mock.Mock())

@@ -11,15 +11,23 @@
 #    under the License.
 
 import os
+import pathlib
 import shutil
+import tempfile
 import time
 from unittest import mock
 
+import eventlet
+from eventlet import patcher
 import fixtures
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 import testtools
 
+from nova_migfix import nova_release
 from nova_migfix import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 
@@ -34,8 +42,9 @@ class TestScratch(testtools.TestCase):
 
     def killed(self):
         """Leave a directory behind, as a process that is killed does."""
-        with scratch.directory(str(self.instances.base / 'file')) as path:
-            kept = f'{path}-of-a-killed-process'
+        with mock.patch.object(scratch, '_RUN', 'killed'), \
+                scratch.directory(str(self.instances.base / 'file')) as path:
+            kept = f'{path}-kept'
             os.mkdir(kept)
         return os.path.exists(kept), kept
 
@@ -57,6 +66,11 @@ class TestScratch(testtools.TestCase):
         self.assertTrue(existed)
         scratch.sweep()
         self.assertFalse(os.path.exists(path))
+
+    def test_what_this_process_uses_stays(self):
+        with scratch.directory(str(self.instances.base / 'file')) as path:
+            scratch.sweep()
+            self.assertTrue(os.path.exists(path))
 
     def test_what_cannot_be_removed_stays(self):
         _existed, path = self.killed()
@@ -85,3 +99,98 @@ class TestScratch(testtools.TestCase):
             os.utime(path, (then, then))
         scratch.sweep()
         self.assertEqual([new.name], os.listdir(self.instances.base))
+
+
+class TestWriteThrough(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.useFixture(fixtures.TempDir()).join('disk')
+
+    def flush_log(self):
+        """Return what is flushed when, by a sync that writes it down."""
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        log, sync = directory / 'log', directory / 'sync'
+        log.touch()
+        sync.write_text(f'#!/bin/sh\necho "$*" >>{log}\n'
+                        f'exec {shutil.which("sync")} "$@"\n')
+        sync.chmod(0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{directory}:{os.environ["PATH"]}'))
+        return log
+
+    def test_another_process_flushes_this_file_alone(self):
+        pathlib.Path(self.path).write_text('content')
+        log = self.flush_log()
+        with mock.patch.object(os, 'fsync', autospec=True) as fsync:
+            scratch.write_through(self.path)
+        self.assertEqual(f'-- {self.path}\n', log.read_text())
+        fsync.assert_not_called()
+
+    def test_file_that_is_not_there(self):
+        error = self.assertRaises(OSError, scratch.write_through, self.path)
+        self.assertIn('No such file', str(error))
+
+    @settings(max_examples=20)
+    @given(st.text(st.characters(
+        exclude_characters='/', exclude_categories=['Cs'], min_codepoint=1),
+        min_size=1, max_size=20).filter(
+            lambda name: name not in ('.', '..')))
+    def test_every_name(self, name):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, name)
+            self.assertRaises(OSError, scratch.write_through, path)
+            pathlib.Path(path).touch()
+            scratch.write_through(path)
+
+
+@testtools.skipUnless(
+    nova_release.major() < 34 and patcher.is_monkey_patched('os'),
+    'nova-compute of this release has threads')
+class TestWriteThroughUnderEventlet(testtools.TestCase):
+
+    # Bytes of dirty pages, and the seconds by which a flush takes longer: not
+    # every disk is slow enough.
+    DIRTY = 256 << 20
+    DELAY = 1
+
+    def setUp(self):
+        super().setUp()
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        self.path = directory / 'disk'
+        self.delay(directory)
+        self.ticks = 0
+        ticker = eventlet.spawn(self.tick)
+        self.addCleanup(ticker.kill)
+        eventlet.sleep(0)
+
+    def delay(self, directory):
+        """Make a flush take longer, by whichever way it is done."""
+        sync = directory / 'sync'
+        sync.write_text(f'#!/bin/sh\nsleep {self.DELAY}\n'
+                        f'exec {shutil.which("sync")} "$@"\n')
+        sync.chmod(0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{directory}:{os.environ["PATH"]}'))
+        fsync, sleep = os.fsync, patcher.original('time').sleep
+
+        def slow_fsync(descriptor):
+            sleep(self.DELAY)
+            fsync(descriptor)
+        self.useFixture(fixtures.MockPatchObject(os, 'fsync', slow_fsync))
+
+    def tick(self):
+        while True:
+            self.ticks += 1
+            eventlet.sleep(0.01)
+
+    def test_other_threads_go_on_every_100_ms(self):
+        block = os.urandom(1 << 20)
+        with self.path.open('wb') as file:
+            for _ in range(self.DIRTY >> 20):
+                file.write(block)
+        begin, before = time.monotonic(), self.ticks
+        scratch.write_through(str(self.path))
+        seconds = time.monotonic() - begin
+        self.assertGreaterEqual(seconds, self.DELAY)
+        self.assertGreaterEqual(self.ticks - before, int(seconds / 0.1))

@@ -12,11 +12,20 @@
 
 import filecmp
 import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import tempfile
 import threading
+import time
 from unittest import mock
 
 import ddt
 import fixtures
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 from nova.virt.libvirt.volume import remotefs
 from oslo_concurrency import processutils
 from oslo_config import cfg
@@ -183,14 +192,168 @@ class TestPull(testtools.TestCase):
                           self.instances.make_base(mkfs=None), host=host)
         self.assertEqual([], self.ssh.asked)
 
-    @ddt.data('/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b')
-    def test_paths_that_are_unusual(self, path):
+    @ddt.data('ssh', 'rsync')
+    def test_file_that_shrinks_while_it_is_read(self, transport):
+        # tar fills it up with zeros and says 1, as of one that was touched
+        base = self.instances.make_base(mkfs=None)
+        base.write_bytes(os.urandom(8 << 20))
+        self.useFixture(migfix_fixtures.FakeTar(
+            'file: File shrank by 4096 bytes; padding with zeros'))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport, base)
+        self.assertIn('File shrank', error.stderr)
+
+    @ddt.data(('ssh', '-s 64M'), ('rsync', '-s 64M'), ('ssh', '-s 1M'))
+    @ddt.unpack
+    def test_file_whose_size_changes_meanwhile(self, transport, change):
+        base = self.instances.make_base(mkfs=None)
+        base.write_bytes(b'x' * (8 << 20))
+        self.useFixture(migfix_fixtures.FakeTar(
+            'file changed as we read it', after=f'truncate {change} {base}'))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, self.pull, transport, base)
+        self.assertIn(f'had {8 << 20} bytes', error.stderr)
+
+    def test_zeros_of_a_real_tar_are_not_taken(self):
+        # a file that shrinks while tar waits for its reader
+        base = self.instances.base / 'large'
+        base.write_bytes(b'x' * (64 << 20))
+        send = subprocess.Popen(
+            ['sh', '-c', transfer._send([str(base)])],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        send.stdout.read(1 << 20)
+        os.truncate(base, 2 << 20)
+        os.truncate(base, 64 << 20)     # of the same size again
+        base.write_bytes(b'x' * (8 << 20))
+        os.truncate(base, 8 << 20)
+        _rest, said = send.communicate(timeout=60)
+        self.assertNotEqual(0, send.returncode, said)
+        self.assertIn(b'File shrank by', said)
+
+    @settings(max_examples=20)
+    @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
+    def test_archive_is_taken_only_of_a_size_that_stays(self, before, after):
+        path = self.instances.base / 'file'
+        path.write_bytes(b'x' * before)
+        with migfix_fixtures.FakeTar('file changed as we read it',
+                                     after=f'truncate -s {after} {path}'):
+            done = subprocess.run(
+                ['sh', '-c', transfer._send([str(path)])],
+                capture_output=True, check=False)
+        self.assertEqual(before == after, done.returncode == 0)
+
+    @settings(max_examples=20)
+    @given(st.integers(0, 0o7777))
+    def test_file_is_no_program_and_nobody_else_may_write_to_it(self, mode):
+        kernel = self.instances.path / 'kernel'
+        kernel.touch()
+        kernel.chmod(mode | 0o400)      # whose reader need not be root
+        self.pull('ssh', kernel)
+        found = os.stat(os.path.join(self.target, 'kernel')).st_mode & 0o7777
+        self.assertEqual(0o600, found & 0o7733)
+        self.assertEqual(mode & 0o044, found & 0o044)
+
+    def test_setuid_program_of_the_source_is_none_here(self):
+        kernel = self.instances.path / 'kernel'
+        shutil.copy('/bin/true', kernel)
+        kernel.chmod(0o4755)
+        self.pull('ssh', kernel)
+        self.assertEqual(0o644, os.stat(
+            os.path.join(self.target, 'kernel')).st_mode & 0o7777)
+
+    def test_mode_of_the_directory_is_not_the_peers(self):
+        os.chmod(self.target, 0o700)
+        self.useFixture(migfix_fixtures.FakeTar(before=(
+            'set -- --create --file - --directory '
+            f'{shlex.quote(str(self.instances.path))} --mode=0777 ./')))
+        base = self.instances.make_base(mkfs=None)
+        self.assertRaises(OSError, self.pull, 'ssh', base)
+        self.assertEqual(0o700, os.stat(self.target).st_mode & 0o777)
+
+    def test_silent_source_does_not_keep_a_thread(self):
+        # an ssh that neither writes nor ends, and a disk that is full here
+        self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
+        begin = time.monotonic()
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sleep', '60'], ['sh', '-c', 'echo No space left >&2; exit 2'])
+        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
+        self.assertIn('No space left', error.stderr)
+
+    def test_source_that_stays_when_all_is_here_has_not_sent_all(self):
+        self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sh', '-c', 'exec sleep 60 >/dev/null'], ['cat'])
+        self.assertIn('had not ended', error.stderr)
+
+    @ddt.data([], [['cat']])
+    def test_complaints_are_bounded(self, receiver):
+        begin = time.monotonic()
+        error = self.assertRaises(
+            processutils.ProcessExecutionError, transfer._run,
+            ['sh', '-c', 'exec yes complaint >&2'], *receiver)
+        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
+        self.assertThat(len(error.stderr), matchers.LessThan(1 << 17))
+
+    @settings(max_examples=30)
+    @given(codes=st.lists(st.integers(0, 3), min_size=1, max_size=2))
+    def test_failure_of_any_command_is_one(self, codes):
+        try:
+            transfer._run(*(['sh', '-c', f'exit {code}'] for code in codes))
+        except processutils.ProcessExecutionError as error:
+            self.assertEqual(next(filter(None, codes)), error.exit_code)
+        else:
+            self.assertEqual([0] * len(codes), codes)
+
+    @ddt.data(*[(transport, path) for path in (
+        '/srv/.nova/_base/a+b@c,d=e', '/inst/..a/.b', '/inst//_base///a',
+        '/inst/./a', '/a b/c d', '/a:b/c:d', '/~nova/~', "/it's/$(reboot)",
+        '/a\\tb/c\\nd', '/[a]*/?{b}', '/\xe4/\u4f60', '/;&|/`#!"<>',
+        '/a--b/c=--x') for transport in ('ssh', 'rsync')])
+    @ddt.unpack
+    def test_paths_that_are_unusual(self, transport, path):
         path = str(self.instances.path) + path
         os.makedirs(os.path.dirname(path))
         with open(path, 'w') as file:
             file.write('content')
-        self.pull('ssh', path)
+        target = os.path.join(self.target, 'a: b')
+        os.mkdir(target)
+        self.target = target
+        self.pull(transport, path)
         self.assertEqual([os.path.basename(path)], os.listdir(self.target))
+        self.assertEqual([os.path.basename(path)],
+                         os.listdir(os.path.dirname(path)))
+
+    @settings(max_examples=60)
+    @given(st.lists(st.text(
+        st.characters(exclude_characters='/', exclude_categories=['Cc', 'Cs']),
+        min_size=1, max_size=12).filter(
+            lambda part: part not in ('.', '..') and part[0] != '-'),
+        min_size=1, max_size=3))
+    def test_every_path_without_control_characters(self, parts):
+        with tempfile.TemporaryDirectory() as there, (
+                tempfile.TemporaryDirectory()) as here:
+            path = os.path.join(there, *parts)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            pathlib.Path(path).write_text('content')
+            self.config.config(
+                remote_filesystem_transport='ssh', group='libvirt')
+            transfer.pull('10.0.2.11', [path], here)
+            self.assertEqual([parts[-1]], os.listdir(here))
+
+    @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
+    def test_path_that_is_taken_stays_below_its_root(self, path):
+        try:
+            checked = transfer._checked(path)
+        except ValueError:
+            return
+        parts = checked.split('/')
+        self.assertEqual('', parts[0])
+        for part in parts[1:]:
+            self.assertNotIn(part, ('', '.', '..'))
+            self.assertFalse(part.startswith('-'))
+        self.assertNotRegex(checked, '[\n\x1b\x7f\x9f\ud800]')
 
     def test_an_empty_directory_is_removed_and_no_other(self):
         directory = self.instances.path / 'uuid'
@@ -203,8 +366,9 @@ class TestPull(testtools.TestCase):
         transfer.remove_empty_directory('10.0.2.12', str(directory))
         self.assertFalse(directory.exists())
 
-    @ddt.data('_base/file', '/inst/$(reboot)', '/inst/../../etc/shadow',
-              '/inst/-rf', '/inst/a b', '/inst/', '/inst/a\nb', '')
+    @ddt.data('_base/file', '/inst/../../etc/shadow', '/inst/-rf', '/inst/',
+              '/inst/.', '/inst/..', '/-inst/a', '/inst/a\nb', '/a\x1b[31m',
+              '/a\x00', '/a\x9b', '/\ud800', '')
     def test_a_peer_names_files_only(self, path):
         self.assertRaises(ValueError, self.pull, 'ssh', path)
         self.assertEqual([], self.ssh.asked)

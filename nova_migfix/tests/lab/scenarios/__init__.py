@@ -14,6 +14,7 @@
 
 from nova_migfix.tests.lab.scenarios import config_drive
 from nova_migfix.tests.lab.scenarios import ephemeral_base_gone
+from nova_migfix.tests.lab.scenarios import ephemeral_cache
 from nova_migfix.tests.lab.scenarios import ephemeral_cold
 from nova_migfix.tests.lab.scenarios import ephemeral_cut
 from nova_migfix.tests.lab.scenarios import ephemeral_disk_full
@@ -21,6 +22,7 @@ from nova_migfix.tests.lab.scenarios import ephemeral_ext4
 from nova_migfix.tests.lab.scenarios import ephemeral_filesystems
 from nova_migfix.tests.lab.scenarios import ephemeral_mixed
 from nova_migfix.tests.lab.scenarios import ephemeral_mkfs_fails
+from nova_migfix.tests.lab.scenarios import ephemeral_new
 from nova_migfix.tests.lab.scenarios import ephemeral_pull_aborted
 from nova_migfix.tests.lab.scenarios import ephemeral_resume
 from nova_migfix.tests.lab.scenarios import ephemeral_round_trip
@@ -48,10 +50,12 @@ ALL = {scenario.name: scenario for scenario in (
     image_gone_ipv6.ImageGoneIpv6(),
     rollback.Rollback(),
     mixed.Mixed(),
+    ephemeral_new.EphemeralNew(),
     ephemeral_xfs.EphemeralXfs(),
     ephemeral_ext4.EphemeralExt4(),
     ephemeral_filesystems.EphemeralFilesystems(),
     ephemeral_cold.EphemeralCold(),
+    ephemeral_cache.EphemeralCache(),
     ephemeral_base_gone.EphemeralBaseGone(),
     ephemeral_resume.EphemeralResume(),
     ephemeral_round_trip.EphemeralRoundTrip(),

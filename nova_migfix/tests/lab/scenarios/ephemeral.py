@@ -12,6 +12,7 @@
 
 """What the scenarios with ephemeral disks have in common."""
 
+import contextlib
 import os
 
 import fixtures
@@ -32,8 +33,14 @@ ONE_GB = (guest.Ephemeral(1),)
 DAMAGES = scenario.Arrives(text='arrives, disk damaged')
 KEEPS = scenario.Arrives(said=(scenario.Said(
     scenario.DESTINATION, 'nova-compute',
-    r'disk\.eph0: (laid upon the bytes|made complete with).*ephemeral_'),),
+    r'disk\.eph0(:| has) .*bytes.* ephemeral_'),),
     text='arrives, disk kept')
+
+
+class OldDisks(scenario.Scenario):
+    """One with disks as unmodified Nova makes them: overlays on a base."""
+
+    options = {('migfix', 'ephemeral_overlays'): True}
 
 
 # Up to 29 a base that is made where a disk is needed, not created, has its own
@@ -53,52 +60,88 @@ def unlabelled(run):
         _UNLABELLED, run.cloud.venvs.major)
 
 
-def cannot_be_had(reason):
-    """The migration fails, and *reason*, a pattern, is told."""
-    return scenario.Fails(said=(scenario.Said(
-        scenario.SOURCE, 'nova-compute',
-        r'disk\.eph0 of instance \S+ cannot be had from [\d.]+: .*'
-        + reason),), text='fails, guest goes on')
+def not_fetched(reason):
+    """The destination says why, a pattern, it has not fetched a base."""
+    return scenario.Said(
+        scenario.DESTINATION, 'nova-compute',
+        r'disk\.eph0 of instance \S+ (cannot be had|could not be fetched) '
+        r'from [\d.]+: .*' + reason)
+
+
+# Seconds after which nova-compute looks into its image cache once more.
+_INTERVAL = 4
+_PASS = 'Verification complete'
+
+
+def eager_cache(spared):
+    """Options with which the image cache soon removes what nobody uses.
+
+    :param spared: seconds for which it stays nevertheless
+    """
+    return {
+        ('DEFAULT', 'periodic_fuzzy_delay'): 0,
+        ('image_cache', 'manager_interval'): _INTERVAL,
+        ('image_cache', 'remove_unused_original_minimum_age_seconds'): spared,
+        ('image_cache', 'remove_unused_resized_minimum_age_seconds'): spared,
+    }
+
+
+def wait_for_cache_passes(run, spared):
+    """Wait until both hosts have removed what nobody uses."""
+    run.progress('image cache')
+    logs = [service.log for service in run.cloud.compute.values()]
+
+    def passes(log):
+        return log.read_text(errors='replace').count(_PASS)
+
+    enough = {log: passes(log) + spared // _INTERVAL + 2 for log in logs}
+    process.wait_for('passes of the image cache', lambda: all(
+        passes(log) >= enough[log] for log in logs), timeout=240)
 
 
 # Files are written, with their checksums, until there are enough.
 _WRITE = '''
-mkdir -p /disk && mount -t {type} /dev/{device} /disk && mkdir /disk/written
-cd /disk/written || exit 1
+mkdir -p /{place} && mount -t {type} /dev/{device} /{place} &&
+    mkdir /{place}/written
+cd /{place}/written || exit 1
 (
     for number in $(seq 1 600); do
         head -c 32768 /dev/urandom >$number
-        md5sum $number >>/disk/sums
+        md5sum $number >>/{place}/sums
         sync; sleep 0.3
     done
 ) >/dev/null 2>&1 &
-echo $! >/writer
+echo $! >/writer-{place}
 '''
 
 # New directories come to lie in all allocation groups.
 _USE = '''
 for number in $(seq 1 16); do
-    mkdir /disk/{directory}$number &&
-        cp /init /disk/{directory}$number || exit 1
+    mkdir /{place}/{directory}$number &&
+        cp /init /{place}/{directory}$number || exit 1
 done
 sync
 '''
 
 _VERIFY = '''
-cd /disk/written && [ -s /disk/sums ] || exit 1
-md5sum -c /disk/sums 2>&1 | grep -v ': OK'
+cd /{place}/written && [ -s /{place}/sums ] || exit 1
+md5sum -c /{place}/sums 2>&1 | grep -v ': OK'
 [ $? = 1 ]
 '''
 
+# The place where a disk is mounted in the guest.
+_PLACE = 'disk'
 
-def write(instance, kind, device='vdb'):
+
+def write(instance, kind, device='vdb', place=_PLACE):
     """Mount a disk in the guest and write to it from now on."""
-    instance.run(_WRITE.format(type=kind, device=device))
+    instance.run(_WRITE.format(type=kind, device=device, place=place))
 
 
-def stop_writing(instance):
+def stop_writing(instance, place=_PLACE):
     """All that was written is on the disk, which is not in use any more."""
-    instance.run('sleep 3; kill $(cat /writer); sleep 1; umount /disk; sync')
+    instance.run(f'sleep 3; kill $(cat /writer-{place}); sleep 1; '
+                 f'umount /{place}; sync')
 
 
 def boot_and_write(run, kind, ephemerals=ONE_GB):
@@ -113,22 +156,23 @@ def boot_and_write(run, kind, ephemerals=ONE_GB):
     return instance, before
 
 
-def use(instance, kind, device='vdb', directory='new'):
+def use(instance, kind, device='vdb', place=_PLACE):
     """Use a disk in all ways after a migration; '' or what went wrong."""
-    mount = f'mount -t {kind} /dev/{device} /disk'
+    mount = f'mount -t {kind} /dev/{device} /{place}'
+    verify = _VERIFY.format(place=place)
     return _first_failure(instance, (
-        'kill $(cat /writer); sleep 1; sync', _USE.format(
-            directory=directory),
-        'echo 3 >/proc/sys/vm/drop_caches', _VERIFY,
-        'umount /disk', mount, _VERIFY,
-        'umount /disk; sync'))
+        f'kill $(cat /writer-{place}); sleep 1; sync', _USE.format(
+            place=place, directory='new'),
+        'echo 3 >/proc/sys/vm/drop_caches', verify,
+        f'umount /{place}', mount, verify,
+        f'umount /{place}; sync'))
 
 
-def verify(instance, kind, device='vdb'):
+def verify(instance, kind, device='vdb', place=_PLACE):
     """Read all that was written, after a boot; '' or what went wrong."""
     return _first_failure(instance, (
-        f'mkdir -p /disk && mount -t {kind} /dev/{device} /disk', _VERIFY,
-        'umount /disk; sync'))
+        f'mkdir -p /{place} && mount -t {kind} /dev/{device} /{place}',
+        _VERIFY.format(place=place), f'umount /{place}; sync'))
 
 
 def _first_failure(instance, scripts):
@@ -154,8 +198,9 @@ def names(instance):
 
 
 def bases(run, host):
-    """The bases of ephemeral disks in the image cache of *host*."""
-    return list(run.instances(host).glob('_base/ephemeral_*'))
+    """The bases in the image cache of *host* that Nova has made itself."""
+    return [base for kind in ('ephemeral', 'swap')
+            for base in run.instances(host).glob(f'_base/{kind}_*')]
 
 
 def forget_bases(run):
@@ -215,13 +260,21 @@ def check_files(run, instance, kind):
     run.check_kept('guest can use the disk', not failure, failure)
 
 
-def check_complete(run, instance):
-    """The guest's disks need no base."""
+def check_complete(run, instance, files=None):
+    """The guest's disks, or those with these names, need no base."""
     host = run.cloud.hosts[instance.host]
-    for name in names(instance):
+    for name in files or names(instance):
         backing = disks.backing_file(host, instance.disk(host.name, name))
         run.check(f'{name} on {host.name} has no backing file', not backing,
                   backing)
+
+
+def check_hard_reboot_fails(run, instance):
+    """The guest has been stopped, and Nova cannot start it again."""
+    def reboot_in_vain():
+        with contextlib.suppress(process.LabError):
+            instance.hard_reboot()
+    run.check_source_says('no base can be made', TOO_LONG, reboot_in_vain)
 
 
 def check_nothing_left(run, instance):
@@ -232,8 +285,8 @@ def check_nothing_left(run, instance):
     run.check('nothing left on the destination', not left, left)
 
 
-def check_next_migration(run, instance):
+def check_next_migration(run, instance, expected=KEEPS):
     """What was in the way is gone: the guest moves, with its files."""
-    run.migrate(instance, title='the next migration', expected=KEEPS)
+    run.migrate(instance, title='the next migration', expected=expected)
     failure = use(instance, 'xfs')
     run.check('guest can use the disk', not failure, failure)

@@ -13,22 +13,17 @@
 
 Nova's image cache knows the size of an instance's first ephemeral disk only:
 the bases of others are removed while they are in use. QEMU has them open
-still; a guest that is rebooted hard gets one that Nova makes anew.
+still; a guest that is rebooted hard gets a new one that Nova makes.
 """
 
-import contextlib
-
-from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
-_SAVED = tuple(scenario.Said(scenario.SOURCE, 'nova-compute', pattern)
-               for pattern in (r'disk\.eph0: the backing file here is lost',
-                               r'made complete by a block pull in [\d.]+ s'))
+_SAVED = r'disk\.eph0: made complete by a block pull in [\d.]+ s'
 
 
-class EphemeralBaseGone(scenario.Scenario):
+class EphemeralBaseGone(ephemeral.OldDisks):
     name = 'ephemeral-base-gone'
     title = ('The base of a written 1 GB XFS is removed; hard reboot, then '
              'live migration.')
@@ -38,14 +33,13 @@ class EphemeralBaseGone(scenario.Scenario):
             0: scenario.Arrives(text='hard reboot fails'),
             30: scenario.Arrives(text='hard reboot damages disk')},
         scenario.BOTH: scenario.Arrives(
-            said=_SAVED, text='hard reboot refused; arrives, disk kept'),
+            text='hard reboot and migration keep the disk'),
     }
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.forget_bases(run)
-        # nothing is written to the second disk
         instance, before = ephemeral.boot_and_write(
             run, self.kind, ephemeral.ONE_GB * 2)
         # nothing is written to the second disk
@@ -53,10 +47,13 @@ class EphemeralBaseGone(scenario.Scenario):
         ephemeral.forget_bases(run)
         run.progress('hard reboot')
         if run.protected:
-            self.check_refused(run, instance)
+            run.check_source_says(
+                'the disk is completed before the guest is stopped', _SAVED,
+                instance.hard_reboot)
+            self.check_saved(run, instance)
             run.migrate(instance)
         elif ephemeral.unlabelled(run):
-            self.check_fails(run, instance)
+            ephemeral.check_hard_reboot_fails(run, instance)
             return
         else:
             instance.hard_reboot()
@@ -66,22 +63,11 @@ class EphemeralBaseGone(scenario.Scenario):
         ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
-    def check_fails(run, instance):
-        """The guest has been stopped, and Nova cannot start it again."""
-        def reboot_in_vain():
-            with contextlib.suppress(process.LabError):
-                instance.hard_reboot()
-        run.check_source_says('no base can be made', ephemeral.TOO_LONG,
-                              reboot_in_vain)
-
-    @staticmethod
-    def check_refused(run, instance):
-        """The guest runs on when a hard reboot would destroy its data."""
-        run.check_source_says(
-            'the hard reboot is refused',
-            r'disk\.eph0 of instance \S+ has data, but its '
-            r'backing file \S+ is missing', instance.ask_for_hard_reboot)
-        boot_id, _ = instance.says(scenario.SOURCE)
-        run.check_equal('boot id of the guest', boot_id, instance.boot_id)
+    def check_saved(run, instance):
+        """The guest has its data after a hard reboot, and needs no base."""
         made = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]
-        run.check('no base is made anew', not made, made)
+        run.check('no new base is made', not made, made)
+        ephemeral.check_complete(run, instance)
+        failure = ephemeral.verify(instance, EphemeralBaseGone.kind)
+        run.check('guest can use the disk after the hard reboot',
+                  not failure, failure)

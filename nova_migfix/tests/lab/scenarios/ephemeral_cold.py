@@ -23,7 +23,7 @@ from nova_migfix.tests.lab import topology
 _KEEPS = scenario.Arrives(text=ephemeral.KEEPS.text)
 
 
-class EphemeralCold(scenario.Scenario):
+class EphemeralCold(ephemeral.OldDisks):
     name = 'ephemeral-cold'
     title = 'Cold migration of a guest with 1 GB XFS that it has written to.'
     kind = 'xfs'

@@ -14,6 +14,7 @@
 Unmodified Nova does not send it at all, so there is nothing to compare with.
 """
 
+from nova_migfix.tests.lab import evidence
 from nova_migfix.tests.lab import fabric
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
@@ -23,15 +24,20 @@ from nova_migfix.tests.lab import topology
 # Slow enough to cut it in the middle.
 _RATE = '20mbit'
 
+_COMPLETES = r'disk\.eph0 is completed by a block pull'
+_COMPLETED = r'disk\.eph0: made complete by a block pull in [\d.]+ s'
+
 # Where plugin and patches put it meanwhile.
 _PLACES = ('migfix-*/*', '*/pull-*/*')
 
 
-class EphemeralCut(scenario.Scenario):
+class EphemeralCut(ephemeral.OldDisks):
     name = 'ephemeral-cut'
     title = 'The migration network is cut while the base of a disk is pulled.'
-    expected = {scenario.BOTH: ephemeral.cannot_be_had(
-        'Unexpected EOF')}
+    expected = {scenario.BOTH: scenario.Arrives(
+        said=(ephemeral.not_fetched('Unexpected EOF'), scenario.Said(
+            scenario.SOURCE, 'nova-compute', _COMPLETED)),
+        text='completed on the source, arrives, disk kept')}
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
@@ -41,17 +47,23 @@ class EphemeralCut(scenario.Scenario):
         ephemeral.write(instance, 'xfs')
         link = fabric.Link(run.cloud.controller, topology.MIGRATION,
                            scenario.DESTINATION)
-        with link.limited(_RATE):
-            run.migrate(instance, title='cut in the middle',
-                        during=lambda: self.cut(run, link))
-            link.mend()
-        ephemeral.check_nothing_left(run, instance)
-        ephemeral.check_next_migration(run, instance)
+        run.migrate(instance, title='cut in the middle',
+                    during=lambda: self.cut(run, link))
+        failure = ephemeral.use(instance, 'xfs')
+        run.check('guest can use the disk', not failure, failure)
+        ephemeral.check_complete(run, instance)
 
     @staticmethod
     def cut(run, link):
+        """Let the base not come through, but the guest afterwards."""
         instances = run.instances(scenario.DESTINATION)
-        process.wait_for('the base to be on its way', lambda: any(
-            path.stat().st_size > 0 for place in _PLACES
-            for path in instances.glob(place)), poll=0.05)
-        link.cut()
+        log = evidence.Marked(scenario.SOURCE,
+                              run.cloud.compute[scenario.SOURCE].log)
+        with link.limited(_RATE):
+            process.wait_for('the base to be on its way', lambda: any(
+                path.stat().st_size > 0 for place in _PLACES
+                for path in instances.glob(place)), poll=0.05)
+            link.cut()
+        process.wait_for('the source to complete the disk itself', lambda:
+                         log.find(_COMPLETES), log=log.path)
+        link.mend()

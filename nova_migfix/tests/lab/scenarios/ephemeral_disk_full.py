@@ -20,15 +20,18 @@ from nova_migfix.tests.lab import configuration
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
+from nova_migfix.tests.lab import users
 
 _SIZE = ephemeral.HEAVY // 2
 
 
-class EphemeralDiskFull(scenario.Scenario):
+class EphemeralDiskFull(ephemeral.OldDisks):
     name = 'ephemeral-disk-full'
     title = 'No space on the destination for the base of a disk.'
-    expected = {scenario.BOTH: ephemeral.cannot_be_had(
-        'No space left on device')}
+    expected = {scenario.BOTH: scenario.Fails(
+        said=(ephemeral.not_fetched('No space left on device'), scenario.Said(
+            scenario.SOURCE, 'nova-compute', 'Live Migration failure: .*')),
+        text='fails, guest goes on')}
 
     def run(self, run):
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
@@ -40,7 +43,8 @@ class EphemeralDiskFull(scenario.Scenario):
             run.migrate(instance, title='no space')
             ephemeral.check_nothing_left(run, instance)
         run.cloud.wait_for_space(scenario.DESTINATION)
-        ephemeral.check_next_migration(run, instance)
+        # The source has completed the disk.
+        ephemeral.check_next_migration(run, instance, scenario.Arrives())
 
 
 @contextlib.contextmanager
@@ -48,7 +52,8 @@ def small_file_system(run, name):
     """Let a host have almost no space for the files of guests."""
     host = run.cloud.hosts[name]
     place = configuration.instances(host.own)
-    host.run('mount', '-t', 'tmpfs', '-o', f'size={_SIZE}', 'tmpfs', place)
+    options = f'size={_SIZE},mode=755,uid={users.NOVA},gid={users.NOVA}'
+    host.run('mount', '-t', 'tmpfs', '-o', options, 'tmpfs', place)
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ GUESTS = (
 )
 
 
-class EphemeralFilesystems(scenario.Scenario):
+class EphemeralFilesystems(ephemeral.OldDisks):
     name = 'ephemeral-filesystems'
     title = ('ext4 of 1 and 200 GB and two vfat of one size; ext3; vfat; '
              'all unwritten.')

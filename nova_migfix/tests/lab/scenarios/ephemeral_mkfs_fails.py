@@ -17,14 +17,12 @@ after that gets a disk of nothing.
 
 import contextlib
 
+from nova_migfix.tests.lab import host
 from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
-_REFUSED = 'should have xfs, but its backing file'
-
-
-class EphemeralMkfsFails(scenario.Scenario):
+class EphemeralMkfsFails(ephemeral.OldDisks):
     name = 'ephemeral-mkfs-fails'
     title = 'mkfs fails for one guest; the next one gets the disk it asks for.'
     expected = {
@@ -39,17 +37,22 @@ class EphemeralMkfsFails(scenario.Scenario):
             error = ephemeral.boot_failure(run)
         run.check('the guest is not started', 'mkfs' in error, error)
         left = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]
-        run.check_kept('nothing is left in the image cache', not left, left)
+        run.check_kept('no base is left in the image cache', not left, left)
+        self.check_next_guest(run, 'the next guest')
+        self.leave_blank_base(run)
+        # as it is by default
+        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs', **{
+            option: False for option in self.options}})
+        self.check_next_guest(run, 'with a blank base in the image cache')
+        ephemeral.forget_bases(run)
+
+    @staticmethod
+    def check_next_guest(run, title):
         with run.guest(ephemerals=ephemeral.ONE_GB) as instance:
             found = run.snapshot(instance, 'disk.eph0').identity()
-        run.check_kept('the next guest has a filesystem', (
+        run.check_kept(f'{title}: the disk has a filesystem', (
             found.get('TYPE'), found.get('LABEL')) == ('xfs', 'ephemeral0'),
             found)
-        self.leave_blank_base(run)
-        error = ephemeral.boot_failure(run)
-        run.check_kept('a base without filesystem is refused',
-                       _REFUSED in error, error)
-        ephemeral.forget_bases(run)
 
     @staticmethod
     def leave_blank_base(run):
@@ -58,13 +61,14 @@ class EphemeralMkfsFails(scenario.Scenario):
         size = base.stat().st_size
         base.unlink()
         process.run(['qemu-img', 'create', '-f', 'raw', base, size])
+        host.Host.give_to_nova(base)
 
 
 @contextlib.contextmanager
-def failing_mkfs(host):
+def failing_mkfs(on):
     """Let mkfs fail on one host."""
-    host.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
+    on.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
     try:
         yield
     finally:
-        host.run('umount', '/usr/sbin/mkfs')
+        on.run('umount', '/usr/sbin/mkfs')

@@ -25,12 +25,13 @@ from nova_migfix.tests.lab import topology
 _SIZE = 200 << 20
 
 
-class EphemeralPullAborted(scenario.Scenario):
+class EphemeralPullAborted(ephemeral.OldDisks):
     name = 'ephemeral-pull-aborted'
     title = 'A block pull on the source is aborted; then it is not.'
     expected = {scenario.SOURCE_ONLY: scenario.Fails(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
-        'the block pull ended before it was complete', patched_since=None),),
+        'the block pull ended before (it|the disk) was complete',
+        patched_since=None),),
         text='fails, guest goes on')}
 
     def run(self, run):

@@ -16,18 +16,20 @@ the bases of others are removed while guests need them, and made when the next
 guest of that size is booted.
 """
 
+import hashlib
+
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 
 
-class EphemeralResume(scenario.Scenario):
+class EphemeralResume(ephemeral.OldDisks):
     name = 'ephemeral-resume'
-    title = 'A guest with a written 1 GB XFS is resumed upon another base.'
+    title = 'A guest with a written 1 GB XFS is resumed; its base is lost.'
     kind = 'xfs'
     expected = {
         scenario.NEITHER: scenario.Arrives(text='resumed, disk damaged'),
         scenario.BOTH: scenario.Arrives(
-            text='resume refused; disk kept for its own base'),
+            text='resume fails; disk kept for its own base'),
     }
 
     def run(self, run):
@@ -38,19 +40,32 @@ class EphemeralResume(scenario.Scenario):
         instance.suspend()
         base, = ephemeral.bases(run, scenario.SOURCE)
         kept = base.rename(run.instances(scenario.SOURCE) / 'kept')
-        run.boot(ephemerals=ephemeral.ONE_GB)
-        run.check('another base in its place', base.exists())
+        other = run.boot(ephemerals=ephemeral.ONE_GB)
+        run.check_kept('no other base in its place', not base.exists())
         run.progress('resume')
         if run.protected:
-            run.check_source_says(
-                'the resume is refused',
-                r'disk\.eph0 of instance \S+ is needed as the guest knows it, '
-                r'but its backing file \S+ is another one',
-                instance.ask_in_vain_for_resume)
+            ephemeral.check_complete(run, other)
+            self.resume_in_vain(run, instance)
             kept.rename(base)
-        instance.resume()
-        boot_id, _ = instance.says(scenario.SOURCE)
-        run.check_equal('boot id of the guest', boot_id, instance.boot_id)
+        else:
+            instance.resume()
+            boot_id, _ = instance.says(scenario.SOURCE)
+            run.check_equal('boot id of the guest', boot_id,
+                            instance.boot_id)
         ephemeral.check_disk(run, instance, self.kind, before)
         instance.hard_reboot()
         ephemeral.check_files(run, instance, self.kind)
+
+    @staticmethod
+    def resume_in_vain(run, instance):
+        """QEMU does not find the base, and the disk stays as it is."""
+        disk = instance.files(scenario.SOURCE) / 'disk.eph0'
+        before = hashlib.sha256(disk.read_bytes()).hexdigest()
+        states = []
+        run.check_source_says(
+            'QEMU finds no base', 'ephemeral_.*No such file or directory',
+            lambda: states.append(instance.ask_in_vain_for_resume()))
+        # Nova's own answer; a hard reboot leads out of it.
+        run.check_equal('state of the instance', states, ['ERROR'])
+        after = hashlib.sha256(disk.read_bytes()).hexdigest()
+        run.check_equal('disk.eph0, sha256', after, before)

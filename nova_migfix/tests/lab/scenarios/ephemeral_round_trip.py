@@ -17,24 +17,16 @@ disks need must not be among it.
 
 from nova_migfix.tests.lab import cloud
 from nova_migfix.tests.lab import guest
-from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
-# Seconds after which nova-compute looks into its image cache once more, and
-# for which it spares what nobody uses. What a migration needs is not in use
-# while that is prepared.
-_INTERVAL, _SPARED = 4, 60
-_EAGER_CACHE = {
-    ('image_cache', 'manager_interval'): _INTERVAL,
-    ('image_cache', 'remove_unused_original_minimum_age_seconds'): _SPARED,
-    ('image_cache', 'remove_unused_resized_minimum_age_seconds'): _SPARED,
-}
-_PASS = 'Verification complete'
+# Seconds for which the image cache spares what nobody uses. What a migration
+# needs is not in use while that is prepared.
+_SPARED = 60
 
 
-class EphemeralRoundTrip(scenario.Scenario):
+class EphemeralRoundTrip(ephemeral.OldDisks):
     name = 'ephemeral-round-trip'
     title = ('There, back and there again, cold migration, resize and hard '
              'reboot.')
@@ -59,9 +51,8 @@ class EphemeralRoundTrip(scenario.Scenario):
         self.check(run, instance, 'live migration')
         if not run.protected:
             return
-        run.configure(both={**options, **_EAGER_CACHE})
-        run.progress('image cache')
-        wait_for_cache_passes(run)
+        run.configure(both={**options, **ephemeral.eager_cache(_SPARED)})
+        ephemeral.wait_for_cache_passes(run, _SPARED)
         for destination, expected in (
                 (scenario.SOURCE, scenario.Arrives()),
                 (scenario.DESTINATION, scenario.Arrives())):
@@ -71,7 +62,8 @@ class EphemeralRoundTrip(scenario.Scenario):
                 ('cold migration', instance.cold_migrate),
                 ('resize', lambda: instance.resize(
                     **cloud.LARGER, ephemeral=self.grown)),
-                ('image cache', lambda: wait_for_cache_passes(run)),
+                ('image cache', lambda: ephemeral.wait_for_cache_passes(
+                    run, _SPARED)),
                 ('hard reboot', instance.hard_reboot)):
             run.progress(title)
             action()
@@ -96,16 +88,3 @@ class EphemeralRoundTrip(scenario.Scenario):
             faults = run.snapshot(instance, name).faults()
             run.check(f'{title}: {name} has no faults', not faults, faults)
         ephemeral.check_complete(run, instance)
-
-
-def wait_for_cache_passes(run):
-    """Wait until both hosts have removed what nobody uses."""
-    logs = [service.log for service in run.cloud.compute.values()]
-
-    def passes(log):
-        return log.read_text(errors='replace').count(_PASS)
-
-    enough = {log: passes(log) + _SPARED // _INTERVAL + 2 for log in logs}
-    # the first one comes up to a minute after nova-compute has started
-    process.wait_for('passes of the image cache', lambda: all(
-        passes(log) >= enough[log] for log in logs), timeout=240)

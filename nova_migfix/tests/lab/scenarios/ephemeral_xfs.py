@@ -20,7 +20,7 @@ from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
 
-class EphemeralXfs(scenario.Scenario):
+class EphemeralXfs(ephemeral.OldDisks):
     name = 'ephemeral-xfs'
     title = ('1 GB XFS under writing, a base of the same name on the '
              'destination or none.')

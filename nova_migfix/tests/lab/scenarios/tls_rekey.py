@@ -31,6 +31,7 @@ from nova_migfix.tests.lab import evidence
 from nova_migfix.tests.lab import hypervisor
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab import topology
+from nova_migfix.tests.lab import users
 from nova_migfix.tls import certificates
 from nova_migfix.tls import policy
 
@@ -114,6 +115,9 @@ class TlsRekey(scenario.Scenario):
                 shutil.copytree(
                     directory, run.cloud.libvirt[host].certificates,
                     dirs_exist_ok=True)
+                run.cloud.hosts[host].run(
+                    'chown', '--recursive', users.QEMU,
+                    '/etc/libvirt/migration')
 
     @staticmethod
     def give_library(run, host):

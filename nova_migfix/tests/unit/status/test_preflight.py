@@ -150,12 +150,6 @@ class TestFindings(PreflightTestCase):
             {'vnic', 'vnic-ring', 'config-drive-empty', 'ephemeral-lost'},
             kinds)
 
-    def test_another_base_of_the_same_name(self):
-        place = self.host.path / base.uuid(3)
-        (place / 'migfix-bases.json').write_text('{"disk.eph0": "another"}')
-        self.assertIn('is another one than the disk was laid upon',
-                      [row[4] for row in self.findings()])
-
     def test_bases_that_are_not_in_reach(self):
         for path in self.host.base.iterdir():
             path.unlink()

@@ -155,6 +155,13 @@ class TestPlugin(StatusTestCase):
         os.utime(self.command.path, (3000 - after, 3000 - after))
         self.assertCheck('Plugin', code)
 
+    def test_process_of_any_user_with_a_name_in_any_encoding(self):
+        self.start('7', ['x'], 2000)
+        for name in ('cmdline', 'stat'):
+            path = self.proc / '7' / name
+            path.write_bytes(b'\xff\xfe' + path.read_bytes())
+        self.assertCheck('Plugin', SUCCESS)
+
     def test_a_nova_that_is_not_supported(self):
         with mock.patch.object(nova_release, 'major', return_value=28):
             self.assertCheck('Release of Nova', FAILURE, '29 to 34')

@@ -104,6 +104,13 @@ class TestGuests(AuditTestCase):
             7, 'instance-7', 'aaaa', 3 * GIB, audit.Library(
                 LIBRARY, False, '3.7.9', '3.7.9-2+deb12u6'))], self.guests())
 
+    def test_name_and_mappings_in_any_encoding(self):
+        process = self.proc.qemu(7, resident=GIB)
+        for name in ('status', 'maps'):
+            path = process / name
+            path.write_bytes(b'Name:\tqemu\xff\n' + path.read_bytes())
+        self.assertEqual([GIB], [guest.memory for guest in self.guests()])
+
     def test_huge_pages_are_memory_too(self):
         self.proc.qemu(7, resident=GIB, huge=64 * GIB)
         self.assertEqual(65 * GIB, self.guests()[0].memory)

@@ -10,11 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import os
 import pathlib
 from unittest import mock
 
 import ddt
 import fixtures
+from hypothesis import given
+from hypothesis import strategies as st
 import testtools
 
 from nova_migfix.tls import gnutls
@@ -41,6 +44,30 @@ class TestVersion(testtools.TestCase):
 
     def test_of_no_file(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
+
+    def test_pipe_is_not_waited_for(self):
+        # what a container has under the name that a process has mapped
+        path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
+        os.mkfifo(path)
+        self.assertIsNone(gnutls.version(pathlib.Path(path)))
+
+    def test_device_is_not_read(self):
+        self.assertIsNone(gnutls.version(pathlib.Path('/dev/zero')))
+
+    def test_file_larger_than_memory_is_read_in_part(self):
+        path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
+        with open(path, 'wb') as file:
+            file.write(b'3.8.9\0')
+            file.truncate(1 << 42)
+        self.assertEqual('3.8.9', gnutls.version(pathlib.Path(path)))
+
+    @given(st.lists(st.sampled_from(
+        [b'3.8.9\0', b'3.8.11\0', b'\xff', b'3.', b'\0', b'\n'])))
+    def test_any_content_gives_a_version_or_none(self, parts):
+        path = self.useFixture(fixtures.TempDir()).join('library')
+        pathlib.Path(path).write_bytes(b''.join(parts))
+        self.assertIn(gnutls.version(pathlib.Path(path)),
+                      ('3.8.9', '3.8.11', None))
 
 
 class TestSystemFile(testtools.TestCase):

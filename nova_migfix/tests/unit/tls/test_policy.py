@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import pathlib
+import tempfile
 from unittest import mock
 
 import ddt
@@ -170,3 +171,76 @@ class TestCommand(testtools.TestCase):
         status, _, said = self.to_file('--merge', self.file)
         self.assertEqual(2, status)
         self.assertIn('No such file', said)
+
+
+def _mode(path):
+    return path.stat().st_mode & 0o7777
+
+
+@ddt.ddt
+class TestReplaced(testtools.TestCase):
+    """What a file that is replaced keeps."""
+
+    def setUp(self):
+        super().setUp()
+        self.file = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('qemu.conf'))
+
+    def generate(self, family='libvirt', *arguments):
+        error = io.StringIO()
+        with contextlib.redirect_stderr(error):
+            status = tls.main(['generate', '--family', family, '--output',
+                               str(self.file), *map(str, arguments)])
+        return status, error.getvalue()
+
+    def test_secret_file_stays_secret(self):
+        self.file.write_text('vnc_password = "secret"\n')
+        self.file.chmod(0o600)
+        status, said = self.generate(
+            'libvirt', '--merge', self.file, '--force')
+        self.assertEqual(0, status)
+        self.assertIn('vnc_password', self.file.read_text())
+        self.assertEqual(0o600, _mode(self.file))
+        self.assertNotIn('0644', said)
+
+    def test_new_file_for_libvirt_is_secret(self):
+        self.addCleanup(os.umask, os.umask(0))
+        self.generate()
+        self.assertEqual(0o600, _mode(self.file))
+
+    @testtools.skipUnless(os.geteuid() == 0, 'only root gives files away')
+    def test_owner_stays(self):
+        self.file.write_text('a = 1\n')
+        os.chown(self.file, 65534, 65533)
+        self.generate('libvirt', '--force')
+        found = self.file.stat()
+        self.assertEqual((65534, 65533), (found.st_uid, found.st_gid))
+
+    @ddt.data('/etc/hostname', 'dangling')
+    def test_symbolic_link_is_refused(self, target):
+        self.file.symlink_to(target)
+        status, said = self.generate('debian', '--force')
+        self.assertEqual(2, status)
+        self.assertIn(f'is a symbolic link to {target}', said)
+        self.assertEqual(target, os.readlink(self.file))
+
+    def test_directory_is_refused(self):
+        self.file.mkdir()
+        status, said = self.generate('debian', '--force')
+        self.assertEqual(2, status)
+        self.assertIn('is not a file', said)
+
+    @given(mode=strategies.integers(0, 0o777),
+           public=strategies.booleans(),
+           exists=strategies.booleans())
+    def test_nobody_new_may_write_and_no_more_read_than_have_to(
+            self, mode, public, exists):
+        with tempfile.TemporaryDirectory() as name:
+            path = pathlib.Path(name) / 'file'
+            if exists:
+                path.write_text('before')
+                path.chmod(mode)
+            policy.write(path, 'after', force=True, public=public)
+            self.assertEqual((mode if exists else 0o600)
+                             | (0o444 if public else 0), _mode(path))
+            self.assertEqual('after', path.read_text())

@@ -16,13 +16,23 @@ import json
 import os
 import pathlib
 import pwd
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from unittest import mock
 
 import ddt
 import fixtures
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tls import certificates
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 
@@ -128,3 +138,178 @@ class TestCommand(testtools.TestCase):
         self.probe(SAFE, '--creds', '/etc/pki/qemu', '--priority', 'NORMAL')
         self.assertEqual(('/usr/bin/qemu', 'nova', '/etc/pki/qemu',
                           'NORMAL'), self.asked)
+
+
+class Intruder(fixtures.Fixture):
+    """A process of the user that guests run as, with a file that it wants.
+
+    Whoever is asked for a temporary directory makes it in *place*, where this
+    user may look around.
+    """
+
+    USER = 'nobody'
+
+    def _setUp(self):
+        own, self.place = (
+            pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+            for _ in range(2))
+        self.place.chmod(0o755)
+        self.useFixture(fixtures.MonkeyPatch(
+            'tempfile.tempdir', str(self.place)))
+        self.secret = own / 'secret'
+        self.secret.write_text('of root')
+        self.secret.chmod(0o600)
+        self.before = self.seen()
+
+    def seen(self):
+        found = self.secret.stat()
+        return (self.secret.read_text(), found.st_uid, found.st_gid,
+                found.st_mode)
+
+    def plant(self, name):
+        """Try to put a link to the secret wherever there is a directory.
+
+        :returns: how often that was possible
+        """
+        done = subprocess.run(
+            ['find', self.place, '-mindepth', '1', '-type', 'd', '-exec',
+             'ln', '-sf', self.secret, f'{{}}/{name}', ';', '-print'],
+            user=self.USER, capture_output=True, text=True, check=False)
+        return len(done.stdout.split())
+
+
+@testtools.skipUnless(os.geteuid() == 0, 'only root runs QEMU as another')
+class TestIntruder(testtools.TestCase):
+    """What QEMU's user can make of a root that probes."""
+
+    def setUp(self):
+        super().setUp()
+        self.intruder = self.useFixture(Intruder())
+
+    @contextlib.contextmanager
+    def intruding(self, *plants):
+        """Plant links before and after root writes, and while QEMU runs.
+
+        :param plants: names of links at each of these moments, in this order
+        """
+        planted = self.planted = []
+
+        def plant(moment):
+            planted.extend(map(self.intruder.plant, plants[moment]))
+
+        real = certificates.write
+
+        def write(directory):
+            plant(0)
+            real(directory)
+            plant(1)
+
+        @contextlib.contextmanager
+        def started(*_args):
+            plant(2)
+            yield ('127.0.0.1', 1)
+
+        with mock.patch.object(
+                certificates, 'write', autospec=True, side_effect=write), (
+                mock.patch.object(probe, '_started', autospec=True,
+                                  side_effect=started)):
+            yield
+
+    def probe(self, *plants):
+        with self.intruding(*plants), probe.listening(
+                '/usr/bin/qemu', self.intruder.USER):
+            pass
+        self.assertEqual(self.intruder.before, self.intruder.seen())
+        self.assertEqual([0] * len(self.planted), self.planted)
+        self.assertEqual([], os.listdir(self.intruder.place))
+
+    def test_link_to_a_file_of_root(self):
+        self.probe(['link'], ['link'], ['link'])
+
+    def test_certificate_is_a_link_to_a_file_of_root(self):
+        self.probe(['certificates', 'ca-cert.pem'], ['ca-cert.pem'], [])
+
+    @settings(max_examples=20)
+    @given(st.tuples(*[st.lists(st.sampled_from(
+        ['certificates', 'ca-cert.pem', 'server-key.pem', 'monitor', 'x']),
+        max_size=2)] * 3))
+    def test_links_at_any_time(self, plants):
+        self.probe(*plants)
+
+    @settings(max_examples=30)
+    @given(st.dictionaries(
+        st.text('abc.-', min_size=1, max_size=5).filter(
+            lambda name: name.strip('.')),
+        st.sampled_from(['file', 'link', 'dangling']), max_size=6))
+    def test_what_is_given_away_is_in_the_directory(self, entries):
+        with tempfile.TemporaryDirectory() as name:
+            directory = pathlib.Path(name) / 'certificates'
+            directory.mkdir(mode=0o700)
+            for entry, kind in entries.items():
+                path = directory / entry
+                if kind == 'file':
+                    path.touch()
+                else:
+                    path.symlink_to(self.intruder.secret if kind == 'link'
+                                    else '/nowhere')
+            probe._let_read(self.intruder.USER, directory)
+            self.assertEqual(
+                {pwd.getpwnam(self.intruder.USER).pw_uid} if entries
+                else set(),
+                {path.lstat().st_uid for path in directory.iterdir()})
+            for parent in (directory, directory.parent):
+                self.assertEqual((0, 0o711), (
+                    parent.stat().st_uid, parent.stat().st_mode & 0o777))
+        self.assertEqual(self.intruder.before, self.intruder.seen())
+
+
+class TestUntrustedQemu(testtools.TestCase):
+    """A QEMU of which its user has got hold."""
+
+    def setUp(self):
+        super().setUp()
+        self.qemu = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('qemu'))
+
+    def error(self, script):
+        self.qemu.write_text(f'#!/bin/sh\n{script}')
+        self.qemu.chmod(0o755)
+        return str(self.assertRaises(
+            qmp.QemuError, probe.probe, str(self.qemu),
+            pwd.getpwuid(os.geteuid()).pw_name))
+
+    def test_terminal_of_root_is_out_of_reach(self):
+        said = self.error('echo $$ $(cut -d" " -f6 /proc/$$/stat) >&2')
+        pid, session = said.split()[-2:]
+        self.assertEqual(pid, session)
+
+    def test_long_message_is_cut(self):
+        self.assertLess(len(self.error(
+            'head -c 60000 /dev/zero | tr "\\0" x >&2')), 1000)
+
+    def test_child_that_keeps_the_pipe_is_not_waited_for(self):
+        begin = time.monotonic()
+        self.error(f"exec {sys.executable} -c 'import subprocess; "
+                   f"subprocess.Popen([\"sleep\", \"30\"])'")
+        self.assertLess(time.monotonic() - begin, 15)
+
+    def test_endless_answer_is_cut(self):
+        path = self.qemu.with_name('monitor')
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(path))
+        listener.listen()
+        sent = []
+
+        def flood():
+            with contextlib.suppress(OSError), listener.accept()[0] as talk:
+                while len(sent) < 64:
+                    talk.sendall(b'x' * (1 << 20))
+                    sent.append(1)
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        self.assertRaises(qmp.QemuError, qmp.Monitor, path, mock.Mock(
+            spec=subprocess.Popen, stderr=None))
+        thread.join()
+        self.assertLess(len(sent), 16)

@@ -1,0 +1,71 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The users of a host: those of the machine, and nova.
+
+nova-compute runs as nova, which becomes root for privsep only. QEMU runs as
+the user of the distribution's package, and libvirt gives that user the files
+of a guest while it runs (dynamic ownership). Each host has these files of its
+own, so that the machine's /etc/passwd, /etc/group and /etc/sudoers are not
+changed.
+"""
+
+import pathlib
+
+NOVA = 'nova'
+# Of user and group, as in Kolla's images.
+NOVA_ID = 42436
+
+QEMU, QEMU_GROUP = 'libvirt-qemu', 'kvm'
+LIBVIRT_GROUP = 'libvirt'
+
+# As Debian's packages have it.
+_GROUPS_OF_NOVA = (QEMU_GROUP, LIBVIRT_GROUP)
+
+
+def files(home, venvs):
+    """``{place below the root: (text, mode)}`` for a host.
+
+    :param home: the home directory of nova
+    :param venvs: the directory with all virtual environments
+    """
+    return {
+        'etc/passwd': (_passwd(home), 0o644),
+        'etc/group': (_group(), 0o644),
+        # sshd refuses an account that is locked, as root often is.
+        'etc/shadow': (''.join(f'{user}:*:19000:0:99999:7:::\n'
+                               for user in ('root', NOVA)), 0o600),
+        # A line of sudo's own would keep nova from choosing PATH.
+        'etc/sudoers': (f'{NOVA} ALL = (root) NOPASSWD:SETENV: '
+                        f'{venvs}/*/bin/privsep-helper\n', 0o440),
+    }
+
+
+def _machine(name):
+    """The lines of a file of the machine, without nova if it has that."""
+    return [line for line in pathlib.Path('/etc', name).read_text(
+        ).splitlines() if not line.startswith(f'{NOVA}:')]
+
+
+def _passwd(home):
+    nova = f'{NOVA}:x:{NOVA_ID}:{NOVA_ID}::{home}:/bin/sh'
+    return '\n'.join([*_machine('passwd'), nova, ''])
+
+
+def _group():
+    lines = [f'{NOVA}:x:{NOVA_ID}:']
+    for line in _machine('group'):
+        name, password, number, members = line.split(':')
+        if name in _GROUPS_OF_NOVA:
+            members = ','.join(filter(None, (members, NOVA)))
+        lines.append(':'.join((name, password, number, members)))
+    return '\n'.join([*lines, ''])
