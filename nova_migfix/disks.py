@@ -95,6 +95,12 @@ class Overlay(NamedTuple):
         return bool(_SWAP.fullmatch(self.name))
 
     @property
+    def copy(self) -> str:
+        """The path of a backing file of its own, see block_job."""
+        return os.path.join(os.path.dirname(self.path),
+                            f'{MADE_HERE[0]}.{self.name}')
+
+    @property
     def number(self) -> int:
         """The index of the disk among the instance's ephemeral disks."""
         match = _EPHEMERAL.fullmatch(self.name)
@@ -179,10 +185,17 @@ def lacks_base(overlay: Overlay) -> bool:
     return is_missing(overlay.backing)
 
 
+def is_on_copy(overlay: Overlay) -> bool:
+    """Say whether a disk now lies on a file of its own, which has its data."""
+    header = qcow2_header(overlay.path)
+    return header is not None and header.backing == overlay.copy
+
+
 def is_written(overlay: Overlay) -> bool:
     """Say whether the guest has written to a disk, or may have."""
     header = qcow2_header(overlay.path)
-    return header is None or header.is_written
+    return (header is None or header.is_written
+            or header.backing == overlay.copy)
 
 
 def bases_in_use() -> set[str]:
@@ -297,10 +310,13 @@ def _refuse_data_file(path: str) -> None:
 
 
 def flat_size(path: str) -> int:
-    """Return how many bytes :func:`flatten` will write of a qcow2 disk."""
+    """Return how many bytes :func:`flatten` will write of a qcow2 disk.
+
+    A guest may run on it.
+    """
     found, _errors = processutils.execute(
-        'qemu-img', 'measure', '--output', 'json', '-O', 'qcow2',
-        f'json:{jsonutils.dumps(_node(path, "qcow2"))}')
+        'qemu-img', 'measure', '--force-share', '--output', 'json', '-O',
+        'qcow2', f'json:{jsonutils.dumps(_node(path, "qcow2"))}')
     size: int = jsonutils.loads(found)['required']
     return size
 

@@ -122,8 +122,7 @@ class Ephemeral(base.Fix):
         self._pulled_by_destination.discard(instance.uuid)
         overlays = _overlays_of(instance)
         if pulled:
-            _pull(instance, host, filter(local_disks.lacks_base, overlays),
-                  _LOST)
+            _pull(instance, host, filter(_needs_completing, overlays), _LOST)
         else:
             _pull(instance, host, (disk for disk in overlays
                                    if not disk.is_swap), _NOT_PULLED)
@@ -167,7 +166,7 @@ class Ephemeral(base.Fix):
         if not overlays:
             return
         if driver._is_path_shared_with(dest, instance_dir):
-            overlays = list(filter(local_disks.lacks_base, overlays))
+            overlays = list(filter(_needs_completing, overlays))
         held = _held(instance, driver._host, overlays)
         _pull(instance, driver._host, held, _('it is migrated cold'))
         _complete_stopped(driver, instance, block_device_info, [
@@ -195,7 +194,7 @@ class Ephemeral(base.Fix):
             return
         try:
             lost = [disk for disk in _overlays_of(instance)
-                    if local_disks.lacks_base(disk) and not disk.is_swap]
+                    if _needs_completing(disk) and not disk.is_swap]
         except _UNREADABLE as error:
             LOG.warning('Nobody can say whether ephemeral disks have their '
                         'backing files: %s', error, instance=instance)
@@ -208,6 +207,11 @@ class Ephemeral(base.Fix):
 def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
     return list(local_disks.overlays(
         libvirt_utils.get_instance_path(instance)))
+
+
+def _needs_completing(disk: local_disks.Overlay) -> bool:
+    """Say whether a disk has lost its base, or has been half completed."""
+    return local_disks.lacks_base(disk) or local_disks.is_on_copy(disk)
 
 
 def _held(
@@ -223,7 +227,8 @@ def _held(
     if not guest.is_active():
         return []
     # A rescued guest may run without.
-    return [disk for disk in disks if guest.get_disk(disk.path)]
+    return [disk for disk in disks
+            if guest.get_disk(disk.path) or guest.get_disk(disk.copy)]
 
 
 def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
@@ -237,7 +242,7 @@ def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
                  {'disk': disk.name, 'why': why}, instance=instance)
         begin = time.monotonic()
         try:
-            completion.pull(host.get_guest(instance), disk)
+            completion.complete(host.get_guest(instance), disk)
         except Exception as error:
             raise _incomplete(instance, disk, why, error) from error
         LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',

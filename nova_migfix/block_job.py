@@ -1,0 +1,180 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Block jobs of a running guest's QEMU.
+
+A block pull completes a disk, but reads every hole of a raw backing file: 1 TB
+takes the better part of an hour. A block copy skips holes, but the guest then
+goes on with a file of another name, and libvirt cannot change that name. Both
+together are fast, and the disk keeps its name: see :func:`lay_on_copy`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any
+
+from lxml import etree
+from nova import exception
+from nova.i18n import _
+from nova.virt.libvirt import config as vconfig
+from oslo_concurrency import processutils
+from oslo_utils import excutils
+from oslo_utils import units
+
+from nova_migfix import disks
+from nova_migfix import scratch
+
+# Seconds between two looks at a block job, and without progress until it
+# counts as hung.
+_POLL = 0.2
+_HUNG = 300
+
+# Flags of virDomainBlockCopy: the file is there; the job does not outlive the
+# run of the guest; all writes go to both files once they are alike. The last
+# one is of libvirt 8.0, and not every python binding has its name.
+_REUSE_EXT = 1 << 1
+_TRANSIENT_JOB = 1 << 2
+_SYNCHRONOUS_WRITES = 1 << 3
+
+
+def wait(device: Any) -> None:
+    """Wait for a block job, as long as it makes progress.
+
+    :param device: nova.virt.libvirt.guest.BlockDevice
+    :raises TimeoutError: it makes none
+    """
+    progress, since = None, time.monotonic()
+    while not device.is_job_complete():
+        job = device.get_job_info()
+        if job and job.cur != progress:
+            progress, since = job.cur, time.monotonic()
+        elif time.monotonic() - since > _HUNG:
+            raise TimeoutError(_(
+                'the block job has made no progress for %d seconds') % _HUNG)
+        time.sleep(_POLL)
+
+
+def lay_on_copy(guest: Any, overlay: disks.Overlay,
+                bandwidth: int = 0) -> disks.Overlay:
+    """Put a qcow2 with all its bytes beneath a disk of a running guest.
+
+    QEMU copies the disk and then writes to both files; a new overlay on the
+    copy gets the name of the disk; the guest goes on with the copy, and by a
+    snapshot with that overlay. Whatever ends a nova-compute between these
+    steps, all data is beneath the name of the disk, and the next call goes on
+    from there.
+
+    :param guest: nova.virt.libvirt.guest.Guest
+    :param bandwidth: most MiB/s, 0 for no limit
+    :returns: the disk, with its new backing file
+    :raises Exception: the disk is as it was
+    """
+    copy = overlay.copy
+    if not disks.is_on_copy(overlay):
+        _copy(guest, overlay, copy, bandwidth)
+    elif _mirror(guest, overlay.path):
+        guest.get_block_device(overlay.path).abort_job(pivot=True)
+    if guest.get_disk(copy):
+        _go_on_with(guest, overlay.path, copy)
+    return overlay._replace(backing=copy)
+
+
+def _copy(guest: Any, overlay: disks.Overlay, copy: str,
+          bandwidth: int) -> None:
+    """Have the guest run on a copy, and the disk's name lead to it."""
+    device = guest.get_block_device(overlay.path)
+    if _mirror(guest, overlay.path):
+        device.abort_job()      # of a nova-compute that was killed
+    _remove(copy)
+    with scratch.directory(overlay.path) as directory:
+        before = os.path.join(directory, 'before')
+        above = os.path.join(directory, overlay.name)
+        os.link(overlay.path, before)
+        try:
+            processutils.execute(
+                'qemu-img', 'create', '-f', 'qcow2', copy,
+                str(disks.virtual_size(overlay.path)))
+            processutils.execute(
+                'qemu-img', 'create', '-f', 'qcow2', '-F', 'qcow2', '-b', copy,
+                above)
+            _mirror_to(guest, overlay.path, copy, bandwidth)
+            os.rename(above, overlay.path)
+            device.abort_job(pivot=True)
+        except BaseException:
+            with excutils.save_and_reraise_exception():
+                _undo(guest, overlay.path, before, copy)
+
+
+def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int) -> None:
+    """Start a block copy, and wait until all writes go to both files.
+
+    :raises MigrationError: the job has ended before that
+    """
+    disk = etree.Element('disk', type='file')
+    etree.SubElement(disk, 'source', file=copy)
+    etree.SubElement(disk, 'driver', type='qcow2')
+    guest._domain.blockCopy(
+        path, etree.tostring(disk, encoding='unicode'),
+        {'bandwidth': bandwidth * units.Mi} if bandwidth else {},
+        _REUSE_EXT | _TRANSIENT_JOB | _SYNCHRONOUS_WRITES)
+    wait(guest.get_block_device(path))
+    mirror = _mirror(guest, path)
+    if not mirror or mirror.ready != 'yes':
+        raise exception.MigrationError(reason=_(
+            'the block copy ended before its time, see the log of libvirt'))
+
+
+def _mirror(guest: Any, path: str) -> Any:
+    """Return what is known of the copy that is made of a disk, or None."""
+    disk = guest.get_disk(path)
+    return disk and disk.mirror
+
+
+def _undo(guest: Any, path: str, before: str, copy: str) -> None:
+    """Leave the guest and the name of its disk with the file of before.
+
+    If that cannot be found out, both files have what the guest writes, and
+    stay.
+    """
+    with contextlib.suppress(Exception):
+        guest.get_block_device(path).abort_job()
+    disk = guest.get_disk(path)
+    if disk and not disk.mirror:
+        os.rename(before, path)
+        _remove(copy)
+
+
+def _go_on_with(guest: Any, path: str, current: str) -> None:
+    """Have a guest write to an overlay on the file to which it writes."""
+    snapshot = vconfig.LibvirtConfigGuestSnapshot()
+    for disk in guest.get_all_disks():
+        part = vconfig.LibvirtConfigGuestSnapshotDisk()
+        part.name = disk.target_dev
+        part.snapshot = 'no'
+        if disk.source_path == current:
+            part.snapshot = 'external'
+            part.source_type = 'file'
+            part.source_path = path
+        snapshot.add_disk(part)
+    guest.snapshot(snapshot, no_metadata=True, disk_only=True, reuse_ext=True)
+
+
+def remove_copy(overlay: disks.Overlay) -> None:
+    """Remove the backing file that a complete disk has not any more."""
+    _remove(overlay.copy)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
