@@ -14,19 +14,21 @@
 
 ``python -m nova_migfix.tests.bench.creation DIRECTORY`` has Nova's backend for
 qcow2 and the plugin's make an ephemeral disk for the first guest on a host and
-for the next one, in turn and several times. It prints medians and ranges, and
-draws the time against the size.
+for the next one, in pairs, of which each begins with the other one. It prints
+medians and ranges, and draws the time against the size.
 
-Time and space are measured in rounds of their own: whoever looks at the
-scratch directories all the time takes time from mkfs.
+The space in scratch directories is measured in a round of its own: whoever
+looks at them all the time takes time from mkfs.
 """
 
 import argparse
 import contextlib
 import functools
+import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -51,11 +53,15 @@ matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
 CONF = nova.conf.CONF
-SIZES = (1, 20, 200, 1000)      # GB
 KINDS = ('ext4', 'xfs', 'vfat', 'ntfs')
 
-# Rounds of one case; no further one after so many seconds and the fewest.
-ROUNDS, FEWEST, BUDGET = 7, 3, 30
+# Pairs of measurements by GB; no further one of a case after BUDGET seconds.
+ROUNDS = {1: 3, 20: 3, 200: 2, 1000: 2}
+SIZES = tuple(ROUNDS)
+BUDGET = 20
+
+LIMIT = 90                      # seconds for one measurement
+SPARE = 20                      # GB that stay free
 
 GUESTS, GUESTS_SIZE = 20, 20    # so many disks of so many GB
 LOOK = 0.002                    # seconds between two looks at what there is
@@ -93,7 +99,6 @@ class Space(NamedTuple):
 
     base: int
     disk: int       # of the next guest
-    peak: int       # the most at once in scratch directories, for one disk
 
 
 def make(way, kind, size, guest):
@@ -112,22 +117,22 @@ def make(way, kind, size, guest):
     return path
 
 
-@contextlib.contextmanager
-def host(directory):
-    """A new instances_path."""
+def on_new_host(directory, function, *args):
+    """Call a function in a process with an instances_path of its own.
+
+    :raises multiprocessing.TimeoutError: it takes more than LIMIT seconds
+    """
     with tempfile.TemporaryDirectory(dir=directory) as path:
         CONF.set_override('instances_path', path)
         os.sync()       # what others have written is not to be waited for
-        yield pathlib.Path(path)
-
-
-def seconds(way, kind, size, directory):
-    with host(directory):
-        ticks = [time.monotonic()]
-        for guest in ('first', 'next'):
-            make(way, kind, size, guest)
-            ticks.append(time.monotonic())
-        return Cost(ticks[1] - ticks[0], ticks[2] - ticks[1])
+        with multiprocessing.get_context('fork').Pool(
+                1, initializer=os.setsid) as pool:
+            process, = pool._pool
+            try:
+                return pool.apply_async(function, args).get(LIMIT)
+            except multiprocessing.TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)      # and its mkfs
+                raise
 
 
 def allocated(paths):
@@ -139,20 +144,25 @@ def allocated(paths):
     return found
 
 
+def allocated_below(pattern):
+    os.sync()
+    return allocated(pathlib.Path(CONF.instances_path).glob(pattern))
+
+
 class Peak(threading.Thread):
     """Looks at the scratch directories as long as the context lasts."""
 
-    def __init__(self, instances):
+    def __init__(self):
         super().__init__(daemon=True)
-        self._instances, self._ended, self.bytes = (
-            instances, threading.Event(), 0)
+        self._ended, self.bytes = threading.Event(), 0
 
     def run(self):
+        instances = pathlib.Path(CONF.instances_path)
         while not self._ended.wait(LOOK):
             # A directory may vanish while its files are listed.
             with contextlib.suppress(FileNotFoundError):
                 self.bytes = max(self.bytes, allocated(
-                    file for place in self._instances.glob('*/migfix-*')
+                    file for place in instances.glob('*/migfix-*')
                     for file in place.rglob('*')))
 
     def __enter__(self):
@@ -164,63 +174,72 @@ class Peak(threading.Thread):
         self.join()
 
 
-def space(way, kind, size, directory):
-    with host(directory) as path:
-        make(way, kind, size, 'first')
-        with Peak(path) as peak:
-            disk = make(way, kind, size, 'next')
-        os.sync()
-        return Space(allocated((path / '_base').iterdir()),
-                     allocated([disk]), peak.bytes)
+def two_guests(way, kind, size):
+    """Return what the disks of a host's first guest and the next one cost."""
+    ticks = [time.monotonic()]
+    for guest in ('first', 'next'):
+        make(way, kind, size, guest)
+        ticks.append(time.monotonic())
+    return (Cost(ticks[1] - ticks[0], ticks[2] - ticks[1]),
+            Space(allocated_below('_base/*'),
+                  allocated_below('next/disk.eph0')))
 
 
-def guests(way, directory):
+def scratch_space(kind, size):
+    """Return the most bytes in scratch directories while a disk is made."""
+    with Peak() as peak:
+        make(COMPLETE, kind, size, 'first')
+    return peak.bytes
+
+
+def many_guests(way):
     """Return the seconds and bytes of GUESTS disks on one host."""
-    with host(directory) as path:
-        begin = time.monotonic()
-        for guest in range(GUESTS):
-            make(way, 'ext4', GUESTS_SIZE, f'guest{guest}')
-        taken = time.monotonic() - begin
-        os.sync()
-        return taken, allocated(
-            [*path.glob('_base/ephemeral*'), *path.glob('*/disk.eph0')])
+    begin = time.monotonic()
+    for guest in range(GUESTS):
+        make(way, 'ext4', GUESTS_SIZE, f'guest{guest}')
+    return (time.monotonic() - begin,
+            allocated_below('_base/ephemeral*')
+            + allocated_below('*/disk.eph0'))
 
 
-def has_room(way, kind, size, directory):
-    """Say whether what a file system writes leaves some space."""
-    written = size if kind == 'ntfs' and WAYS[way].is_full else 1
-    return shutil.disk_usage(directory).free > (written + 20) * units.Gi
+def reason_against(way, kind, size, directory):
+    """Say why a disk is not made; '' if it is."""
+    is_full = kind == 'ntfs' and WAYS[way].is_full
+    if is_full and size > GUESTS_SIZE:
+        return 'writes all zeros'
+    needed = (size if is_full else 1) + SPARE
+    return ('no room' if shutil.disk_usage(directory).free < needed * units.Gi
+            else '')
 
 
 def measure(kind, size, directory):
-    """Return every Cost by way, the ways in turn, each first every time."""
-    ways = [way for way in WAYS if has_room(way, kind, size, directory)]
-    found = {way: [] for way in ways}
+    """Return ``{way: [(Cost, Space), ...] or why there are none}``."""
+    found = {way: reason_against(way, kind, size, directory) or []
+             for way in WAYS}
+    ways = [way for way in WAYS if not found[way]]
     begin = time.monotonic()
-    for done in range(ROUNDS):
-        if done >= FEWEST and time.monotonic() - begin > BUDGET:
-            break
-        for way in ways if done % 2 else reversed(ways):
-            found[way].append(seconds(way, kind, size, directory))
+    for done in range(ROUNDS[size]):
+        if time.monotonic() - begin < BUDGET:
+            for way in ways if done % 2 else reversed(ways):
+                found[way].append(on_new_host(
+                    directory, two_guests, way, kind, size))
     return found
 
 
 def measure_all(directory):
-    """Return ``{(kind, size, way): (costs, Space)}``; no room, no entry."""
+    """Return ``{(kind, size): ({way: see measure}, bytes of scratch)}``."""
     found = {}
     for kind in KINDS:
         for size in SIZES:
-            for way, costs in measure(kind, size, directory).items():
-                found[kind, size, way] = costs, space(
-                    way, kind, size, directory)
-                print(kind, size, way, *found[kind, size, way][1],
-                      *(f'{cost.first:.2f}/{cost.next:.2f}'
-                        for cost in costs), flush=True)
+            found[kind, size] = (
+                measure(kind, size, directory),
+                on_new_host(directory, scratch_space, kind, size))
+            print(kind, size, found[kind, size], flush=True)
     return found
 
 
-def medians(costs):
-    return Cost(*map(statistics.median, zip(*costs)))
+def medians(rounds):
+    return Cost(*map(statistics.median, zip(*(cost for cost, _ in rounds))))
 
 
 def shown(values):
@@ -233,12 +252,12 @@ def mib(size):
     return f'{size / units.Mi:.1f}'
 
 
-def row(kind, size, way, found):
-    head = [kind, size, way]
-    if (kind, size, way) not in found:
-        return [*head, 0, *['no room'] * 5]
-    costs, taken = found[kind, size, way]
-    return [*head, len(costs), *map(shown, zip(*costs)), *map(mib, taken)]
+def row(rounds, scratch):
+    if isinstance(rounds, str):
+        return [0, *[rounds] * 5]
+    costs, spaces = zip(*rounds)
+    return [len(rounds), *map(shown, zip(*costs)), *map(mib, spaces[-1]),
+            mib(scratch)]
 
 
 def table(found):
@@ -246,10 +265,10 @@ def table(found):
         'file system', 'GB', 'disk', 'rounds', 'first, s', 'next, s',
         'base, MiB', 'disk, MiB', 'scratch, MiB'])
     result.align = 'r'
-    for kind in KINDS:
-        for size in SIZES:
-            for way in WAYS:
-                result.add_row(row(kind, size, way, found))
+    for (kind, size), (by_way, scratch) in found.items():
+        for way, rounds in by_way.items():
+            result.add_row([kind, size, way, *row(
+                rounds, scratch if way == COMPLETE else 0)])
     return result
 
 
@@ -257,12 +276,13 @@ def draw(found, path):
     figure, panels = pyplot.subplots(
         1, len(KINDS), sharey=True, figsize=(10, 3.5), layout='constrained')
     for kind, axes in zip(KINDS, panels):
-        for way, which, line in ((COMPLETE, 'first', 'o-'),
+        for way, which, line in ((COMPLETE, 'next', 'o-'),
                                  (OVERLAY, 'first', 's-'),
                                  (OVERLAY, 'next', 's:')):
-            sizes = [size for size in SIZES if (kind, size, way) in found]
+            sizes = [size for size in SIZES
+                     if not isinstance(found[kind, size][0][way], str)]
             axes.loglog(sizes, [
-                getattr(medians(found[kind, size, way][0]), which)
+                getattr(medians(found[kind, size][0][way]), which)
                 for size in sizes], line,
                 label='complete' if way == COMPLETE
                 else f'overlay, {which} guest')
@@ -275,14 +295,14 @@ def draw(found, path):
 
 def problems(found):
     """Yield what does not hold, a line each."""
-    costs, _space = found['ext4', SIZES[-1], COMPLETE]
-    if medians(costs).next > SLOWEST:
+    by_way, _scratch = found['ext4', SIZES[-1]]
+    if medians(by_way[COMPLETE]).next > SLOWEST:
         yield f'{SIZES[-1]} GB take more than {SLOWEST} s'
-    _costs, taken = found['ext4', GUESTS_SIZE, COMPLETE]
-    if taken.disk > LARGEST * units.Mi:
+    by_way, _scratch = found['ext4', GUESTS_SIZE]
+    if any(space.disk > LARGEST * units.Mi for _, space in by_way[COMPLETE]):
         yield f'{GUESTS_SIZE} GB need more than {LARGEST} MiB'
-    if any(taken.base for (_kind, _size, way), (_costs, taken)
-           in found.items() if way == COMPLETE):
+    if any(space.base for by_way, _ in found.values()
+           for _, space in by_way[COMPLETE]):
         yield 'a complete disk has left something in _base'
 
 
@@ -296,7 +316,7 @@ def main():
     # Nova's daemon with more rights is not needed for one's own files.
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
     os.environ['PATH'] += ':/usr/sbin:/sbin'
-    many = {way: guests(way, directory) for way in WAYS}
+    many = {way: on_new_host(directory, many_guests, way) for way in WAYS}
     found = measure_all(directory)
     draw(found, directory / 'creation.svg')
     print(table(found))
