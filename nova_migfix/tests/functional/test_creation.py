@@ -14,7 +14,6 @@
 """New disks are complete; new overlays have whole backing files."""
 
 import pathlib
-import shutil
 from unittest import mock
 
 import ddt
@@ -137,7 +136,8 @@ class LifeOfCompleteDiskTestCase(CreationTestCase):
         self.before = self.image()
 
     def empty_cache(self):
-        shutil.rmtree(self.hosts.instances('src') / '_base')
+        for base in (self.hosts.instances('src') / '_base').iterdir():
+            base.unlink()
 
     @ddt.data(({'suspend': None}, {'resume': None}),
               ({'rescue': None}, {'unrescue': None}),
@@ -146,8 +146,7 @@ class LifeOfCompleteDiskTestCase(CreationTestCase):
     def test_disks_are_kept_when_the_cache_is_emptied(self, actions):
         for action in actions:
             self.act(**action)
-            if action != {'rescue': None}:  # it fetches an image
-                self.empty_cache()
+            self.empty_cache()
         self.act(reboot={'type': 'HARD'})
         self.assertEqual('ACTIVE', self.server['status'])
         self.assert_kept(self.before, host='src')

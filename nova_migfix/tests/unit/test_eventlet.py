@@ -1,0 +1,53 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Nothing blocks a nova-compute under eventlet for more than 100 ms.
+
+All its greenthreads are in one thread: while a call waits for a disk, nothing
+else goes on, and with many instances the service seems to be down.
+"""
+
+import subprocess
+import sys
+
+import ddt
+from eventlet import patcher
+import fixtures
+import testtools
+
+from nova_migfix import nova_release
+from nova_migfix.tests import blocking
+
+LIMIT = 0.1     # seconds
+
+
+@testtools.skipUnless(
+    nova_release.major() < 34 and patcher.is_monkey_patched('os'),
+    'nova-compute of this release has threads')
+@ddt.ddt
+class TestOtherGreenthreads(testtools.TestCase):
+
+    def gap(self, call):
+        """Return the seconds for which a call blocks all others."""
+        directory = self.useFixture(fixtures.TempDir()).path
+        done = subprocess.run(
+            [sys.executable, '-m', blocking.__name__, call, directory],
+            capture_output=True, text=True, timeout=120)
+        self.assertEqual(0, done.returncode, done.stderr)
+        return float(done.stdout)
+
+    @ddt.data(*sorted(blocking.CALLS.keys() - {'blocks'}))
+    def test_go_on_during(self, call):
+        self.assertLess(self.gap(call), LIMIT)
+
+    def test_a_call_that_blocks_is_found(self):
+        self.assertGreater(self.gap('blocks'), LIMIT)
