@@ -75,7 +75,8 @@ class Hosts(fixtures.Fixture):
 
     SSH = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
-echo "$*" >>"{root}/asked"
+echo "$*" | tr '\\n' ' ' >>"{root}/asked"
+echo >>"{root}/asked"
 host=$1
 shift
 there=$(echo "$*" | sed "s#{root}/[^/]*/#{root}/$host/#g")

@@ -148,7 +148,7 @@ class PullTestCase(LiveTestCase):
         with self.hosts.failing('qemu-img', 'convert'):
             self.live_migrate('failed')
         self.assert_stays()
-        self.assertIn('which is needed as the backing file here is lost',
+        self.assertIn('which is needed as its backing file is missing',
                       self.log())
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
@@ -226,7 +226,7 @@ class KernelRamdiskTestCase(LiveTestCase):
             self.assertEqual(content, self.path(name, 'dest').read_bytes())
         session, = self.hosts.pulled
         for name in ('kernel', 'ramdisk'):
-            self.assertEqual(name in files, f' {name}' in session, session)
+            self.assertEqual(name in files, f'/{name}' in session, session)
 
 
 class SharedStorageTestCase(LiveTestCase):

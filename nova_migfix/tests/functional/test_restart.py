@@ -11,242 +11,189 @@
 #    under the License.
 
 
-"""What a guest's disks lie upon is looked at before it is started again."""
+"""Old disks keep their data when guests stop and start."""
+
+import os
 
 import ddt
+from nova import context
 
+from nova_migfix import disks
 from nova_migfix.tests.functional import storage
+
+#: what Nova does to a guest, by what it does to the disks
+STOP = {'os-stop': None}
+HARD_REBOOT = {'reboot': {'type': 'HARD'}}
 
 
 class RestartTestCase(storage.StorageTestCase):
+    """A guest with an old disk, to which it has written."""
 
     def setUp(self):
         super().setUp()
-        hard_reboot = self.src.driver._hard_reboot
+        self.boot(1)
+        self.write()
+        self.before = self.image()
 
-        def by_a_user(context, *args, **kwargs):
-            # Without a token Nova makes no backing files.
-            context.auth_token = 'token'
-            hard_reboot(context, *args, **kwargs)
-        self.src.driver._hard_reboot = by_a_user
+    def assert_runs(self):
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertTrue(self.source_domain().isActive())
 
-    def bring_to(self, action):
-        """Bring the guest to the state in which it is acted upon so."""
-        if action == 'os-start':
-            self.server = self._stop_server(self.server)
-
-    def restart(self, action):
-        self.act(**{'os-start': {'os-start': None},
-                    'soft reboot': {'reboot': {'type': 'SOFT'}},
-                    'reboot': {'reboot': {'type': 'HARD'}}}[action])
-
-    def assert_refused(self, action, reason):
-        """The guest is in the state in which it was, and is told why."""
-        before = self.server['status']
-        disk = self.path().read_bytes()
-        self.restart(action)
-        for part in (f'disk.eph0 of instance {self.server["id"]} has data',
-                     reason):
-            self.assertIn(part, self.fault())
-        self.assertEqual(before, self.server['status'])
-        self.assertEqual(before == 'ACTIVE',
-                         bool(self.source_domain().isActive()))
-        self.assertEqual(disk, self.path().read_bytes())
+    def assert_is_kept_without_base(self):
+        self.assert_kept(self.before, host='src')
+        self.assertEqual([], self.bases())
 
 
 @ddt.ddt
 class LostBaseTestCase(RestartTestCase):
-    """The image cache has removed the backing file."""
-
-    @ddt.data('reboot', 'os-start')
-    def test_under_data_it_is_not_made_anew(self, action):
-        self.boot(1)
-        self.write()
-        self.bring_to(action)
-        self.lose_base()
-        self.assert_refused(action, 'is missing')
-        self.assertEqual([], self.bases())
-
-    @ddt.data('reboot', 'os-start')
-    def test_a_disk_never_written_to_is_made_anew(self, action):
-        self.boot(1, (2, 'xfs'))
-        self.bring_to(action)
-        self.lose_base('disk.eph1')
-        self.restart(action)
-        self.assertEqual('ACTIVE', self.server['status'])
-        self._wait_for_assert(lambda: self.assertIsNone(
-            self.backing('disk.eph1')))
-        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
-        self.assertIsNotNone(self.backing('disk.eph0'))
-
-    def test_one_that_is_refused_has_kept_the_others(self):
-        self.boot(1, 1)
-        self.write('disk.eph1')
-        self.lose_base()
-        never = self.path('disk.eph0')
-        inode = never.stat().st_ino
-        self.restart('reboot')
-        self.assertIn('disk.eph1 of instance', self.fault())
-        # which QEMU has open
-        self.assertEqual(inode, never.stat().st_ino)
-        self.assertIsNotNone(self.backing('disk.eph0'))
-
-    def test_a_guest_that_is_stopped_has_its_disk_afterwards(self):
-        self.boot(1)
-        self.write()
-        before = self.image()
-        self.lose_base()
-        self.server = self._stop_server(self.server)
-        self.assert_kept(before, host='src')
-        self.restart('os-start')
-        self.assertEqual('ACTIVE', self.server['status'])
-        self.assert_kept(before, host='src')
-
-    def test_a_soft_reboot_goes_on_with_its_disk(self):
-        self.boot(1)
-        self.write()
-        before = self.image()
-        self.lose_base()
-        self.restart('soft reboot')
-        self.assertEqual('ACTIVE', self.server['status'])
-        self.assert_kept(before, host='src')
-
-
-@ddt.ddt
-class RefusedTestCase(RestartTestCase):
-    """The backing file is lost, and the disk cannot be made complete."""
+    """The backing file of a running guest is gone; QEMU has it open."""
 
     def setUp(self):
         super().setUp()
-        self.boot(1)
-        self.write()
         self.lose_base()
-        self.jobs.failing = 'No space left on device'
 
-    @ddt.data({'os-stop': None}, {'suspend': None}, {'shelve': None},
-              {'reboot': {'type': 'SOFT'}}, {'migrate': None})
-    def test_the_guest_stays_as_it_is(self, action):
+    def test_a_stop_completes_the_disk(self):
+        self.act(**STOP)
+        self.assertEqual('SHUTOFF', self.server['status'])
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_is_kept_without_base()
+        self.act(**{'os-start': None})
+        self.assert_runs()
+        self.assert_is_kept_without_base()
+
+    def test_a_hard_reboot_completes_the_disk(self):
+        self.act(**HARD_REBOOT)
+        self.assert_runs()
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_is_kept_without_base()
+
+    @ddt.data(STOP, {'migrate': None})
+    def test_a_guest_whose_disk_cannot_be_completed_runs_on(self, action):
+        self.jobs.failing = 'No space left on device'
+        before = self.path().read_bytes()
         self.act(**action)
         self.assertIn('No space left on device', self.fault())
-        self.assertEqual('ACTIVE', self.server['status'])
-        self.assertTrue(self.source_domain().isActive())
+        self.assert_runs()
+        self.assertEqual(before, self.path().read_bytes())
 
-    def test_a_rescue_leaves_it_running_where_nova_says_error(self):
-        self.act(rescue=None)
-        self.assertEqual('ERROR', self.server['status'])
-        self.assertTrue(self.source_domain().isActive())
-
-    def test_a_rebuild_needs_it_no_more(self):
+    def test_a_rebuild_makes_a_new_disk(self):
+        self.jobs.failing = 'No space left on device'
         self.act(rebuild={'imageRef': self.upload()})
-        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_runs()
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_nor_does_a_deletion(self):
+    def test_a_deletion_leaves_nothing(self):
+        self.jobs.failing = 'No space left on device'
         self._delete_server(self.server)
         self.assert_nothing_left('src')
 
 
 @ddt.ddt
-class ReplacedBaseTestCase(RestartTestCase):
-    """Another guest has had the backing file made anew since."""
+class LostBaseOfStoppedGuestTestCase(RestartTestCase):
+    """Nobody has the backing file any more."""
 
-    @ddt.data('reboot', 'os-start')
-    def test_under_data_it_is_not_taken_for_the_same(self, action):
-        self.boot(1)
-        self.write()
-        self.bring_to(action)
-        self.lose_base()
-        written, self.server = self.server, None
-        self.boot(1)
-        self.server = written
-        self.assert_refused(
-            action, 'is another one than the disk was laid upon')
+    STARTS = ({'os-start': None}, HARD_REBOOT)
 
-    def test_it_is_known_also_of_a_disk_from_before_the_plugin(self):
-        self.boot(1)
-        self.write()
-        self.install()
-        self.replace_base()
-        self.assert_refused(
-            'reboot', 'is another one than the disk was laid upon')
+    def stop_and_lose_base(self, name='disk.eph0'):
+        self.act(**STOP)
+        self.lose_base(name)
 
-    def test_and_of_one_that_was_lost_before_the_plugin(self):
-        self.boot(1)
-        self.write()
-        before = self.image()
-        base = self.path(self.backing()).name
-        self.lose_base()
-        self.install()
-        self.have_base(base, 'src')
-        self.assert_refused('reboot', 'was missing before')
-        self.server = self._live_migrate(self.server)
-        self.assert_kept(before)
+    @ddt.data(*STARTS)
+    def test_data_is_not_laid_on_a_new_base(self, start):
+        self.stop_and_lose_base()
+        before = self.path().read_bytes()
+        self.act(**start)
+        self.assertIn('has data, but its backing file', self.fault())
+        self.assertIn('is missing', self.fault())
+        self.assertFalse(self.source_domain().isActive())
+        self.assertEqual(before, self.path().read_bytes())
+        self.assertEqual([], self.bases())
 
-    def install(self):
-        """nova-compute is started first with the plugin."""
-        (self.directory() / 'migfix-bases.json').unlink()
-        with self.hosts.on('src'):
-            self.src.driver.init_host('src')
-
-    @ddt.data(('suspend', 'resume', 'SUSPENDED'),
-              # Nova has no better name for it
-              ('rescue', 'unrescue', 'ERROR'))
-    @ddt.unpack
-    def test_a_guest_does_not_go_on_with_it(self, action, end, status):
-        self.boot(1)
-        self.write()
-        self.act(**{action: None})
-        domain = self.source_domain().XMLDesc(0)
-        self.replace_base()
-        self.act(**{end: None})
-        self.assertEqual(status, self.server['status'])
-        self.assertIn('is another one than the disk was laid upon',
-                      self.fault())
-        self.assertEqual(domain, self.source_domain().XMLDesc(0))
-
-    def test_after_a_rescue_a_disk_never_written_to_is_made_anew(self):
-        self.boot(1)
-        self.act(rescue=None)
-        self.replace_base()
-        self.act(unrescue=None)
-        self.assertEqual('ERROR', self.server['status'])
-        self.restart('reboot')
-        self.assertEqual('ACTIVE', self.server['status'])
+    @ddt.data(*STARTS)
+    def test_a_disk_without_data_gets_a_new_file_system(self, start):
+        self.boot((1, 'xfs'))
+        self.stop_and_lose_base()
+        self.act(**start)
+        self.assert_runs()
+        self.assert_has('xfs', 'ephemeral0')
         self.assertIsNone(self.backing())
 
-    def test_a_resize_can_be_reverted_while_the_guest_is_off(self):
-        self.flags(allow_resize_to_same_host=True)
-        service, = self.api.get_services(host='dest', binary='nova-compute')
-        self.api.put_service(service['id'], {'status': 'disabled'})
-        self.boot(1)
-        self.write()
-        self.server = self._stop_server(self.server)
-        self.move(resize={'flavorRef': self._create_flavor(
-            disk=2, ephemeral=8)})
-        self.replace_base()
-        self.api.post_server_action(self.server['id'], {'revertResize': None})
-        self.server = self._wait_for_state_change(self.server, 'SHUTOFF')
-        self.assert_refused('os-start', 'is another one')
+    def test_a_swap_disk_gets_a_new_swap_area(self):
+        self.boot(swap=64)
+        self.stop_and_lose_base('disk.swap')
+        self.act(**{'os-start': None})
+        self.assert_runs()
+        self.assert_has('swap', None, 'disk.swap')
+        self.assertIsNone(self.backing('disk.swap'))
 
-    def test_a_disk_never_written_to_is_not_laid_upon_it(self):
-        self.boot((1, 'xfs'))
-        self.lose_base()
-        base = self.have_base(self.path(self.backing()).name, 'src')
-        was = base.stat().st_mtime_ns
-        self.restart('reboot')
-        self._wait_for_assert(lambda: self.assertIsNone(self.backing()))
-        self.assert_has('xfs', 'ephemeral0')
-        self.assertEqual(was, base.stat().st_mtime_ns)
+
+@ddt.ddt
+class KeptBaseTestCase(RestartTestCase):
+    """Where nothing is lost, nothing happens to the disk."""
+
+    @ddt.data((STOP, {'os-start': None}),
+              ({'suspend': None}, {'resume': None}),
+              ({'rescue': None}, {'unrescue': None}),
+              ({'reboot': {'type': 'SOFT'}}, HARD_REBOOT))
+    def test_the_disk_stays_as_it_is(self, actions):
+        inode, backing = self.path().stat().st_ino, self.backing()
+        for action in actions:
+            self.act(**action)
+        self.assert_runs()
+        self.assertEqual(inode, self.path().stat().st_ino)
+        self.assertEqual(backing, self.backing())
+        self.assertEqual([], self.jobs.pulled)
+        self.assert_kept(self.before, host='src')
+
+
+class ImageCacheTestCase(RestartTestCase):
+    """A base that is old is removed, unless a disk on this host names it."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(remove_unused_base_images=True,
+                   remove_unused_original_minimum_age_seconds=0,
+                   group='image_cache')
+
+    def age(self):
+        for base in self.bases():
+            os.utime(base, (0, 0))
+        with self.hosts.on('src'):
+            self.src.manager._run_image_cache_manager_pass(
+                context.get_admin_context())
+
+    def forget(self):
+        """Have Nova's database know nothing of the disks."""
+        path = self.hosts.instances('src') / self.server['id']
+        other = path.with_name(f'{path.name}_resize')
+        path.rename(other)
+        self.addCleanup(other.rename, path)
+
+    def test_the_base_of_a_stopped_guest_stays(self):
+        self.boot((1, None), (2, None))
+        self.act(**STOP)
+        self.age()
+        self.age()
+        self.assertTrue(os.path.exists(self.backing('disk.eph1')))
+
+    def test_the_base_of_a_directory_of_a_resize_stays(self):
+        base, = self.bases()
+        self.forget()
+        self.age()
+        self.age()
+        self.assertTrue(base.exists())
 
 
 class SwitchedOffTestCase(RestartTestCase):
-    """What the tests above are worth."""
+    """Nova's own behaviour, from which the tests above protect."""
 
     enabled_fixes = ['config_drive', 'kernel_ramdisk', 'source_address']
 
-    def test_nova_makes_it_anew_under_data(self):
-        self.boot(1)
-        self.write()
-        self.lose_base()
-        self.restart('reboot')
-        self.assertEqual([self.backing()], list(map(str, self.bases())))
+    def test_nova_makes_a_new_base_under_data(self):
+        base, = self.bases()
+        before = disks.filesystem(str(base))['UUID']
+        self.act(**STOP)
+        base.unlink()
+        self.act(**HARD_REBOOT)
+        self.assert_runs()
+        self.assertNotEqual(before, disks.filesystem(str(base))['UUID'])
