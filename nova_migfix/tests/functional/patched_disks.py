@@ -76,22 +76,6 @@ class DisksTestCase(testtools.TestCase):
             tuple, ephemeral.get_overlays(str(self.directory)))))
         return found
 
-    def losses(self):
-        """Return what has become of the base of each, as both say.
-
-        Each names its own record.
-        """
-        said = [disks.lost(overlay) for overlay in self.overlays()]
-        self.assertEqual(said, [
-            ephemeral.get_loss(overlay).replace(
-                'ephemeral.info', 'migfix-bases.json') for overlay
-            in ephemeral.get_overlays(str(self.directory))])
-        return said
-
-    def remember(self):
-        disks.remember_unknown_bases(str(self.directory))
-        ephemeral.remember_backing_files(str(self.directory))
-
     def test_what_is_an_overlay(self):
         self.assertEqual(
             [(name, str(path), str(self.base))
@@ -111,37 +95,9 @@ class DisksTestCase(testtools.TestCase):
         (self.directory / 'disk.info').write_text(
             json.dumps({str(path): 'qcow2'}))
         expected = [('disk.swap', str(path), str(base))]
-        for found in (disks.swap_overlays(str(self.directory)),
+        for found in (disks.overlays(str(self.directory)),
                       ephemeral.get_overlays(str(self.directory), 'swap')):
             self.assertEqual(expected, list(map(tuple, found)))
-
-    def test_what_is_lost(self):
-        self.assertEqual(['', ''], self.losses())
-        self.remember()
-        self.assertEqual(['', ''], self.losses())
-        self.make_base()
-        self.assertEqual(
-            ['is another one than the disk was laid upon'] * 2, self.losses())
-        self.base.write_bytes(bytes(1 << 20))
-        self.assertEqual(
-            ['is another one than the disk was laid upon'] * 2, self.losses())
-        self.base.unlink()
-        self.assertEqual(['is missing'] * 2, self.losses())
-
-    def test_what_was_missing(self):
-        # Where there is nothing at all it may not be mounted.
-        kept = self.base.rename(self.base.with_name('another'))
-        self.remember()
-        kept.unlink()
-        self.make_base()
-        for loss in self.losses():
-            self.assertIn('was missing before', loss)
-
-    def test_what_comes_from_elsewhere(self):
-        disks.distrust_bases(str(self.directory), self.overlays())
-        ephemeral.remember_backing_files(str(self.directory), elsewhere=True)
-        for loss in self.losses():
-            self.assertIn('may be another', loss)
 
     def test_what_has_a_file_system(self):
         blank = self.directory / 'blank'

@@ -300,6 +300,15 @@ class StorageTestCase(base.MigrationTestCase):
             self.useFixture(fixtures.MockPatch(
                 f'nova.privsep.fs.{name}', return_value=('', '')))
         self.jobs = self.useFixture(BlockJobs())
+        # of which nova-compute has got hold before the driver is kept there
+        prepare = driver.LibvirtDriver._prepare_otherwise
+
+        def prepare_there(its_driver, *args):
+            with self.hosts.on(its_driver.virtapi._compute.host):
+                return prepare(its_driver, *args)
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_migfix.driver.LibvirtDriver._prepare_otherwise',
+            prepare_there))
 
     def start_compute(self, hostname, **kwargs):
         for where, method in _REAL.items():

@@ -128,36 +128,40 @@ class UnpatchedDestinationTestCase(DisksTestCase):
 
     def setUp(self):
         super().setUp()
-        self.block_pull = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.fixes.ephemeral._pull_block', autospec=True)).mock
+        self.complete = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.completion.complete', autospec=True)).mock
         self.disk = disks.Overlay('disk.eph0', '/inst/disk.eph0', '/base')
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
             return_value=[self.disk]))
-        self.lost = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.disks.lost', autospec=True, return_value='')).mock
+        self.lacks_base = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.disks.lacks_base', autospec=True,
+            return_value=False)).mock
+        self.useFixture(fixtures.MockPatch(
+            'nova_migfix.disks.is_on_copy', autospec=True,
+            return_value=False))
 
     def test_the_source_makes_the_disk_complete_first(self):
         self.dest.driver._capabilities = {}
         self.boot()
         self.live_migrate('completed')
-        self.assertEqual(self.disk, self.block_pull.call_args.args[2])
+        self.assertEqual(self.disk, self.complete.call_args.args[1])
 
     def test_for_one_that_does_it_does_not(self):
         self.boot()
         self.live_migrate('completed')
-        self.block_pull.assert_not_called()
+        self.complete.assert_not_called()
 
     def test_unless_its_base_is_lost(self):
-        self.lost.return_value = 'is missing'
+        self.lacks_base.return_value = True
         self.boot()
         self.live_migrate('completed')
-        self.assertEqual(self.disk, self.block_pull.call_args.args[2])
+        self.assertEqual(self.disk, self.complete.call_args.args[1])
 
     def test_what_fails_there_leaves_the_guest_on_its_source(self):
         self.dest.driver._capabilities = {}
         self.boot()
-        self.block_pull.side_effect = OSError('no space')
+        self.complete.side_effect = OSError('no space')
         self.live_migrate('failed')
         self.assertEqual('src', self.host())
         self.pull.assert_not_called()

@@ -109,13 +109,19 @@ class LocalDisks(fixtures.Fixture):
             'type': form, 'virt_disk_size': 1 << 20, 'disk_size': 1,
             'over_committed_disk_size': 0} for name, form, base in self.DISKS]
 
-    def _by_name(self, *arguments, **options):
-        disk = by_name(*arguments, **options)
+    def _by_name(self, instance, name, *arguments, **options):
+        disk = by_name(instance, name, *arguments, **options)
         disk.SUPPORTS_CLONE = False
-        disk.cache.side_effect = self._cache
+        disk.cache.side_effect = functools.partial(
+            self._cache, os.path.join(
+                CONF.instances_path, instance.uuid, name))
         return disk
 
-    def _cache(self, fetch_func, filename, size=None, safe=False, **options):
+    def _cache(self, path, fetch_func, filename, size=None, safe=False,
+               **options):
+        """As Nova, leave a disk that is there on the base that is there."""
+        if os.path.exists(path):
+            return
         fetch_func(target=os.path.join(
             CONF.instances_path, '_base', filename), **options)
 
