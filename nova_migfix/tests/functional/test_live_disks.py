@@ -164,7 +164,7 @@ class PullTestCase(LiveTestCase):
         self.assert_kept(before)
         self.assertEqual(1, self.log().count(
             'The destination could not prepare for the guest.'))
-        self.assertEqual(['console.log', 'disk', 'disk.eph0', 'disk.info'],
+        self.assertEqual(['disk', 'disk.eph0', 'disk.info'],
                          sorted(os.listdir(self.directory('dest'))))
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
