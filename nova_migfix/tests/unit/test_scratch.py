@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from unittest import mock
 
@@ -48,6 +49,17 @@ class TestScratch(testtools.TestCase):
             os.mkdir(kept)
         return os.path.exists(kept), kept
 
+    def replace(self, program, script):
+        """Put a shell script in a program's place, and return its log."""
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        log, path = directory / 'log', directory / program
+        path.write_text(f'#!/bin/sh\necho "$*" >>{log}\n'
+                        + script.format(real=shutil.which(program)) + '\n')
+        path.chmod(0o755)
+        self.useFixture(fixtures.EnvironmentVariable(
+            'PATH', f'{directory}:{os.environ["PATH"]}'))
+        return log
+
     def test_it_is_beside_the_file_and_gone_afterwards(self):
         with scratch.directory(str(self.instances.base / 'file')) as path:
             self.assertEqual(str(self.instances.base), os.path.dirname(path))
@@ -75,9 +87,37 @@ class TestScratch(testtools.TestCase):
     def test_what_cannot_be_removed_stays(self):
         _existed, path = self.killed()
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
-        with mock.patch.object(shutil, 'rmtree', side_effect=PermissionError):
-            scratch.sweep()
-        self.assertIn(path, log.output)
+        self.replace('rm', 'echo "Read-only file system" >&2; exit 1')
+        scratch.sweep()
+        self.assertTrue(os.path.exists(path))
+        self.assertIn(f'{path}, which was left', log.output)
+        self.assertIn('Read-only file system', log.output)
+
+    def test_another_process_removes_it(self):
+        """It may have GiB to free, which keep eventlet from all else."""
+        log = self.replace('rm', 'exec {real} "$@"')
+        with scratch.directory(str(self.instances.base / 'file')) as path:
+            (pathlib.Path(path) / 'raw').touch()
+        self.assertEqual(f'-rf -- {path}\n', log.read_text())
+        self.assertFalse(os.path.exists(path))
+
+    def test_sweeping_in_the_background_does_not_wait_for_storage(self):
+        _existed, path = self.killed()
+        answers, scandir, threads = threading.Event(), os.scandir, set()
+
+        def slow(*args):
+            threads.add(threading.get_ident())
+            answers.wait(10)
+            return scandir(*args)
+        self.useFixture(fixtures.MockPatchObject(os, 'scandir', slow))
+        begin = time.monotonic()
+        scratch.sweep_in_background()
+        self.assertLess(time.monotonic() - begin, 5)
+        answers.set()
+        while os.path.exists(path) and time.monotonic() - begin < 20:
+            time.sleep(0.01)
+        self.assertFalse(os.path.exists(path))
+        self.assertNotIn(threading.get_ident(), threads)
 
     def test_an_archive_that_its_peer_removes_meanwhile_is_no_matter(self):
         (self.instances.base / scratch.archive()).touch()
