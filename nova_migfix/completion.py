@@ -17,6 +17,7 @@ lost its name. The disk of a guest that is off is converted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import errno
 import os
 import shutil
@@ -42,7 +43,10 @@ _POLL = 0.2
 _HUNG = 300
 
 
-def pull(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
+def pull(
+    guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Complete a disk of a running guest by a block pull.
 
     Its time grows with the virtual size of the disk. The guest runs on,
@@ -50,18 +54,19 @@ def pull(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
 
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: most MiB/s, 0 for no limit
+    :param progress: is called with the bytes that have been looked at, and
+        all of them, several times a second; if it raises, the pull is ended
     :raises Exception: the disk still needs its backing file
     """
     device = guest.get_block_device(overlay.path)
     # The block pull of a nova-compute that was killed may go on.
     if device.get_job_info() is None:
         if not disks.lacks_base(overlay):
-            _require_space(
-                overlay, os.stat(overlay.backing).st_blocks * _STAT_BLOCK)
+            require_space(overlay, allocated(overlay.backing))
         device.REBASE_DEFAULT_BANDWIDTH = bandwidth
         device.rebase(None)
     try:
-        _wait(device)
+        _wait(device, progress)
     except Exception:
         with excutils.save_and_reraise_exception():
             device.abort_job()
@@ -73,7 +78,7 @@ def pull(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
             'of libvirt'))
 
 
-def _wait(device: Any) -> None:
+def _wait(device: Any, report: Callable[[int, int], None]) -> None:
     """Wait for a block job, as long as it makes progress.
 
     :raises TimeoutError: it makes none
@@ -81,6 +86,8 @@ def _wait(device: Any) -> None:
     progress, since = None, time.monotonic()
     while not device.is_job_complete():
         job = device.get_job_info()
+        if job:
+            report(job.cur, job.end)
         if job and job.cur != progress:
             progress, since = job.cur, time.monotonic()
         elif time.monotonic() - since > _HUNG:
@@ -99,16 +106,25 @@ def convert(overlay: disks.Overlay, **execution: Any) -> None:
     :raises OSError, ProcessExecutionError: the disk is as it was
     """
     try:
-        _require_space(overlay, disks.flat_size(overlay.path))
+        require_space(overlay, disks.flat_size(overlay.path))
     except OSError:
-        _require_space(
-            overlay, os.stat(overlay.backing).st_blocks * _STAT_BLOCK)
+        require_space(overlay, allocated(overlay.backing))
         disks.absorb_backing_file(overlay.path, **execution)
     else:
         disks.flatten(overlay.path, 'qcow2', overlay.path, **execution)
 
 
-def _require_space(overlay: disks.Overlay, needed: int) -> None:
+def allocated(path: str) -> int:
+    """Return how many bytes of a file are not holes."""
+    return os.stat(path).st_blocks * _STAT_BLOCK
+
+
+def free_space(overlay: disks.Overlay) -> int:
+    """Return how many bytes are free where a disk is."""
+    return shutil.disk_usage(os.path.dirname(overlay.path)).free
+
+
+def require_space(overlay: disks.Overlay, needed: int) -> None:
     """Refuse what would fill the file system, as far as that is known.
 
     QEMU pauses guests that write to a full file system, also this one if its
@@ -117,7 +133,7 @@ def _require_space(overlay: disks.Overlay, needed: int) -> None:
     :param needed: bytes that will be written beside the disk
     :raises OSError: there is not enough space
     """
-    free = shutil.disk_usage(os.path.dirname(overlay.path)).free
+    free = free_space(overlay)
     if needed > free:
         raise OSError(errno.ENOSPC, _(
             'up to %(needed)d MiB will be written, and %(free)d MiB are '

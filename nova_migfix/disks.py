@@ -245,16 +245,9 @@ def flatten(path: str, form: str, target: str, size: int = 0,
     :raises ValueError: the disk has its data in another file
     :raises OSError, ProcessExecutionError: it could not be made
     """
-    source = _node(path, form)
-    if form == 'qcow2':
-        _refuse_data_file(path)
-        if backing:
-            source['backing'] = _node(backing, 'raw')
     with scratch.directory(target) as directory:
         made = os.path.join(directory, os.path.basename(target))
-        processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
-                             f'json:{jsonutils.dumps(source)}', made,
-                             **execution)
+        copy(path, form, made, backing=backing, **execution)
         if size > virtual_size(made):
             processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
                                  str(size), **execution)
@@ -264,6 +257,37 @@ def flatten(path: str, form: str, target: str, size: int = 0,
         else:
             # A late attempt must not replace the disk of the next one.
             os.link(made, target)
+
+
+def copy(path: str, form: str, target: str, *options: str,
+         backing: str | None = None, **execution: Any) -> None:
+    """Make a qcow2 without backing file, as :func:`flatten`, in its place.
+
+    :param options: for qemu-img convert
+    """
+    source = _node(path, form)
+    if form == 'qcow2':
+        _refuse_data_file(path)
+        if backing:
+            source['backing'] = _node(backing, 'raw')
+    processutils.execute('qemu-img', 'convert', *options, '-O', 'qcow2',
+                         f'json:{jsonutils.dumps(source)}', target,
+                         **execution)
+
+
+def is_open(path: str) -> bool:
+    """Say whether a process of QEMU has a qcow2 disk open for writing.
+
+    qemu-img shares no image that another process writes to, unless it is
+    told to.
+    """
+    try:
+        processutils.execute('qemu-img', 'info', '-f', 'qcow2', path)
+    except processutils.ProcessExecutionError as error:
+        if 'lock' in error.stderr:
+            return True
+        raise
+    return False
 
 
 def name_backing_file(path: str, backing: str) -> None:
