@@ -284,7 +284,7 @@ def is_open(path: str) -> bool:
     try:
         processutils.execute('qemu-img', 'info', '-f', 'qcow2', path)
     except processutils.ProcessExecutionError as error:
-        if 'lock' in error.stderr:
+        if 'lock' in (error.stderr or ''):
             return True
         raise
     return False

@@ -48,8 +48,8 @@ _ARCHIVE = 'migfix-archive-'
 _FORGOTTEN = 24 * 3600
 
 
-# Tells the directories of this process from those of others. Over NFS a process
-# gets a lock that it has.
+# Tells the directories of this process from those of others. Over NFS a
+# process gets a lock that it has.
 _RUN = uuid.uuid4().hex[:8]
 
 # A file in each directory, which its process has locked.

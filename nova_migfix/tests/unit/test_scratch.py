@@ -87,7 +87,8 @@ class TestScratch(testtools.TestCase):
             if len(made) == 1:
                 os.rmdir(made[0].name)
             return made[-1]
-        with mock.patch.object(tempfile, 'TemporaryDirectory', make_and_lose), \
+        with mock.patch.object(
+                tempfile, 'TemporaryDirectory', make_and_lose), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             self.assertEqual(made[1].name, path)
             self.assertTrue(os.path.exists(path))
