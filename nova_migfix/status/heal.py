@@ -167,8 +167,7 @@ def _way(
 
 
 def _is_resized(disk: disks.Overlay) -> bool:
-    """Say whether there is a directory that Nova leaves until it is confirmed.
-    """
+    """Say whether a resize or cold migration waits to be confirmed."""
     directory = os.path.dirname(disk.path)
     return directory.endswith('_resize') or os.path.exists(
         f'{directory}_resize')
