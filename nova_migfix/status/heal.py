@@ -80,7 +80,7 @@ class Row(NamedTuple):
     instance: str           # UUID
     disk: disks.Overlay
     size: int               # bytes that the guest sees
-    needed: int | None      # most bytes that are written; None: not known
+    needed: int | None      # bytes that are written; None: not known
     free: int               # bytes
     way: str                # a key of WAYS, '' if the disk is skipped
     reason: str             # why it is skipped
@@ -204,6 +204,7 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
 
 
 def _cost_of_pull(disk: disks.Overlay) -> int | None:
+    """Return the data of the base; QEMU copies them in larger pieces."""
     return None if disks.lacks_base(disk) else completion.allocated(
         disk.backing)
 
@@ -271,7 +272,7 @@ def _give_to_owner_of(path: str, model: os.stat_result) -> None:
 
 class Way(NamedTuple):
 
-    #: most bytes that are written, None if that is not known
+    #: bytes that are written, None if that is not known
     cost: Callable[[disks.Overlay], int | None]
     complete: Callable[[Row, libvirt_guest.Guest, int, Progress], None]
 
@@ -445,7 +446,7 @@ class _Display:
         """Show that a disk is next; returns what is to be called then."""
         if self._bars.disable:
             self.say(f'{_title(row)}: {row.way}, '
-                     f'up to {_gib(row.needed)} GiB')
+                     f'about {_gib(row.needed)} GiB')
         task = self._bars.add_task(_title(row), total=None)
         return lambda done, total: self._bars.update(
             task, completed=done, total=total)
@@ -475,7 +476,7 @@ def _table(rows: list[Row]) -> str:
     possible = [row for row in rows if row.way]
     written = sum(row.needed or 0 for row in possible)
     return (f'{table}\n{len(possible)} of {len(rows)} disks can be completed '
-            f'now, with up to {_gib(written)} GiB written; sizes in GiB.')
+            f'now, with about {_gib(written)} GiB written; sizes in GiB.')
 
 
 def _gib(size: int | None) -> str:

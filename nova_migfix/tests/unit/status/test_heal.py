@@ -136,7 +136,7 @@ class TestTable(HealTestCase):
         del self.guests[uuids.stopped]
         written = completion.allocated(str(self.base)) / GIB
         self.assertIn(
-            f'1 of 2 disks can be completed now, with up to {written:.3f} '
+            f'1 of 2 disks can be completed now, with about {written:.3f} '
             'GiB written', self.run_heal('--dry-run').out)
 
     def test_disks_that_cannot_be_read_are_named_on_standard_error(self):
@@ -202,7 +202,7 @@ class TestRunningGuest(HealTestCase):
         self.assert_complete(self.path, image)
         title = f'{uuids.running} disk.eph0'
         self.assertRegex(
-            ran.out, rf'{title}: block pull, up to 0\.\d+ GiB\n'
+            ran.out, rf'{title}: block pull, about 0\.\d+ GiB\n'
             rf'{title}: complete\n')
 
     def test_bandwidth_of_the_operator(self):
