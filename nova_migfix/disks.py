@@ -19,9 +19,11 @@ and no two files of that name on two hosts have the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import errno
+import glob
 import os
 import re
 import struct
@@ -146,6 +148,25 @@ def overlays(instance_dir: str) -> Iterator[Overlay]:
             if header and is_made_here(header.backing):
                 yield Overlay(name, path, os.path.join(
                     instance_dir, header.backing))
+
+
+def all_overlays(
+    note: Callable[[str], object],
+) -> Iterator[tuple[str, Overlay]]:
+    """Yield :func:`overlays` of all instances below ``instances_path``.
+
+    :param note: is called with each problem
+    :returns: name of the instance's directory, and disk
+    """
+    for directory in sorted(glob.glob(
+            os.path.join(glob.escape(CONF.instances_path), '*', ''))):
+        path = os.path.dirname(directory)
+        name = os.path.basename(path)
+        try:
+            for disk in overlays(path):
+                yield name, disk
+        except (OSError, ValueError) as error:
+            note(f'The disks of {name} cannot be read: {error}')
 
 
 def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:

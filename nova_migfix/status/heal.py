@@ -25,7 +25,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import functools
-import glob
 import os
 import signal
 import stat
@@ -88,28 +87,11 @@ class Row(NamedTuple):
 
 # -- which disks, and at what cost -------------------------------------------
 
-def overlays(
-    note: Callable[[str], object],
-) -> Iterator[tuple[str, disks.Overlay]]:
-    """Yield the old disks below ``instances_path``.
-
-    :param note: is called with each problem
-    :returns: name of the instance's directory, and disk
-    """
-    for directory in sorted(glob.glob(
-            os.path.join(glob.escape(CONF.instances_path), '*', ''))):
-        name = os.path.basename(os.path.dirname(directory))
-        try:
-            for disk in disks.overlays(os.path.dirname(directory)):
-                yield name, disk
-        except (OSError, ValueError) as error:
-            note(f'The disks of {name} cannot be read: {error}')
-
-
 def _rows(
     guests: dict[str, libvirt_guest.Guest], uuids: list[str],
 ) -> Iterator[Row]:
-    for uuid, disk in overlays(functools.partial(print, file=sys.stderr)):
+    note = functools.partial(print, file=sys.stderr)
+    for uuid, disk in disks.all_overlays(note):
         # Nova calls the directory of a resized instance UUID_resize.
         if not uuids or uuid.partition('_')[0] in uuids:
             yield _row(uuid, disk, guests.get(uuid))

@@ -43,7 +43,6 @@ from nova_migfix import address
 from nova_migfix import disks
 from nova_migfix import fixes
 from nova_migfix import nova_release
-from nova_migfix.status import heal
 from nova_migfix.status import privileges
 from nova_migfix import tap
 from nova_migfix.tls import probe
@@ -265,7 +264,7 @@ def _ephemeral_disks() -> upgradecheck.Result:
 
 def _ephemeral_overlays() -> upgradecheck.Result:
     notes: list[str] = []
-    found = list(heal.overlays(notes.append))
+    found = list(disks.all_overlays(notes.append))
     missing = {disk.backing for _instance, disk in found
                if disks.lacks_base(disk)}
     said = (f'{len(found)} disks of {len({name for name, _ in found})} '
