@@ -19,6 +19,7 @@ together are fast, and the disk keeps its name: see :func:`lay_on_copy`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import os
 import time
@@ -48,25 +49,36 @@ _TRANSIENT_JOB = 1 << 2
 _SYNCHRONOUS_WRITES = 1 << 3
 
 
-def wait(device: Any) -> None:
+#: is called with the bytes that have been looked at, and all of them
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """Report no progress."""
+
+
+def wait(device: Any, progress: Progress = silent) -> None:
     """Wait for a block job, as long as it makes progress.
 
     :param device: nova.virt.libvirt.guest.BlockDevice
+    :param progress: is called several times a second
     :raises TimeoutError: it makes none
     """
-    progress, since = None, time.monotonic()
+    cursor, since = None, time.monotonic()
     while not device.is_job_complete():
         job = device.get_job_info()
-        if job and job.cur != progress:
-            progress, since = job.cur, time.monotonic()
+        if job:
+            progress(job.cur, job.end)
+        if job and job.cur != cursor:
+            cursor, since = job.cur, time.monotonic()
         elif time.monotonic() - since > _HUNG:
             raise TimeoutError(_(
                 'the block job has made no progress for %d seconds') % _HUNG)
         time.sleep(_POLL)
 
 
-def lay_on_copy(guest: Any, overlay: disks.Overlay,
-                bandwidth: int = 0) -> disks.Overlay:
+def lay_on_copy(guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
+                progress: Progress = silent) -> disks.Overlay:
     """Put a qcow2 with all its bytes beneath a disk of a running guest.
 
     QEMU copies the disk and then writes to both files; a new overlay on the
@@ -77,12 +89,13 @@ def lay_on_copy(guest: Any, overlay: disks.Overlay,
 
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: most MiB/s, 0 for no limit
+    :param progress: see :func:`wait`
     :returns: the disk, with its new backing file
     :raises Exception: the disk is as it was
     """
     copy = overlay.copy
     if not disks.is_on_copy(overlay):
-        _copy(guest, overlay, copy, bandwidth)
+        _copy(guest, overlay, copy, bandwidth, progress)
     elif _mirror(guest, overlay.path):
         guest.get_block_device(overlay.path).abort_job(pivot=True)
     if guest.get_disk(copy):
@@ -90,8 +103,8 @@ def lay_on_copy(guest: Any, overlay: disks.Overlay,
     return overlay._replace(backing=copy)
 
 
-def _copy(guest: Any, overlay: disks.Overlay, copy: str,
-          bandwidth: int) -> None:
+def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
+          progress: Progress) -> None:
     """Have the guest run on a copy, and the disk's name lead to it."""
     device = guest.get_block_device(overlay.path)
     if _mirror(guest, overlay.path):
@@ -108,7 +121,7 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str,
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', '-F', 'qcow2', '-b', copy,
                 above)
-            _mirror_to(guest, overlay.path, copy, bandwidth)
+            _mirror_to(guest, overlay.path, copy, bandwidth, progress)
             os.rename(above, overlay.path)
             device.abort_job(pivot=True)
         except BaseException:
@@ -116,7 +129,8 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str,
                 _undo(guest, overlay.path, before, copy)
 
 
-def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int) -> None:
+def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
+               progress: Progress) -> None:
     """Start a block copy, and wait until all writes go to both files.
 
     :raises MigrationError: the job has ended before that
@@ -128,7 +142,7 @@ def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int) -> None:
         path, etree.tostring(disk, encoding='unicode'),
         {'bandwidth': bandwidth * units.Mi} if bandwidth else {},
         _REUSE_EXT | _TRANSIENT_JOB | _SYNCHRONOUS_WRITES)
-    wait(guest.get_block_device(path))
+    wait(guest.get_block_device(path), progress)
     mirror = _mirror(guest, path)
     if not mirror or mirror.ready != 'yes':
         raise exception.MigrationError(reason=_(

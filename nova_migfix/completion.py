@@ -43,24 +43,29 @@ _COPY_IS_DEARER = 8
 _COPY_OVERHEAD = 4 * units.Gi
 
 
-def complete(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
+def complete(
+    guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
+    progress: block_job.Progress = block_job.silent,
+) -> None:
     """Complete a disk of a running guest, in whichever way costs less.
 
     The guest runs on, whatever happens.
 
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: most MiB/s, 0 for no limit
+    :param progress: see block_job.wait; if it raises, the job is ended
     :raises Exception: the disk still needs its backing file
     """
     if disks.is_on_copy(overlay) or _is_copy_cheaper(overlay):
         try:
-            overlay = block_job.lay_on_copy(guest, overlay, bandwidth)
+            overlay = block_job.lay_on_copy(
+                guest, overlay, bandwidth, progress)
         except Exception as error:
             if disks.is_on_copy(overlay):
                 raise
             LOG.info('%(disk)s is completed without a copy: %(error)s',
                      {'disk': overlay.path, 'error': error})
-    pull(guest, overlay, bandwidth)
+    pull(guest, overlay, bandwidth, progress)
     block_job.remove_copy(overlay)
 
 
@@ -75,13 +80,16 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
     try:
         data = disks.flat_size(overlay.path)
         size = disks.virtual_size(overlay.path)
-        _require_space(overlay, 2 * data)
+        require_space(overlay, 2 * data)
     except (OSError, processutils.ProcessExecutionError):
         return False
     return size > _COPY_IS_DEARER * data + _COPY_OVERHEAD
 
 
-def pull(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
+def pull(
+    guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
+    progress: block_job.Progress = block_job.silent,
+) -> None:
     """Complete a disk of a running guest by a block pull.
 
     Its time grows with the virtual size of a disk on a raw backing file. The
@@ -89,18 +97,18 @@ def pull(guest: Any, overlay: disks.Overlay, bandwidth: int = 0) -> None:
 
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: most MiB/s, 0 for no limit
+    :param progress: see block_job.wait; if it raises, the job is ended
     :raises Exception: the disk still needs its backing file
     """
     device = guest.get_block_device(overlay.path)
     # The block pull of a nova-compute that was killed may go on.
     if device.get_job_info() is None:
         if not disks.lacks_base(overlay):
-            _require_space(
-                overlay, os.stat(overlay.backing).st_blocks * _STAT_BLOCK)
+            require_space(overlay, allocated(overlay.backing))
         device.REBASE_DEFAULT_BANDWIDTH = bandwidth
         device.rebase(None)
     try:
-        block_job.wait(device)
+        block_job.wait(device, progress)
     except Exception:
         with excutils.save_and_reraise_exception():
             device.abort_job()
@@ -122,17 +130,26 @@ def convert(overlay: disks.Overlay, **execution: Any) -> None:
     :raises OSError, ProcessExecutionError: the disk is as it was
     """
     try:
-        _require_space(overlay, disks.flat_size(overlay.path))
+        require_space(overlay, disks.flat_size(overlay.path))
     except OSError:
-        _require_space(
-            overlay, os.stat(overlay.backing).st_blocks * _STAT_BLOCK)
+        require_space(overlay, allocated(overlay.backing))
         disks.absorb_backing_file(overlay.path, **execution)
     else:
         disks.flatten(overlay.path, 'qcow2', overlay.path, **execution)
     block_job.remove_copy(overlay)
 
 
-def _require_space(overlay: disks.Overlay, needed: int) -> None:
+def allocated(path: str) -> int:
+    """Return how many bytes of a file are not holes."""
+    return os.stat(path).st_blocks * _STAT_BLOCK
+
+
+def free_space(overlay: disks.Overlay) -> int:
+    """Return how many bytes are free where a disk is."""
+    return shutil.disk_usage(os.path.dirname(overlay.path)).free
+
+
+def require_space(overlay: disks.Overlay, needed: int) -> None:
     """Refuse what would fill the file system, as far as that is known.
 
     QEMU pauses guests that write to a full file system, also this one if its
@@ -141,7 +158,7 @@ def _require_space(overlay: disks.Overlay, needed: int) -> None:
     :param needed: bytes that will be written beside the disk
     :raises OSError: there is not enough space
     """
-    free = shutil.disk_usage(os.path.dirname(overlay.path)).free
+    free = free_space(overlay)
     if needed > free:
         raise OSError(errno.ENOSPC, _(
             'up to %(needed)d MiB will be written, and %(free)d MiB are '

@@ -19,9 +19,11 @@ and no two files of that name on two hosts have the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import errno
+import glob
 import os
 import re
 import struct
@@ -154,6 +156,25 @@ def overlays(instance_dir: str) -> Iterator[Overlay]:
                     instance_dir, header.backing))
 
 
+def all_overlays(
+    note: Callable[[str], object],
+) -> Iterator[tuple[str, Overlay]]:
+    """Yield :func:`overlays` of all instances below ``instances_path``.
+
+    :param note: is called with each problem
+    :returns: name of the instance's directory, and disk
+    """
+    for directory in sorted(glob.glob(
+            os.path.join(glob.escape(CONF.instances_path), '*', ''))):
+        path = os.path.dirname(directory)
+        name = os.path.basename(path)
+        try:
+            for disk in overlays(path):
+                yield name, disk
+        except (OSError, ValueError) as error:
+            note(f'The disks of {name} cannot be read: {error}')
+
+
 def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
     """Yield those of :func:`overlays` that are ephemeral disks."""
     return (overlay for overlay in overlays(instance_dir)
@@ -258,16 +279,9 @@ def flatten(path: str, form: str, target: str, size: int = 0,
     :raises ValueError: the disk has its data in another file
     :raises OSError, ProcessExecutionError: it could not be made
     """
-    source = _node(path, form)
-    if form == 'qcow2':
-        _refuse_data_file(path)
-        if backing:
-            source['backing'] = _node(backing, 'raw')
     with scratch.directory(target) as directory:
         made = os.path.join(directory, os.path.basename(target))
-        processutils.execute('qemu-img', 'convert', '-O', 'qcow2',
-                             f'json:{jsonutils.dumps(source)}', made,
-                             **execution)
+        copy(path, form, made, backing=backing, **execution)
         if size > virtual_size(made):
             processutils.execute('qemu-img', 'resize', '-f', 'qcow2', made,
                                  str(size), **execution)
@@ -277,6 +291,37 @@ def flatten(path: str, form: str, target: str, size: int = 0,
         else:
             # A late attempt must not replace the disk of the next one.
             os.link(made, target)
+
+
+def copy(path: str, form: str, target: str, *options: str,
+         backing: str | None = None, **execution: Any) -> None:
+    """Make a qcow2 without backing file, as :func:`flatten`, in its place.
+
+    :param options: for qemu-img convert
+    """
+    source = _node(path, form)
+    if form == 'qcow2':
+        _refuse_data_file(path)
+        if backing:
+            source['backing'] = _node(backing, 'raw')
+    processutils.execute('qemu-img', 'convert', *options, '-O', 'qcow2',
+                         f'json:{jsonutils.dumps(source)}', target,
+                         **execution)
+
+
+def is_open(path: str) -> bool:
+    """Say whether a process of QEMU has a qcow2 disk open for writing.
+
+    qemu-img shares no image that another process writes to, unless it is
+    told to.
+    """
+    try:
+        processutils.execute('qemu-img', 'info', '-f', 'qcow2', path)
+    except processutils.ProcessExecutionError as error:
+        if 'lock' in (error.stderr or ''):
+            return True
+        raise
+    return False
 
 
 def name_backing_file(path: str, backing: str) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import glob
 import hashlib
 import os
@@ -46,8 +47,12 @@ _ARCHIVE = 'migfix-archive-'
 _FORGOTTEN = 24 * 3600
 
 
-# Tells the directories of this process from those that another has left.
+# Tells the directories of this process from those of others. Over NFS a
+# process gets a lock that it has.
 _RUN = uuid.uuid4().hex[:8]
+
+# A file in each directory, which its process has locked.
+_LOCK = '.lock'
 
 
 def _prefix() -> str:
@@ -62,12 +67,14 @@ def directory(beside: str) -> Iterator[str]:
     :param beside: path of the file that is to be made
     :returns: path of the directory
     """
-    path = tempfile.mkdtemp(
-        prefix=f'{_prefix()}{_RUN}-', dir=os.path.dirname(beside))
-    try:
+    with contextlib.ExitStack() as stack:
+        while True:
+            path = tempfile.mkdtemp(
+                prefix=f'{_prefix()}{_RUN}-', dir=os.path.dirname(beside))
+            stack.callback(_remove_tree, path)
+            if stack.enter_context(_lock_in(path)):
+                break       # else another process sweeps it away just now
         yield path
-    finally:
-        _remove_tree(path)
 
 
 def _remove_tree(path: str) -> None:
@@ -81,6 +88,41 @@ def _remove_tree(path: str) -> None:
         processutils.execute('rm', '-rf', '--', path)
     except processutils.ProcessExecutionError as error:
         raise OSError(f'{path} is left: {error.stderr}') from error
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[bool]:
+    """Lock a file, which is made if it is not there, unless it is locked.
+
+    The lock ends with the process, however that ends, and holds for all
+    containers that have the file system.
+
+    :returns: whether it is locked by this
+    :raises OSError: the file system has no locks, or the directory of the file
+        is gone
+    """
+    with open(path, 'w') as file:   # NFS wants it to be open for writing
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _lock_in(directory: str) -> Iterator[bool]:
+    """Lock a new directory of this process.
+
+    :returns: False if it has been swept away
+    """
+    path = os.path.join(directory, _LOCK)
+    with contextlib.ExitStack() as stack:
+        try:
+            is_locked = stack.enter_context(locked(path))
+        except FileNotFoundError:
+            is_locked = False
+        yield is_locked and os.path.exists(path)
 
 
 def write_through(path: str) -> None:
@@ -111,14 +153,14 @@ def sweep_in_background() -> None:
 
 
 def sweep() -> None:
-    """Remove what a nova-compute of this host that was killed has left.
+    """Remove what a process of this host that was killed has left.
 
     Archives may belong to a peer that fetches one just now, so only those go
     that nobody can want any more.
     """
     for path in _find(f'{_prefix()}*'):
         if not os.path.basename(path).startswith(f'{_prefix()}{_RUN}-'):
-            _remove(_remove_tree, path)
+            _remove(_remove_unless_locked, path)
     old = time.time() - _FORGOTTEN
     for path in _find(f'{_ARCHIVE}*.tar'):
         # the peer may remove it just now
@@ -127,15 +169,29 @@ def sweep() -> None:
                 _remove(os.unlink, path)
 
 
-def _remove(remove: Callable[[str], object], path: str) -> None:
+def _remove_unless_locked(directory: str) -> bool:
+    """Remove a directory that no process uses.
+
+    :returns: False if one uses it, maybe in another container
+    """
+    with locked(os.path.join(directory, _LOCK)) as is_left:
+        if is_left:
+            _remove_tree(directory)
+        return is_left
+
+
+def _remove(remove: Callable[[str], bool | None], path: str) -> None:
     try:
-        remove(path)
+        is_used = remove(path) is False
+    except FileNotFoundError:
+        return      # its process has ended just now
     except OSError as error:
-        LOG.warning('%(path)s, which was left by a nova-compute that did not '
+        LOG.warning('%(path)s, which was left by a process that did not '
                     'end properly, cannot be removed: %(error)s',
                     {'path': path, 'error': error})
-    else:
-        LOG.info('Removed %s, which was left by a nova-compute that did not '
+        return
+    if not is_used:
+        LOG.info('Removed %s, which was left by a process that did not '
                  'end properly', path)
 
 

@@ -64,6 +64,18 @@ def _add_parsers(subparsers: Any) -> None:
         'failed')
     explain.add_argument('uuid', metavar='UUID', help='of the instance')
     _add_json(explain)
+    heal = subparsers.add_parser(
+        'heal', help='make old ephemeral disks complete, so that they need no '
+        'backing file')
+    heal.add_argument(
+        '--instance', metavar='UUID', action='append', default=[],
+        help='complete the disks of this one, and others so named, only')
+    heal.add_argument('--dry-run', action='store_true',
+                      help='say what it would cost, and change nothing')
+    heal.add_argument(
+        '--bandwidth', metavar='MiB/s', type=int, default=100,
+        help='most that is written; 0: no limit (default: %(default)s)')
+    heal.add_argument('--yes', action='store_true', help='do not ask')
     report = subparsers.add_parser(
         'report', help='merge what many hosts have told into one report')
     report.add_argument(

@@ -96,7 +96,21 @@ def state(uuid: str) -> str:
 
 
 @contextlib.contextmanager
-def _connected(libvirt: Any) -> Iterator[Any]:
+def guests() -> Iterator[dict[str, guest.Guest]]:
+    """Connect for writing, as nova-compute does.
+
+    :returns: Nova's guests of all domains here, also of those that are shut
+        off, by their UUIDs
+    :raises Error: libvirt cannot be asked
+    """
+    with _connected(_libvirt(), flags=0) as connection:
+        found = {domain.UUIDString(): guest.Guest(domain)
+                 for domain in connection.listAllDomains(0)}
+        yield found
+
+
+@contextlib.contextmanager
+def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
     """Connect to where nova-compute does, and as it does, but for reading.
 
     The socket for that is open to everybody, unless libvirt is configured
@@ -112,7 +126,7 @@ def _connected(libvirt: Any) -> Iterator[Any]:
     try:
         yield libvirt.openAuth(
             uri, [kinds, lambda asked, _none: -1 if asked else 0, None],
-            libvirt.VIR_CONNECT_RO)
+            libvirt.VIR_CONNECT_RO if flags is None else flags)
     except libvirt.libvirtError as error:
         otherwise = (
             'It wants a name and a password, which auth.conf has, in '

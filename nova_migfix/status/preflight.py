@@ -95,11 +95,11 @@ KINDS: dict[str, Kind] = {
     'vnic-ring': Kind(vnic.Vnic, Where.SOURCE, False, _REBOOT),
     'ephemeral': Kind(
         ephemeral.Ephemeral, Where.EITHER, True,
-        'Make the disk complete before: virsh blockpull --wait.'),
+        'Make the disk complete before: nova-migfix-status heal.'),
     'ephemeral-lost': Kind(
         ephemeral.Ephemeral, Where.SOURCE, True,
-        'Do not stop the guest. Make the disk complete: virsh blockpull '
-        '--wait.'),
+        'Do not stop the guest. Make the disk complete: nova-migfix-status '
+        'heal.'),
     'config-drive': Kind(
         config_drive.ConfigDrive, Where.DESTINATION, True,
         'Copy the file to the destination when the guest is there.'),

@@ -21,10 +21,8 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 import functools
-import logging
 import os
 import pathlib
-import shlex
 import socket
 import sys
 import tempfile
@@ -32,13 +30,11 @@ import tempfile
 import nova.conf
 from nova import exception
 import nova.privsep
-from nova import utils
 from nova import version
 from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import vif
 from oslo_concurrency import processutils
 from oslo_privsep import daemon
-from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
 from oslo_utils import units
 from stevedore import named
@@ -47,6 +43,7 @@ from nova_migfix import address
 from nova_migfix import disks
 from nova_migfix import fixes
 from nova_migfix import nova_release
+from nova_migfix.status import privileges
 from nova_migfix import tap
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
@@ -250,21 +247,8 @@ def _possible_queues() -> int:
     try:
         return tap.max_queues()
     except PermissionError:
-        # oslo.log's name of it; what matters is in the exception, too
-        logging.getLogger('oslo.privsep').setLevel(logging.CRITICAL + 1)
-        priv_context.init(_without_password(utils.get_root_helper()))
-        if own := context.conf.helper_command:
-            CONF.set_override('helper_command', shlex.join(
-                _without_password(own)), context.cfg_section)
-        context.set_client_mode(True)
+        privileges.acquire()
         return tap.max_queues()
-
-
-def _without_password(command: str) -> list[str]:
-    """Have sudo fail where it would ask for one."""
-    program, *words = shlex.split(command)
-    silent = ['-n'] if os.path.basename(program) == 'sudo' else []
-    return [program, *silent, *words]
 
 
 def _ephemeral_disks() -> upgradecheck.Result:
@@ -276,6 +260,20 @@ def _ephemeral_disks() -> upgradecheck.Result:
                  for problem in _mkfs_problems(_BASE)]
     return worst[0] if worst else success(
         f'File systems can be made and labelled: {", ".join(_os_types())}.')
+
+
+def _ephemeral_overlays() -> upgradecheck.Result:
+    notes: list[str] = []
+    found = list(disks.all_overlays(notes.append))
+    missing = {disk.backing for _instance, disk in found
+               if disks.lacks_base(disk)}
+    said = (f'{len(found)} disks of {len({name for name, _ in found})} '
+            'instances need backing files that Nova has made, of which '
+            f'{len(missing)} are missing.')
+    if notes or missing or (found and not CONF.migfix.ephemeral_overlays):
+        return warning(' '.join((
+            said, *notes, 'See "nova-migfix-status heal --dry-run".')))
+    return success(said)
 
 
 #: what Nova calls the first disk, and its backing file
@@ -343,6 +341,7 @@ CHECKS: tuple[tuple[str, Callable[[], upgradecheck.Result]], ...] = (
     ('ssh to the migration address', _ssh),
     ('Queues of tap devices', _queues),
     ('Ephemeral disks', _ephemeral_disks),
+    ('Ephemeral overlays', _ephemeral_overlays),
     ('TLS', _tls),
 )
 

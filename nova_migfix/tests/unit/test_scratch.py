@@ -84,6 +84,27 @@ class TestScratch(testtools.TestCase):
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
 
+    def test_directory_of_another_process_that_runs_stays(self):
+        with mock.patch.object(scratch, '_RUN', 'another'), \
+                scratch.directory(str(self.instances.base / 'file')) as path:
+            scratch.sweep()
+            self.assertTrue(os.path.exists(path))
+        self.assertEqual([], os.listdir(self.instances.base))
+
+    def test_directory_that_is_swept_before_it_is_locked_is_made_again(self):
+        make, made = tempfile.TemporaryDirectory, []
+
+        def make_and_lose(*args, **kwargs):
+            made.append(make(*args, **kwargs))
+            if len(made) == 1:
+                os.rmdir(made[0].name)
+            return made[-1]
+        with mock.patch.object(
+                tempfile, 'TemporaryDirectory', make_and_lose), \
+                scratch.directory(str(self.instances.base / 'file')) as path:
+            self.assertEqual(made[1].name, path)
+            self.assertTrue(os.path.exists(path))
+
     def test_what_cannot_be_removed_stays(self):
         _existed, path = self.killed()
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))

@@ -11,6 +11,7 @@
 #    under the License.
 """What the documentation shows is what the commands do."""
 
+import contextlib
 import json
 import shlex
 
@@ -20,6 +21,8 @@ from oslo_concurrency import processutils
 import testtools
 
 from nova_migfix.status import explain
+from nova_migfix.status import heal
+from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
 from nova_migfix import tap
@@ -29,7 +32,8 @@ from nova_migfix.tests.unit.status import base
 PAGE = pages.text('status/index.rst')
 
 #: first words of what is shown: exit codes that it may have
-CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'explain': {2}}
+CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'heal': {0, 1},
+         'explain': {2}}
 
 
 def shown():
@@ -53,6 +57,8 @@ class TestDocumentation(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             upgrade, '_ssh_destination', autospec=True,
             side_effect=processutils.ProcessExecutionError))
+        self.useFixture(fixtures.MockPatchObject(
+            hypervisor, 'guests', lambda: contextlib.nullcontext({})))
         preflight._file_system.cache_clear()
         host = self.useFixture(base.Hypervisor())
         host.command.write(host.text('nova.conf').replace(
@@ -68,6 +74,13 @@ class TestDocumentation(testtools.TestCase):
                 other.startswith(line) for other in said), (line, ran.out))
         if '--json' in arguments:
             json.loads(ran.out)
+
+    def test_table_of_heal(self):
+        table, *_rest = pages.blocks('status/index.rst', 'none')
+        self.assertEqual(
+            [title for title, _show in heal.COLUMNS],
+            [cell.strip() for cell in
+             table.splitlines()[1].split('|')[1:-1]])
 
     def test_something_is_shown(self):
         self.assertEqual(set(CODES), {

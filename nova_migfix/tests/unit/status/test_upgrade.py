@@ -33,6 +33,7 @@ from nova_migfix.fixes import base as fixes_base
 from nova_migfix import nova_release
 from nova_migfix.status import upgrade
 from nova_migfix import tap
+from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
@@ -359,6 +360,46 @@ class TestEphemeralDisks(StatusTestCase):
                 run_as_root: processutils.execute(
                     'mkfs.ext4', '-q', '-L', 'data', path)):
             self.assertCheck('Ephemeral disks', FAILURE, 'has data')
+
+
+class TestEphemeralOverlays(StatusTestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.instances = self.useFixture(migfix_fixtures.Instances())
+        self.base = self.instances.make_base(mkfs=None)
+        for uuid, name in (('1', 'disk.eph0'), ('1', 'disk.eph1'),
+                           ('2', 'disk.eph0')):
+            self.instances.make_disk(uuid, name, self.base)
+
+    def configure_overlays(self, value):
+        self.command.write(CONFIG.format(
+            libvirt='', migfix=f'ephemeral_overlays = {value}').replace(
+                '[DEFAULT]',
+                f'[DEFAULT]\ninstances_path = {self.instances.path}'))
+
+    def test_disks_are_counted_and_heal_is_named(self):
+        self.configure_overlays('false')
+        self.assertCheck(
+            'Ephemeral overlays', WARNING, '3 disks of 2 instances',
+            '0 are missing', 'nova-migfix-status heal')
+
+    def test_missing_bases_are_counted_once(self):
+        self.configure_overlays('true')
+        self.base.unlink()
+        self.assertCheck('Ephemeral overlays', WARNING, '1 are missing')
+
+    def test_overlays_that_are_wanted(self):
+        self.configure_overlays('true')
+        self.assertCheck('Ephemeral overlays', SUCCESS)
+
+    def test_no_instances(self):
+        self.assertCheck('Ephemeral overlays', SUCCESS, '0 disks')
+
+    def test_disks_that_cannot_be_read(self):
+        self.configure_overlays('true')
+        (self.instances.path / '1' / 'disk.info').write_text('[]')
+        self.assertCheck('Ephemeral overlays', WARNING, 'cannot be read')
 
 
 @ddt.ddt
