@@ -11,242 +11,429 @@
 #    under the License.
 
 
-"""What a guest's disks lie upon is looked at before it is started again."""
+"""Old overlays: their bases are kept, or the disks completed, or refused."""
+
+import contextlib
+import shutil
 
 import ddt
+from nova import context
+from oslo_concurrency import processutils
 
+from nova_migfix import disks
 from nova_migfix.tests.functional import storage
+
+#: all but the fix for ephemeral disks
+WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
+
+START = {'os-start': None}
+HARD_REBOOT = {'reboot': {'type': 'HARD'}}
+NO_SPACE = 'No space left on device'
 
 
 class RestartTestCase(storage.StorageTestCase):
 
-    def setUp(self):
-        super().setUp()
-        hard_reboot = self.src.driver._hard_reboot
+    overlays = True
 
-        def by_a_user(context, *args, **kwargs):
-            # Without a token Nova makes no backing files.
-            context.auth_token = 'token'
-            hard_reboot(context, *args, **kwargs)
-        self.src.driver._hard_reboot = by_a_user
+    def stop(self):
+        self.server = self._stop_server(self.server)
 
-    def bring_to(self, action):
-        """Bring the guest to the state in which it is acted upon so."""
-        if action == 'os-start':
-            self.server = self._stop_server(self.server)
+    def is_running(self):
+        return bool(self.source_domain().isActive())
 
-    def restart(self, action):
-        self.act(**{'os-start': {'os-start': None},
-                    'soft reboot': {'reboot': {'type': 'SOFT'}},
-                    'reboot': {'reboot': {'type': 'HARD'}}}[action])
+    def assert_changed(self, image, name='disk.eph0'):
+        """The guest reads other bytes than those from now on."""
+        self.assertRaises(
+            processutils.ProcessExecutionError, processutils.execute,
+            'qemu-img', 'compare', image, self.path(name))
 
-    def assert_refused(self, action, reason):
-        """The guest is in the state in which it was, and is told why."""
-        before = self.server['status']
-        disk = self.path().read_bytes()
-        self.restart(action)
-        for part in (f'disk.eph0 of instance {self.server["id"]} has data',
-                     reason):
-            self.assertIn(part, self.fault())
-        self.assertEqual(before, self.server['status'])
-        self.assertEqual(before == 'ACTIVE',
-                         bool(self.source_domain().isActive()))
-        self.assertEqual(disk, self.path().read_bytes())
+    @contextlib.contextmanager
+    def untouched(self, name='disk.eph0'):
+        """The disk is the same file with the same bytes afterwards."""
+        path = self.path(name)
+        before = self.backing(name), path.read_bytes()
+        self.assertIsNotNone(before[0])
+        yield
+        self.assertEqual(before, (self.backing(name), path.read_bytes()))
+
+    def stay_on_the_source(self):
+        """A resize ends on the host where it begins."""
+        self.flags(allow_resize_to_same_host=True)
+        service, = self.api.get_services(host='dest', binary='nova-compute')
+        self.api.put_service(service['id'], {'status': 'disabled'})
+
+    def resize(self):
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=2, ephemeral=8)})
+
+    def revert(self, status='ACTIVE'):
+        self.api.post_server_action(self.server['id'], {'revertResize': None})
+        self.server = self._wait_for_state_change(self.server, status)
 
 
 @ddt.ddt
-class LostBaseTestCase(RestartTestCase):
-    """The image cache has removed the backing file."""
+class LostWhileRunningTestCase(RestartTestCase):
+    """The backing file has lost its name; QEMU has it open still."""
 
-    @ddt.data('reboot', 'os-start')
-    def test_under_data_it_is_not_made_anew(self, action):
-        self.boot(1)
+    def boot_and_lose(self, *ephemerals):
+        self.boot(*ephemerals or (1,))
         self.write()
-        self.bring_to(action)
+        before = self.image()
         self.lose_base()
-        self.assert_refused(action, 'is missing')
+        return before
+
+    def test_a_stop_completes_the_disk_first(self):
+        before = self.boot_and_lose()
+        self.stop()
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(before, host='src')
+        self.act(**START)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(before, host='src')
         self.assertEqual([], self.bases())
 
-    @ddt.data('reboot', 'os-start')
-    def test_a_disk_never_written_to_is_made_anew(self, action):
-        self.boot(1, (2, 'xfs'))
-        self.bring_to(action)
-        self.lose_base('disk.eph1')
-        self.restart(action)
+    def test_a_hard_reboot_completes_the_disk_first(self):
+        before = self.boot_and_lose()
+        self.act(**HARD_REBOOT)
+        self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assertEqual('ACTIVE', self.server['status'])
-        self._wait_for_assert(lambda: self.assertIsNone(
-            self.backing('disk.eph1')))
-        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
-        self.assertIsNotNone(self.backing('disk.eph0'))
+        self.assert_kept(before, host='src')
+        self.assertEqual([], self.bases())
 
-    def test_one_that_is_refused_has_kept_the_others(self):
-        self.boot(1, 1)
-        self.write('disk.eph1')
-        self.lose_base()
-        never = self.path('disk.eph0')
-        inode = never.stat().st_ino
-        self.restart('reboot')
-        self.assertIn('disk.eph1 of instance', self.fault())
-        # which QEMU has open
-        self.assertEqual(inode, never.stat().st_ino)
-        self.assertIsNotNone(self.backing('disk.eph0'))
-
-    def test_a_guest_that_is_stopped_has_its_disk_afterwards(self):
-        self.boot(1)
-        self.write()
+    def test_a_disk_never_written_to_keeps_its_file_system(self):
+        self.boot((1, 'xfs'))
         before = self.image()
         self.lose_base()
-        self.server = self._stop_server(self.server)
-        self.assert_kept(before, host='src')
-        self.restart('os-start')
-        self.assertEqual('ACTIVE', self.server['status'])
+        self.act(**HARD_REBOOT)
         self.assert_kept(before, host='src')
 
-    def test_a_soft_reboot_goes_on_with_its_disk(self):
-        self.boot(1)
-        self.write()
-        before = self.image()
-        self.lose_base()
-        self.restart('soft reboot')
-        self.assertEqual('ACTIVE', self.server['status'])
+    def test_only_the_disk_that_has_lost_its_base_is_completed(self):
+        before = self.boot_and_lose(1, 2)
+        with self.untouched('disk.eph1'):
+            self.stop()
+        self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assert_kept(before, host='src')
 
-
-@ddt.ddt
-class RefusedTestCase(RestartTestCase):
-    """The backing file is lost, and the disk cannot be made complete."""
-
-    def setUp(self):
-        super().setUp()
-        self.boot(1)
-        self.write()
-        self.lose_base()
-        self.jobs.failing = 'No space left on device'
-
-    @ddt.data({'os-stop': None}, {'suspend': None}, {'shelve': None},
-              {'reboot': {'type': 'SOFT'}}, {'migrate': None})
-    def test_the_guest_stays_as_it_is(self, action):
-        self.act(**action)
-        self.assertIn('No space left on device', self.fault())
+    def test_a_swap_disk_gets_a_new_swap_area(self):
+        self.boot(1, swap=64)
+        self.lose_base('disk.swap')
+        self.act(**HARD_REBOOT)
         self.assertEqual('ACTIVE', self.server['status'])
-        self.assertTrue(self.source_domain().isActive())
+        self.assertEqual([], self.jobs.pulled)
+        self.assertIsNone(self.backing('disk.swap'))
+        self.assert_has('swap', None, 'disk.swap')
 
-    def test_a_rescue_leaves_it_running_where_nova_says_error(self):
-        self.act(rescue=None)
-        self.assertEqual('ERROR', self.server['status'])
-        self.assertTrue(self.source_domain().isActive())
+    @ddt.data({'os-stop': None}, HARD_REBOOT, {'shelve': None},
+              {'migrate': None})
+    def test_the_guest_stays_as_it_is_when_its_disk_cannot_be_completed(
+            self, action):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
+        with self.untouched():
+            self.act(**action)
+        for part in (f'disk.eph0 of instance {self.server["id"]}', NO_SPACE):
+            self.assertIn(part, self.fault())
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertTrue(self.is_running())
 
-    def test_a_rebuild_needs_it_no_more(self):
+    def test_a_stop_succeeds_once_there_is_space(self):
+        before = self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
+        self.act(**{'os-stop': None})
+        self.jobs.failing = ''
+        self.stop()
+        self.assert_kept(before, host='src')
+
+    def test_a_rebuild_needs_no_base(self):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
         self.act(rebuild={'imageRef': self.upload()})
         self.assertEqual('ACTIVE', self.server['status'])
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_nor_does_a_deletion(self):
+    def test_a_deletion_needs_no_base(self):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
         self._delete_server(self.server)
         self.assert_nothing_left('src')
 
 
 @ddt.ddt
-class ReplacedBaseTestCase(RestartTestCase):
-    """Another guest has had the backing file made anew since."""
+class LostWhileOffTestCase(RestartTestCase):
+    """Nobody has the backing file."""
 
-    @ddt.data('reboot', 'os-start')
-    def test_under_data_it_is_not_taken_for_the_same(self, action):
-        self.boot(1)
-        self.write()
-        self.bring_to(action)
-        self.lose_base()
-        written, self.server = self.server, None
-        self.boot(1)
-        self.server = written
-        self.assert_refused(
-            action, 'is another one than the disk was laid upon')
+    def boot_and_lose(self, *ephemerals, name='disk.eph0', **others):
+        self.boot(*ephemerals, **others)
+        self.stop()
+        self.lose_base(name)
 
-    def test_it_is_known_also_of_a_disk_from_before_the_plugin(self):
-        self.boot(1)
-        self.write()
-        self.install()
-        self.replace_base()
-        self.assert_refused(
-            'reboot', 'is another one than the disk was laid upon')
-
-    def test_and_of_one_that_was_lost_before_the_plugin(self):
-        self.boot(1)
-        self.write()
-        before = self.image()
-        base = self.path(self.backing()).name
-        self.lose_base()
-        self.install()
-        self.have_base(base, 'src')
-        self.assert_refused('reboot', 'was missing before')
-        self.server = self._live_migrate(self.server)
-        self.assert_kept(before)
-
-    def install(self):
-        """nova-compute is started first with the plugin."""
-        (self.directory() / 'migfix-bases.json').unlink()
-        with self.hosts.on('src'):
-            self.src.driver.init_host('src')
-
-    @ddt.data(('suspend', 'resume', 'SUSPENDED'),
-              # Nova has no better name for it
-              ('rescue', 'unrescue', 'ERROR'))
+    @ddt.data((START, 'SHUTOFF'),
+              # as Nova calls a guest that is off after a reboot
+              (HARD_REBOOT, 'ERROR'))
     @ddt.unpack
-    def test_a_guest_does_not_go_on_with_it(self, action, end, status):
+    def test_under_data_no_base_is_made(self, action, status):
         self.boot(1)
         self.write()
-        self.act(**{action: None})
-        domain = self.source_domain().XMLDesc(0)
-        self.replace_base()
-        self.act(**{end: None})
+        self.stop()
+        self.lose_base()
+        with self.untouched():
+            self.act(**action)
+        for part in (f'disk.eph0 of instance {self.server["id"]}',
+                     'has data, but its backing file', 'is missing'):
+            self.assertIn(part, self.fault())
         self.assertEqual(status, self.server['status'])
-        self.assertIn('is another one than the disk was laid upon',
-                      self.fault())
-        self.assertEqual(domain, self.source_domain().XMLDesc(0))
+        self.assertEqual([], self.bases())
 
-    def test_after_a_rescue_a_disk_never_written_to_is_made_anew(self):
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_guest_that_was_refused_starts_with_the_very_base(self, action):
         self.boot(1)
-        self.act(rescue=None)
-        self.replace_base()
-        self.act(unrescue=None)
-        self.assertEqual('ERROR', self.server['status'])
-        self.restart('reboot')
+        self.write()
+        before, base = self.image(), self.backing()
+        self.stop()
+        self.lose_base()
+        self.act(**action)
+        shutil.move(self.jobs.held[base], base)
+        self.act(**HARD_REBOOT)
         self.assertEqual('ACTIVE', self.server['status'])
-        self.assertIsNone(self.backing())
+        self.assertEqual(base, self.backing())
+        processutils.execute('qemu-img', 'compare', before, self.path())
 
-    def test_a_resize_can_be_reverted_while_the_guest_is_off(self):
-        self.flags(allow_resize_to_same_host=True)
-        service, = self.api.get_services(host='dest', binary='nova-compute')
-        self.api.put_service(service['id'], {'status': 'disabled'})
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_disk_never_written_to_gets_a_new_file_system(self, action):
+        self.boot_and_lose(1, (2, 'xfs'), name='disk.eph1')
+        with self.untouched('disk.eph0'):
+            self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
+        self.assertIsNone(self.backing('disk.eph1'))
+        self.assertEqual([self.backing('disk.eph0')],
+                         list(map(str, self.bases())))
+
+    def test_one_that_is_refused_has_kept_the_others(self):
+        self.boot(1, 1)
+        self.write('disk.eph1')
+        self.stop()
+        self.lose_base()    # of both
+        with self.untouched('disk.eph1'):
+            self.act(**START)
+        self.assertIn('disk.eph1 of instance', self.fault())
+        self.assertEqual('SHUTOFF', self.server['status'])
+
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_swap_disk_gets_a_new_swap_area(self, action):
+        self.boot_and_lose(swap=64, name='disk.swap')
+        self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertIsNone(self.backing('disk.swap'))
+        self.assert_has('swap', None, 'disk.swap')
+
+    def test_a_rebuild_needs_no_base(self):
         self.boot(1)
         self.write()
-        self.server = self._stop_server(self.server)
-        self.move(resize={'flavorRef': self._create_flavor(
-            disk=2, ephemeral=8)})
-        self.replace_base()
-        self.api.post_server_action(self.server['id'], {'revertResize': None})
-        self.server = self._wait_for_state_change(self.server, 'SHUTOFF')
-        self.assert_refused('os-start', 'is another one')
-
-    def test_a_disk_never_written_to_is_not_laid_upon_it(self):
-        self.boot((1, 'xfs'))
+        self.stop()
         self.lose_base()
-        base = self.have_base(self.path(self.backing()).name, 'src')
-        was = base.stat().st_mtime_ns
-        self.restart('reboot')
-        self._wait_for_assert(lambda: self.assertIsNone(self.backing()))
-        self.assert_has('xfs', 'ephemeral0')
-        self.assertEqual(was, base.stat().st_mtime_ns)
+        self.act(rebuild={'imageRef': self.upload()})
+        self.assertEqual('SHUTOFF', self.server['status'])
+        self.assert_has('ext4', 'ephemeral0')
 
-
-class SwitchedOffTestCase(RestartTestCase):
-    """What the tests above are worth."""
-
-    enabled_fixes = ['config_drive', 'kernel_ramdisk', 'source_address']
-
-    def test_nova_makes_it_anew_under_data(self):
+    def test_a_deletion_needs_no_base(self):
         self.boot(1)
         self.write()
+        self.stop()
         self.lose_base()
-        self.restart('reboot')
+        self._delete_server(self.server)
+        self.assert_nothing_left('src')
+
+
+@ddt.ddt
+class BaseInPlaceTestCase(RestartTestCase):
+    """Nothing is lost, and all is as with Nova."""
+
+    def setUp(self):
+        super().setUp()
+        self.boot(1, (1, 'xfs'), swap=64)
+        self.write()
+
+    @ddt.data(({'suspend': None}, {'resume': None}),
+              ({'rescue': None}, {'unrescue': None}),
+              ({'os-stop': None}, {'os-start': None}),
+              ({'reboot': {'type': 'SOFT'}}, HARD_REBOOT),
+              ({'shelve': None}, {'unshelve': None}))
+    def test_the_disks_are_untouched(self, actions):
+        with self.untouched(), self.untouched('disk.eph1'), \
+                self.untouched('disk.swap'):
+            for action in actions:
+                self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertEqual([], self.jobs.pulled)
+
+    @ddt.data('ACTIVE', 'SHUTOFF')
+    def test_a_reverted_resize_leaves_the_disks_untouched(self, status):
+        self.stay_on_the_source()
+        if status == 'SHUTOFF':
+            self.stop()
+        with self.untouched(), self.untouched('disk.eph1'):
+            self.resize()
+            self.revert(status)
+        self.assertEqual([], self.jobs.pulled)
+
+
+class CacheTestCase(RestartTestCase):
+    """Files that nobody uses are removed at once."""
+
+    def setUp(self):
+        super().setUp()
+        self.flags(remove_unused_base_images=True,
+                   remove_unused_original_minimum_age_seconds=0,
+                   remove_unused_resized_minimum_age_seconds=0,
+                   group='image_cache')
+
+    def run_pass(self, host='src'):
+        """Have the periodic task of a nova-compute look at its cache."""
+        with self.hosts.on(host):
+            self.computes[host].manager._run_image_cache_manager_pass(
+                context.get_admin_context())
+
+
+class ImageCacheTestCase(CacheTestCase):
+    """A base stays as long as a disk names it.
+
+    Nova counts the first size of the ephemeral disks of each instance in its
+    database.
+    """
+
+    def test_the_bases_of_a_running_guest_stay(self):
+        self.boot(1, 2, (3, 'xfs'), swap=64)
+        before = self.bases()
+        self.run_pass()
+        self.assertEqual(3, len(before))
+        self.assertEqual(before, self.bases())
+
+    def test_the_bases_of_a_stopped_guest_stay(self):
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        self.stop()
+        before = self.image('disk.eph1')
+        self.run_pass()
+        self.act(**START)
+        self.assertEqual('ACTIVE', self.server['status'])
+        processutils.execute(
+            'qemu-img', 'compare', before, self.path('disk.eph1'))
+
+    def test_the_bases_of_a_resized_guest_stay(self):
+        self.stay_on_the_source()
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        before = self.image('disk.eph1')
+        self.resize()
+        for path in self.path(), self.path('disk.eph1'):
+            # which <uuid>_resize alone names from now on
+            disks.flatten(str(path), 'qcow2', str(path))
+        self.run_pass()
+        self.revert()
+        self.assertIsNotNone(self.backing('disk.eph1'))
+        processutils.execute(
+            'qemu-img', 'compare', before, self.path('disk.eph1'))
+
+    def test_a_base_that_no_disk_names_is_removed(self):
+        self.boot(1, swap=64)
+        kept = self.bases()
+        self.have_base('ephemeral_2_40d1d2c', 'src')
+        self.have_base('swap_128', 'src')
+        self.run_pass()
+        self.assertEqual(kept, self.bases())
+        self.assertEqual(['swap_64'], [
+            path.name for path in kept[0].parent.glob('swap_*')])
+
+    def test_the_bases_of_a_deleted_guest_are_removed(self):
+        self.boot(1, 2)
+        self._delete_server(self.server)
+        self.run_pass()
+        self.assertEqual([], self.bases())
+
+
+class SharedImageCacheTestCase(CacheTestCase):
+    """Both hosts have one directory of instances, and one image cache."""
+
+    shared = True
+
+    def test_the_bases_of_another_host_stay(self):
+        self.boot(1, 2)
+        before = self.bases()
+        self.run_pass('dest')
+        self.assertEqual(2, len(before))
+        self.assertEqual(before, self.bases())
+
+    def test_a_base_that_no_disk_names_is_removed(self):
+        self.boot(1)
+        kept = self.bases()
+        self.have_base('ephemeral_2_40d1d2c')
+        self.run_pass('dest')
+        self.assertEqual(kept, self.bases())
+
+
+@ddt.ddt
+class SwitchedOffTestCase(CacheTestCase):
+    """Nova's own behaviour, from which the tests above protect."""
+
+    enabled_fixes = WITHOUT
+
+    def lose(self, name='disk.eph0'):
+        """Write to a disk, and lose its base; returns its former image."""
+        self.write(name)
+        before = self.image(name)
+        self.lose_base(name)
+        return before
+
+    def test_a_hard_reboot_makes_a_base_under_data(self):
+        self.boot(1)
+        before = self.lose()
+        self.act(**HARD_REBOOT)
         self.assertEqual([self.backing()], list(map(str, self.bases())))
+        self.assert_changed(before)
+
+    def test_a_stop_and_a_start_make_a_base_under_data(self):
+        self.boot(1)
+        before = self.lose()
+        self.stop()
+        self.assertEqual([], self.jobs.pulled)
+        self.act(**START)
+        self.assert_changed(before)
+
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_guest_that_is_off_starts_with_another_base(self, action):
+        self.boot(1)
+        self.stop()
+        before = self.lose()
+        self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_changed(before)
+
+    def test_a_disk_without_data_gets_the_file_system_of_the_first(self):
+        self.boot(1, (2, 'xfs'))
+        self.stop()
+        self.lose_base('disk.eph1')
+        self.act(**START)
+        self.assert_has('ext4', 'ephemeral0', 'disk.eph1')
+
+    def test_the_image_cache_removes_the_base_of_a_second_disk(self):
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        before, base = self.image('disk.eph1'), self.backing('disk.eph1')
+        self.run_pass()
+        self.assertNotIn(base, map(str, self.bases()))
+        self.act(**HARD_REBOOT)
+        self.assertIn(base, map(str, self.bases()))
+        self.assert_changed(before, 'disk.eph1')
+
+
+class SharedSwitchedOffTestCase(CacheTestCase):
+
+    enabled_fixes = WITHOUT
+    shared = True
+
+    def test_the_image_cache_removes_a_base_of_another_host(self):
+        self.boot(1, 2)
+        base = self.backing('disk.eph1')
+        self.run_pass('dest')
+        self.assertNotIn(base, map(str, self.bases()))
