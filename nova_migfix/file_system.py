@@ -86,20 +86,7 @@ def kind_of(os_type: str | None, guest_format: str | None) -> str | None:
 
     :returns: None where the operator's ``[DEFAULT] virt_mkfs`` decides
     """
-    return _kind(os_type, fs.get_file_extension_for_os_type(
-        os_type, CONF.default_ephemeral_format, guest_format))
-
-
-def kind_of_base(name: str, os_type: str | None) -> str | None:
-    """Return the file system that Nova has made in a base file.
-
-    :param name: of the base, as ``ephemeral_20_40d1d2c``
-    :returns: None where the operator's ``[DEFAULT] virt_mkfs`` has decided
-    """
-    return _kind(os_type, name.rpartition('_')[2])
-
-
-def _kind(os_type: str | None, extension: str) -> str | None:
-    same = [kind for kind in _KINDS if extension ==
-            fs.get_file_extension_for_os_type(os_type, None, kind)]
+    name = functools.partial(fs.get_file_extension_for_os_type, os_type)
+    asked = name(CONF.default_ephemeral_format, guest_format)
+    same = [kind for kind in _KINDS if name(None, kind) == asked]
     return same[0] if len(same) == 1 else None

@@ -37,7 +37,6 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_migfix import disks
-from nova_migfix import file_system
 from nova_migfix import scratch
 
 LOG = logging.getLogger(__name__)
@@ -56,9 +55,9 @@ class Qcow2(imagebackend.Qcow2):
         **kwargs: Any,
     ) -> None:
         if disks.is_made_here(filename) and self.exists():
-            self._keep_overlay(fetch_func, {
-                name: value for name, value in kwargs.items()
-                if name not in ('size', 'safe')})
+            self._keep_overlay(functools.partial(
+                fetch_func, **{name: value for name, value in kwargs.items()
+                               if name not in ('size', 'safe')}))
         super().cache(fetch_func, filename, *args, **kwargs)
 
     def create_image(
@@ -88,32 +87,14 @@ class Qcow2(imagebackend.Qcow2):
             prepare(target=template)
             disks.flatten(template, 'raw', self.path)
 
-    def _keep_overlay(
-        self, prepare: Callable[..., None], asked: dict[str, Any],
-    ) -> None:
+    def _keep_overlay(self, prepare: Callable[..., None]) -> None:
         """Keep Nova from making the base of a disk that has lost its own.
 
-        :param asked: keyword arguments of *prepare*
         :raises InvalidDiskInfo: the disk has data
         """
         for overlay in disks.overlays(os.path.dirname(self.path)):
             if overlay.path == self.path and disks.lacks_base(overlay):
-                complete_without_base(overlay, functools.partial(
-                    prepare, **_as_made(overlay, asked)))
-
-
-def _as_made(overlay: disks.Overlay, asked: dict[str, Any]) -> dict[str, Any]:
-    """Ask for the file system that an ephemeral disk was made with.
-
-    In a hard reboot Nova asks for the label of the first disk, and for the
-    default file system: it wants a base, not a disk.
-    """
-    if overlay.is_swap:
-        return asked
-    return {**asked, 'fs_label': f'ephemeral{overlay.number}',
-            'specified_fs': asked.get('specified_fs')
-            or file_system.kind_of_base(
-                os.path.basename(overlay.backing), asked.get('os_type'))}
+                complete_without_base(overlay, prepare)
 
 
 def complete_without_base(

@@ -106,16 +106,7 @@ class TestSparse(FileSystemTestCase):
             self, os_type, guest_format, kind):
         self.assertEqual(kind, file_system.kind_of(os_type, guest_format))
 
-    @ddt.data(('ephemeral_20_310201b', 'xfs'), (BASE, 'ext4'),
-              ('ephemeral_20_0123456', None), ('ephemeral', None))
-    @ddt.unpack
-    def test_the_name_of_a_base_tells_the_kind(self, name, kind):
-        self.assertEqual(kind, file_system.kind_of_base(name, 'linux'))
-
     def test_a_command_of_the_operator_decides_itself(self):
         self.useFixture(fixtures.MockPatchObject(
             fs, '_DEFAULT_MKFS_COMMAND', 'mkfs.special %(target)s'))
         self.assertIsNone(file_system.kind_of(None, 'ntfs'))
-        extension = fs.get_file_extension_for_os_type(None, None)
-        self.assertIsNone(file_system.kind_of_base(
-            f'ephemeral_1_{extension}', None))

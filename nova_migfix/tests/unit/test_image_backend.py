@@ -205,17 +205,6 @@ class TestLostBase(BackendTestCase):
         self.assert_complete(path)
         self.assertIn('is missing', self.log.output)
 
-    def test_a_hard_reboot_makes_the_file_system_of_the_lost_base(self):
-        path = self.lost('disk.eph1', 'ephemeral_1_310201b')
-        # all that Nova says of any disk
-        self.image('disk.eph1').cache(
-            fetch_func=nova_driver.LibvirtDriver._create_ephemeral,
-            fs_label='ephemeral0', os_type='linux', safe=True,
-            filename='ephemeral_1_310201b', size=1 << 30, ephemeral_size=1.0)
-        found = self.found(path)
-        self.assertEqual(('xfs', 'ephemeral1'),
-                         (found['TYPE'], found['LABEL']))
-
     def test_a_swap_disk_gets_a_new_swap_area_under_what_is_written(self):
         path = self.lost('disk.swap', 'swap_64', written=b'\x07' * 512)
         self.create_swap()
