@@ -182,6 +182,7 @@ class LostWhileOffTestCase(RestartTestCase):
                      'has data, but its backing file', 'is missing'):
             self.assertIn(part, self.fault())
         self.assertEqual(status, self.server['status'])
+        self.assertFalse(self.is_running())
         self.assertEqual([], self.bases())
 
     @ddt.data(START, HARD_REBOOT)
@@ -251,6 +252,7 @@ class BaseInPlaceTestCase(RestartTestCase):
 
     def setUp(self):
         super().setUp()
+        self.flags(shelved_offload_time=-1)     # the disks stay here
         self.boot(1, (1, 'xfs'), swap=64)
         self.write()
 
