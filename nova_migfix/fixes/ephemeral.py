@@ -199,7 +199,7 @@ class Ephemeral(base.Fix):
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        # Nova would ask for the label and the format of the first disk.
+        # Nova would ask for another label, and for the default format.
         formats = _guest_formats(block_device_info)
         for disk in _lost(instance):
             _make_again(driver, instance, disk, formats)
