@@ -42,6 +42,7 @@ from nova_migfix import transfer
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 _CREATE_IMAGE = inspect.signature(driver.LibvirtDriver._create_image)
+_HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
 def _with_signature_of(method):
@@ -192,8 +193,11 @@ class LibvirtDriver(driver.LibvirtDriver):
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
         self._stop(instance)
+        asked = _HARD_REBOOT.bind(
+            self, context, instance, network_info, *args, **kwargs).arguments
         for fix in self._fixes:
-            fix.restarting(self, context, instance, network_info)
+            fix.restarting(self, context, instance, network_info,
+                           asked.get('block_device_info'))
         super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     def _stop(self, instance):

@@ -218,9 +218,11 @@ class Fix:
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
+        block_device_info: Any,
     ) -> None:
         """Either host: the guest will be stopped, if it runs, and started.
 
         :param driver: the LibvirtDriver
+        :param block_device_info: as Nova gets it; may be None
         :raises Exception: the guest stays as it is
         """

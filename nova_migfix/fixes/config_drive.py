@@ -80,6 +80,7 @@ class ConfigDrive(base.Fix):
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
+        block_device_info: Any,
     ) -> None:
         path = _path(instance)
         _bring_back(path)

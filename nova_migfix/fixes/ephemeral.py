@@ -40,6 +40,7 @@ completes the disk first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 import functools
@@ -190,16 +191,31 @@ class Ephemeral(base.Fix):
 
     def stopping(self, instance: Any, host: Any) -> None:
         # In a rebuild Nova throws the disks away next.
-        if instance.task_state == task_states.REBUILDING:
-            return
-        try:
-            lost = [disk for disk in _overlays_of(instance)
-                    if _needs_completing(disk) and not disk.is_swap]
-        except _UNREADABLE as error:
-            LOG.warning('Nobody can say whether ephemeral disks have their '
-                        'backing files: %s', error, instance=instance)
-            return
-        _pull(instance, host, _held(instance, host, lost), _LOST)
+        if instance.task_state != task_states.REBUILDING:
+            _pull(instance, host, _held(
+                instance, host, _those(_needs_completing, instance)), _LOST)
+
+    def restarting(
+        self, driver: Any, context: Any, instance: Any, network_info: Any,
+        block_device_info: Any,
+    ) -> None:
+        # Nova would ask for another label, and for the default format.
+        formats = _guest_formats(block_device_info)
+        for disk in _those(local_disks.lacks_base, instance):
+            _make_again(driver, instance, disk, formats)
+
+
+def _those(
+    is_meant: Callable[[local_disks.Overlay], bool], instance: Any,
+) -> list[local_disks.Overlay]:
+    """Return the ephemeral disks that are meant, as far as can be found."""
+    try:
+        return [disk for disk in _overlays_of(instance)
+                if is_meant(disk) and not disk.is_swap]
+    except _UNREADABLE as error:
+        LOG.warning('Nobody can say whether ephemeral disks have their '
+                    'backing files: %s', error, instance=instance)
+        return []
 
 
 # -- live migration, source -------------------------------------------------
@@ -331,12 +347,7 @@ def _complete_stopped(
         begin = time.monotonic()
         try:
             if local_disks.lacks_base(disk):
-                image_backend.complete_without_base(disk, functools.partial(
-                    driver._create_ephemeral, ephemeral_size=(
-                        local_disks.virtual_size(disk.path) // units.Gi),
-                    fs_label=f'ephemeral{disk.number}',
-                    os_type=instance.os_type,
-                    specified_fs=formats.get(disk.number)))
+                _make_again(driver, instance, disk, formats)
             else:
                 completion.convert(disk, **jobs)
         except (*_UNREADABLE, processutils.ProcessExecutionError) as error:
@@ -346,6 +357,21 @@ def _complete_stopped(
                  '%(base)s in %(time).2f s', {
                      'name': disk.name, 'base': disk.backing,
                      'time': time.monotonic() - begin}, instance=instance)
+
+
+def _make_again(
+    driver: Any, instance: Any, disk: local_disks.Overlay,
+    formats: Mapping[int, str | None],
+) -> None:
+    """Complete a disk whose base is lost with a new file system.
+
+    :raises InvalidDiskInfo: the guest has written to the disk
+    """
+    image_backend.complete_without_base(disk, functools.partial(
+        driver._create_ephemeral,
+        ephemeral_size=local_disks.virtual_size(disk.path) // units.Gi,
+        fs_label=f'ephemeral{disk.number}', os_type=instance.os_type,
+        specified_fs=formats.get(disk.number)))
 
 
 def _guest_formats(block_device_info: Any) -> dict[int, str | None]:

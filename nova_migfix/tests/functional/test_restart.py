@@ -11,189 +11,434 @@
 #    under the License.
 
 
-"""Old disks keep their data when guests stop and start."""
+"""Old overlays: their bases are kept, or the disks completed, or refused."""
 
-import os
+import contextlib
+import shutil
 
 import ddt
 from nova import context
+from oslo_concurrency import processutils
 
 from nova_migfix import disks
 from nova_migfix.tests.functional import storage
 
-#: what Nova does to a guest, by what it does to the disks
-STOP = {'os-stop': None}
+#: all but the fix for ephemeral disks
+WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
+
+START = {'os-start': None}
 HARD_REBOOT = {'reboot': {'type': 'HARD'}}
+NO_SPACE = 'No space left on device'
 
 
 class RestartTestCase(storage.StorageTestCase):
-    """A guest with an old disk, to which it has written."""
 
-    def setUp(self):
-        super().setUp()
-        self.boot(1)
-        self.write()
-        self.before = self.image()
+    overlays = True
 
-    def assert_runs(self):
-        self.assertEqual('ACTIVE', self.server['status'])
-        self.assertTrue(self.source_domain().isActive())
+    def stop(self):
+        self.server = self._stop_server(self.server)
 
-    def assert_is_kept_without_base(self):
-        self.assert_kept(self.before, host='src')
-        self.assertEqual([], self.bases())
+    def is_running(self):
+        return bool(self.source_domain().isActive())
+
+    def assert_changed(self, image, name='disk.eph0'):
+        """The guest reads other bytes than those from now on."""
+        self.assertRaises(
+            processutils.ProcessExecutionError, processutils.execute,
+            'qemu-img', 'compare', image, self.path(name))
+
+    @contextlib.contextmanager
+    def untouched(self, name='disk.eph0'):
+        """The disk is the same file with the same bytes afterwards."""
+        path = self.path(name)
+        before = self.backing(name), path.read_bytes()
+        self.assertIsNotNone(before[0])
+        yield
+        self.assertEqual(before, (self.backing(name), path.read_bytes()))
+
+    def stay_on_the_source(self):
+        """A resize ends on the host where it begins."""
+        self.flags(allow_resize_to_same_host=True)
+        service, = self.api.get_services(host='dest', binary='nova-compute')
+        self.api.put_service(service['id'], {'status': 'disabled'})
+
+    def resize(self):
+        self.move(resize={'flavorRef': self._create_flavor(
+            disk=2, ephemeral=8)})
+
+    def revert(self, status='ACTIVE'):
+        self.api.post_server_action(self.server['id'], {'revertResize': None})
+        self.server = self._wait_for_state_change(self.server, status)
 
 
 @ddt.ddt
-class LostBaseTestCase(RestartTestCase):
-    """The backing file of a running guest is gone; QEMU has it open."""
+class LostWhileRunningTestCase(RestartTestCase):
+    """The backing file has lost its name; QEMU has it open still."""
 
-    def setUp(self):
-        super().setUp()
+    def boot_and_lose(self, *ephemerals):
+        self.boot(*ephemerals or (1,))
+        self.write()
+        before = self.image()
         self.lose_base()
+        return before
 
-    def test_a_stop_completes_the_disk(self):
-        self.act(**STOP)
-        self.assertEqual('SHUTOFF', self.server['status'])
+    def test_a_stop_completes_the_disk_first(self):
+        before = self.boot_and_lose()
+        self.stop()
         self.assertEqual([str(self.path())], self.jobs.pulled)
-        self.assert_is_kept_without_base()
-        self.act(**{'os-start': None})
-        self.assert_runs()
-        self.assert_is_kept_without_base()
+        self.assert_kept(before, host='src')
+        self.act(**START)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(before, host='src')
+        self.assertEqual([], self.bases())
 
-    def test_a_hard_reboot_completes_the_disk(self):
+    def test_a_hard_reboot_completes_the_disk_first(self):
+        before = self.boot_and_lose()
         self.act(**HARD_REBOOT)
-        self.assert_runs()
         self.assertEqual([str(self.path())], self.jobs.pulled)
-        self.assert_is_kept_without_base()
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_kept(before, host='src')
+        self.assertEqual([], self.bases())
 
-    @ddt.data(STOP, {'migrate': None})
-    def test_a_guest_whose_disk_cannot_be_completed_runs_on(self, action):
-        self.jobs.failing = 'No space left on device'
-        before = self.path().read_bytes()
-        self.act(**action)
-        self.assertIn('No space left on device', self.fault())
-        self.assert_runs()
-        self.assertEqual(before, self.path().read_bytes())
+    def test_a_disk_never_written_to_keeps_its_file_system(self):
+        self.boot((1, 'xfs'))
+        before = self.image()
+        self.lose_base()
+        self.act(**HARD_REBOOT)
+        self.assert_kept(before, host='src')
 
-    def test_a_rebuild_makes_a_new_disk(self):
-        self.jobs.failing = 'No space left on device'
+    def test_only_the_disk_that_has_lost_its_base_is_completed(self):
+        before = self.boot_and_lose(1, 2)
+        with self.untouched('disk.eph1'):
+            self.stop()
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(before, host='src')
+
+    def test_a_swap_disk_gets_a_new_swap_area(self):
+        self.boot(1, swap=64)
+        self.lose_base('disk.swap')
+        self.act(**HARD_REBOOT)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertEqual([], self.jobs.pulled)
+        self.assertIsNone(self.backing('disk.swap'))
+        self.assert_has('swap', None, 'disk.swap')
+
+    @ddt.data({'os-stop': None}, HARD_REBOOT, {'shelve': None},
+              {'migrate': None})
+    def test_the_guest_stays_as_it_is_when_its_disk_cannot_be_completed(
+            self, action):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
+        with self.untouched():
+            self.act(**action)
+        for part in (f'disk.eph0 of instance {self.server["id"]}', NO_SPACE):
+            self.assertIn(part, self.fault())
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertTrue(self.is_running())
+
+    def test_a_stop_succeeds_once_there_is_space(self):
+        before = self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
+        self.act(**{'os-stop': None})
+        self.jobs.failing = ''
+        self.stop()
+        self.assert_kept(before, host='src')
+
+    def test_a_rebuild_needs_no_base(self):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
         self.act(rebuild={'imageRef': self.upload()})
-        self.assert_runs()
+        self.assertEqual('ACTIVE', self.server['status'])
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_deletion_leaves_nothing(self):
-        self.jobs.failing = 'No space left on device'
+    def test_a_deletion_needs_no_base(self):
+        self.boot_and_lose()
+        self.jobs.failing = NO_SPACE
         self._delete_server(self.server)
         self.assert_nothing_left('src')
 
 
 @ddt.ddt
-class LostBaseOfStoppedGuestTestCase(RestartTestCase):
-    """Nobody has the backing file any more."""
+class LostWhileOffTestCase(RestartTestCase):
+    """Nobody has the backing file."""
 
-    STARTS = ({'os-start': None}, HARD_REBOOT)
-
-    def stop_and_lose_base(self, name='disk.eph0'):
-        self.act(**STOP)
+    def boot_and_lose(self, *ephemerals, name='disk.eph0', **others):
+        self.boot(*ephemerals, **others)
+        self.stop()
         self.lose_base(name)
 
-    @ddt.data(*STARTS)
-    def test_data_is_not_laid_on_a_new_base(self, start):
-        self.stop_and_lose_base()
-        before = self.path().read_bytes()
-        self.act(**start)
-        self.assertIn('has data, but its backing file', self.fault())
-        self.assertIn('is missing', self.fault())
-        self.assertNotEqual('ACTIVE', self.server['status'])
-        self.assertEqual(before, self.path().read_bytes())
+    @ddt.data((START, 'SHUTOFF'),
+              # as Nova calls a guest that is off after a reboot
+              (HARD_REBOOT, 'ERROR'))
+    @ddt.unpack
+    def test_under_data_no_base_is_made(self, action, status):
+        self.boot(1)
+        self.write()
+        self.stop()
+        self.lose_base()
+        with self.untouched():
+            self.act(**action)
+        for part in (f'disk.eph0 of instance {self.server["id"]}',
+                     'has data, but its backing file', 'is missing'):
+            self.assertIn(part, self.fault())
+        self.assertEqual(status, self.server['status'])
+        self.assertFalse(self.is_running())
         self.assertEqual([], self.bases())
 
-    @ddt.data(*STARTS)
-    def test_a_disk_without_data_gets_a_new_file_system(self, start):
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_guest_that_was_refused_starts_with_the_very_base(self, action):
         self.boot(1)
-        self.stop_and_lose_base()
-        self.act(**start)
-        self.assert_runs()
-        self.assert_has('ext4', 'ephemeral0')
-        self.assertIsNone(self.backing())
+        self.write()
+        before, base = self.image(), self.backing()
+        self.stop()
+        self.lose_base()
+        self.act(**action)
+        shutil.move(self.jobs.held[base], base)
+        self.act(**HARD_REBOOT)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assertEqual(base, self.backing())
+        processutils.execute('qemu-img', 'compare', before, self.path())
 
-    def test_a_swap_disk_gets_a_new_swap_area(self):
-        self.boot(swap=64)
-        self.stop_and_lose_base('disk.swap')
-        self.act(**{'os-start': None})
-        self.assert_runs()
-        self.assert_has('swap', None, 'disk.swap')
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_disk_never_written_to_gets_a_new_file_system(self, action):
+        self.boot_and_lose(1, (2, 'xfs'), name='disk.eph1')
+        with self.untouched('disk.eph0'):
+            self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
+        self.assertIsNone(self.backing('disk.eph1'))
+        self.assertEqual([self.backing('disk.eph0')],
+                         list(map(str, self.bases())))
+
+    def test_one_that_is_refused_has_kept_the_others(self):
+        self.boot(1, 1)
+        self.write('disk.eph1')
+        self.stop()
+        self.lose_base()    # of both
+        with self.untouched('disk.eph1'):
+            self.act(**START)
+        self.assertIn('disk.eph1 of instance', self.fault())
+        self.assertEqual('SHUTOFF', self.server['status'])
+
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_swap_disk_gets_a_new_swap_area(self, action):
+        self.boot_and_lose(swap=64, name='disk.swap')
+        self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
         self.assertIsNone(self.backing('disk.swap'))
+        self.assert_has('swap', None, 'disk.swap')
+
+    def test_a_rebuild_needs_no_base(self):
+        self.boot(1)
+        self.write()
+        self.stop()
+        self.lose_base()
+        self.act(rebuild={'imageRef': self.upload()})
+        self.assertEqual('SHUTOFF', self.server['status'])
+        self.assert_has('ext4', 'ephemeral0')
+
+    def test_a_deletion_needs_no_base(self):
+        self.boot(1)
+        self.write()
+        self.stop()
+        self.lose_base()
+        self._delete_server(self.server)
+        self.assert_nothing_left('src')
 
 
 @ddt.ddt
-class KeptBaseTestCase(RestartTestCase):
-    """Where nothing is lost, nothing happens to the disk."""
+class BaseInPlaceTestCase(RestartTestCase):
+    """Nothing is lost, and all is as with Nova."""
 
-    @ddt.data((STOP, {'os-start': None}),
-              ({'suspend': None}, {'resume': None}),
+    def setUp(self):
+        super().setUp()
+        self.flags(shelved_offload_time=-1)     # the disks stay here
+        self.boot(1, (1, 'xfs'), swap=64)
+        self.write()
+
+    @ddt.data(({'suspend': None}, {'resume': None}),
               ({'rescue': None}, {'unrescue': None}),
-              ({'reboot': {'type': 'SOFT'}}, HARD_REBOOT))
-    def test_the_disk_stays_as_it_is(self, actions):
-        inode, backing = self.path().stat().st_ino, self.backing()
-        for action in actions:
-            self.act(**action)
-        self.assert_runs()
-        self.assertEqual(inode, self.path().stat().st_ino)
-        self.assertEqual(backing, self.backing())
+              ({'os-stop': None}, {'os-start': None}),
+              ({'reboot': {'type': 'SOFT'}}, HARD_REBOOT),
+              ({'shelve': None}, {'unshelve': None}))
+    def test_the_disks_are_untouched(self, actions):
+        with self.untouched(), self.untouched('disk.eph1'), \
+                self.untouched('disk.swap'):
+            for action in actions:
+                self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
         self.assertEqual([], self.jobs.pulled)
-        self.assertEqual(self.before, self.image())
+
+    @ddt.data('ACTIVE', 'SHUTOFF')
+    def test_a_reverted_resize_leaves_the_disks_untouched(self, status):
+        self.stay_on_the_source()
+        if status == 'SHUTOFF':
+            self.stop()
+        with self.untouched(), self.untouched('disk.eph1'):
+            self.resize()
+            self.revert(status)
+        self.assertEqual([], self.jobs.pulled)
 
 
-class ImageCacheTestCase(RestartTestCase):
-    """A base that is old is removed, unless a disk on this host names it."""
+class CacheTestCase(RestartTestCase):
+    """Files that nobody uses are removed at once."""
 
     def setUp(self):
         super().setUp()
         self.flags(remove_unused_base_images=True,
                    remove_unused_original_minimum_age_seconds=0,
+                   remove_unused_resized_minimum_age_seconds=0,
                    group='image_cache')
 
-    def age(self):
-        for base in self.bases():
-            os.utime(base, (0, 0))
-        with self.hosts.on('src'):
-            self.src.manager._run_image_cache_manager_pass(
+    def run_pass(self, host='src'):
+        """Have the periodic task of a nova-compute look at its cache."""
+        with self.hosts.on(host):
+            self.computes[host].manager._run_image_cache_manager_pass(
                 context.get_admin_context())
 
-    def forget(self):
-        """Have Nova's database know nothing of the disks."""
-        path = self.hosts.instances('src') / self.server['id']
-        other = path.with_name(f'{path.name}_resize')
-        path.rename(other)
-        self.addCleanup(other.rename, path)
 
-    def test_the_base_of_a_stopped_guest_stays(self):
-        self.boot((1, None), (2, None))
-        self.act(**STOP)
-        self.age()
-        self.age()
-        self.assertTrue(os.path.exists(self.backing('disk.eph1')))
+class ImageCacheTestCase(CacheTestCase):
+    """A base stays as long as a disk names it.
 
-    def test_the_base_of_a_directory_of_a_resize_stays(self):
-        base, = self.bases()
-        self.forget()
-        self.age()
-        self.age()
-        self.assertTrue(base.exists())
+    Nova counts the first size of the ephemeral disks of each instance in its
+    database.
+    """
+
+    def test_the_bases_of_a_running_guest_stay(self):
+        self.boot(1, 2, (3, 'xfs'), swap=64)
+        before = self.bases()
+        self.run_pass()
+        self.assertEqual(3, len(before))
+        self.assertEqual(before, self.bases())
+
+    def test_the_bases_of_a_stopped_guest_stay(self):
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        self.stop()
+        before = self.image('disk.eph1')
+        self.run_pass()
+        self.act(**START)
+        self.assertEqual('ACTIVE', self.server['status'])
+        processutils.execute(
+            'qemu-img', 'compare', before, self.path('disk.eph1'))
+
+    def test_the_bases_of_a_resized_guest_stay(self):
+        self.stay_on_the_source()
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        before = self.image('disk.eph1')
+        self.resize()
+        for path in self.path(), self.path('disk.eph1'):
+            # which <uuid>_resize alone names from now on
+            disks.flatten(str(path), 'qcow2', str(path))
+        self.run_pass()
+        self.revert()
+        self.assertIsNotNone(self.backing('disk.eph1'))
+        processutils.execute(
+            'qemu-img', 'compare', before, self.path('disk.eph1'))
+
+    def test_a_base_that_no_disk_names_is_removed(self):
+        self.boot(1, swap=64)
+        kept = self.bases()
+        self.have_base('ephemeral_2_40d1d2c', 'src')
+        self.have_base('swap_128', 'src')
+        self.run_pass()
+        self.assertEqual(kept, self.bases())
+        self.assertEqual(['swap_64'], [
+            path.name for path in kept[0].parent.glob('swap_*')])
+
+    def test_the_bases_of_a_deleted_guest_are_removed(self):
+        self.boot(1, 2)
+        self._delete_server(self.server)
+        self.run_pass()
+        self.assertEqual([], self.bases())
 
 
-class SwitchedOffTestCase(RestartTestCase):
+class SharedImageCacheTestCase(CacheTestCase):
+    """Both hosts have one directory of instances, and one image cache."""
+
+    shared = True
+
+    def test_the_bases_of_another_host_stay(self):
+        self.boot(1, 2)
+        before = self.bases()
+        self.run_pass('dest')
+        self.assertEqual(2, len(before))
+        self.assertEqual(before, self.bases())
+
+    def test_a_base_that_no_disk_names_is_removed(self):
+        self.boot(1)
+        kept = self.bases()
+        self.have_base('ephemeral_2_40d1d2c')
+        self.run_pass('dest')
+        self.assertEqual(kept, self.bases())
+
+
+@ddt.ddt
+class SwitchedOffTestCase(CacheTestCase):
     """Nova's own behaviour, from which the tests above protect."""
 
-    enabled_fixes = ['config_drive', 'kernel_ramdisk', 'source_address']
+    enabled_fixes = WITHOUT
 
-    def test_nova_makes_a_new_base_under_data(self):
-        base, = self.bases()
-        before = disks.filesystem(str(base))['UUID']
-        self.act(**STOP)
-        base.unlink()
+    def lose(self, name='disk.eph0'):
+        """Write to a disk, and lose its base; returns its former image."""
+        self.write(name)
+        before = self.image(name)
+        self.lose_base(name)
+        return before
+
+    def test_a_hard_reboot_makes_a_base_under_data(self):
+        self.boot(1)
+        before = self.lose()
         self.act(**HARD_REBOOT)
-        self.assert_runs()
-        self.assertNotEqual(before, disks.filesystem(str(base))['UUID'])
+        self.assertEqual([self.backing()], list(map(str, self.bases())))
+        self.assert_changed(before)
+
+    def test_a_stop_and_a_start_make_a_base_under_data(self):
+        self.boot(1)
+        before = self.lose()
+        self.stop()
+        self.assertEqual([], self.jobs.pulled)
+        self.act(**START)
+        self.assert_changed(before)
+
+    @ddt.data(START, HARD_REBOOT)
+    def test_a_guest_that_is_off_starts_with_another_base(self, action):
+        self.boot(1)
+        self.stop()
+        before = self.lose()
+        self.act(**action)
+        self.assertEqual('ACTIVE', self.server['status'])
+        self.assert_changed(before)
+
+    def test_a_disk_without_data_gets_another_file_system_and_label(self):
+        self.boot(1, (2, 'xfs'))
+        self.stop()
+        self.lose_base('disk.eph1')
+        self.act(**START)
+        found = disks.filesystem(str(self.image('disk.eph1')))
+        self.assertEqual('ext4', found['TYPE'])
+        # that of the first disk, or the name of the base in Nova 29
+        self.assertNotEqual('ephemeral1', found['LABEL'])
+
+    def test_the_image_cache_removes_the_base_of_a_second_disk(self):
+        self.boot(1, 2)
+        self.write('disk.eph1')
+        before, base = self.image('disk.eph1'), self.backing('disk.eph1')
+        self.run_pass()
+        self.assertNotIn(base, map(str, self.bases()))
+        self.act(**HARD_REBOOT)
+        self.assertIn(base, map(str, self.bases()))
+        self.assert_changed(before, 'disk.eph1')
+
+
+class SharedSwitchedOffTestCase(CacheTestCase):
+
+    enabled_fixes = WITHOUT
+    shared = True
+
+    def test_the_image_cache_removes_a_base_of_another_host(self):
+        self.boot(1, 2)
+        base = self.backing('disk.eph1')
+        self.run_pass('dest')
+        self.assertNotIn(base, map(str, self.bases()))

@@ -88,7 +88,8 @@ class TestHardReboot(ConfigDriveTestCase):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
         driver._create_configdrive.side_effect = create
-        self.fix.restarting(driver, 'context', self.instance, 'network')
+        self.fix.restarting(
+            driver, 'context', self.instance, 'network', None)
         return driver._create_configdrive
 
     def build(self, context, instance, injection_info):

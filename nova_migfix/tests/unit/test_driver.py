@@ -407,7 +407,8 @@ class TestDisks(DriverTestCase):
         self.assertRaises(exception.InvalidDiskInfo,
                           self.driver._hard_reboot, *arguments)
         self.fix.restarting.assert_called_once_with(
-            self.driver, 'the context', 'the instance', 'the network_info')
+            self.driver, 'the context', 'the instance', 'the network_info',
+            'the block_device_info')
         nova.assert_not_called()
 
     @ddt.data('power_off', '_hard_reboot')

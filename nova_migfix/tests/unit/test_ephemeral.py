@@ -377,17 +377,44 @@ class TestCold(EphemeralTestCase):
             self.assertIn(part, str(error))
         self.assertEqual(before, path.read_bytes())
 
+    def assert_has(self, kind, label, name):
+        raw = self.instances.path / 'raw'
+        processutils.execute('qemu-img', 'convert', '-O', 'raw',
+                             self.dir / name, raw)
+        found = disks.filesystem(str(raw))
+        self.assertEqual((kind, label), (found['TYPE'], found['LABEL']))
+
     def test_a_disk_without_data_gets_a_new_file_system(self):
         self.disk()
         (self.instances.base / BASE).unlink()
         self.leave(ephemerals=[{'guest_format': 'xfs'}])
         self.assertEqual([], self.overlays())
-        raw = self.instances.path / 'raw'
-        processutils.execute('qemu-img', 'convert', '-O', 'raw',
-                             self.dir / 'disk.eph0', raw)
-        found = disks.filesystem(str(raw))
-        self.assertEqual(('xfs', 'ephemeral0'),
-                         (found['TYPE'], found['LABEL']))
+        self.assert_has('xfs', 'ephemeral0', 'disk.eph0')
+
+    def reboot(self, **devices):
+        self.fix.restarting(self.driver, 'context', self.instance, 'network',
+                            devices)
+
+    def test_a_hard_reboot_makes_the_file_system_of_the_disk(self):
+        self.disk('disk.eph1')
+        (self.instances.base / BASE).unlink()
+        self.reboot(ephemerals=[{}, {'guest_format': 'xfs'}])
+        self.assertEqual([], self.overlays())
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
+
+    def test_a_hard_reboot_with_data_and_without_base_is_refused(self):
+        path, _expected = self.written()
+        before = path.read_bytes()
+        (self.instances.base / BASE).unlink()
+        error = self.assertRaises(exception.InvalidDiskInfo, self.reboot)
+        self.assertIn('has data', str(error))
+        self.assertEqual(before, path.read_bytes())
+
+    def test_a_hard_reboot_leaves_a_disk_with_its_base_alone(self):
+        path, _expected = self.written()
+        before = path.read_bytes()
+        self.reboot()
+        self.assertEqual(before, path.read_bytes())
 
     def test_what_would_fill_the_file_system_is_not_begun(self):
         path, _expected = self.written()
