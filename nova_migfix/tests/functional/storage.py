@@ -45,6 +45,7 @@ from oslo_serialization import jsonutils
 from oslo_utils import uuidutils
 
 from nova_migfix import disks
+from nova_migfix import driver as migfix_driver
 from nova_migfix.tests.functional import base
 
 #: of each compute the address that Nova tells the other
@@ -301,7 +302,7 @@ class StorageTestCase(base.MigrationTestCase):
                 f'nova.privsep.fs.{name}', return_value=('', '')))
         self.jobs = self.useFixture(BlockJobs())
         # of which nova-compute has got hold before the driver is kept there
-        prepare = driver.LibvirtDriver._prepare_otherwise
+        prepare = migfix_driver.LibvirtDriver._prepare_otherwise
 
         def prepare_there(its_driver, *args):
             with self.hosts.on(its_driver.virtapi._compute.host):

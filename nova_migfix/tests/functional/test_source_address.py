@@ -13,6 +13,7 @@
 
 """What Glance no longer has comes over the migration network: LP 1939869."""
 
+import functools
 import os
 
 import fixtures
