@@ -37,7 +37,7 @@ from allpairspy import AllPairs
 from oslo_concurrency import processutils
 from oslo_serialization import jsonutils
 
-#: environment variable: 'whole' has every two values meet in each story
+#: environment variable: 'whole' has each value meet each story as well
 EXTENT = 'NOVA_MIGFIX_DIFFERENTIAL'
 
 # -- configurations ----------------------------------------------------------
@@ -131,16 +131,16 @@ def _is_possible(words: list[str]) -> bool:
 def rows() -> Iterator[Row]:
     """Have every two values meet, in as few rows as possible.
 
-    The story is one of them, so each is told under each value. As a whole
-    every two values meet in each story. The same rows each time.
+    The stories take turns; as a whole each story meets every value. The same
+    rows each time.
     """
-    stories = [[story] for story in STORIES] if os.environ.get(
-        EXTENT) == 'whole' else [list(STORIES)]
-    for told in stories:
-        for story, *words in AllPairs(
-                [told, *map(list, PARAMETERS.values())],
-                filter_func=_is_possible):
-            yield Row(story, tuple(words))
+    stories = list(STORIES)
+    turns = itertools.cycle(stories)
+    is_whole = os.environ.get(EXTENT) == 'whole'
+    for story, *words in AllPairs(
+            [stories if is_whole else [''], *map(list, PARAMETERS.values())],
+            filter_func=_is_possible):
+        yield Row(story or next(turns), tuple(words))
 
 
 # -- operations --------------------------------------------------------------

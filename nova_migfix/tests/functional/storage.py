@@ -45,7 +45,7 @@ from oslo_serialization import jsonutils
 from oslo_utils import uuidutils
 
 from nova_migfix import disks
-from nova_migfix import driver as migfix_driver
+from nova_migfix import migrate_data as migfix_data
 from nova_migfix.tests.functional import base
 
 #: of each compute the address that Nova tells the other
@@ -301,15 +301,6 @@ class StorageTestCase(base.MigrationTestCase):
             self.useFixture(fixtures.MockPatch(
                 f'nova.privsep.fs.{name}', return_value=('', '')))
         self.jobs = self.useFixture(BlockJobs())
-        # of which nova-compute has got hold before the driver is kept there
-        prepare = migfix_driver.LibvirtDriver._prepare_otherwise
-
-        def prepare_there(its_driver, *args):
-            with self.hosts.on(its_driver.virtapi._compute.host):
-                return prepare(its_driver, *args)
-        self.useFixture(fixtures.MonkeyPatch(
-            'nova_migfix.driver.LibvirtDriver._prepare_otherwise',
-            prepare_there))
 
     def start_compute(self, hostname, **kwargs):
         for where, method in _REAL.items():
@@ -321,6 +312,11 @@ class StorageTestCase(base.MigrationTestCase):
         its_driver = self.computes[hostname].driver
         self.hosts.keep(hostname, its_driver)
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
+        if hasattr(its_driver, '_prepare_otherwise'):
+            # The manager has got hold of the methods before they were kept.
+            migfix_data.on_departure(
+                its_driver.virtapi, its_driver._depart,
+                its_driver._prepare_otherwise)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):

@@ -94,8 +94,8 @@ class SourceTestCase(ColdTestCase):
         self.server = self._stop_server(self.server)
         self.lose_base()
         reason = self.refused(migrate=None)
-        for part in ('disk.eph0', self.server['id'], 'has data',
-                     'is missing'):
+        for part in ('disk.eph0', self.server['id'],
+                     'has data, but its backing file'):
             self.assertIn(part, reason)
         self.assert_stays('SHUTOFF')
 

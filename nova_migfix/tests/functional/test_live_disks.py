@@ -37,8 +37,6 @@ FAULTS = {
         'Broken pipe'),
     'no space for the copy': (
         lambda hosts: hosts.failing('tar', '--extract'), 'No space left'),
-    'no space for the disk': (
-        lambda hosts: hosts.failing('qemu-img', 'convert'), 'No space left'),
 }
 
 
@@ -153,16 +151,39 @@ class PullTestCase(LiveTestCase):
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
     @ddt.unpack
-    def test_what_cannot_be_had_stays(self, transport, fault):
+    def test_a_disk_that_cannot_be_fetched_is_completed_on_the_source(
+            self, transport, fault):
+        self.flags(remote_filesystem_transport=transport, group='libvirt')
+        self.boot(1)
+        self.write()
+        before = self.image()
+        happening, _reason = FAULTS[fault]
+        with happening(self.hosts):
+            self.live_migrate('completed')
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(before)
+        self.assertEqual(1, self.log().count(
+            'The destination could not prepare for the guest.'))
+        self.assertEqual(['disk', 'disk.eph0', 'disk.info'],
+                         sorted(os.listdir(self.directory('dest'))))
+
+    @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
+    @ddt.unpack
+    def test_a_disk_that_cannot_be_completed_either_stays(
+            self, transport, fault):
         self.flags(remote_filesystem_transport=transport, group='libvirt')
         self.boot(1)
         before = self.path().read_bytes()
-        happening, told = FAULTS[fault]
+        self.jobs.failing = 'No space for a block pull'
+        happening, reason = FAULTS[fault]
         with happening(self.hosts):
             self.live_migrate('failed')
         self.assert_stays()
         self.assertEqual(before, self.path().read_bytes())
-        self.assert_told(told)
+        self.assertTrue(self.source_domain().isActive())
+        for part in (f'The disk disk.eph0 of instance {self.server["id"]} '
+                     'cannot be made complete', reason, self.jobs.failing):
+            self.assertIn(part, self.log())
         self._wait_for_assert(lambda: self.assertEqual(
             [], list(self.hosts.instances('src').glob('**/migfix-archive*'))))
 

@@ -110,8 +110,8 @@ class LocalDisks(fixtures.Fixture):
             'type': form, 'virt_disk_size': 1 << 20, 'disk_size': 1,
             'over_committed_disk_size': 0} for name, form, base in self.DISKS]
 
-    def _by_name(self, instance, name, *arguments, **options):
-        disk = by_name(instance, name, *arguments, **options)
+    def _by_name(self, backend, instance, name, *arguments, **options):
+        disk = by_name(backend, instance, name, *arguments, **options)
         disk.SUPPORTS_CLONE = False
         disk.cache.side_effect = functools.partial(
             self._cache, os.path.join(
