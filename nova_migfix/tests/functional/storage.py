@@ -500,6 +500,13 @@ class StorageTestCase(base.MigrationTestCase):
                 or path.name.startswith('migfix-')])
         self._wait_for_assert(gone, max_retries=60)
 
+    def assert_no_base_made(self, host='dest'):
+        """Nova has made no backing file for ephemeral and swap disks."""
+        self.assertEqual([], [
+            path.name
+            for path in (self.hosts.instances(host) / '_base').glob('*')
+            if disks.is_made_here(path.name)])
+
     # -- what libvirt does ----------------------------------------------------
 
     def _migrate_stub(self, domain, destination, params, flags):

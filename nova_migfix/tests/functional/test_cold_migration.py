@@ -13,15 +13,33 @@
 
 """Ephemeral disks keep their bytes in a cold migration and a resize."""
 
+import collections
+import contextlib
+import shutil
+from unittest import mock
+
+from oslo_concurrency import processutils
+from oslo_utils import units
+
+from nova_migfix import disks
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks
 WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 
+@contextlib.contextmanager
+def free_space(size):
+    """Have no more than *size* bytes free where the instances are."""
+    usage = collections.namedtuple('usage', 'total used free')
+    with mock.patch.object(shutil, 'disk_usage', autospec=True,
+                           return_value=usage(units.Ti, units.Ti, size)):
+        yield
+
+
 class ColdTestCase(storage.StorageTestCase):
 
-    #: two upon one base, of which the guest has not written to the second
+    #: two on one base, of which the guest has not written to the second
     DISKS = ('disk.eph0', 'disk.eph1', 'disk.eph2')
 
     def setUp(self):
@@ -30,6 +48,11 @@ class ColdTestCase(storage.StorageTestCase):
         self.write('disk.eph0')
         self.write('disk.eph2')
         self.before = {name: self.image(name) for name in self.DISKS}
+        self.sizes = self.virtual_sizes('src')
+
+    def virtual_sizes(self, host):
+        return [disks.virtual_size(self.path(name, host))
+                for name in self.DISKS]
 
     def assert_all_kept(self, host='dest'):
         for name, before in self.before.items():
@@ -38,6 +61,13 @@ class ColdTestCase(storage.StorageTestCase):
     def resize(self):
         self.move(resize={'flavorRef': self._create_flavor(
             disk=2, ephemeral=8)})
+
+    def resize_on_the_same_host(self):
+        self.flags(allow_resize_to_same_host=True)
+        service, = self.api.get_services(host='dest', binary='nova-compute')
+        self.api.put_service(service['id'], {'status': 'disabled'})
+        self.resize()
+        self.assertEqual('src', self.host())
 
     def assert_stays(self, status):
         """The guest is on its source, in the state in which it was."""
@@ -53,51 +83,208 @@ class ColdTestCase(storage.StorageTestCase):
 class SourceTestCase(ColdTestCase):
     """The source completes the disks."""
 
-    def test_the_bytes_are_kept(self):
+    def pulled_by_qemu(self):
+        return [str(self.path(name)) for name in self.DISKS]
+
+    def test_disks_of_a_running_guest_are_pulled_before_it_is_stopped(self):
         self.move(migrate=None)
+        # A block pull fails where the guest does not run.
+        self.assertEqual(self.pulled_by_qemu(), self.jobs.pulled)
         self.assert_all_kept()
         self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.bases('dest'))
 
-    def test_also_when_the_migration_is_reverted(self):
+    def test_disks_of_a_guest_that_is_off_are_converted(self):
+        self.server = self._stop_server(self.server)
+        self.move(migrate=None)
+        self.assertEqual([], self.jobs.pulled)
+        self.assert_all_kept()
+        self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.bases('dest'))
+
+    def test_a_reverted_migration_keeps_the_bytes(self):
         self.move(migrate=None)
         self.api.post_server_action(self.server['id'], {'revertResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_all_kept('src')
 
-    def test_a_resize_to_a_larger_ephemeral_keeps_them(self):
+    def test_a_resize_to_a_larger_flavor_keeps_the_bytes(self):
         self.resize()
         self.assert_all_kept()
+        self.assertEqual(self.sizes, self.virtual_sizes('dest'))
         self.api.post_server_action(self.server['id'], {'confirmResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_nothing_left('src')
 
-    def test_what_it_cannot_complete_stays(self):
+    def test_a_guest_whose_disk_cannot_be_completed_runs_on(self):
         with self.hosts.failing('qemu-img', 'convert'):
             reason = self.refused(migrate=None)
         for part in ('disk.eph0', self.server['id'], 'No space left',
                      'The guest is left as it is'):
             self.assertIn(part, reason)
         self.assert_stays('ACTIVE')
-        # and nothing has happened to it
         self.move(migrate=None)
         self.assert_all_kept()
 
     def test_a_lost_base_is_pulled_from_the_running_guest(self):
         self.lose_base()
         self.move(migrate=None)
-        self.assertEqual(
-            [str(self.path(name)) for name in self.DISKS],
-            self.jobs.pulled)
+        self.assertEqual(self.pulled_by_qemu(), self.jobs.pulled)
         self.assert_all_kept()
+        self.assertEqual([], self.bases('dest'))
 
     def test_data_on_a_lost_base_stays_while_the_guest_is_off(self):
         self.server = self._stop_server(self.server)
         self.lose_base()
+        before = self.path().read_bytes()
         reason = self.refused(migrate=None)
         for part in ('disk.eph0', self.server['id'],
                      'has data, but its backing file'):
             self.assertIn(part, reason)
+        self.assertIn('get that very file back from a backup', self.log())
         self.assert_stays('SHUTOFF')
+        self.assertEqual(before, self.path().read_bytes())
+
+    def test_a_disk_without_data_on_a_lost_base_gets_a_file_system(self):
+        self.boot(1, (2, 'xfs'))
+        self.server = self._stop_server(self.server)
+        before = self.image('disk.eph0')
+        self.lose_base('disk.eph1')
+        self.move(migrate=None)
+        self.assert_kept(before, 'disk.eph0')
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1', 'dest')
+        self.assertIsNone(self.backing('disk.eph1', 'dest'))
+        self.assertIn('has a new file system', self.log())
+
+
+class LittleSpaceTestCase(storage.StorageTestCase):
+    """The source has no room for a second copy of the disk."""
+
+    def setUp(self):
+        super().setUp()
+        self.boot(1)
+        self.write()
+        self.before = self.image()
+        self.file = self.path().stat().st_ino
+        base, = self.bases()
+        self.needed = base.stat().st_blocks * 512
+
+    def assert_refused(self, status):
+        with free_space(self.needed - 1):
+            reason = self.refused(migrate=None)
+        for part in ('disk.eph0', self.server['id'], 'MiB are free'):
+            self.assertIn(part, reason)
+        self.assertIn('Make space here', self.log())
+        self.assertEqual(status, self.server['status'])
+        self.assertEqual('src', self.host())
+        self.assertEqual(self.file, self.path().stat().st_ino)
+        processutils.execute(
+            'qemu-img', 'compare', self.before, self.image())
+        self.assert_nothing_left('dest')
+
+    def test_the_backing_file_is_copied_into_the_disk_of_a_stopped_guest(self):
+        self.server = self._stop_server(self.server)
+        with free_space(self.needed):
+            self.move(migrate=None)
+        self.assert_kept(self.before)
+        left = self.directory().with_name(f'{self.server["id"]}_resize')
+        self.assertEqual(self.file, (left / 'disk.eph0').stat().st_ino)
+
+    def test_a_running_guest_needs_space_for_its_backing_file_only(self):
+        with free_space(self.needed):
+            self.move(migrate=None)
+        self.assertEqual([str(self.path())], self.jobs.pulled)
+        self.assert_kept(self.before)
+
+    def test_a_stopped_guest_stays_where_that_has_no_room_either(self):
+        self.server = self._stop_server(self.server)
+        self.assert_refused('SHUTOFF')
+
+    def test_a_running_guest_runs_on_where_that_has_no_room_either(self):
+        self.assert_refused('ACTIVE')
+        self.assertTrue(self.source_domain().isActive())
+
+
+class SwapTestCase(storage.StorageTestCase):
+    """Nova makes a new swap disk on the destination."""
+
+    def test_a_guest_whose_swap_base_is_lost_moves_and_starts(self):
+        self.boot(swap=64)
+        self.lose_base('disk.swap')
+        self.move(migrate=None)
+        self.assert_has('swap', None, 'disk.swap', 'dest')
+        self.api.post_server_action(self.server['id'], {'confirmResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.act(reboot={'type': 'HARD'})
+        self.assertEqual('ACTIVE', self.server['status'])
+
+
+class CompleteDiskTestCase(ColdTestCase):
+    """Disks that are complete from their creation move as they are."""
+
+    overlays = False
+
+    def assert_moved_by_nova(self, host='dest'):
+        self.assert_all_kept(host)
+        self.assertEqual(self.sizes, self.virtual_sizes(host))
+        for name, kind, label in (('disk.eph0', 'ext4', 'ephemeral0'),
+                                  ('disk.eph1', 'ext4', 'ephemeral1'),
+                                  ('disk.eph2', 'xfs', 'ephemeral2')):
+            self.assert_has(kind, label, name, host)
+        self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.jobs.pulled)
+
+    def test_a_migration_keeps_bytes_and_makes_no_base(self):
+        self.move(migrate=None)
+        self.assert_moved_by_nova()
+        self.assert_no_base_made()
+
+    def test_a_migration_of_a_guest_that_is_off_makes_no_base(self):
+        self.server = self._stop_server(self.server)
+        self.move(migrate=None)
+        self.assert_moved_by_nova()
+        self.assert_no_base_made()
+
+    def test_a_reverted_migration_keeps_the_bytes(self):
+        self.move(migrate=None)
+        self.api.post_server_action(self.server['id'], {'revertResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.assert_moved_by_nova('src')
+        self.assert_no_base_made('src')
+
+    def test_a_resize_to_a_larger_flavor_keeps_bytes_and_sizes(self):
+        self.resize()
+        self.assert_moved_by_nova()
+        self.assert_no_base_made()
+
+    def test_a_resize_on_the_same_host_keeps_bytes_and_sizes(self):
+        self.resize_on_the_same_host()
+        self.assert_moved_by_nova('src')
+        self.assert_no_base_made('src')
+
+    def test_a_swap_disk_is_complete_on_the_destination(self):
+        self.boot(swap=64)
+        self.move(migrate=None)
+        self.assert_has('swap', None, 'disk.swap', 'dest')
+        self.assertIsNone(self.backing('disk.swap', 'dest'))
+        self.assert_no_base_made()
+
+
+class CompleteDiskUnpatchedDestinationTestCase(ColdTestCase):
+    """A destination without the plugin leaves complete disks as they are."""
+
+    overlays = False
+    enabled_on = {'dest': WITHOUT}
+
+    def test_the_bytes_are_kept_there_and_back(self):
+        self.move(migrate=None)
+        self.assert_all_kept()
+        self.api.post_server_action(self.server['id'], {'confirmResize': None})
+        self._wait_for_state_change(self.server, 'ACTIVE')
+        self.move(migrate=None)
+        self.assert_all_kept('src')
+        self.assertEqual([], self.hosts.pulled)
+        self.assertEqual([], self.jobs.pulled)
 
 
 class NewDiskTestCase(storage.StorageTestCase):
@@ -118,6 +305,20 @@ class NewDiskTestCase(storage.StorageTestCase):
         self.resize(2)
         # It does not grow: Nova leaves a qcow2 disk that is there as it is.
         self.assert_kept(before, 'disk.local', 'src')
+        self.assertEqual(
+            units.Gi, disks.virtual_size(self.path('disk.local')))
+
+
+class CompleteNewDiskTestCase(NewDiskTestCase):
+    """The disk is complete from its creation."""
+
+    overlays = False
+
+    def test_a_resize_makes_no_base(self):
+        self.boot()
+        self.resize(1)
+        self.assertIsNone(self.backing('disk.local', 'dest'))
+        self.assert_no_base_made()
 
 
 class UnpatchedSourceNewDiskTestCase(NewDiskTestCase):
@@ -129,12 +330,8 @@ class UnpatchedSourceNewDiskTestCase(NewDiskTestCase):
 class SameHostTestCase(ColdTestCase):
 
     def test_a_resize_leaves_the_disks_on_their_bases(self):
-        self.flags(allow_resize_to_same_host=True)
-        service, = self.api.get_services(host='dest', binary='nova-compute')
-        self.api.put_service(service['id'], {'status': 'disabled'})
         before = {name: self.backing(name) for name in self.DISKS}
-        self.resize()
-        self.assertEqual('src', self.host())
+        self.resize_on_the_same_host()
         self.assertEqual(
             before, {name: self.backing(name) for name in self.DISKS})
         self.assertEqual([], self.hosts.pulled)
@@ -167,7 +364,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
             self.assertEqual(1, session.count(f'/{base}'), session)
         self.assertEqual(was, foreign.stat().st_mtime_ns)
 
-    def test_without_the_base_the_disk_is_left_as_it_came(self):
+    def test_a_disk_with_data_on_a_lost_base_is_left_as_it_came(self):
         self.lose_base()
         reason = self.refused(migrate=None)
         self.assertIn('cannot be had from src', reason)
@@ -176,7 +373,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
         self.assertIsNotNone(self.backing(host='dest'))
         self.assertEqual([], self.bases('dest'))
 
-    def test_a_hard_reboot_lays_it_on_no_other_base(self):
+    def test_a_hard_reboot_lays_the_disk_on_no_other_base(self):
         # which Nova's log advises to do
         foreign = self.have_base(self.bases()[0].name)
         self.lose_base()
@@ -185,6 +382,24 @@ class UnpatchedSourceTestCase(ColdTestCase):
         self.assertIn('disk.eph0 of instance', self.fault())
         self.assertIn(f'{foreign.name} is missing', self.fault())
         self.assertEqual('ERROR', self.server['status'])
+
+
+class UnpatchedSourceUnwrittenTestCase(storage.StorageTestCase):
+    """The guest has not written to its disk, whose base is lost."""
+
+    enabled_on = {'src': WITHOUT}
+
+    def test_the_disk_gets_a_new_file_system(self):
+        self.boot(2, (1, 'xfs'))
+        self.lose_base('disk.eph0')
+        self.lose_base('disk.eph1')
+        self.move(migrate=None)
+        self.assert_has('ext4', 'ephemeral0', 'disk.eph0', 'dest')
+        self.assert_has('xfs', 'ephemeral1', 'disk.eph1', 'dest')
+        for name in ('disk.eph0', 'disk.eph1'):
+            self.assertIsNone(self.backing(name, 'dest'))
+        self.assertEqual([], self.bases('dest'))
+        self.assertIn('they get new file systems', self.log())
 
 
 class SharedStorageTestCase(ColdTestCase):
@@ -206,15 +421,35 @@ class SharedStorageUnpatchedTestCase(SharedStorageTestCase):
     enabled_on = {'src': WITHOUT}
 
 
+class SharedStorageLostBaseTestCase(ColdTestCase):
+
+    shared = True
+
+    def test_the_disks_of_a_lost_base_are_pulled_from_the_running_guest(self):
+        other = self.backing('disk.eph2')
+        self.lose_base()
+        self.move(migrate=None)
+        self.assertEqual(
+            [str(self.path(name)) for name in ('disk.eph0', 'disk.eph1')],
+            self.jobs.pulled)
+        for name in ('disk.eph0', 'disk.eph1'):
+            self.assert_kept(self.before[name], name)
+        self.assertEqual(other, self.backing('disk.eph2'))
+
+
 class SwitchedOffTestCase(ColdTestCase):
-    """What the tests above are worth."""
+    """Nova's own behaviour, from which the fix protects."""
 
     enabled_fixes = WITHOUT
 
-    def test_nova_lays_the_disk_upon_another_file_system(self):
+    def test_nova_lays_the_disk_on_another_file_system(self):
         self.move(migrate=None)
         self.assertEqual([str(base) for base in self.bases('dest')], [
             self.backing(name, 'dest') for name in self.DISKS[1:]])
         self.assertNotEqual(
             self.bases('src')[0].read_bytes()[:1 << 16],
             self.bases('dest')[0].read_bytes()[:1 << 16])
+
+    def test_nova_leaves_disks_at_their_sizes_in_a_resize(self):
+        self.resize()
+        self.assertEqual(self.sizes, self.virtual_sizes('dest'))
