@@ -370,10 +370,10 @@ class StorageTestCase(base.MigrationTestCase):
         self.server = self._wait_for_state_change(
             self.api.post_server({'server': {**request, **wanted}}), state)
 
-    def write(self, name='disk.eph0', host='src'):
+    def write(self, name='disk.eph0', host='src', size='64k'):
         """What the guest has written to a disk."""
         processutils.execute(
-            'qemu-io', '-c', 'write -P 7 512M 64k', self.path(name, host))
+            'qemu-io', '-c', f'write -P 7 512M {size}', self.path(name, host))
 
     def act(self, fails=False, **action):
         """Have the API take an action, and wait until a compute has.

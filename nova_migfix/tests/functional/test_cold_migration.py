@@ -163,7 +163,7 @@ class LittleSpaceTestCase(storage.StorageTestCase):
     def setUp(self):
         super().setUp()
         self.boot(1)
-        self.write()
+        self.write(size='64M')      # more than the backing file has
         self.before = self.image()
         self.file = self.path().stat().st_ino
         base, = self.bases()

@@ -76,7 +76,12 @@ class DockerfileTestCase(testtools.TestCase):
 
 
 class StepTestCase(image.NovaImageTestCase):
-    """The step that installs the plugin, beside a Nova that it is for."""
+    """The step that installs the plugin, beside a Nova that it is for.
+
+    :ivar REQUIREMENTS: of the plugin, that Nova does not have, as patterns
+    """
+
+    REQUIREMENTS = ()
 
     @classmethod
     def setUpClass(cls):
@@ -104,8 +109,11 @@ class StepTestCase(image.NovaImageTestCase):
         """Assert that it was, and that nothing else was changed."""
         self.assertEqual(set(), self.installed(self.nova) - after)
         self.assertEqual(set(), self.stock - after)
-        added, = after - self.stock
-        self.assertRegex(added, r'nova-migfix( @ |==1\.0\.0)')
+        added = sorted(after - self.stock)
+        expected = sorted((r'nova-migfix( @ |==1\.0\.0)', *self.REQUIREMENTS))
+        self.assertEqual(len(expected), len(added), added)
+        for package, pattern in zip(added, expected):
+            self.assertRegex(package, f'(?i)^{pattern}')
         made.run('nova-migfix-status --help')
         made.run('python3 -c "import nova_migfix.driver"')
 
@@ -148,6 +156,7 @@ class PipStepTestCase(StepTestCase):
 class OldestPipStepTestCase(StepTestCase):
 
     nova_release = 29
+    REQUIREMENTS = ('markdown-it-py==', 'mdurl==', 'pygments==', 'rich==')
 
     @classmethod
     def setUpClass(cls):

@@ -92,17 +92,16 @@ class TestScratch(testtools.TestCase):
         self.assertEqual([], os.listdir(self.instances.base))
 
     def test_directory_that_is_swept_before_it_is_locked_is_made_again(self):
-        make, made = tempfile.TemporaryDirectory, []
+        make, made = tempfile.mkdtemp, []
 
         def make_and_lose(*args, **kwargs):
             made.append(make(*args, **kwargs))
             if len(made) == 1:
-                os.rmdir(made[0].name)
+                os.rmdir(made[0])
             return made[-1]
-        with mock.patch.object(
-                tempfile, 'TemporaryDirectory', make_and_lose), \
+        with mock.patch.object(tempfile, 'mkdtemp', make_and_lose), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
-            self.assertEqual(made[1].name, path)
+            self.assertEqual(made[1], path)
             self.assertTrue(os.path.exists(path))
 
     def test_what_cannot_be_removed_stays(self):
