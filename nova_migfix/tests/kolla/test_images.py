@@ -109,7 +109,7 @@ class StepTestCase(image.NovaImageTestCase):
         """Assert that it was, and that nothing else was changed."""
         self.assertEqual(set(), self.installed(self.nova) - after)
         self.assertEqual(set(), self.stock - after)
-        added = sorted(after - self.stock)
+        added = sorted(after - self.stock, key=str.lower)
         expected = sorted((r'nova-migfix( @ |==1\.0\.0)', *self.REQUIREMENTS))
         self.assertEqual(len(expected), len(added), added)
         for package, pattern in zip(added, expected):
