@@ -254,14 +254,14 @@ def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
     :raises MigrationError: one could not be completed; the guest runs on
     """
     for disk in disks:
-        LOG.info('%(disk)s is completed by a block pull: %(why)s',
+        LOG.info('%(disk)s is completed by QEMU: %(why)s',
                  {'disk': disk.name, 'why': why}, instance=instance)
         begin = time.monotonic()
         try:
             completion.complete(host.get_guest(instance), disk)
         except Exception as error:
             raise _incomplete(instance, disk, why, error) from error
-        LOG.info('%(disk)s: made complete by a block pull in %(time).1f s',
+        LOG.info('%(disk)s: made complete by QEMU in %(time).1f s',
                  {'disk': disk.name, 'time': time.monotonic() - begin},
                  instance=instance)
 

@@ -221,7 +221,7 @@ class UnpatchedDestinationTestCase(LiveTestCase):
         self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assert_kept(before)
         self.assertRegex(
-            self.log(), r'disk\.eph0: made complete by a block pull in \d')
+            self.log(), r'disk\.eph0: made complete by QEMU in \d')
 
     def test_what_it_cannot_complete_stays(self):
         self.boot(1)

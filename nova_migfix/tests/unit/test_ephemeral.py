@@ -217,7 +217,7 @@ class TestSource(EphemeralTestCase):
         self.guest.get_block_device.assert_called_once_with(
             str(self.path))
         self.assertRegex(self.log.output,
-                         r'disk.eph0: made complete by a block pull in \d')
+                         r'disk.eph0: made complete by QEMU in \d')
 
     def test_a_disk_that_is_complete_is_left_alone(self):
         self.pull_block(None)
@@ -236,7 +236,7 @@ class TestSource(EphemeralTestCase):
         (self.instances.base / BASE).unlink()
         self.leave(self.fix.capabilities())
         self.device.rebase.assert_called_once_with(None)
-        self.assertIn('disk.eph0 is completed by a block pull: its backing '
+        self.assertIn('disk.eph0 is completed by QEMU: its backing '
                       'file is missing', self.log.output)
 
     def keep_what_is_written(self, base):

@@ -20,7 +20,7 @@ from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
 
-_SAVED = r'disk\.eph0: made complete by a block pull in [\d.]+ s'
+_SAVED = r'disk\.eph0: made complete by (QEMU|a block pull) in [\d.]+ s'
 
 
 class EphemeralBaseGone(ephemeral.OldDisks):

@@ -24,8 +24,8 @@ from nova_migfix.tests.lab import topology
 # Slow enough to cut it in the middle.
 _RATE = '20mbit'
 
-_COMPLETES = r'disk\.eph0 is completed by a block pull'
-_COMPLETED = r'disk\.eph0: made complete by a block pull in [\d.]+ s'
+_COMPLETES = r'disk\.eph0 is completed by (QEMU|a block pull)'
+_COMPLETED = r'disk\.eph0: made complete by (QEMU|a block pull) in [\d.]+ s'
 
 # Where plugin and patches put it meanwhile.
 _PLACES = ('migfix-*/*', '*/pull-*/*')
