@@ -96,7 +96,7 @@ def lay_on_copy(guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
     copy = overlay.copy
     if not disks.is_on_copy(overlay):
         _copy(guest, overlay, copy, bandwidth, progress)
-    elif _mirror(guest, overlay.path):
+    elif _mirror(guest, overlay.path, copy) is not None:
         guest.get_block_device(overlay.path).abort_job(pivot=True)
     if guest.get_disk(copy):
         _go_on_with(guest, overlay.path, copy)
@@ -107,8 +107,8 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
           progress: Progress) -> None:
     """Have the guest run on a copy, and the disk's name lead to it."""
     device = guest.get_block_device(overlay.path)
-    if _mirror(guest, overlay.path):
-        device.abort_job()      # of a nova-compute that was killed
+    if _mirror(guest, overlay.path, copy) is not None:
+        device.abort_job()      # of a process that was killed
     _remove(copy)
     with scratch.directory(overlay.path) as directory:
         before = os.path.join(directory, 'before')
@@ -143,16 +143,18 @@ def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
         {'bandwidth': bandwidth * units.Mi} if bandwidth else {},
         _REUSE_EXT | _TRANSIENT_JOB | _SYNCHRONOUS_WRITES)
     wait(guest.get_block_device(path), progress)
-    mirror = _mirror(guest, path)
-    if not mirror or mirror.ready != 'yes':
+    mirror = _mirror(guest, path, copy)
+    if mirror is None or mirror.get('ready') != 'yes':
         raise exception.MigrationError(reason=_(
             'the block copy ended before its time, see the log of libvirt'))
 
 
-def _mirror(guest: Any, path: str) -> Any:
-    """Return what is known of the copy that is made of a disk, or None."""
-    disk = guest.get_disk(path)
-    return disk and disk.mirror
+def _mirror(guest: Any, path: str, copy: str) -> Any:
+    """Return the element of the copy that is made of a disk, or None."""
+    found = etree.fromstring(guest.get_xml_desc()).xpath(
+        'devices/disk[source/@file=$path]/mirror[source/@file=$copy]',
+        path=path, copy=copy)
+    return found[0] if found else None
 
 
 def _undo(guest: Any, path: str, before: str, copy: str) -> None:

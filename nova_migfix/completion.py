@@ -17,6 +17,8 @@ lost its name. The disk of a guest that is off is converted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import errno
 import os
 import shutil
@@ -31,6 +33,7 @@ from oslo_utils import units
 
 from nova_migfix import block_job
 from nova_migfix import disks
+from nova_migfix import scratch
 
 LOG = logging.getLogger(__name__)
 
@@ -56,17 +59,35 @@ def complete(
     :param progress: see block_job.wait; if it raises, the job is ended
     :raises Exception: the disk still needs its backing file
     """
-    if disks.is_on_copy(overlay) or _is_copy_cheaper(overlay):
+    with _alone(overlay):
+        if disks.is_on_copy(overlay) or _is_copy_cheaper(overlay):
+            try:
+                overlay = block_job.lay_on_copy(
+                    guest, overlay, bandwidth, progress)
+            except Exception as error:
+                if disks.is_on_copy(overlay):
+                    raise
+                LOG.info('%(disk)s is completed without a copy: %(error)s',
+                         {'disk': overlay.path, 'error': error})
+        pull(guest, overlay, bandwidth, progress)
+        block_job.remove_copy(overlay)
+
+
+@contextlib.contextmanager
+def _alone(overlay: disks.Overlay) -> Iterator[None]:
+    """Have nobody else complete a disk, as ``nova-migfix-status heal`` may.
+
+    :raises MigrationError: somebody does
+    """
+    path = f'{overlay.copy}.lock'
+    with scratch.locked(path) as is_locked:
+        if not is_locked:
+            raise exception.MigrationError(reason=_(
+                'another process is completing the disk, wait for it'))
         try:
-            overlay = block_job.lay_on_copy(
-                guest, overlay, bandwidth, progress)
-        except Exception as error:
-            if disks.is_on_copy(overlay):
-                raise
-            LOG.info('%(disk)s is completed without a copy: %(error)s',
-                     {'disk': overlay.path, 'error': error})
-    pull(guest, overlay, bandwidth, progress)
-    block_job.remove_copy(overlay)
+            yield
+        finally:
+            os.unlink(path)
 
 
 def _is_copy_cheaper(overlay: disks.Overlay) -> bool:

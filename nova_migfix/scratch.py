@@ -97,7 +97,7 @@ def locked(path: str) -> Iterator[bool]:
     The lock ends with the process, however that ends, and holds for all
     containers that have the file system.
 
-    :returns: whether it is locked by this
+    :returns: whether it is locked by this; not if it is removed just now
     :raises OSError: the file system has no locks, or the directory of the file
         is gone
     """
@@ -107,7 +107,7 @@ def locked(path: str) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            yield os.fstat(file.fileno()).st_nlink > 0
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def _lock_in(directory: str) -> Iterator[bool]:
             is_locked = stack.enter_context(locked(path))
         except FileNotFoundError:
             is_locked = False
-        yield is_locked and os.path.exists(path)
+        yield is_locked
 
 
 def write_through(path: str) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 import contextlib
 import functools
 import os
+import pwd
 import signal
 import stat
 import sys
@@ -162,10 +163,13 @@ def _require_idle(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
     """
     if guest.get_job_info().type != _NO_JOB:
         raise Skipped('the guest is being migrated or saved')
-    if not guest.get_disk(disk.path):
+    if not (guest.get_disk(disk.path) or guest.get_disk(disk.copy)):
         raise Skipped('the running guest does not have the disk')
+    # A killed process leaves a job that does not end by itself.
+    own = (disk.path, disk.copy) if os.path.exists(disk.copy) else ()
     for device in guest.get_all_disks():
-        if guest.get_block_device(device.target_dev).get_job_info():
+        if device.source_path not in own and guest.get_block_device(
+                device.target_dev).get_job_info():
             raise Skipped(f'a block job on {device.target_dev} is under way')
 
 
@@ -278,6 +282,7 @@ def run(args: argparse.Namespace) -> int:
     for uuid in args.instance:
         if not os.path.isdir(os.path.join(CONF.instances_path, uuid)):
             raise status.Error(f'Instance {uuid} has no directory here.')
+    _become_owner()
     with hypervisor.guests() as guests:
         rows = list(_rows(guests, args.instance))
         if not rows:
@@ -298,6 +303,15 @@ def _agreed() -> bool:
                            '--dry-run.')
     return input('Complete these disks? [y/N] ').strip().lower() in (
         'y', 'yes')
+
+
+def _become_owner() -> None:
+    """Be nova-compute's user, in whose directories root would be misled."""
+    owner = os.stat(CONF.instances_path)
+    if os.geteuid() == 0 and owner.st_uid:
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,9 @@ from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
 from nova_migfix.tests.lab import topology
 
-_BY_SOURCE = scenario.Said(scenario.SOURCE, 'nova-compute',
-                           r'made complete (by QEMU |by a block pull )?in [\d.]+ s')
+_BY_SOURCE = scenario.Said(
+    scenario.SOURCE, 'nova-compute',
+    r'made complete (by (QEMU|a block pull) )?in [\d.]+ s')
 
 
 class EphemeralMixed(ephemeral_xfs.EphemeralXfs):
