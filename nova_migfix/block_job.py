@@ -107,9 +107,6 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
           progress: Progress) -> None:
     """Have the guest run on a copy, and the disk's name lead to it."""
     device = guest.get_block_device(overlay.path)
-    if _mirror(guest, overlay.path, copy) is not None:
-        device.abort_job()      # of a process that was killed
-    _remove(copy)
     with scratch.directory(overlay.path) as directory:
         before = os.path.join(directory, 'before')
         above = os.path.join(directory, overlay.name)
@@ -184,6 +181,18 @@ def _go_on_with(guest: Any, path: str, current: str) -> None:
             part.source_path = path
         snapshot.add_disk(part)
     guest.snapshot(snapshot, no_metadata=True, disk_only=True, reuse_ext=True)
+
+
+def discard_copy(guest: Any, overlay: disks.Overlay) -> None:
+    """Discard what a killed process has left, and its job.
+
+    :param guest: nova.virt.libvirt.guest.Guest
+    :param overlay: a disk that does not lie on its copy
+    """
+    if os.path.exists(overlay.copy):
+        if _mirror(guest, overlay.path, overlay.copy) is not None:
+            guest.get_block_device(overlay.path).abort_job()
+        _remove(overlay.copy)
 
 
 def remove_copy(overlay: disks.Overlay) -> None:

@@ -60,7 +60,10 @@ def complete(
     :raises Exception: the disk still needs its backing file
     """
     with _alone(overlay):
-        if disks.is_on_copy(overlay) or _is_copy_cheaper(overlay):
+        is_on_copy = disks.is_on_copy(overlay)
+        if not is_on_copy:
+            block_job.discard_copy(guest, overlay)
+        if is_on_copy or _is_copy_cheaper(overlay):
             try:
                 overlay = block_job.lay_on_copy(
                     guest, overlay, bandwidth, progress)

@@ -14,6 +14,7 @@
 import contextlib
 import os
 import pathlib
+import pwd
 import signal
 import stat
 import subprocess
@@ -217,6 +218,33 @@ class TestRunningGuest(HealTestCase):
         self.assertEqual(heal.FAILED, ran.code)
         self.assertIn('not completed: libvirt is gone', ran.out)
         self.assert_complete(stopped, image)
+
+    def test_disk_that_nova_compute_completes_is_left_to_it(self):
+        before = self.path.stat()
+        lock = self.path.with_name('ephemeral.disk.eph0.lock')
+        with scratch.locked(str(lock)):
+            ran = self.run_heal()
+        self.assertEqual(heal.FAILED, ran.code)
+        self.assertIn('another process is completing the disk', ran.out)
+        self.assert_untouched(self.path, before)
+
+    def test_block_copy_of_a_killed_process_is_ended(self):
+        image = self.image(self.path)
+        copy = self.path.with_name('ephemeral.disk.eph0')
+        copy.touch()
+        guest = self.guests[uuids.running]
+        guest.get_xml_desc.return_value = (
+            f'<domain><devices><disk><source file="{self.path}"/><mirror>'
+            f'<source file="{copy}"/></mirror></disk></devices></domain>')
+        guest.get_all_disks.return_value = [mock.Mock(
+            target_dev='vdb', source_path=str(self.path))]
+        self.device.get_job_info.return_value = mock.Mock(cur=1, end=1)
+        self.device.abort_job.side_effect = lambda: setattr(
+            self.device.get_job_info, 'return_value', None)
+        ran = self.run_heal()
+        self.assertEqual(heal.DONE, ran.code, ran.out)
+        self.assert_complete(self.path, image)
+        self.assertFalse(copy.exists())
 
     def test_second_run_has_nothing_to_do(self):
         self.run_heal()
@@ -456,6 +484,33 @@ class TestInterruption(HealTestCase):
         self.add(uuids.stopped)
         self.run_heal()
         self.assertEqual(before, signal.getsignal(signal.SIGTERM))
+
+
+class TestUser(HealTestCase):
+    """Root writes nothing where another user can make links."""
+
+    def become(self, asking, owner):
+        """Return what root has become, in the order in which it did."""
+        calls = mock.Mock()
+        os.chown(self.instances.path, owner.pw_uid, owner.pw_gid)
+        with mock.patch.multiple(
+                os, geteuid=lambda: asking, initgroups=calls.initgroups,
+                setgid=calls.setgid, setuid=calls.setuid):
+            self.run_heal('--dry-run')
+        return calls.mock_calls
+
+    @testtools.skipUnless(os.geteuid() == 0, 'only root gives files away')
+    def test_root_becomes_the_owner_of_the_instances(self):
+        nobody = pwd.getpwnam('nobody')
+        self.assertEqual(
+            [mock.call.initgroups('nobody', nobody.pw_gid),
+             mock.call.setgid(nobody.pw_gid), mock.call.setuid(nobody.pw_uid)],
+            self.become(0, nobody))
+
+    def test_other_users_and_the_owner_stay_who_they_are(self):
+        this = pwd.getpwuid(os.geteuid())
+        self.assertEqual([], self.become(this.pw_uid, this))
+        self.assertEqual([], self.become(4711, this))
 
 
 class TestOnlyOne(HealTestCase):
