@@ -76,10 +76,8 @@ class Qemu(fixtures.Fixture):
             os.path.dirname(os.path.dirname(self._path)))).path)
         self.useFixture(fixtures.MonkeyPatch(
             'nova.virt.libvirt.guest.libvirt', fakelibvirt))
-        self._save(source=self._path, backing='raw', mirror=None, job=None,
-                   looks=0, writes=0)
-        self._hold('source', self._path)
-        self._hold('backing', _backing(self._path))
+        self._save(looks=0, writes=0)
+        self.restart()
         self.expected = self._dir / 'expected'
         self.execute('convert', '-O', 'raw', self.image, self.expected)
         self.guest = libvirt_guest.Guest(self)
@@ -133,6 +131,22 @@ class Qemu(fixtures.Fixture):
         return self.source == str(path) and os.path.samefile(
             path, self._dir / 'source')
 
+    def restart(self):
+        """Open the disk by its name; no job goes on."""
+        self._save(source=self._path, backing=None)
+        self.end_job()
+        self._hold('source', self._path)
+        info = self._info(self._path)
+        if 'full-backing-filename' in info:
+            self._hold('backing', info['full-backing-filename'])
+            self._save(backing=info['backing-filename-format'])
+
+    @staticmethod
+    def _info(path):
+        found, _errors = processutils.execute(
+            'qemu-img', 'info', '--output', 'json', path)
+        return jsonutils.loads(found)
+
     def write(self):
         """Have the guest write; a mirror gets the same at once."""
         count = self._state['writes'] + 1
@@ -155,7 +169,7 @@ class Qemu(fixtures.Fixture):
         """
         child = os.fork()
         if not child:
-            self.hooks = {step: lambda: os._exit(_KILLED)}
+            self.hooks[step] = lambda: os._exit(_KILLED)
             try:
                 call(*args)
             finally:
@@ -208,7 +222,7 @@ class Qemu(fixtures.Fixture):
 
     def blockJobInfo(self, disk, flags=0):
         self._require(disk)
-        if not self.job:
+        if not self.job or disk == 'vda':
             return {}
         looks = self._state['looks'] + (not self.stuck)
         self._save(looks=looks)
@@ -261,7 +275,7 @@ class Qemu(fixtures.Fixture):
         self._at('pull done')
 
     def _require(self, disk):
-        if disk not in ('vdb', self.source):
+        if disk not in ('vda', 'vdb', self.source):
             raise failure(f"invalid argument: disk '{disk}' not found",
                           fakelibvirt.VIR_ERR_INVALID_ARG)
 
@@ -271,9 +285,3 @@ class Qemu(fixtures.Fixture):
         hook = self.hooks.get(step)
         if hook:
             hook()
-
-
-def _backing(path):
-    found, _errors = processutils.execute(
-        'qemu-img', 'info', '--output', 'json', path)
-    return jsonutils.loads(found)['full-backing-filename']

@@ -19,8 +19,8 @@ from unittest import mock
 import ddt
 import fixtures
 from nova import exception
+from nova.tests.fixtures import libvirt as fakelibvirt
 from oslo_concurrency import processutils
-from oslo_config import cfg
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
 import testtools
@@ -30,8 +30,6 @@ from nova_migfix import completion
 from nova_migfix import disks
 from nova_migfix.tests import fake_qemu
 from nova_migfix.tests import fixtures as migfix_fixtures
-
-CONF = cfg.CONF
 
 _SIZE = 64 * units.Mi
 
@@ -58,7 +56,8 @@ class BlockJobTestCase(testtools.TestCase):
 
     def complete(self, **kwargs):
         """Complete the disk as a nova-compute that has just been started."""
-        overlay, = disks.overlays(str(self.path.parent)) or [self.overlay]
+        found = list(disks.overlays(str(self.path.parent)))
+        overlay, = found or [self.overlay]
         completion.complete(self.guest, overlay, **kwargs)
 
     def lay_on_copy(self, **kwargs):
@@ -139,6 +138,14 @@ class TestKilled(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
+    @ddt.data(*fake_qemu.STEPS)
+    def test_disk_is_completed_after_the_guest_was_restarted(self, step):
+        self.kill_at(step)
+        self.qemu.restart()
+        self.assert_same_bytes(self.qemu.image)
+        self.complete()
+        self.assert_complete()
+
     @ddt.data('pivot asked', 'pivoted', 'snapshot made', 'pull runs')
     def test_data_is_copied_only_once(self, step):
         self.kill_at(step)
@@ -156,6 +163,12 @@ class TestKilled(BlockJobTestCase):
         with self.free(completion.allocated(str(self.base))):
             self.kill_at(step)
             self.complete()
+        self.assert_complete()
+
+    def test_pull_is_completed_where_copies_are_refused(self):
+        self.fail('copy asked')
+        self.kill_at('pull runs')
+        self.complete()
         self.assert_complete()
 
     @ddt.data('pivot asked', 'pivoted', 'snapshot made', 'pull runs')
@@ -243,7 +256,7 @@ class TestFailure(BlockJobTestCase):
 
     def test_old_libvirt_refuses_the_copy(self):
         self.fail('copy asked', 'unsupported flags (0xe)')
-        self.assert_left_as_before(Exception)
+        self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
     def test_copy_without_space_for_its_file(self):
@@ -289,13 +302,13 @@ class TestFailure(BlockJobTestCase):
 
     def test_pivot_fails(self):
         self.fail('pivot asked')
-        self.assert_left_as_before(Exception)
+        self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
     def test_pivot_and_abort_fail(self):
         self.fail('pivot asked')
         self.fail('abort asked')
-        self.assertRaises(Exception, self.complete)
+        self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertEqual('copy', self.qemu.job)
         self.assertTrue(os.path.exists(self.overlay.copy))
         self.assert_on_copy()
@@ -305,7 +318,7 @@ class TestFailure(BlockJobTestCase):
 
     def test_pivot_succeeds_and_libvirt_reports_a_failure(self):
         self.fail('pivoted', 'timed out')
-        self.assertRaises(Exception, self.complete)
+        self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertTrue(self.qemu.runs_on(self.overlay.copy))
         self.assert_on_copy()
         self.qemu.hooks = {}
@@ -318,7 +331,7 @@ class TestFailure(BlockJobTestCase):
                 self.fail(step, 'End of file while reading data')
             self.qemu.hooks['looked at']()
         self.qemu.hooks['pivot asked'] = gone
-        self.assertRaises(Exception, self.complete)
+        self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assert_on_copy()
         self.qemu.hooks = {}
         self.complete()
@@ -326,7 +339,7 @@ class TestFailure(BlockJobTestCase):
 
     def test_snapshot_fails(self):
         self.fail('snapshot asked')
-        self.assertRaises(Exception, self.complete)
+        self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertNotIn('pull asked', self.steps)
         self.assertTrue(self.qemu.runs_on(self.overlay.copy))
         self.assert_on_copy()
