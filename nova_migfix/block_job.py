@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import ctypes
 import os
 import time
 from typing import Any
@@ -47,6 +48,11 @@ _HUNG = 300
 _REUSE_EXT = 1 << 1
 _TRANSIENT_JOB = 1 << 2
 _SYNCHRONOUS_WRITES = 1 << 3
+
+# renameat2(2)
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 1 << 1
 
 
 #: is called with the bytes that have been looked at, and all of them
@@ -96,7 +102,10 @@ def lay_on_copy(guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
     copy = overlay.copy
     if not disks.is_on_copy(overlay):
         _copy(guest, overlay, copy, bandwidth, progress)
-    elif _mirror(guest, overlay.path, copy) is not None:
+    elif _has_old_file(guest, overlay.path, copy):
+        # The file has no name any more, and the copy may have been given up.
+        if _mirror(guest, overlay.path, copy) is None:
+            _mirror_to(guest, overlay.path, copy, bandwidth, progress)
         guest.get_block_device(overlay.path).abort_job(pivot=True)
     if guest.get_disk(copy):
         _go_on_with(guest, overlay.path, copy)
@@ -106,11 +115,8 @@ def lay_on_copy(guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
 def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
           progress: Progress) -> None:
     """Have the guest run on a copy, and the disk's name lead to it."""
-    device = guest.get_block_device(overlay.path)
     with scratch.directory(overlay.path) as directory:
-        before = os.path.join(directory, 'before')
         above = os.path.join(directory, overlay.name)
-        os.link(overlay.path, before)
         try:
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', copy,
@@ -118,12 +124,29 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', '-F', 'qcow2', '-b', copy,
                 above)
+            # Not all file systems can; the copy is hours of work for some.
+            for _there_and_back in range(2):
+                _exchange(above, copy)
             _mirror_to(guest, overlay.path, copy, bandwidth, progress)
-            os.rename(above, overlay.path)
-            device.abort_job(pivot=True)
+            _exchange(above, overlay.path)
+            guest.get_block_device(overlay.path).abort_job(pivot=True)
         except BaseException:
             with excutils.save_and_reraise_exception():
-                _undo(guest, overlay.path, before, copy)
+                _undo(guest, overlay, above)
+
+
+def _exchange(one: str, other: str) -> None:
+    """Have two files change names, with nothing in between.
+
+    Hard links would do, but their owner is another user while a guest runs,
+    and Linux refuses them then (protected_hardlinks).
+
+    :raises OSError: the file system cannot, as NFS
+    """
+    if _LIBC.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD,
+                       os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), one)
 
 
 def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
@@ -148,24 +171,35 @@ def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
 
 def _mirror(guest: Any, path: str, copy: str) -> Any:
     """Return the element of the copy that is made of a disk, or None."""
-    found = etree.fromstring(guest.get_xml_desc()).xpath(
-        'devices/disk[source/@file=$path]/mirror[source/@file=$copy]',
-        path=path, copy=copy)
-    return found[0] if found else None
+    return next(iter(_xpath(
+        guest, path, 'mirror[source/@file=$copy]', copy=copy)), None)
 
 
-def _undo(guest: Any, path: str, before: str, copy: str) -> None:
+def _has_old_file(guest: Any, path: str, copy: str) -> bool:
+    """Say whether the guest has the file that had a disk's name before."""
+    below = _xpath(guest, path, 'backingStore/descendant::source/@file')
+    return bool(_xpath(guest, path, 'source')) and copy not in below
+
+
+def _xpath(guest: Any, path: str, wanted: str, **variables: str) -> list[Any]:
+    """Look into the element of a disk."""
+    found: list[Any] = etree.fromstring(guest.get_xml_desc()).xpath(
+        f'devices/disk[source/@file=$path]/{wanted}', path=path, **variables)
+    return found
+
+
+def _undo(guest: Any, overlay: disks.Overlay, above: str) -> None:
     """Leave the guest and the name of its disk with the file of before.
 
-    If that cannot be found out, both files have what the guest writes, and
-    stay.
+    If that cannot be found out, the copy has what the guest writes, and stays.
     """
     with contextlib.suppress(Exception):
-        guest.get_block_device(path).abort_job()
-    disk = guest.get_disk(path)
-    if disk and not disk.mirror:
-        os.rename(before, path)
-        _remove(copy)
+        guest.get_block_device(overlay.path).abort_job()
+    if (_xpath(guest, overlay.path, 'source')
+            and _mirror(guest, overlay.path, overlay.copy) is None):
+        if disks.is_on_copy(overlay):
+            _exchange(above, overlay.path)
+        _remove(overlay.copy)
 
 
 def _go_on_with(guest: Any, path: str, current: str) -> None:

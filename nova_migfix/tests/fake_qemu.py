@@ -139,7 +139,8 @@ class Qemu(fixtures.Fixture):
         info = self._info(self._path)
         if 'full-backing-filename' in info:
             self._hold('backing', info['full-backing-filename'])
-            self._save(backing=info['backing-filename-format'])
+            self._save(backing=info['backing-filename-format'],
+                       below=info['full-backing-filename'])
 
     @staticmethod
     def _info(path):
@@ -188,11 +189,14 @@ class Qemu(fixtures.Fixture):
             ready = " ready='yes'" if state['looks'] >= _END else ''
             mirror = (f"<mirror type='file' job='copy'{ready}><source "
                       f"file='{state['mirror']}'/></mirror>")
+        backing = (f"<backingStore type='file'><source file='{state['below']}"
+                   "'/></backingStore>" if state['backing'] else '')
         return f"""
 <domain type='kvm'><devices>
   <disk type='file' device='disk'><source file='/root'/>
     <target dev='vda' bus='virtio'/></disk>
-  <disk type='file' device='disk'><source file='{state['source']}'/>{mirror}
+  <disk type='file' device='disk'><source file='{state['source']}'/>
+    {backing}{mirror}
     <target dev='vdb' bus='virtio'/></disk>
 </devices></domain>"""
 
@@ -260,7 +264,7 @@ class Qemu(fixtures.Fixture):
         path = wanted['vdb'].find('source').get('file')
         os.rename(self._dir / 'source', self._dir / 'backing')
         self._hold('source', path)
-        self._save(source=path, backing='qcow2')
+        self._save(source=path, backing='qcow2', below=self.source)
         self.write()
         self._at('snapshot made')
 

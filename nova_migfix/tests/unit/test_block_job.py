@@ -81,7 +81,8 @@ class BlockJobTestCase(testtools.TestCase):
     def files(self):
         """Names in the directory of the instance, but for scratch files."""
         return {name for name in os.listdir(self.path.parent)
-                if not name.startswith('migfix-')}
+                if not name.startswith('migfix-')
+                and not name.endswith('.lock')}
 
     def assert_same_bytes(self, image):
         processutils.execute('qemu-img', 'compare', self.qemu.expected, image)
