@@ -50,6 +50,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.guest = self.qemu.guest
         self.qemu.write()
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
+        self.useFixture(fixtures.MockPatchObject(block_job, '_HUNG', 3))
         # a copy of so small a disk is cheaper, too
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
@@ -392,6 +393,13 @@ class TestChoice(BlockJobTestCase):
     @ddt.unpack
     def test_copy_is_for_large_disks_with_little_data(
             self, size, data, free, copied):
+        self.assertEqual(copied, self.is_copied(size, data, free))
+
+    def test_copy_is_not_for_disks_that_have_lost_their_base(self):
+        self.base.unlink()
+        self.assertFalse(self.is_copied(1 << 20, 0, 1 << 20))
+
+    def is_copied(self, size, data, free):
         with mock.patch.multiple(
                 disks, autospec=True,
                 virtual_size=mock.DEFAULT, flat_size=mock.DEFAULT) as sizes, \
@@ -399,8 +407,7 @@ class TestChoice(BlockJobTestCase):
             sizes['virtual_size'].return_value = size * units.Mi
             sizes['flat_size'].return_value = data * units.Mi
             with self.free(free * units.Mi):
-                self.assertEqual(
-                    copied, completion._is_copy_cheaper(self.overlay))
+                return completion._is_copy_cheaper(self.overlay)
 
     @ddt.data(OSError('gone'), processutils.ProcessExecutionError())
     def test_disk_that_cannot_be_measured_is_pulled(self, error):
