@@ -63,7 +63,9 @@ def complete(
         is_on_copy = disks.is_on_copy(overlay)
         if not is_on_copy:
             block_job.discard_copy(guest, overlay)
-        if is_on_copy or _is_copy_cheaper(overlay):
+        device = guest.get_block_device(overlay.path)
+        if is_on_copy or not device.get_job_info() and _is_copy_cheaper(
+                overlay):
             try:
                 overlay = block_job.lay_on_copy(
                     guest, overlay, bandwidth, progress)
@@ -74,6 +76,33 @@ def complete(
                          {'disk': overlay.path, 'error': error})
         pull(guest, overlay, bandwidth, progress)
         block_job.remove_copy(overlay)
+
+
+def go_on(host: Any) -> None:
+    """Go on where a process was killed that completed disks.
+
+    Its block copy would go on for as long as the guest runs, and keep libvirt
+    from a migration; the copy has what the guest flushes only after the pivot.
+
+    :param host: nova.virt.libvirt.host.Host
+    """
+    guests = {guest.uuid: guest for guest in host.list_guests()}
+    for uuid, disk in disks.copies():
+        try:
+            if guest := guests.get(uuid):
+                _go_on(guest, disk)
+        except Exception as error:
+            LOG.warning('%(disk)s of instance %(uuid)s stays half completed: '
+                        '%(error)s', {'disk': disk.name, 'uuid': uuid,
+                                      'error': error})
+
+
+def _go_on(guest: Any, disk: disks.Overlay) -> None:
+    if disks.is_on_copy(disk):
+        complete(guest, disk)
+    else:
+        with _alone(disk):
+            block_job.discard_copy(guest, disk)
 
 
 @contextlib.contextmanager

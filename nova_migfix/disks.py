@@ -175,6 +175,20 @@ def all_overlays(
             note(f'The disks of {name} cannot be read: {error}')
 
 
+def copies() -> Iterator[tuple[str, Overlay]]:
+    """Yield the disks that have, or had, a backing file of their own.
+
+    :returns: name of the instance's directory, and disk
+    """
+    for copy in sorted(glob.glob(os.path.join(
+            glob.escape(CONF.instances_path), '*', f'{MADE_HERE[0]}.disk*'))):
+        directory, called = os.path.split(copy)
+        name = called.partition('.')[2]
+        if _EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name):
+            yield os.path.basename(directory), Overlay(
+                name, os.path.join(directory, name), copy)
+
+
 def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
     """Yield those of :func:`overlays` that are ephemeral disks."""
     return (overlay for overlay in overlays(instance_dir)

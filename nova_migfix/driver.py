@@ -71,6 +71,8 @@ class LibvirtDriver(driver.LibvirtDriver):
     def init_host(self, host):
         super().init_host(host)
         scratch.sweep_in_background()
+        for fix in self._fixes:
+            fix.started(self._host)
         self._find_out_capabilities()
         migfix_data.on_departure(
             self.virtapi, self._depart, self._prepare_otherwise)

@@ -59,6 +59,12 @@ class Fix:
         :param driver: the LibvirtDriver, which knows no host yet
         """
 
+    def started(self, host: Any) -> None:
+        """Either host: tidy up what an earlier nova-compute has left.
+
+        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        """
+
     # -- precheck: nothing has been touched yet -----------------------------
 
     def capabilities(self) -> Mapping[str, str]:

@@ -40,13 +40,13 @@ completes the disk first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 import functools
 import itertools
 import operator
 import os
+import threading
 import time
 from typing import Any
 
@@ -103,6 +103,11 @@ class Ephemeral(base.Fix):
         driver._create_ephemeral = file_system.whole(
             file_system.sparse(driver._create_ephemeral))
         driver._create_swap = file_system.whole(driver._create_swap)
+
+    def started(self, host: Any) -> None:
+        # A pull may take long.
+        threading.Thread(
+            target=completion.go_on, args=(host,), daemon=True).start()
 
     # -- live migration -----------------------------------------------------
 
@@ -193,7 +198,7 @@ class Ephemeral(base.Fix):
         # In a rebuild Nova throws the disks away next.
         if instance.task_state != task_states.REBUILDING:
             _pull(instance, host, _held(
-                instance, host, _those(_needs_completing, instance)), _LOST)
+                instance, host, _lacking_bases(instance)), _LOST)
 
     def restarting(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
@@ -201,17 +206,15 @@ class Ephemeral(base.Fix):
     ) -> None:
         # Nova would ask for another label, and for the default format.
         formats = _guest_formats(block_device_info)
-        for disk in _those(local_disks.lacks_base, instance):
+        for disk in _lacking_bases(instance):
             _make_again(driver, instance, disk, formats)
 
 
-def _those(
-    is_meant: Callable[[local_disks.Overlay], bool], instance: Any,
-) -> list[local_disks.Overlay]:
-    """Return the ephemeral disks that are meant, as far as can be found."""
+def _lacking_bases(instance: Any) -> list[local_disks.Overlay]:
+    """Return the ephemeral disks without bases, as far as can be found."""
     try:
         return [disk for disk in _overlays_of(instance)
-                if is_meant(disk) and not disk.is_swap]
+                if local_disks.lacks_base(disk) and not disk.is_swap]
     except _UNREADABLE as error:
         LOG.warning('Nobody can say whether ephemeral disks have their '
                     'backing files: %s', error, instance=instance)
@@ -349,6 +352,7 @@ def _complete_stopped(
             if local_disks.lacks_base(disk):
                 _make_again(driver, instance, disk, formats)
             else:
+                _have_named(driver, instance, disk)
                 completion.convert(disk, **jobs)
         except (*_UNREADABLE, processutils.ProcessExecutionError) as error:
             raise _incomplete(instance, disk, _('it is migrated cold'),
@@ -357,6 +361,19 @@ def _complete_stopped(
                  '%(base)s in %(time).2f s', {
                      'name': disk.name, 'base': disk.backing,
                      'time': time.monotonic() - begin}, instance=instance)
+
+
+def _have_named(driver: Any, instance: Any, disk: local_disks.Overlay) -> None:
+    """Have the definition of a guest that is off name a disk, and no copy.
+
+    It names the copy if the guest went off before it went on from there, and
+    Nova would move that file.
+    """
+    if local_disks.is_on_copy(disk):
+        xml = driver._host.get_guest(instance).get_xml_desc(
+            dump_inactive=True, dump_sensitive=True)
+        driver._host.write_instance_config(
+            xml.replace(disk.copy, disk.path))
 
 
 def _make_again(

@@ -180,6 +180,9 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
     """
     if guest._domain.hasManagedSaveImage(0):
         raise Skipped('the guest is suspended')
+    if guest.get_disk(disk.copy):
+        raise Skipped('the guest has to be started: it is defined with '
+                      f'{os.path.basename(disk.copy)}')
     if disks.lacks_base(disk):
         raise Skipped('the backing file is missing and the guest is off')
     if disks.is_open(disk.path):
@@ -226,6 +229,7 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
             raise Skipped('the disk has changed meanwhile')
         _require_off(row.disk, guest)
         os.rename(made, path)
+    block_job.remove_copy(row.disk)
 
 
 def _watch(made: str, total: int, progress: Progress, process: Any) -> None:

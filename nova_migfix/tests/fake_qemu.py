@@ -181,6 +181,9 @@ class Qemu(fixtures.Fixture):
 
     # -- libvirt's virDomain --------------------------------------------------
 
+    def UUIDString(self):
+        return os.path.basename(os.path.dirname(self._path))
+
     def XMLDesc(self, flags):
         self._at('looked at')
         state = self._state

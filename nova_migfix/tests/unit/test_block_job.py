@@ -20,6 +20,7 @@ import ddt
 import fixtures
 from nova import exception
 from nova.tests.fixtures import libvirt as fakelibvirt
+from nova.virt.libvirt import host as libvirt_host
 from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
 from oslo_utils import units
@@ -28,6 +29,7 @@ import testtools
 from nova_migfix import block_job
 from nova_migfix import completion
 from nova_migfix import disks
+from nova_migfix import scratch
 from nova_migfix.tests import fake_qemu
 from nova_migfix.tests import fixtures as migfix_fixtures
 
@@ -234,6 +236,13 @@ class TestCopy(BlockJobTestCase):
         self.assertEqual({(2, 2)}, set(seen))
         self.assertEqual(2, len(seen))
 
+    def test_file_system_that_cannot_exchange_names_is_found_out_first(self):
+        with mock.patch.object(block_job, '_exchange', autospec=True,
+                               side_effect=OSError(22, 'Invalid argument')):
+            self.complete()
+        self.assertNotIn('copy asked', self.steps)
+        self.assert_complete()
+
     def test_file_of_an_earlier_copy_is_not_reused(self):
         processutils.execute('qemu-img', 'create', '-f', 'qcow2',
                              self.overlay.copy, str(_SIZE))
@@ -414,3 +423,64 @@ class TestChoice(BlockJobTestCase):
         with mock.patch.object(disks, 'flat_size', autospec=True,
                                side_effect=error):
             self.assertFalse(completion._is_copy_cheaper(self.overlay))
+
+
+@ddt.ddt
+class TestStart(BlockJobTestCase):
+    """A nova-compute starts after another one was killed."""
+
+    def setUp(self):
+        super().setUp()
+        self.host = mock.create_autospec(libvirt_host.Host, instance=True)
+        self.host.list_guests.return_value = [self.guest]
+        self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
+
+    def go_on(self):
+        completion.go_on(self.host)
+
+    @ddt.data('copy asked', 'copy runs')
+    def test_copy_that_was_not_used_is_given_up(self, step):
+        self.qemu.kill_at(step, self.complete)
+        for left in self.path.parent.glob('migfix-*'):
+            shutil.rmtree(left)     # as scratch.sweep does
+        self.go_on()
+        self.assert_as_before()
+
+    @ddt.data('pivot asked', 'pivoted', 'snapshot made', 'pull runs')
+    def test_disk_on_a_copy_is_completed(self, step):
+        self.qemu.kill_at(step, self.complete)
+        self.go_on()
+        self.assert_complete()
+
+    def test_copy_of_a_complete_disk_is_removed(self):
+        self.qemu.kill_at('pull done', self.complete)
+        self.assertTrue(os.path.exists(self.overlay.copy))
+        self.go_on()
+        self.assert_complete()
+
+    def test_other_disks_stay_as_they_are(self):
+        self.go_on()
+        self.assert_as_before()
+        self.assertEqual([], self.steps)
+
+    def test_disk_of_a_guest_that_is_off_stays(self):
+        self.qemu.kill_at('pivoted', self.complete)
+        self.host.list_guests.return_value = []
+        self.go_on()
+        self.assert_on_copy()
+
+    def test_disk_that_another_process_completes_is_left_to_it(self):
+        self.qemu.kill_at('pivoted', self.complete)
+        with scratch.locked(f'{self.overlay.copy}.lock'):
+            self.go_on()
+        self.assert_on_copy()
+        self.assertIn(f'disk.eph0 of instance {uuids.instance} stays half '
+                      'completed', self.log.output)
+
+    def test_copy_that_was_given_up_is_made_once_more(self):
+        # as by an operator, or for lack of space
+        self.qemu.kill_at('pivot asked', self.complete)
+        self.qemu.end_job()
+        self.qemu.write()
+        self.go_on()
+        self.assert_complete()

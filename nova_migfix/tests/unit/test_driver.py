@@ -111,6 +111,13 @@ class TestStart(DriverTestCase):
         nova.assert_called_once_with(self.driver, 'compute1')
         sweep.assert_called_once_with()
 
+    def test_the_fixes_tidy_up_when_the_host_is_known(self):
+        nova = self.nova('init_host')
+        self.fix.started.side_effect = (
+            lambda host: nova.assert_called_once_with(self.driver, 'compute1'))
+        self.driver.init_host('compute1')
+        self.fix.started.assert_called_once_with(self.driver._host)
+
     def test_the_fixes_extend_the_driver_that_nova_has_made(self):
         self.fix.extend.assert_called_once_with(self.driver)
         self.assertIsNotNone(self.driver.image_backend)

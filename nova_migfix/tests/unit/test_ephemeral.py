@@ -214,7 +214,7 @@ class TestSource(EphemeralTestCase):
         self.device.rebase.side_effect = self.pull_block
         self.leave(None)
         self.device.rebase.assert_called_once_with(None)
-        self.guest.get_block_device.assert_called_once_with(
+        self.guest.get_block_device.assert_called_with(
             str(self.path))
         self.assertRegex(self.log.output,
                          r'disk.eph0: made complete by QEMU in \d')
@@ -281,7 +281,7 @@ class TestSource(EphemeralTestCase):
         self.device.rebase.side_effect = lambda base: processutils.execute(
             'qemu-img', 'rebase', '-u', '-b', '', swap)
         self.leave(self.fix.capabilities())
-        self.guest.get_block_device.assert_called_once_with(str(swap))
+        self.guest.get_block_device.assert_called_with(str(swap))
 
     def test_a_swap_disk_that_cannot_be_saved_stops_the_migration(self):
         self.disk('disk.swap', self.instances.make_base(
@@ -337,6 +337,25 @@ class TestCold(EphemeralTestCase):
         self.assertEqual([], self.overlays())
         self.assert_same_bytes(path, expected)
         self.assertIn('disk.eph0: made complete', self.log.output)
+
+    def test_the_definition_of_a_guest_that_is_off_names_the_disk(self):
+        # It went off between the pivot of a block copy and the snapshot.
+        copy = self.dir / 'ephemeral.disk.eph0'
+        path, expected = self.written()
+        disks.flatten(str(path), 'qcow2', str(copy))
+        path.unlink()
+        processutils.execute('qemu-img', 'create', '-f', 'qcow2', '-F',
+                             'qcow2', '-b', copy, path)
+        guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
+        guest.is_active.return_value = False
+        guest.get_xml_desc.return_value = f'<source file="{copy}"/>'
+        self.driver._host.get_guest.side_effect = None
+        self.driver._host.get_guest.return_value = guest
+        self.leave()
+        self.driver._host.write_instance_config.assert_called_once_with(
+            f'<source file="{path}"/>')
+        self.assert_same_bytes(path, expected)
+        self.assertFalse(copy.exists())
 
     def test_a_deletion_ends_the_conversion(self):
         self.written()
@@ -519,6 +538,16 @@ class TestStopping(EphemeralTestCase):
 
     def has_no_space(self, path):
         raise OSError('No space left on device')
+
+    def test_a_half_completed_disk_holds_up_nothing(self):
+        # Its data is beneath its name.
+        copy = self.dir / 'ephemeral.disk.eph0'
+        disks.flatten(str(self.disk()), 'qcow2', str(copy))
+        processutils.execute('qemu-img', 'rebase', '-u', '-F', 'qcow2', '-b',
+                             copy, self.dir / 'disk.eph0')
+        self.running = self.has_no_space
+        self.stop()
+        self.assertEqual(1, len(self.overlays()))
 
     def lose_base(self, written=b'\x07' * 512):
         self.disk(written=written)

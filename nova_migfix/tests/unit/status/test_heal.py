@@ -64,6 +64,7 @@ class HealTestCase(testtools.TestCase):
         guest._domain = mock.Mock(spec=['hasManagedSaveImage'])
         guest._domain.hasManagedSaveImage.return_value = 0
         guest.is_active.return_value = active
+        guest.get_disk.side_effect = {str(path): 'vdb'}.get
         guest.get_job_info.return_value.type = 0    # VIR_DOMAIN_JOB_NONE
         guest.get_all_disks.return_value = [mock.Mock(target_dev='vdb')]
         self.device = guest.get_block_device.return_value
@@ -281,7 +282,7 @@ class TestSkipped(HealTestCase):
 
     def test_rescued_guest(self):
         path = self.add(uuids.instance, active=True)
-        self.guests[uuids.instance].get_disk.return_value = None
+        self.guests[uuids.instance].get_disk.side_effect = {}.get
         self.assert_skipped(path, 'the running guest does not have the disk')
 
     @ddt.data(True, False)
@@ -304,6 +305,11 @@ class TestSkipped(HealTestCase):
         domain = self.guests[uuids.instance]._domain
         domain.hasManagedSaveImage.return_value = 1
         self.assert_skipped(path, 'the guest is suspended')
+
+    def test_stopped_guest_that_is_defined_with_the_copy_of_a_disk(self):
+        path = self.add(uuids.instance)
+        self.guests[uuids.instance].get_disk.side_effect = None
+        self.assert_skipped(path, 'the guest has to be started: it is defined')
 
     def test_stopped_guest_without_its_base(self):
         path = self.add(uuids.instance)
