@@ -134,7 +134,8 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
         data = disks.flat_size(overlay.path)
         size = disks.virtual_size(overlay.path)
         require_space(overlay, 2 * data)
-    except (OSError, processutils.ProcessExecutionError):
+    except (OSError, exception.InvalidDiskInfo,
+            processutils.ProcessExecutionError):
         return False
     return size > _COPY_IS_DEARER * data + _COPY_OVERHEAD
 

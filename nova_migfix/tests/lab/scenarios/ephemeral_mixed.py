@@ -15,6 +15,7 @@ A source makes the disk complete before it leaves, as the destination will not
 ask for its base; a destination asks for it by the source's host name.
 """
 
+from nova_migfix.tests.lab import guest
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab.scenarios import ephemeral_xfs
@@ -27,7 +28,9 @@ _BY_SOURCE = scenario.Said(
 
 class EphemeralMixed(ephemeral_xfs.EphemeralXfs):
     name = 'ephemeral-mixed'
-    title = 'One host is mended; 1 GB XFS under writing.'
+    title = 'One host is mended; 20 GB XFS under writing.'
+    # A copy costs less than a pull.
+    ephemerals = (guest.Ephemeral(20),)
     networks = (topology.MANAGEMENT, topology.MIGRATION)
     expected = {
         scenario.SOURCE_ONLY: scenario.Arrives(
