@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import ctypes
 import os
 import time
 from typing import Any
@@ -48,11 +47,6 @@ _HUNG = 300
 _REUSE_EXT = 1 << 1
 _TRANSIENT_JOB = 1 << 2
 _SYNCHRONOUS_WRITES = 1 << 3
-
-# renameat2(2)
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 1 << 1
 
 
 #: is called with the bytes that have been looked at, and all of them
@@ -126,27 +120,13 @@ def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
                 above)
             # Not all file systems can; the copy is hours of work for some.
             for _there_and_back in range(2):
-                _exchange(above, copy)
+                scratch.exchange(above, copy)
             _mirror_to(guest, overlay.path, copy, bandwidth, progress)
-            _exchange(above, overlay.path)
+            scratch.exchange(above, overlay.path)
             guest.get_block_device(overlay.path).abort_job(pivot=True)
         except BaseException:
             with excutils.save_and_reraise_exception():
                 _undo(guest, overlay, above)
-
-
-def _exchange(one: str, other: str) -> None:
-    """Have two files change names, with nothing in between.
-
-    Hard links would do, but their owner is another user while a guest runs,
-    and Linux refuses them then (protected_hardlinks).
-
-    :raises OSError: the file system cannot, as NFS
-    """
-    if _LIBC.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD,
-                       os.fsencode(other), _RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), one)
 
 
 def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
@@ -198,8 +178,8 @@ def _undo(guest: Any, overlay: disks.Overlay, above: str) -> None:
     if (_xpath(guest, overlay.path, 'source')
             and _mirror(guest, overlay.path, overlay.copy) is None):
         if disks.is_on_copy(overlay):
-            _exchange(above, overlay.path)
-        _remove(overlay.copy)
+            scratch.exchange(above, overlay.path)
+        remove_copy(overlay)
 
 
 def _go_on_with(guest: Any, path: str, current: str) -> None:
@@ -226,14 +206,9 @@ def discard_copy(guest: Any, overlay: disks.Overlay) -> None:
     if os.path.exists(overlay.copy):
         if _mirror(guest, overlay.path, overlay.copy) is not None:
             guest.get_block_device(overlay.path).abort_job()
-        _remove(overlay.copy)
+        remove_copy(overlay)
 
 
 def remove_copy(overlay: disks.Overlay) -> None:
     """Remove the backing file that a complete disk has not any more."""
-    _remove(overlay.copy)
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    scratch.remove(overlay.copy)

@@ -301,7 +301,7 @@ def flatten(path: str, form: str, target: str, size: int = 0,
                                  str(size), **execution)
         if target == path:
             scratch.write_through(made)
-            os.rename(made, target)
+            scratch.put(made, target)
         else:
             # A late attempt must not replace the disk of the next one.
             os.link(made, target)

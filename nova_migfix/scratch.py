@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
+import ctypes
 import fcntl
 import glob
 import hashlib
@@ -55,6 +56,11 @@ _RUN = uuid.uuid4().hex[:8]
 _LOCK = '.lock'
 
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 1 << 1
+
+
 def _prefix() -> str:
     """Return what this host's directories begin with; storage is shared."""
     return f'migfix-{hashlib.sha256(CONF.host.encode()).hexdigest()[:12]}-'
@@ -71,16 +77,39 @@ def directory(beside: str) -> Iterator[str]:
         while True:
             path = tempfile.mkdtemp(
                 prefix=f'{_prefix()}{_RUN}-', dir=os.path.dirname(beside))
-            stack.callback(_remove_tree, path)
+            stack.callback(remove, path)
             if stack.enter_context(_lock_in(path)):
                 break       # else another process sweeps it away just now
         yield path
 
 
-def _remove_tree(path: str) -> None:
-    """Remove a directory in another process, as :func:`write_through` waits.
+def exchange(one: str, other: str) -> None:
+    """Have two files change names, with nothing in between: renameat2(2).
 
-    A file system takes up to 100 ms and more to free a new ext4 of 20 GB.
+    :raises OSError: one is not there, or the file system cannot, as NFS
+    """
+    if _LIBC.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD,
+                       os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), one)
+
+
+def put(made: str, path: str) -> None:
+    """Have a file of a scratch directory take the place of another.
+
+    That goes with the directory: within nova-compute it would take long.
+    """
+    try:
+        exchange(made, path)
+    except OSError:
+        os.rename(made, path)
+
+
+def remove(path: str) -> None:
+    """Remove whatever has a name, in another process.
+
+    A file system takes up to 100 ms and more to free a new ext4 of 20 GB, in
+    which a nova-compute under eventlet would do nothing else.
 
     :raises OSError: something of it is left
     """
@@ -176,7 +205,7 @@ def _remove_unless_locked(directory: str) -> bool:
     """
     with locked(os.path.join(directory, _LOCK)) as is_left:
         if is_left:
-            _remove_tree(directory)
+            remove(directory)
         return is_left
 
 

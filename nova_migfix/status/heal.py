@@ -228,7 +228,7 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
         if _is_resized(row.disk) or _state(os.stat(path)) != _state(before):
             raise Skipped('the disk has changed meanwhile')
         _require_off(row.disk, guest)
-        os.rename(made, path)
+        scratch.put(made, path)
     block_job.remove_copy(row.disk)
 
 

@@ -237,7 +237,7 @@ class TestCopy(BlockJobTestCase):
         self.assertEqual(2, len(seen))
 
     def test_file_system_that_cannot_exchange_names_is_found_out_first(self):
-        with mock.patch.object(block_job, '_exchange', autospec=True,
+        with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
             self.complete()
         self.assertNotIn('copy asked', self.steps)

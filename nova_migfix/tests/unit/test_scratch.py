@@ -254,3 +254,41 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
         seconds = time.monotonic() - begin
         self.assertGreaterEqual(seconds, self.DELAY)
         self.assertGreaterEqual(self.ticks - before, int(seconds / 0.1))
+
+
+class TestPut(testtools.TestCase):
+    """A file takes the place of another."""
+
+    def setUp(self):
+        super().setUp()
+        self.directory = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).path)
+        self.made, self.path = self.directory / 'made', self.directory / 'path'
+        self.made.write_text('new')
+
+    def put(self):
+        scratch.put(str(self.made), str(self.path))
+        self.assertEqual('new', self.path.read_text())
+
+    def test_old_file_is_left_to_the_directory(self):
+        self.path.write_text('old')
+        self.put()
+        self.assertEqual('old', self.made.read_text())
+
+    def test_file_that_is_not_there_yet(self):
+        self.put()
+        self.assertFalse(self.made.exists())
+
+    def test_file_system_that_cannot_exchange_names(self):
+        self.path.write_text('old')
+        with mock.patch.object(scratch, 'exchange', autospec=True,
+                               side_effect=OSError(22, 'Invalid argument')):
+            self.put()
+        self.assertFalse(self.made.exists())
+
+    def test_exchange_without_a_file_changes_nothing(self):
+        error = self.assertRaises(
+            FileNotFoundError, scratch.exchange, str(self.made),
+            str(self.path))
+        self.assertEqual(str(self.made), error.filename)
+        self.assertTrue(self.made.exists())
