@@ -17,6 +17,8 @@ Unmodified Nova does not fetch it at all, so there is nothing to compare with.
 import contextlib
 
 from nova_migfix.tests.lab import configuration
+from nova_migfix.tests.lab import evidence
+from nova_migfix.tests.lab import process
 from nova_migfix.tests.lab import scenario
 from nova_migfix.tests.lab.scenarios import ephemeral
 from nova_migfix.tests.lab import topology
@@ -39,12 +41,23 @@ class EphemeralDiskFull(ephemeral.OldDisks):
         ephemeral.cache_heavy_base(run)
         instance = run.boot(ephemerals=ephemeral.ONE_GB)
         ephemeral.write(instance, 'xfs')
+        wait_for_report(run, scenario.DESTINATION)
         with small_file_system(run, scenario.DESTINATION):
             run.migrate(instance, title='no space')
             ephemeral.check_nothing_left(run, instance)
         run.cloud.wait_for_space(scenario.DESTINATION)
         # The source has completed the disk.
         ephemeral.check_next_migration(run, instance, scenario.Arrives())
+
+
+def wait_for_report(run, name):
+    """Wait until a host has reported its space, as it does each minute.
+
+    Nova itself would refuse the migration if it knew of the small file system.
+    """
+    log = evidence.Marked(name, run.cloud.compute[name].log)
+    process.wait_for('the report of resources', lambda: log.find(
+        f'Compute_service record updated for {name}'), log=log.path)
 
 
 @contextlib.contextmanager
