@@ -31,13 +31,13 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
-from nova_migfix import arrival
 from nova_migfix import conf
 from nova_migfix import fixes
-from nova_migfix import migrate_data as migfix_data
 from nova_migfix import nova_release
-from nova_migfix import scratch
-from nova_migfix import transfer
+from nova_migfix import peer
+from nova_migfix.storage import scratch
+from nova_migfix.transport import arrival
+from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
@@ -61,7 +61,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         nova_release.require_supported()
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
-        migfix_data.register()
+        peer.register()
         self._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
         self._capabilities = {}
@@ -74,7 +74,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         for fix in self._fixes:
             fix.started(self._host)
         self._find_out_capabilities()
-        migfix_data.on_departure(
+        peer.on_departure(
             self.virtapi, self._depart, self._prepare_otherwise)
 
     def _find_out_capabilities(self):
@@ -95,7 +95,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         if self._capabilities:
             # once more: a policy for TLS may have come or gone since
             self._find_out_capabilities()
-        migfix_data.add_capabilities(data, self._capabilities)
+        peer.add_capabilities(data, self._capabilities)
         return data
 
     def check_can_live_migrate_source(self, context, instance,

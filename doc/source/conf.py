@@ -13,10 +13,14 @@
 import functools
 import itertools
 import pathlib
+import sys
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import faults
-from nova_migfix.tests.patches import series
+
+SOURCE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(SOURCE.parents[1]))
+from tools.patches import series    # noqa: E402 - of the checkout
 
 extensions = [
     'openstackdocstheme',
@@ -46,12 +50,10 @@ autodoc_mock_imports = ['nova']
 
 # -- tables, from what applies them -------------------------------------------
 
-SOURCE = pathlib.Path(__file__).parent
-
 
 def vnic_table():
     yield 'in ``<interface>``', 'rule', 'why'
-    for attribute in guest_abi.VNIC:
+    for attribute in vnic_abi.VNIC:
         yield (f'``{attribute.path}``', attribute.rule.name.lower(),
                attribute.reason)
 

@@ -26,8 +26,8 @@ import contextlib
 from typing import Any
 from typing import ClassVar
 
-from nova_migfix import arrival
 from nova_migfix import nova_release
+from nova_migfix.transport import arrival
 
 
 class Fix:

@@ -39,9 +39,9 @@ from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
 
-from nova_migfix import arrival
-from nova_migfix import disks as local_disks
 from nova_migfix.fixes import base
+from nova_migfix.storage import disks as local_disks
+from nova_migfix.transport import arrival
 
 LOG = logging.getLogger(__name__)
 

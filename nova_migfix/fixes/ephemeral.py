@@ -20,9 +20,10 @@ loses its journal, and a disk that was never written to has another UUID. So
 does a cold migration or resize, and a hard reboot after the image cache has
 removed the backing file. No release up to 34 keeps the bytes.
 
-With the fix a new disk has no backing file: :mod:`nova_migfix.image_backend`.
-An old disk keeps its backing file, see :mod:`nova_migfix.image_cache`, until
-the guest moves, and is complete afterwards:
+With the fix a new disk has no backing file, see
+:mod:`nova_migfix.storage.image_backend`. An old disk keeps its backing file,
+see :mod:`nova_migfix.storage.image_cache`, until the guest moves, and is
+complete afterwards:
 
 - live migration: the destination fetches the source's backing file and makes a
   complete disk of it, on which libvirt then writes what the guest has
@@ -60,14 +61,14 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
-from nova_migfix import arrival
-from nova_migfix import completion
-from nova_migfix import disks as local_disks
-from nova_migfix import file_system
 from nova_migfix.fixes import base
-from nova_migfix import image_backend
-from nova_migfix import image_cache
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks as local_disks
+from nova_migfix.storage import file_system
+from nova_migfix.storage import image_backend
+from nova_migfix.storage import image_cache
+from nova_migfix.transport import arrival
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
@@ -117,8 +118,8 @@ class Ephemeral(base.Fix):
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        said = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
+        said = peer.get(
+            migrate_data, peer.DEST_CAPABILITIES) or {}
         self._pulled_by_destination.discard(instance.uuid)
         if PULLS_BASES in said:
             self._pulled_by_destination.add(instance.uuid)

@@ -30,8 +30,8 @@ from typing import Any
 
 from oslo_log import log as logging
 
-from nova_migfix import arrival
 from nova_migfix.fixes import base
+from nova_migfix.transport import arrival
 
 LOG = logging.getLogger(__name__)
 

@@ -36,14 +36,14 @@ from nova.i18n import _
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from nova_migfix import address
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data as migfix_data
-from nova_migfix import transfer
+from nova_migfix import peer
+from nova_migfix.transport import address
+from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
-FIELD = migfix_data.SOURCE_CONNECT_ADDR
+FIELD = peer.SOURCE_CONNECT_ADDR
 
 
 class SourceAddress(base.Fix):
@@ -52,7 +52,7 @@ class SourceAddress(base.Fix):
 
     @classmethod
     def not_needed(cls) -> str | None:
-        if FIELD in migfix_data.NOVA_FIELDS:
+        if FIELD in peer.NOVA_FIELDS:
             return f'its migrate_data has {FIELD}'
         return None
 
@@ -69,7 +69,7 @@ class SourceAddress(base.Fix):
         self, instance: Any, migrate_data: Any,
     ) -> contextlib.AbstractContextManager[None]:
         return self._fetching_from(
-            instance, migfix_data.get(migrate_data, FIELD))
+            instance, peer.get(migrate_data, FIELD))
 
     def describe_copies(self, disks: list[dict[str, Any]]) -> None:
         if own := self._own_address():

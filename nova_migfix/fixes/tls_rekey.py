@@ -34,7 +34,7 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
 from nova_migfix.tls import audit
 from nova_migfix.tls import probe
 from nova_migfix.tls import rekey
@@ -67,8 +67,8 @@ class TlsRekey(base.Fix):
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        told = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
+        told = peer.get(
+            migrate_data, peer.DEST_CAPABILITIES) or {}
         if told.get(TLS) == SAFE:
             return
         assessment = _assess(instance)

@@ -20,7 +20,7 @@ queues or features on the destination, where QEMU exits while it loads the
 device's state. No release up to 34 keeps any of it.
 
 With the fix the destination's XML says of each interface what the running
-guest has, by the table in :mod:`nova_migfix.guest_abi`. What the destination
+guest has, by the table in :mod:`nova_migfix.abi.vnic`. What the destination
 cannot provide is refused in the precheck, before anything is moved:
 
 - more queues than its kernel opens of a tap device;
@@ -42,10 +42,10 @@ from nova.virt import hardware
 from os_vif.objects import vif as osv_vif
 from oslo_log import log as logging
 
+from nova_migfix.abi import tap
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.fixes import base
-from nova_migfix import guest_abi
-from nova_migfix import migrate_data as migfix_data
-from nova_migfix import tap
+from nova_migfix import peer
 
 LOG = logging.getLogger(__name__)
 
@@ -78,11 +78,11 @@ class Vnic(base.Fix):
     def check_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        told = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
+        told = peer.get(
+            migrate_data, peer.DEST_CAPABILITIES) or {}
         if not told:
             return
-        queues = guest_abi.tap_queues(
+        queues = vnic_abi.tap_queues(
             host.get_guest(instance).get_xml_desc(dump_migratable=True))
         if possible := re.fullmatch(
                 '[0-9]{1,4}', told.get(MAX_TAP_QUEUES, '')):
@@ -93,7 +93,7 @@ class Vnic(base.Fix):
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
     ) -> str:
-        kept_xml, kept = guest_abi.keep_vnics(destination_xml, running_xml)
+        kept_xml, kept = vnic_abi.keep_vnics(destination_xml, running_xml)
         for change in kept:
             LOG.info('vNIC %(mac)s: kept %(path)s %(running)s where Nova '
                      'would have set %(computed)s (%(bug)s)',

@@ -43,14 +43,14 @@ import prettytable
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from nova_migfix import arrival
-from nova_migfix import block_job
-from nova_migfix import completion
-from nova_migfix import disks
-from nova_migfix import scratch
 from nova_migfix import status
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
+from nova_migfix.storage import block_job
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
+from nova_migfix.transport import arrival
 
 CONF = nova.conf.CONF
 

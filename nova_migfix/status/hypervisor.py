@@ -25,7 +25,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import status
 
 
@@ -39,7 +39,7 @@ class Domain:
 
     @functools.cached_property
     def document(self) -> etree._Element:
-        return guest_abi.parse(self.xml)
+        return vnic_abi.parse(self.xml)
 
     @functools.cached_property
     def nova(self) -> etree._Element | None:

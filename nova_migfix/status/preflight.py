@@ -38,8 +38,6 @@ import nova.conf
 from oslo_concurrency import processutils
 import prettytable
 
-from nova_migfix import address
-from nova_migfix import disks
 from nova_migfix.fixes import base
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
@@ -53,9 +51,11 @@ from nova_migfix.status import hypervisor
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
 from nova_migfix.status import upgrade
+from nova_migfix.storage import disks
 from nova_migfix.tls import audit
 from nova_migfix.tls import rekey
-from nova_migfix import transfer
+from nova_migfix.transport import address
+from nova_migfix.transport import transfer
 
 CONF = nova.conf.CONF
 

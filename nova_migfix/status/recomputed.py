@@ -36,7 +36,7 @@ from nova.virt.libvirt import migration
 from nova.virt.libvirt import vif
 import os_vif
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import hypervisor
 
 CONF = nova.conf.CONF
@@ -78,7 +78,7 @@ def initialize() -> None:
 
 def changed_vnics(
     domain: hypervisor.Domain, ports: Mapping[str, Binding],
-) -> list[guest_abi.Kept]:
+) -> list[vnic_abi.Kept]:
     """Return what unmodified Nova would change of the guest's vNICs.
 
     :param ports: by MAC address in lower case; those that are missing are
@@ -90,14 +90,14 @@ def changed_vnics(
         instance=objects.Instance(uuid=domain.uuid, display_name=domain.name),
         image_meta=_image(domain), flavor=_flavor(domain),
         virt_type=CONF.libvirt.virt_type)
-    document = guest_abi.parse(domain.xml)
+    document = vnic_abi.parse(domain.xml)
     data = objects.LibvirtLiveMigrateData(vifs=[
         _bound(interface, ports)
         for interface in document.iterfind('./devices/interface')])
     computed = etree.tostring(
         migration._update_vif_xml(document, data, get_config),
         encoding='unicode')
-    return [change for change in guest_abi.keep_vnics(computed, domain.xml)[1]
+    return [change for change in vnic_abi.keep_vnics(computed, domain.xml)[1]
             if (change.path, change.running, change.computed) not in _SAME]
 
 

@@ -39,14 +39,14 @@ from oslo_upgradecheck import upgradecheck
 from oslo_utils import units
 from stevedore import named
 
-from nova_migfix import address
-from nova_migfix import disks
+from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix import nova_release
 from nova_migfix.status import privileges
-from nova_migfix import tap
+from nova_migfix.storage import disks
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.transport import address
 
 CONF = nova.conf.CONF
 

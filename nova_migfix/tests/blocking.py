@@ -39,12 +39,12 @@ from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_utils import units
 
-from nova_migfix import completion
 from nova_migfix import conf
-from nova_migfix import disks
-from nova_migfix import file_system
-from nova_migfix import image_backend
-from nova_migfix import scratch
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import file_system
+from nova_migfix.storage import image_backend
+from nova_migfix.storage import scratch
 
 CONF = nova.conf.CONF
 TICK = 0.01             # seconds

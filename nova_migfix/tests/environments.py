@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 
-from nova_migfix.tests.patches import series
+from tools.patches import series
 
 
 class IndexUnreachable(Exception):

@@ -24,7 +24,7 @@ from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
 
-from nova_migfix import migrate_data
+from nova_migfix import peer
 
 
 class PatchedMigrateData(fixtures.Fixture):
@@ -33,7 +33,7 @@ class PatchedMigrateData(fixtures.Fixture):
     def _setUp(self):
         self.addCleanup(base.NovaObjectRegistry.register,
                         nova_migrate_data.LibvirtLiveMigrateData)
-        migrate_data.register()
+        peer.register()
 
 
 class Instances(fixtures.Fixture):

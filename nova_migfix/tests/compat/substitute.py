@@ -18,8 +18,8 @@ from nova.objects import migrate_data as nova_data
 from nova.virt import libvirt
 from nova.virt.libvirt import driver
 
-from nova_migfix import migrate_data
 from nova_migfix import osvif
+from nova_migfix import peer
 
 NovaDriver = driver.LibvirtDriver
 
@@ -59,4 +59,4 @@ def install():
               if isinstance(method, (classmethod, staticmethod))}
     libvirt.LibvirtDriver = driver.LibvirtDriver = type(
         'LibvirtDriver', (_Constructor, ours), static)
-    nova_data.LibvirtLiveMigrateData = migrate_data.LibvirtLiveMigrateData
+    nova_data.LibvirtLiveMigrateData = peer.LibvirtLiveMigrateData

@@ -17,10 +17,10 @@ import shlex
 import fixtures
 from oslo_concurrency import processutils
 
+from nova_migfix.abi import tap
 from nova_migfix.status import explain
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests.unit.status import base
 
 PROGRAM = 'nova-migfix-status'

@@ -20,8 +20,8 @@ import pathlib
 import tempfile
 
 from nova_migfix.cmd import status
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import browser
+from nova_migfix.tests import hosts
 
 HOSTS, GUESTS = 12, 20
 

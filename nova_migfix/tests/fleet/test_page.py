@@ -18,8 +18,8 @@ import unittest
 import ddt
 import fixtures
 
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import browser
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 from nova_migfix.tests.unit.status import test_report

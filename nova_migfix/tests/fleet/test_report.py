@@ -16,8 +16,8 @@ import json
 
 import testtools
 
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import test_fleet
 
 

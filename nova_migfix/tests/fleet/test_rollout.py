@@ -25,10 +25,10 @@ import testtools
 import yaml
 
 from nova_migfix import nova_release
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests import distribution
 from nova_migfix.tests import etc
 from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests import hosts
 from nova_migfix.tests import pages
 
 _KOLLA = pathlib.Path(sys.prefix) / 'share/kolla-ansible/ansible'

@@ -77,7 +77,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         self.flags(enabled_fixes=self.enabled_fixes, group='migfix')
         # There is no kernel here that could be asked: one of today.
         self.max_tap_queues = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.tap.max_queues', autospec=True,
+            'nova_migfix.abi.tap.max_queues', autospec=True,
             return_value=256)).mock
         self.useFixture(FaithfulLibvirt())
         self.useFixture(UnpatchedConductor())

@@ -29,8 +29,8 @@ from nova.virt.libvirt import ephemeral
 from oslo_serialization import jsonutils
 import testtools
 
-from nova_migfix import disks
 from nova_migfix.fixes import ephemeral as fix
+from nova_migfix.storage import disks
 
 BASE = 'ephemeral_1_40d1d2c'
 NAMES = ('disk.eph0', 'disk.eph1')

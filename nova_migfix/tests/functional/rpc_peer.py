@@ -118,7 +118,7 @@ def stand_in():
         if not name.startswith('__') and (
                 name == 'fetched_from' or hasattr(driver.LibvirtDriver, name)):
             setattr(driver.LibvirtDriver, name, replacement)
-    for module, name in (('nova_migfix.tap', 'max_queues'),
+    for module, name in (('nova_migfix.abi.tap', 'max_queues'),
                          ('nova.privsep.linux_net', 'count_tap_queues')):
         with contextlib.suppress(ImportError, AttributeError):
             getattr(importlib.import_module(module), name)

@@ -44,8 +44,8 @@ from oslo_config import cfg
 from oslo_serialization import jsonutils
 from oslo_utils import uuidutils
 
-from nova_migfix import disks
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import base
 
 #: of each compute the address that Nova tells the other
@@ -314,7 +314,7 @@ class StorageTestCase(base.MigrationTestCase):
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
         if hasattr(its_driver, '_prepare_otherwise'):
             # The manager has got hold of the methods before they were kept.
-            migfix_data.on_departure(
+            peer.on_departure(
                 its_driver.virtapi, its_driver._depart,
                 its_driver._prepare_otherwise)
         return hostname

@@ -21,7 +21,7 @@ from unittest import mock
 from oslo_concurrency import processutils
 from oslo_utils import units
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks

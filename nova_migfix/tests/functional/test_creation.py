@@ -20,8 +20,8 @@ import ddt
 from nova.privsep import fs
 from oslo_utils import units
 
-from nova_migfix import disks
-from nova_migfix import scratch
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
 from nova_migfix.tests.functional import storage
 
 BASE = 'ephemeral_1_40d1d2c'

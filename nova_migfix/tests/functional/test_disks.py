@@ -19,7 +19,7 @@ import fixtures
 from nova import conf
 from oslo_concurrency import processutils
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import base
 from nova_migfix.tests.functional import test_source_address
 
@@ -45,7 +45,7 @@ class DisksTestCase(base.MigrationTestCase):
         self.flags(live_migration_inbound_addr=ADDRESS, group='libvirt')
         self.disks = self.useFixture(Disks())
         self.pull = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.transfer.pull', autospec=True,
+            'nova_migfix.transport.transfer.pull', autospec=True,
             side_effect=self.bring)).mock
         self.arrived = {}
 
@@ -129,16 +129,16 @@ class UnpatchedDestinationTestCase(DisksTestCase):
     def setUp(self):
         super().setUp()
         self.complete = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.completion.complete', autospec=True)).mock
+            'nova_migfix.storage.completion.complete', autospec=True)).mock
         self.disk = disks.Overlay('disk.eph0', '/inst/disk.eph0', '/base')
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
             return_value=[self.disk]))
         self.lacks_base = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.disks.lacks_base', autospec=True,
+            'nova_migfix.storage.disks.lacks_base', autospec=True,
             return_value=False)).mock
         self.useFixture(fixtures.MockPatch(
-            'nova_migfix.disks.is_on_copy', autospec=True,
+            'nova_migfix.storage.disks.is_on_copy', autospec=True,
             return_value=False))
 
     def test_the_source_makes_the_disk_complete_first(self):

@@ -28,10 +28,10 @@ import testtools
 from nova_migfix import nova_release
 from nova_migfix.tests import environments
 from nova_migfix.tests.functional import test_loading
-from nova_migfix.tests.patches import check
-from nova_migfix.tests.patches import kolla
-from nova_migfix.tests.patches import series
 from nova_migfix.tests import suites
+from tools.patches import check
+from tools.patches import kolla
+from tools.patches import series
 
 #: The fix that is in force in a patched Nova, as it mends no fault of Nova's.
 IN_FORCE = 'tls_rekey'
@@ -134,7 +134,7 @@ class PatchedNovaTestCase(testtools.TestCase):
 
     def test_golden_files(self):
         self.run_python('-m', 'testtools.run',
-                        'nova_migfix.tests.unit.test_guest_abi')
+                        'nova_migfix.tests.unit.abi.test_vnic')
 
     def test_disks(self):
         self.run_python('-m', 'testtools.run',

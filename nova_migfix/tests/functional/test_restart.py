@@ -20,7 +20,7 @@ import ddt
 from nova import context
 from oslo_concurrency import processutils
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks

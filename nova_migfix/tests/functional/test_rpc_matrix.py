@@ -38,7 +38,7 @@ import testtools
 
 from nova_migfix import nova_release
 from nova_migfix.tests import environments
-from nova_migfix.tests.patches import series
+from tools.patches import series
 
 ROOT = pathlib.Path(__file__).parents[3]
 PEER = pathlib.Path(__file__).with_name('rpc_peer.py')

@@ -178,7 +178,7 @@ class PatchesTestCase(image.NovaImageTestCase):
     def render(self):
         """Do what the documentation shows; returns the image's files."""
         place = self.useFixture(image.Checkout())
-        place.run(sys.executable, '-m', 'nova_migfix.tests.patches.kolla',
+        place.run(sys.executable, '-m', 'tools.patches.kolla',
                   self.SERIES, 'kolla-patches',
                   PYTHONPATH=str(pages.CHECKOUT))
         place.run('kolla-build', '--patches-path', 'kolla-patches',

@@ -35,14 +35,14 @@ from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
-from nova_migfix import arrival
 from nova_migfix import driver
 from nova_migfix import fixes
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data
-from nova_migfix import scratch
+from nova_migfix import peer
+from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix import transfer
+from nova_migfix.transport import arrival
+from nova_migfix.transport import transfer
 
 
 class DriverTestCase(testtools.TestCase):
@@ -139,7 +139,7 @@ class TestStart(DriverTestCase):
 class TestPrecheck(DriverTestCase):
 
     def test_the_destination_tells_what_it_can(self):
-        data = migrate_data.LibvirtLiveMigrateData()
+        data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
         self.fix.capabilities.return_value = {'max_tap_queues': '8'}
@@ -150,7 +150,7 @@ class TestPrecheck(DriverTestCase):
         self.assertEqual({'max_tap_queues': '8'}, told.dest_capabilities)
 
     def test_it_tells_what_has_changed_since_it_started(self):
-        data = migrate_data.LibvirtLiveMigrateData()
+        data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
         self.fix.capabilities.side_effect = [{'tls': 'safe'},
@@ -181,7 +181,7 @@ class TestDestination(DriverTestCase):
             transfer.fetching_from('10.0.2.11'))
         self.fetched_from = []
         self.instance = objects.Instance(uuid=uuids.instance)
-        self.data = migrate_data.LibvirtLiveMigrateData(
+        self.data = peer.LibvirtLiveMigrateData(
             instance_relative_path='instance')
         self.directory = self.useFixture(
             migfix_fixtures.Instances()).path / 'instance'

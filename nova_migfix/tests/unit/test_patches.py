@@ -20,11 +20,11 @@ import textwrap
 import fixtures
 import testtools
 
-from nova_migfix.tests.patches import check
-from nova_migfix.tests.patches import kolla
-from nova_migfix.tests.patches import note
-from nova_migfix.tests.patches import passed
-from nova_migfix.tests.patches import series
+from tools.patches import check
+from tools.patches import kolla
+from tools.patches import note
+from tools.patches import passed
+from tools.patches import series
 
 NAME = '0001-libvirt-Double-a-number.patch'
 

@@ -20,12 +20,12 @@ import fixtures
 from oslo_concurrency import processutils
 import testtools
 
+from nova_migfix.abi import tap
 from nova_migfix.status import explain
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base
 

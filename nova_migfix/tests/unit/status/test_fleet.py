@@ -20,7 +20,7 @@ import testtools
 from nova_migfix import status
 from nova_migfix.status import fleet
 from nova_migfix.status import preflight
-from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 
 A, B = map(base.uuid, (1, 2))

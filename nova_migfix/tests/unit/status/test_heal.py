@@ -29,12 +29,12 @@ from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
-from nova_migfix import completion
-from nova_migfix import disks
-from nova_migfix import scratch
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
 

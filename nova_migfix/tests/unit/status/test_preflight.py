@@ -27,17 +27,17 @@ from nova.tests import fixtures as nova_fixtures
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix import disks
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import nova_release
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
+from nova_migfix.storage import disks
+from nova_migfix.tests.unit.abi import test_vnic
 from nova_migfix.tests.unit.status import base
-from nova_migfix.tests.unit import test_guest_abi
 from nova_migfix.tls import audit
-from nova_migfix import transfer
+from nova_migfix.transport import transfer
 
 #: guest, finding, device, as it is, as Nova would have it, covered
 FINDINGS = (
@@ -390,27 +390,27 @@ class TestRecomputed(testtools.TestCase):
         <n:image><n:properties>{}</n:properties></n:image>
       </n:instance></metadata><devices>'''
 
-    @ddt.data(*test_guest_abi.CASES)
+    @ddt.data(*test_vnic.CASES)
     def test_changes(self, case):
-        options, properties, mtu = test_guest_abi.CASES[case]
+        options, properties, mtu = test_vnic.CASES[case]
         self.host.command.write('[libvirt]\nvirt_type = kvm\n' + ''.join(
             f'{name} = {value}\n' for name, value in options.items()))
         self.host.run('preflight')      # reads the configuration
-        source = test_guest_abi.golden(case, 'source')
+        source = test_vnic.golden(case, 'source')
         domain = hypervisor.Domain('', '', source.replace(
             '<devices>', self.METADATA.format(''.join(
                 f'<n:property name="{name}">{value}</n:property>'
                 for name, value in properties.items())), 1))
         ports = {}
-        for interface in test_guest_abi.interfaces(source):
-            kind, vnic, details, profile = test_guest_abi.BINDINGS[
+        for interface in test_vnic.interfaces(source):
+            kind, vnic, details, profile = test_vnic.BINDINGS[
                 interface.get('type')]
             ports[interface.find('mac').get('address').lower()] = (
                 recomputed.Binding(kind, vnic, details, {
                     **profile, 'os_vif_delegation': case == 'delegated'},
                     mtu))
-        _, expected = guest_abi.keep_vnics(
-            test_guest_abi.golden(case, 'stock'), source)
+        _, expected = vnic_abi.keep_vnics(
+            test_vnic.golden(case, 'stock'), source)
         self.assertEqual(
             [change for change in expected
              if (change.path, change.running, change.computed)

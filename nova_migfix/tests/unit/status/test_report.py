@@ -21,7 +21,7 @@ import textwrap
 
 import fixtures
 
-from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 

@@ -28,11 +28,11 @@ from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
 import testtools
 
+from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix.fixes import base as fixes_base
 from nova_migfix import nova_release
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import probe

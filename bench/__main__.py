@@ -1,0 +1,168 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Measures, prints a table, and draws it."""
+
+import argparse
+import functools
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import fixtures
+import matplotlib
+from nova.conf import CONF
+import prettytable
+
+from bench import sshd
+from nova_migfix.storage import disks
+from nova_migfix.transport import transfer
+
+matplotlib.use('svg')
+from matplotlib import pyplot  # noqa: E402
+
+SIZES = (1, 10, 100, 1000)      # GB
+GIB = 1 << 30
+LIMIT = 900                     # seconds for one measurement
+
+# What has to hold: the largest disk by the plugin, in seconds; and the plugin
+# so many times faster than rsync with a disk of so many GB.
+LARGEST = 3
+FASTER, THAN_AT = 20, 100
+
+
+def plugin(transport, base, directory, ssh):
+    """What the destination does: pull, and make a complete disk."""
+    CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
+    transfer.pull(sshd.HOST, [str(base)], str(directory))
+    disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
+
+
+def rsync(base, directory, ssh):
+    """What Nova does with ``remote_filesystem_transport = rsync``."""
+    _run('rsync', '-r', '--sparse', f'{sshd.HOST}:{base}', directory,
+         '--compress')
+
+
+def scp(base, directory, ssh):
+    """What Nova does by default."""
+    _run('scp', '-S', ssh, '-C', '-r', f'{sshd.HOST}:{base}', directory)
+
+
+PLUGIN, RSYNC, SCP = 'plugin by ssh', 'rsync --sparse', 'scp -C'
+WAYS = {PLUGIN: functools.partial(plugin, 'ssh'),
+        'plugin by rsync': functools.partial(plugin, 'rsync'),
+        RSYNC: rsync, SCP: scp}
+
+
+def _run(*command):
+    subprocess.run(command, check=True, timeout=LIMIT)
+
+
+def measure(way, base, ssh):
+    """Return the seconds that it takes, None if more than LIMIT."""
+    with tempfile.TemporaryDirectory(dir=base.parent) as directory:
+        begin = time.monotonic()
+        try:
+            WAYS[way](base, pathlib.Path(directory), ssh)
+        except subprocess.TimeoutExpired:
+            return None
+        return time.monotonic() - begin
+
+
+def measure_all(directory, ssh):
+    """Return ``{(way, size): seconds or None}``, size by size in turn.
+
+    A way that was too slow for one size is not tried with the next, nor scp,
+    which writes every hole, without space for all of it.
+    """
+    found = {}
+    for size in SIZES:
+        base = directory / f'ephemeral_{size}_40d1d2c'
+        with open(base, 'wb') as file:
+            file.truncate(size * GIB)
+        subprocess.run(['/sbin/mkfs.ext4', '-q', base], check=True)
+        for way in WAYS:
+            if (found.get((way, max(1, size // 10)), 0) is not None
+                    and (way != SCP or has_space(directory, size))):
+                found[way, size] = measure(way, base, ssh)
+                print(f'{size:5} GB  {way:15} {shown(found[way, size])} s',
+                      flush=True)
+        base.unlink()
+    return found
+
+
+def has_space(directory, size):
+    """Say whether *size* GB may be written, and some are left."""
+    return shutil.disk_usage(directory).free > (size + 20) * GIB
+
+
+def shown(seconds):
+    return f'> {LIMIT}' if seconds is None else f'{seconds:.2f}'
+
+
+def table(found):
+    result = prettytable.PrettyTable(['GB', *WAYS])
+    result.align = 'r'
+    for size in SIZES:
+        result.add_row([size, *(
+            shown(found[way, size]) if (way, size) in found else '-'
+            for way in WAYS)])
+    return result
+
+
+def draw(found, path):
+    figure, axes = pyplot.subplots()
+    for way in WAYS:
+        sizes = [size for size in SIZES if found.get((way, size)) is not None]
+        axes.loglog(sizes, [found[way, size] for size in sizes], marker='o',
+                    label=way)
+    axes.set_xlabel('virtual size of a new ext4, GB')
+    axes.set_ylabel('seconds until the disk is on the destination')
+    axes.legend()
+    figure.savefig(path)
+
+
+def problems(found):
+    """Yield what does not hold, a line each."""
+    if found[PLUGIN, SIZES[-1]] > LARGEST:
+        yield f'{SIZES[-1]} GB take more than {LARGEST} s'
+    if (RSYNC, THAN_AT) not in found:
+        yield f'{RSYNC} was not measured at {THAN_AT} GB'
+    # One that took too long took at least so long.
+    elif ((found[RSYNC, THAN_AT] or LIMIT)
+            < FASTER * found[PLUGIN, THAN_AT]):
+        yield f'not {FASTER} times faster than {RSYNC} at {THAN_AT} GB'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('directory', type=pathlib.Path,
+                        help='where the plot is put; needs some GB meanwhile')
+    directory = parser.parse_args().directory
+    CONF([], default_config_files=[])
+    with sshd.Sshd() as server, fixtures.TempDir(
+            rootdir=str(directory)) as place:
+        found = measure_all(pathlib.Path(place.path), server.ssh)
+    draw(found, directory / 'pull.svg')
+    print(table(found))
+    failed = list(problems(found))
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

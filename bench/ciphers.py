@@ -1,0 +1,161 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a migration costs under each policy.
+
+``python -m bench.ciphers DIRECTORY`` migrates a guest over
+TLS between two real QEMUs on loopback, once under each policy in turn and
+several times, and draws the processor time of both. That limits how fast a
+migration can be, and unlike its duration does not depend on what else the
+machine does. The destination decides, as it does with a policy. What counts
+are ratios: machines differ.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+from typing import NamedTuple
+
+import matplotlib
+import prettytable
+
+from nova_migfix.tests import qemu_pair
+from nova_migfix.tls import policy
+from nova_migfix.tls import probe
+
+matplotlib.use('svg')
+from matplotlib import pyplot  # noqa: E402
+
+MEMORY = 512 * qemu_pair.MIB
+ROUNDS = 7
+
+# As QEMU is built with it by Debian, and as policies change it.
+PRIORITIES = {
+    'TLS 1.2, AES-256-GCM': policy.PRIORITIES[policy.TLS12],
+    'TLS 1.3, AES-256-GCM': 'NORMAL',
+    'TLS 1.3, ChaCha20-Poly1305': policy.PRIORITIES[policy.CHACHA20],
+}
+DEFAULT, UNRESTRICTED, CHACHA20 = PRIORITIES
+
+# What has to hold: the default policy costs at most so many times what none
+# does, and the other one at least so many times the default, as long as the
+# processor has instructions for AES.
+AT_MOST, AT_LEAST = 1.25, 2
+
+
+class Cost(NamedTuple):
+    """Of one migration, in seconds."""
+
+    processor: float
+    duration: float
+
+
+def measure(name):
+    with qemu_pair.Pair(MEMORY, priority=PRIORITIES[name]) as qemus:
+        before = processor_time(qemus)
+        qemus.migrate('return-path')
+        found = qemus.wait(*qemu_pair.ENDED)
+        cost = Cost(processor_time(qemus) - before,
+                    found.get('total-time', 0) / 1000)
+    if found['status'] != 'completed':
+        raise RuntimeError(f'{name}: {found}')
+    return cost
+
+
+def processor_time(qemus):
+    """How many seconds both have used until now, in user mode and kernel."""
+    stats = [pathlib.Path(f'/proc/{process.pid}/stat').read_text()
+             for process in qemus.processes.values()]
+    ticks = [int(ticks) for stat in stats
+             for ticks in stat.rpartition(')')[2].split()[11:13]]
+    return sum(ticks) / os.sysconf('SC_CLK_TCK')
+
+
+def measure_all():
+    """Return every Cost by name; policies are measured in turn."""
+    found = {name: [] for name in PRIORITIES}
+    for _ in range(ROUNDS):
+        for name, costs in found.items():
+            costs.append(measure(name))
+    return found
+
+
+def medians(found):
+    return {name: Cost(*map(statistics.median, zip(*costs)))
+            for name, costs in found.items()}
+
+
+def negotiated(name):
+    """What QEMU agrees to under a policy."""
+    answer = probe.probe(probe.find_qemu(), probe.find_user(),
+                         priority=PRIORITIES[name])
+    return f'{answer.version} {answer.cipher}'
+
+
+def ratios(found):
+    """How many times the processor time of the default policy each takes."""
+    costs = medians(found)
+    return {name: cost.processor / costs[DEFAULT].processor
+            for name, cost in costs.items()}
+
+
+def table(found):
+    result = prettytable.PrettyTable(
+        ['', 'negotiated', 'processor, s', 'ratio', 'duration, s'])
+    result.align = 'l'
+    ratio = ratios(found)
+    for name, cost in medians(found).items():
+        result.add_row([name, negotiated(name), f'{cost.processor:.2f}',
+                        f'{ratio[name]:.2f}', f'{cost.duration:.2f}'])
+    return result
+
+
+def draw(found, path):
+    figure, axes = pyplot.subplots(figsize=(8, 3), layout='constrained')
+    default = medians(found)[DEFAULT].processor
+    axes.boxplot([[cost.processor / default for cost in costs]
+                  for costs in found.values()], vert=False)
+    axes.set_yticklabels(found)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f'processor time of a migration, {DEFAULT} = 1')
+    figure.savefig(path)
+
+
+def problems(found):
+    """Yield what does not hold, a line each."""
+    ratio = ratios(found)
+    if ratio[UNRESTRICTED] * AT_MOST < 1:
+        yield f'TLS 1.2 takes {1 / ratio[UNRESTRICTED]:.2f} times as much'
+    has_aes = ' aes ' in pathlib.Path('/proc/cpuinfo').read_text()
+    if has_aes and ratio[CHACHA20] < AT_LEAST:
+        yield f'ChaCha20 takes only {ratio[CHACHA20]:.2f} times as much'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('directory', type=pathlib.Path,
+                        help='where the plot is put')
+    directory = parser.parse_args().directory
+    found = measure_all()
+    draw(found, directory / 'ciphers.svg')
+    print(table(found))
+    failed = list(problems(found))
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

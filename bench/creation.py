@@ -1,0 +1,338 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a complete disk costs, against an overlay on a shared base file.
+
+``python -m bench.creation DIRECTORY`` has Nova's backend for
+qcow2 and the plugin's make an ephemeral disk for the first guest on a host and
+for the next one, in pairs, of which each begins with the other one. It prints
+medians and ranges, and draws the time against the size.
+
+The space in scratch directories is measured in a round of its own: whoever
+looks at them all the time takes time from mkfs.
+"""
+
+import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from typing import NamedTuple
+
+import matplotlib
+import nova.conf
+from nova.privsep import fs
+import nova.privsep.path  # noqa: F401
+from nova.virt.libvirt import driver
+from nova.virt.libvirt import imagebackend
+from oslo_utils import units
+import prettytable
+
+from nova_migfix import conf
+from nova_migfix.storage import file_system
+from nova_migfix.storage import image_backend
+
+matplotlib.use('svg')
+from matplotlib import pyplot  # noqa: E402
+
+CONF = nova.conf.CONF
+KINDS = ('ext4', 'xfs', 'vfat', 'ntfs')
+
+# Pairs of measurements by GB; no further one of a case after BUDGET seconds.
+ROUNDS = {1: 3, 20: 3, 200: 2, 1000: 2}
+SIZES = tuple(ROUNDS)
+BUDGET = 20
+
+LIMIT = 90                      # seconds for one measurement
+SPARE = 10                      # GB that stay free
+
+GUESTS, GUESTS_SIZE = 20, 20    # so many disks of so many GB
+LOOK = 0.002                    # seconds between two looks at what there is
+
+# What has to hold for ext4: the most seconds for a disk of the largest size,
+# and the most MiB of a disk of GUESTS_SIZE.
+SLOWEST, LARGEST = 10, 16
+
+
+class Way(NamedTuple):
+    """How a disk is made."""
+
+    backend: type
+    create: object      # makes a file system, Nova's fetch_func
+    is_full: bool       # its NTFS is written to the last block
+
+
+OVERLAY, COMPLETE = 'overlay', 'complete'
+_CREATE = driver.LibvirtDriver._create_ephemeral
+WAYS = {
+    OVERLAY: Way(imagebackend.Qcow2, _CREATE, True),
+    COMPLETE: Way(image_backend.Qcow2,
+                  file_system.whole(file_system.sparse(_CREATE)), False)}
+
+
+class Cost(NamedTuple):
+    """Of the first guest's disk on a host and the next one's."""
+
+    first: float
+    next: float
+
+
+class Space(NamedTuple):
+    """Bytes that are allocated."""
+
+    base: int
+    disk: int       # of the next guest
+
+
+def make(way, kind, size, guest):
+    """Have a backend make a disk of *size* GB, as the driver asks it to."""
+    path = pathlib.Path(CONF.instances_path) / guest / 'disk.eph0'
+    path.parent.mkdir()
+    backend, create, _is_full = WAYS[way]
+    extension = fs.get_file_extension_for_os_type(None, None, kind)
+    backend(path=str(path)).cache(
+        fetch_func=functools.partial(
+            create, fs_label='ephemeral0', os_type=None, is_block_dev=False,
+            vm_mode=None),
+        context=None, filename=f'ephemeral_{size}_{extension}',
+        size=size * units.Gi, ephemeral_size=size, specified_fs=kind,
+        safe=True)
+    return path
+
+
+def on_new_host(directory, function, *args):
+    """Call a function in a process with an instances_path of its own.
+
+    :raises multiprocessing.TimeoutError: it takes more than LIMIT seconds
+    """
+    with tempfile.TemporaryDirectory(dir=directory) as path:
+        CONF.set_override('instances_path', path)
+        os.sync()       # what others have written is not to be waited for
+        with multiprocessing.get_context('fork').Pool(
+                1, initializer=os.setsid) as pool:
+            process, = pool._pool
+            try:
+                return pool.apply_async(function, args).get(LIMIT)
+            except multiprocessing.TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)      # and its mkfs
+                raise
+
+
+def allocated(paths):
+    """Return the bytes of what is left of some files."""
+    found = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found += path.stat().st_blocks * 512
+    return found
+
+
+def allocated_below(pattern):
+    os.sync()
+    return allocated(pathlib.Path(CONF.instances_path).glob(pattern))
+
+
+class Peak(threading.Thread):
+    """Looks at the scratch directories as long as the context lasts."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self._ended, self.bytes = threading.Event(), 0
+
+    def run(self):
+        instances = pathlib.Path(CONF.instances_path)
+        while not self._ended.wait(LOOK):
+            # A directory may vanish while its files are listed.
+            with contextlib.suppress(FileNotFoundError):
+                self.bytes = max(self.bytes, allocated(
+                    file for place in instances.glob('*/migfix-*')
+                    for file in place.rglob('*')))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_error):
+        self._ended.set()
+        self.join()
+
+
+def two_guests(way, kind, size):
+    """Return what the disks of a host's first guest and the next one cost."""
+    ticks = [time.monotonic()]
+    for guest in ('first', 'next'):
+        make(way, kind, size, guest)
+        ticks.append(time.monotonic())
+    return (Cost(ticks[1] - ticks[0], ticks[2] - ticks[1]),
+            Space(allocated_below('_base/*'),
+                  allocated_below('next/disk.eph0')))
+
+
+def scratch_space(kind, size):
+    """Return the most bytes in scratch directories while a disk is made."""
+    with Peak() as peak:
+        make(COMPLETE, kind, size, 'first')
+    return peak.bytes
+
+
+def many_guests(way):
+    """Return the seconds and bytes of GUESTS disks on one host."""
+    begin = time.monotonic()
+    for guest in range(GUESTS):
+        make(way, 'ext4', GUESTS_SIZE, f'guest{guest}')
+    return (time.monotonic() - begin,
+            allocated_below('_base/ephemeral*')
+            + allocated_below('*/disk.eph0'))
+
+
+def reason_against(way, kind, size, directory):
+    """Say why a disk is not made; '' if it is."""
+    is_full = kind == 'ntfs' and WAYS[way].is_full
+    if is_full and size > GUESTS_SIZE:
+        return 'writes all zeros'
+    needed = (size if is_full else 1) + SPARE
+    return ('no room' if shutil.disk_usage(directory).free < needed * units.Gi
+            else '')
+
+
+def measure(kind, size, directory):
+    """Return ``{way: [(Cost, Space), ...] or why there are none}``."""
+    found = {way: reason_against(way, kind, size, directory) or []
+             for way in WAYS}
+    ways = [way for way in WAYS if not found[way]]
+    begin = time.monotonic()
+    for done in range(ROUNDS[size]):
+        if time.monotonic() - begin < BUDGET:
+            for way in ways if done % 2 else reversed(ways):
+                found[way].append(on_new_host(
+                    directory, two_guests, way, kind, size))
+    return found
+
+
+def measure_all(directory):
+    """Return ``{(kind, size): ({way: see measure}, bytes of scratch)}``."""
+    found = {}
+    for kind in KINDS:
+        for size in SIZES:
+            found[kind, size] = (
+                measure(kind, size, directory),
+                on_new_host(directory, scratch_space, kind, size))
+            print(kind, size, found[kind, size], flush=True)
+    return found
+
+
+def rounds_of(found, kind, size, way):
+    by_way, _scratch = found[kind, size]
+    return [] if isinstance(by_way[way], str) else by_way[way]
+
+
+def medians(rounds):
+    return Cost(*map(statistics.median, zip(*(cost for cost, _ in rounds))))
+
+
+def shown(values):
+    """Median and range."""
+    return (f'{statistics.median(values):.2f} '
+            f'({min(values):.2f}-{max(values):.2f})')
+
+
+def mib(size):
+    return f'{size / units.Mi:.1f}'
+
+
+def row(rounds, scratch):
+    if isinstance(rounds, str):
+        return [0, *[rounds] * 5]
+    costs, spaces = zip(*rounds)
+    return [len(rounds), *map(shown, zip(*costs)), *map(mib, spaces[-1]),
+            mib(scratch)]
+
+
+def table(found):
+    result = prettytable.PrettyTable([
+        'file system', 'GB', 'disk', 'rounds', 'first, s', 'next, s',
+        'base, MiB', 'disk, MiB', 'scratch, MiB'])
+    result.align = 'r'
+    for (kind, size), (by_way, scratch) in found.items():
+        for way, rounds in by_way.items():
+            result.add_row([kind, size, way, *row(
+                rounds, scratch if way == COMPLETE else 0)])
+    return result
+
+
+def draw(found, path):
+    figure, panels = pyplot.subplots(
+        1, len(KINDS), sharey=True, figsize=(10, 3.5), layout='constrained')
+    for kind, axes in zip(KINDS, panels):
+        for way, which, line in ((COMPLETE, 'next', 'o-'),
+                                 (OVERLAY, 'first', 's-'),
+                                 (OVERLAY, 'next', 's:')):
+            sizes = [size for size in SIZES
+                     if rounds_of(found, kind, size, way)]
+            axes.loglog(sizes, [
+                getattr(medians(rounds_of(found, kind, size, way)), which)
+                for size in sizes], line,
+                label='complete' if way == COMPLETE
+                else f'overlay, {which} guest')
+        axes.set_title(kind)
+        axes.set_xlabel('GB')
+    panels[0].set_ylabel('seconds for a new disk')
+    panels[0].legend()
+    figure.savefig(path)
+
+
+def problems(found):
+    """Yield what does not hold, a line each."""
+    largest = rounds_of(found, 'ext4', SIZES[-1], COMPLETE)
+    if not largest or medians(largest).next > SLOWEST:
+        yield f'{SIZES[-1]} GB take more than {SLOWEST} s'
+    if any(space.disk > LARGEST * units.Mi for _cost, space in rounds_of(
+            found, 'ext4', GUESTS_SIZE, COMPLETE)):
+        yield f'{GUESTS_SIZE} GB need more than {LARGEST} MiB'
+    if any(space.base for kind, size in found
+           for _cost, space in rounds_of(found, kind, size, COMPLETE)):
+        yield 'a complete disk has left something in _base'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('directory', type=pathlib.Path,
+                        help='where the plot is put, and disks meanwhile')
+    directory = parser.parse_args().directory
+    conf.register_opts(CONF)
+    CONF([], project='nova', default_config_files=[])
+    # Nova's daemon with more rights is not needed for one's own files.
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
+    os.environ['PATH'] += ':/usr/sbin:/sbin'
+    many = {way: on_new_host(directory, many_guests, way) for way in WAYS}
+    found = measure_all(directory)
+    draw(found, directory / 'creation.svg')
+    print(table(found))
+    for way, (taken, size) in many.items():
+        print(f'{GUESTS} disks of {GUESTS_SIZE} GB, {way}: {taken:.1f} s, '
+              f'{mib(size)} MiB')
+    failed = list(problems(found))
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,100 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What it takes to merge what many hosts have told, and to read it.
+
+``python -m bench.fleet`` makes hosts up, merges them with
+the command itself, opens the page in Chromium and uses its filters. What a
+filter takes is the script and the layout that follows.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import prettytable
+
+from nova_migfix.tests.fleet import browser
+from nova_migfix.tests import hosts
+
+# hosts, and in how many of their guests each finding is
+CASES = ((100, .25), (300, .25), (1000, .25), (1000, 1))
+GUESTS = 50
+ROUNDS = 3
+
+# What has to hold, in seconds: to merge and to open; and for each filter.
+LIMIT = 10
+FILTER_LIMIT = 0.5
+
+_SET = '''
+const field = document.getElementById('{}');
+field.value = '{}';
+field.dispatchEvent(new Event('input', {{bubbles: true}}))
+'''
+# One after the other, all stay.
+FILTERS = (('text', 'a'), ('text', ''), ('finding', 'vnic'),
+           ('covered', 'no'), ('host', 'compute00'))
+
+
+def merge(directory):
+    """Seconds of the command, with the start of Python."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, '-m', 'nova_migfix.cmd.status', 'report',
+         str(directory), '--json', str(directory / 'report'),
+         '--html', str(directory / 'report.html')],
+        capture_output=True, text=True)
+    if done.returncode not in (0, 1, 2) or done.stderr:
+        raise RuntimeError(done.stderr)
+    return time.monotonic() - begin
+
+
+def measure(number, often):
+    """Return seconds of each step, and the page's size in MB."""
+    with tempfile.TemporaryDirectory() as name, browser.Browser() as page:
+        directory = pathlib.Path(name)
+        hosts.write_many(directory, number, GUESTS, often)
+        merged = min(merge(directory) for _ in range(ROUNDS))
+        html = directory / 'report.html'
+        opened = min(page.open(html) for _ in range(ROUNDS))
+        findings = page.counts()[2]
+        slowest = max(page.seconds(_SET.format(*one)) for one in FILTERS)
+        return findings, html.stat().st_size / 1e6, merged, opened, slowest
+
+
+def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    table = prettytable.PrettyTable([
+        'hosts', 'findings', 'page, MB', 'merge, s', 'open, s', 'filter, s'])
+    table.align = 'r'
+    failed = []
+    for number, often in CASES:
+        findings, size, merged, opened, slowest = measure(number, often)
+        table.add_row([number, findings, f'{size:.1f}', f'{merged:.2f}',
+                       f'{opened:.2f}', f'{slowest:.3f}'])
+        if merged + opened > LIMIT:
+            failed.append(f'{findings} findings: merged and opened in '
+                          f'{merged + opened:.1f} s')
+        if slowest > FILTER_LIMIT:
+            failed.append(f'{findings} findings: a filter takes '
+                          f'{slowest:.1f} s')
+    print(table)
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

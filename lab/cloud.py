@@ -1,0 +1,210 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The whole of it: three hosts, their networks and all of OpenStack."""
+
+import ctypes
+import functools
+import itertools
+import os
+
+import fixtures
+
+from lab import compute
+from lab import control_plane
+from lab import fabric
+from lab import host
+from lab import hypervisor
+from lab import infrastructure
+from lab import process
+from lab import topology
+
+# More virtual CPUs than the machine may have; placement must not mind.
+FLAVOR = {'name': 'four-cpus', 'ram': 192, 'vcpus': 4, 'disk': 1}
+# The same with room to grow.
+LARGER = {'ram': 224}
+FLAVOR_SPECS = {'resources:VCPU': '1'}
+
+MULTIQUEUE = {'hw_vif_multiqueue_enabled': 'true'}
+
+_CLONE_NEWNET = 0x40000000
+
+
+class NetworkOf(fixtures.Fixture):
+    """The lab itself joins the network of a host.
+
+    This way nothing of the lab is reachable from, or visible in, the
+    network of the machine. Only threads started afterwards follow.
+    """
+
+    def __init__(self, host):
+        self.host = host
+
+    def _setUp(self):
+        home = os.open('/proc/self/ns/net', os.O_RDONLY)
+        self.addCleanup(os.close, home)
+        there = os.open(f'/proc/{self.host.pid}/ns/net', os.O_RDONLY)
+        self._enter(there)
+        os.close(there)
+        self.addCleanup(self._enter, home)
+
+    @staticmethod
+    def _enter(namespace):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(namespace, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), 'setns')
+
+
+class Cloud(fixtures.Fixture):
+    """Everything up; `api` is the SDK's connection to it.
+
+    :param venvs: environments.Environments, made
+    :param image: image.GuestImage, made
+    :param progress: called with what is done next, as text
+    """
+
+    def __init__(self, directories, venvs, image, keep, progress):
+        self.directories = directories
+        self.venvs = venvs
+        self.image = image
+        self.keep = keep
+        self.progress = progress
+        self.hosts = {}
+        self.libvirt = {}
+        self.ssh = {}
+        self.compute = {}
+        self._flavors = {}
+        self._enough_looks = {}
+        self._guest_numbers = itertools.cycle(
+            range(topology.FIRST_GUEST, topology.LAST_GUEST + 1))
+
+    @property
+    def controller(self):
+        return self.hosts[topology.CONTROLLER]
+
+    def _setUp(self):
+        self.progress('hosts and networks')
+        for name in topology.HOSTS:
+            self.hosts[name] = self.useFixture(
+                host.Host(name, self.directories, self.keep))
+        self.useFixture(fabric.Fabric(self.hosts))
+        self.useFixture(NetworkOf(self.controller))
+        self.progress('databases, broker, libvirt and Open vSwitch')
+        plane = control_plane.ControlPlane(self.controller, self.venvs,
+                                           self.directories.cache)
+        process.in_parallel(
+            functools.partial(self.useFixture, plane),
+            functools.partial(self.useFixture,
+                              infrastructure.Broker(self.controller)),
+            *[functools.partial(self._hypervisor, name)
+              for name in topology.COMPUTES])
+        self.progress('services of the control plane')
+        control_plane.make_service_user()
+        self.api = control_plane.connect()
+        plane.start_workers()
+        self.progress('nova-compute and the network agents')
+        self.configure({name: compute.Settings()
+                        for name in topology.COMPUTES})
+        process.wait_for('network agents', self._agents_alive)
+        plane.discover_computes()
+        self._make_resources()
+
+    def _hypervisor(self, name):
+        host = self.hosts[name]
+        tools = hypervisor.Tools(self.directories.cache)
+        self.useFixture(hypervisor.Switch(host))
+        self.libvirt[name] = self.useFixture(hypervisor.Libvirt(host, tools))
+        self.ssh[name] = self.useFixture(hypervisor.SshServer(host, tools))
+
+    def configure(self, settings):
+        """Set compute hosts up as ``{host name: compute.Settings}``."""
+        for name in settings:
+            if name not in self.compute:
+                self.compute[name] = self.useFixture(compute.Compute(
+                    self.hosts[name], self.libvirt[name], self.venvs))
+        changed = [self.compute[name] for name, wanted in settings.items()
+                   if self.compute[name].apply(wanted)]
+        for service in changed:
+            service.wait()
+
+    def ports_changed(self):
+        """From now on the Open vSwitch agents have something to look at."""
+        # One look may be under way: the one after it begins later than now.
+        self._enough_looks = {service: service.agent_looks() + 2
+                              for service in self.compute.values()}
+
+    def wait_for_agents(self):
+        """Wait until the agents have seen the ports since they changed.
+
+        A port that comes, goes and comes again in between is never set up,
+        and the flows of a new one go with an old one of the same number.
+        """
+        process.wait_for(
+            'the Open vSwitch agents to look at their ports',
+            lambda: all(service.agent_looks() >= looks
+                        for service, looks in self._enough_looks.items()))
+
+    def wait_for_space(self, host):
+        """Wait until Nova has told placement of disk space on *host*."""
+        placement = self.api.placement
+
+        def known():
+            providers = placement.get(
+                f'/resource_providers?name={host}').json()
+            uuid = providers['resource_providers'][0]['uuid']
+            inventories = placement.get(
+                f'/resource_providers/{uuid}/inventories').json()
+            return 'DISK_GB' in inventories['inventories']
+
+        process.wait_for(f'disk space on {host}', known, timeout=180, poll=1,
+                         log=self.compute[host].log)
+
+    def _agents_alive(self):
+        alive = [agent for agent in self.api.network.agents()
+                 if agent.is_alive]
+        return len(alive) == len(topology.COMPUTES)
+
+    def _make_resources(self):
+        network = self.api.network.create_network(
+            name='provider', provider_network_type='flat',
+            provider_physical_network='physnet1', is_shared=True)
+        self.api.network.create_subnet(
+            name='guests', network_id=network.id, ip_version=4,
+            cidr=topology.GUEST_SUBNET, enable_dhcp=False, gateway_ip=None)
+        self.network = network
+        self.multiqueue = self.upload('guest', **MULTIQUEUE)
+
+    def flavor(self, **changes):
+        """FLAVOR with *changes*, made when it is asked for first."""
+        name = '-'.join([FLAVOR['name'], *[
+            f'{key}-{value}' for key, value in sorted(changes.items())]])
+        if name not in self._flavors:
+            flavor = self.api.compute.create_flavor(
+                **{**FLAVOR, **changes, 'name': name})
+            self.api.compute.create_flavor_extra_specs(flavor, FLAVOR_SPECS)
+            self._flavors[name] = flavor
+        return self._flavors[name]
+
+    def create_port(self):
+        """A port for another guest."""
+        mac, address = topology.guest_addresses(next(self._guest_numbers))
+        return self.api.network.create_port(
+            network_id=self.network.id, mac_address=mac,
+            fixed_ips=[{'ip_address': address}])
+
+    def upload(self, name, file=None, disk_format='qcow2',
+               container_format='bare', **properties):
+        """Put a file, by default the guest's disk, into Glance."""
+        return self.api.create_image(
+            name, filename=str(file or self.image.disk),
+            disk_format=disk_format, container_format=container_format,
+            visibility='public', wait=True, **properties)

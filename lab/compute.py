@@ -1,0 +1,145 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""nova-compute and the Open vSwitch agent of one compute host."""
+
+import dataclasses
+import re
+import signal
+import types
+
+import fixtures
+
+from lab import configuration
+from lab import environments
+from lab import host
+from lab import process
+from lab import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a compute host is set up.
+
+    :param nova: environments.STOCK or environments.MENDED
+    :param options: of nova.conf, ``{(section, option): value}``
+    :param tap_queue_limit: how many queues of one tap device its kernel
+        seems to open; None: as many as it does
+    """
+
+    nova: str = environments.STOCK
+    options: dict = dataclasses.field(
+        default_factory=lambda: types.MappingProxyType({}))
+    tap_queue_limit: int = None
+
+
+_PLUGIN = {('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'}
+
+# Its programs come before the host's own ones.
+_PATH = f'{workdir.DATA / "bin"}:{host.PATH}'
+
+# What nova-compute writes first, and when it can be reached by RPC.
+_PLUGINS = re.compile('Loaded VIF plugins: .*')
+_STARTED = 'Join ServiceGroup membership for this service compute'
+
+
+# What the Open vSwitch agent writes when it has looked at all ports.
+_LOOKED = re.compile(r'rpc_loop - iteration:\d+ completed')
+
+
+class Compute(fixtures.Fixture):
+    """nova-compute, restarted only when its settings change."""
+
+    _CONFIGURATION = 'etc/nova/nova.conf'
+
+    def __init__(self, on, libvirt, venvs):
+        """:param on: the Host"""
+        self.host = on
+        self.libvirt = libvirt
+        self._venvs = venvs
+        self._daemon = None
+        self._running = None
+
+    def _setUp(self):
+        configuration.instances(self.host.root).mkdir()
+        self.host.give_to_nova(self.host.home_here)
+        self.log.touch()
+        self.host.give_to_nova(self.log)
+        self._start_agent()
+
+    @property
+    def log(self):
+        return self.host.log('nova-compute')
+
+    @property
+    def configuration(self):
+        """The path of its nova.conf."""
+        return self.host.root / self._CONFIGURATION
+
+    def _start_agent(self):
+        place = 'etc/neutron/openvswitch_agent.ini'
+        venv = self._venvs.control
+        path = configuration.write(
+            self.host, place,
+            configuration.openvswitch_agent(self.host, venv, place))
+        self._agent = self.host.start(
+            'openvswitch-agent', venv.bin('neutron-openvswitch-agent'),
+            '--config-file', path)
+
+    def agent_looks(self):
+        """How often the agent has looked at all ports until now."""
+        log = self.host.log('openvswitch-agent')
+        return len(_LOOKED.findall(log.read_text(errors='replace')))
+
+    def apply(self, settings):
+        """Begin to run with *settings*; returns whether to `wait`."""
+        limit = settings.tap_queue_limit
+        environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
+        venv = self._venvs.nova[settings.nova]
+        plugin = (settings.nova == environments.MENDED
+                  and self._venvs.variant == environments.PLUGIN)
+        text = configuration.render(configuration.nova_compute(
+            self.host, venv, self._CONFIGURATION, environment,
+            {**(_PLUGIN if plugin else {}), **settings.options}))
+        if (text, environment) == self._running:
+            return False
+        if self._daemon:
+            # Nothing is under way that it could end gracefully.
+            self._daemon.stop(signal.SIGKILL)
+        self.libvirt.limit_tap_queues(limit)
+        path = self.host.write(self._CONFIGURATION, text)
+        self._seen = self._started()
+        self._daemon = self.host.start_as_nova(
+            'nova-compute', venv.bin('nova-compute'), '--config-file', path,
+            env=environment)
+        self._running = text, environment
+        self._plugin = plugin
+        return True
+
+    def _started(self):
+        """How often nova-compute has come up here."""
+        return self.log.read_text(errors='replace').count(_STARTED)
+
+    def wait(self):
+        """Wait until nova-compute takes messages."""
+        self._daemon.wait_for(
+            f'nova-compute of {self.host.name}',
+            lambda: self._started() > self._seen, log=self.log, timeout=180)
+        self._check_plugin()
+
+    def _check_plugin(self):
+        """Any other Nova must not even have found it."""
+        plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
+        if ('migfix' in plugins) != self._plugin:
+            raise process.LabError(
+                f'nova-compute of {self.host.name} with'
+                f'{"" if self._plugin else "out"} the plugin: {plugins}')

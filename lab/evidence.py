@@ -1,0 +1,176 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""What a run leaves to be judged: log lines, XML, addresses, checks."""
+
+import dataclasses
+import difflib
+import re
+
+from lxml import etree
+
+from lab import topology
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLine:
+    """One line that decided something, and where it can be found again."""
+
+    host: str
+    path: str
+    number: int
+    text: str
+
+    _LONGEST = 600
+
+    @property
+    def short(self):
+        if len(self.text) <= self._LONGEST:
+            return self.text
+        return self.text[:self._LONGEST] + ' ...'
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One statement about a run, whether it held, and what was found."""
+
+    statement: str
+    holds: bool
+    found: str
+
+
+@dataclasses.dataclass
+class Step:
+    """The evidence of one migration."""
+
+    title: str
+    migration: object = None
+    before: str = ''                    # state of the instance
+    lines: list = dataclasses.field(default_factory=list)
+    xml: list = dataclasses.field(default_factory=list)  # (title, diff)
+    wire: list = dataclasses.field(default_factory=list)
+    networks: set = dataclasses.field(default_factory=set)
+    pings: object = None
+
+
+@dataclasses.dataclass
+class Result:
+    """All that is known about one scenario in one arrangement."""
+
+    scenario: object
+    arrangement: object
+    expected: object
+    seconds: float = 0
+    error: str = ''
+    crashed: str = ''                   # how the guest itself failed
+    repeated: str = ''                  # and failed in a run before this
+    checks: list = dataclasses.field(default_factory=list)
+    steps: list = dataclasses.field(default_factory=list)
+
+    @property
+    def as_expected(self):
+        return bool(self.checks) and not self.problems
+
+    @property
+    def problems(self):
+        """What was not as it should have been, as texts."""
+        wrong = [f'{check.statement}; found: {check.found}'
+                 for check in self.checks if not check.holds]
+        return [self.error, *wrong] if self.error else wrong
+
+    @property
+    def expectation(self):
+        """The one word for what should come of it."""
+        return self.expected.text
+
+    @property
+    def anchor(self):
+        return f'{self.scenario.name}-{self.arrangement.name}'.replace(
+            ' ', '-')
+
+
+class Marked:
+    """A log from where it ends now."""
+
+    def __init__(self, host, path):
+        self.host = host
+        self.path = path
+        self._seen = len(self._read())
+
+    def _read(self):
+        try:
+            return self.path.read_text(errors='replace').splitlines()
+        except OSError:
+            return []
+
+    def find(self, pattern):
+        """The first line since then that matches *pattern*, or None."""
+        for number, text in enumerate(self._read(), 1):
+            if number > self._seen and re.search(pattern, text):
+                return LogLine(self.host, str(self.path), number, text)
+        return None
+
+    def text(self):
+        return '\n'.join(self._read()[self._seen:])
+
+
+def interfaces(xml):
+    """The network interfaces of a domain's XML, one line for each element.
+
+    What says nothing to the guest is left out, and the address on the bus,
+    which Nova fills in at another place than the rest.
+    """
+    lines = []
+    for interface in etree.fromstring(xml).iter('interface'):
+        for gone in interface.xpath('alias | target | address'):
+            interface.remove(gone)
+        etree.indent(interface)
+        lines += etree.tostring(interface, encoding='unicode').split('\n')
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+_VIF_CONFIGURATION = re.compile(
+    r'vif config: (<interface.*?</interface>)', re.DOTALL)
+
+
+def generated_interfaces(log_text):
+    """The interfaces that Nova put into the destination's XML last."""
+    found = _VIF_CONFIGURATION.findall(log_text)
+    return interfaces(f'<domain>{found[-1]}</domain>') if found else []
+
+
+def difference(was, becomes):
+    """A unified diff of two lists of lines; '' if they are equal."""
+    return '\n'.join(list(difflib.unified_diff(
+        was, becomes, lineterm='', n=20))[3:])
+
+
+def wire(captures):
+    """Readable lines of what was captured, most telling first."""
+    seen = []
+    for capture in captures:
+        for (source, destination), count in capture.connections.items():
+            seen.append(f'{capture.network.name} network: '
+                        f'{_named(source)} -> {_named(destination)} port 22, '
+                        f'{count} packets')
+    return seen
+
+
+def _named(address):
+    where = topology.owner(address)
+    return f'{address} ({where[0]})' if where else address
+
+
+def queues(xml):
+    """How many queue pairs the first interface of a domain has."""
+    driver = etree.fromstring(xml).find('.//interface/driver')
+    return int(driver.get('queues', 1)) if driver is not None else 1

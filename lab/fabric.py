@@ -1,0 +1,134 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The wires between the hosts, and what is seen on them."""
+
+import contextlib
+import re
+import signal
+
+import fixtures
+
+from lab import process
+from lab import topology
+
+
+class Fabric(fixtures.Fixture):
+    """A bridge for each network on the controller, a leg on each host."""
+
+    def __init__(self, hosts):
+        """:param hosts: the Host fixtures by name"""
+        self.hosts = hosts
+        self.controller = hosts[topology.CONTROLLER]
+
+    def _setUp(self):
+        for host in self.hosts.values():
+            host.run('ip', 'link', 'set', 'lo', 'up')
+        for network in topology.NETWORKS:
+            self._bridge(network)
+            for name in topology.COMPUTES:
+                self._leg(network, self.hosts[name])
+        self.controller.run('ip', 'address', 'add', topology.PINGER,
+                            'dev', topology.PROVIDER.bridge)
+        # Open vSwitch takes packets as they are: with checksums, please.
+        self.controller.run('ethtool', '--offload', topology.PROVIDER.bridge,
+                            'tx', 'off')
+
+    def _bridge(self, network):
+        ip = self.controller.run
+        ip('ip', 'link', 'add', network.bridge, 'type', 'bridge')
+        ip('ip', 'link', 'set', network.bridge, 'up')
+        self._address(self.controller, network, network.bridge)
+
+    def _leg(self, network, host):
+        port = _port(network, host.name)
+        ip = self.controller.run
+        # The peer's process id is looked up where the lab runs, not on the
+        # controller: enter its network namespace only.
+        process.run(['nsenter', '--target', str(self.controller.pid), '--net',
+                     'ip', 'link', 'add', port, 'type', 'veth', 'peer',
+                     'name', network.name, 'netns', str(host.pid)])
+        ip('ip', 'link', 'set', port, 'master', network.bridge, 'up')
+        host.run('ip', 'link', 'set', network.name, 'up')
+        self._address(host, network, network.name)
+
+    def _address(self, host, network, device):
+        for address in network.addresses(host.name):
+            # No duplicate address detection: an IPv6 address is used at once.
+            nodad = ('nodad',) if ':' in address else ()
+            host.run('ip', 'address', 'add', address, 'dev', device, *nodad)
+
+
+class Link:
+    """The controller's end of what joins a host to a network."""
+
+    def __init__(self, controller, network, host):
+        self.controller = controller
+        self.network = network
+        self.port = _port(network, host)
+
+    @contextlib.contextmanager
+    def limited(self, rate):
+        """Let what the host is sent come at *rate* only."""
+        device = ('dev', self.port, 'root')
+        self.controller.run('tc', 'qdisc', 'add', *device, 'tbf', 'rate',
+                            rate, 'burst', '64kb', 'latency', '400ms')
+        try:
+            yield
+        finally:
+            self.controller.run('tc', 'qdisc', 'del', *device)
+
+    def cut(self):
+        """Let nothing pass; nobody is told."""
+        self.controller.run('ip', 'link', 'set', self.port, 'nomaster')
+
+    def mend(self):
+        self.controller.run('ip', 'link', 'set', self.port, 'master',
+                            self.network.bridge)
+
+
+def _port(network, host):
+    """What the end of a leg on the controller is called."""
+    return f'{network.name}{topology.COMPUTES.index(host) + 1}'
+
+
+class Capture(fixtures.Fixture):
+    """What really passes on a network while the fixture is in use.
+
+    `connections` afterwards counts the packets to port 22 by
+    ``(source, destination)`` address.
+    """
+
+    _PACKET = re.compile(r'IP6? (\S+)\.\d+ > (\S+)\.22: ')
+
+    def __init__(self, controller, network):
+        self.controller = controller
+        self.network = network
+        self.connections = {}
+
+    def _setUp(self):
+        name = f'tcpdump-{self.network.name}'
+        self._output = self.controller.root / 'log' / f'{name}.out'
+        self._output.unlink(missing_ok=True)
+        self._tcpdump = self.controller.start(
+            name, 'tcpdump', '--immediate-mode', '-nn', '-l', '-q', '-i',
+            self.network.bridge, 'tcp', 'dst', 'port', '22')
+        self.addCleanup(self._stop)
+        self._tcpdump.wait_for(
+            f'capture on {self.network.bridge}',
+            lambda: 'listening on' in self._output.read_text(), timeout=20)
+
+    def _stop(self):
+        self._tcpdump.stop(signal.SIGINT)
+        for match in self._PACKET.finditer(self._output.read_text()):
+            pair = match.groups()
+            self.connections[pair] = self.connections.get(pair, 0) + 1

@@ -1,0 +1,483 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A guest and its migrations."""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+import signal
+import socket
+import time
+
+import fixtures
+from openstack import exceptions
+
+from lab import configuration
+from lab import process
+
+# States of a migration record that do not change any more.
+_FINAL = ('completed', 'failed', 'error', 'cancelled')
+
+# Seconds between two questions to an API; each costs it some work.
+_POLL = 0.5
+
+# After a failure Nova changes record and instance more than once: what was
+# found must have been so for this long, in seconds.
+_SETTLE = 3
+
+# Where the guest takes a script, and what it says when that has ended.
+_SHELL = 23
+_EXIT = re.compile(r'exit (\d+)\n\Z')
+
+_SAYS = re.compile(r'second \d+ boot (\S+) queues (\S.*)')
+_DEAD_VLAN = '4095'
+
+
+class Silent(process.LabError):
+    """A guest does not answer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Migration:
+    """How one migration ended."""
+
+    source: str
+    destination: str
+    status: str             # of the migration record
+    vm_state: str           # of the instance: 'ACTIVE' or 'ERROR'
+    host: str               # where Nova says that the instance is
+    seconds: float
+
+    @property
+    def arrived(self):
+        return self.status == 'completed' and self.host == self.destination
+
+
+@dataclasses.dataclass
+class Pings:
+    """Echo requests answered and not answered while something happened."""
+
+    INTERVAL = 0.2          # seconds
+
+    sent: int = 0
+    lost: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ephemeral:
+    """An empty local disk that is asked for.
+
+    :param size: in GB
+    :param guest_format: the filesystem; None: what the host's default is
+    """
+
+    size: int
+    guest_format: str = None
+
+    @property
+    def mapping(self):
+        """It as an entry of block_device_mapping_v2."""
+        mapping = {'source_type': 'blank', 'destination_type': 'local',
+                   'boot_index': -1, 'volume_size': self.size,
+                   'delete_on_termination': True}
+        if self.guest_format:
+            mapping['guest_format'] = self.guest_format
+        return mapping
+
+
+class Guest(fixtures.Fixture):
+    """An instance, from its boot on a given host until it is deleted."""
+
+    def __init__(self, cloud, image, host, ephemerals=(), swap=0,
+                 config_drive=False):
+        """Prepare a request.
+
+        :param image: as `cloud.upload` returned it
+        :param host: a name
+        :param ephemerals: of Ephemeral, /dev/vdb and so on for the guest
+        :param swap: MiB of a swap disk, which comes after those
+        """
+        self.cloud = cloud
+        self.image = image
+        self.ephemerals = ephemerals
+        self.swap = swap
+        self._config_drive = config_drive
+        self._first_host = host
+
+    def _setUp(self):
+        api = self.cloud.api
+        self.cloud.wait_for_agents()
+        port = self.cloud.create_port()
+        self.port = port.id
+        self.mac = port.mac_address
+        self.address = port.fixed_ips[0]['ip_address']
+        self.addCleanup(api.network.delete_port, port.id)
+        server = api.compute.create_server(
+            name='guest', image_id=self.image.id,
+            flavor_id=self._flavor().id,
+            networks=[{'port': self.port}],
+            block_device_mapping=self._mappings(),
+            has_config_drive=self._config_drive,
+            availability_zone=f'nova:{self._first_host}')
+        self.id = server.id
+        self.addCleanup(self._delete)
+        process.wait_for('the guest to be scheduled and started',
+                         self._active, timeout=180, poll=_POLL,
+                         log=self.cloud.compute[self._first_host].log)
+        self.domain = self._server().instance_name
+        self._booted()
+
+    def _flavor(self, **changes):
+        """With the disks asked for.
+
+        Such a guest has one CPU: with several emulated ones and more disks
+        it loses interrupts now and then, and does not answer.
+        """
+        size = sum(ephemeral.size for ephemeral in self.ephemerals)
+        wanted = {'ephemeral': size} if size else {}
+        if self.swap:
+            wanted['swap'] = self.swap
+        if size or self._config_drive:
+            wanted['vcpus'] = 1
+        return self.cloud.flavor(**{**wanted, **changes})
+
+    def _mappings(self):
+        root = {'uuid': self.image.id, 'source_type': 'image',
+                'destination_type': 'local', 'boot_index': 0,
+                'delete_on_termination': True}
+        return [root, *[ephemeral.mapping for ephemeral in self.ephemerals]]
+
+    def _booted(self):
+        """Wait for it; from now on this is the boot that goes on.
+
+        The agent may have missed a port that was replaced while it looked at
+        others. It looks again at one that is updated.
+        """
+        try:
+            self._wait_for_tag(timeout=20)
+        except process.LabError:
+            self.cloud.api.network.update_port(
+                self.port, description='look again')
+        self.wait_reachable()
+        self.boot_id, _ = self.says(self.host)
+
+    def _delete(self):
+        api = self.cloud.api
+        api.compute.delete_server(self.id)
+        process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
+        self.cloud.ports_changed()
+
+    def _gone(self):
+        try:
+            self._server()
+        except exceptions.NotFoundException:
+            return True
+        return False
+
+    def _server(self):
+        return self.cloud.api.compute.get_server(self.id)
+
+    def _active(self):
+        server = self._server()
+        if server.status == 'ERROR':
+            raise process.LabError(f'guest not started: {server.fault}')
+        return server.status == 'ACTIVE'
+
+    @property
+    def vm_state(self):
+        return self._server().status
+
+    @property
+    def host(self):
+        return self._server().compute_host
+
+    def files(self, host):
+        """The directory of the guest's files on *host*."""
+        root = self.cloud.hosts[host].root
+        return configuration.instances(root) / self.id
+
+    def disk(self, host, name):
+        """The path of one of them as *host* itself knows it."""
+        own = self.cloud.hosts[host].own
+        return configuration.instances(own) / self.id / name
+
+    def base_image(self, host):
+        """The file of the image cache of *host* that backs the disk."""
+        name = hashlib.sha1(self.image.id.encode()).hexdigest()
+        return self.files(host).parent / '_base' / name
+
+    def qemu_log(self, host):
+        root = self.cloud.hosts[host].root
+        return root / f'var/log/libvirt/qemu/{self.domain}.log'
+
+    def live_xml(self, host):
+        return self.cloud.libvirt[host].live_xml(self.domain)
+
+    def running_on(self):
+        """The names of the hosts on which libvirt has the domain."""
+        return [name for name, libvirt in self.cloud.libvirt.items()
+                if self.domain in libvirt.domains()]
+
+    def bindings(self):
+        """The names of the hosts to which the port is bound."""
+        response = self.cloud.api.network.get(
+            f'/ports/{self.port}/bindings')
+        exceptions.raise_from_response(response)
+        return sorted(binding['host']
+                      for binding in response.json()['bindings'])
+
+    def says(self, host):
+        """What the guest writes next on its console on *host*.
+
+        ``(boot id, names of its queues)``, as its kernel has them
+        """
+        console = self.files(host) / 'console.log'
+        before = len(_said(console))
+        boot_id, queues = process.wait_for(
+            'another line on the console of the guest',
+            lambda: _said(console)[before:], log=console)[-1]
+        return boot_id, queues.split()
+
+    def last_words(self, host):
+        """What a kernel that crashed has written on its console."""
+        console = self.files(host) / 'console.log'
+        return '\n'.join(re.findall(
+            r'.*(?:BUG|Oops|panic|RIP:|general protection).*',
+            console.read_text(errors='replace'))[:5])
+
+    def copied_memory(self, host):
+        """Whether some of the guest's memory has left *host*."""
+        job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)
+        match = re.search(r'Memory processed: +([\d.]+)', job)
+        return bool(match) and float(match[1]) > 0
+
+    def kill_qemu(self, host):
+        """Kill the guest's QEMU on one host, as a crash would."""
+        on = self.cloud.hosts[host]
+        pid = on.run('cat', f'/run/libvirt/qemu/{self.domain}.pid').strip()
+        on.run('kill', '-KILL', pid)
+
+    def wait_reachable(self):
+        """Wait until the guest answers, where Nova says that it is.
+
+        Its port needs a VLAN tag first, which the Open vSwitch agent sets.
+
+        :raises Silent: if it does not
+        """
+        self._wait_for_tag()
+        host = self.host
+        try:
+            process.wait_for(f'{self.domain} on {host} to answer',
+                             self.answers,
+                             log=self.files(host) / 'console.log')
+        except process.LabError as error:
+            raise Silent(error) from None
+
+    def _wait_for_tag(self, timeout=120):
+        host = self.host
+        process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
+                         lambda: self._tagged(host), timeout=timeout,
+                         log=self.cloud.hosts[host].log('openvswitch-agent'))
+
+    def _tagged(self, host):
+        tap = f'tap{self.port[:11]}'
+        tag = self.cloud.hosts[host].run(
+            'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port', tap,
+            'tag').strip()
+        return tag.isdigit() and tag != _DEAD_VLAN
+
+    def answers(self):
+        return self.cloud.controller.succeeds(
+            'ping', '-c', '1', '-W', '1', self.address)
+
+    def run(self, script, timeout=60):
+        """Run a shell script in the guest; returns what it printed.
+
+        What it leaves running must not hold on to its output.
+
+        :raises LabError: it failed, or did not end within *timeout* seconds
+        """
+        begin = time.monotonic()
+        output = b''
+        try:
+            with socket.create_connection((self.address, _SHELL),
+                                          timeout) as connection:
+                connection.sendall(script.encode())
+                connection.shutdown(socket.SHUT_WR)
+                while True:
+                    left = begin + timeout - time.monotonic()
+                    connection.settimeout(max(left, 0.01))
+                    part = connection.recv(1 << 16)
+                    if not part:
+                        break
+                    output += part
+        except OSError as error:
+            raise process.LabError(f'in the guest: {script}: {error}'
+                                   f'\n{output.decode()}') from error
+        text = output.decode(errors='replace')
+        status = _EXIT.search(text)
+        if not status or status[1] != '0':
+            raise process.LabError(f'in the guest: {script}: failed\n{text}')
+        return text[:status.start()]
+
+    def succeeds(self, script):
+        """Whether a script ends well in the guest."""
+        try:
+            self.run(script)
+        except process.LabError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def pinged(self, limit=400):
+        """Ping the guest meanwhile; yields Pings that are filled at the end.
+
+        :param limit: seconds after which it stops by itself
+        """
+        controller = self.cloud.controller
+        pings = Pings()
+        output = controller.root / 'log/ping.out'
+        output.unlink(missing_ok=True)
+        ping = controller.start('ping', 'ping', '-n', '-i', pings.INTERVAL,
+                                '-w', limit, self.address)
+        try:
+            yield pings
+        finally:
+            ping.stop(signal.SIGINT)
+            summary = re.search(r'(\d+) packets transmitted, (\d+) received',
+                                output.read_text())
+            if summary:
+                sent, received = map(int, summary.groups())
+                pings.sent, pings.lost = sent, sent - received
+
+    def _last_record(self):
+        records = self.cloud.api.compute.migrations(instance_uuid=self.id)
+        return max(records, key=lambda record: int(record.id), default=None)
+
+    def migrate(self, destination, during=None, timeout=240):
+        """Migrate live, with the disks, and wait until all is settled.
+
+        :param during: called once, right after the request was accepted
+        """
+        previous = self._last_record()
+        if previous:
+            self.cloud.ports_changed()
+            self.cloud.wait_for_agents()
+        source, begin = self.host, time.monotonic()
+        self._request_migration(destination)
+        if during:
+            during()
+        log = self.cloud.compute[source].log
+        process.wait_for(f'the migration of {self.domain}', lambda:
+                         self._settled(previous), timeout=timeout, log=log,
+                         poll=_POLL)
+        record, server = self._last_record(), self._server()
+        return Migration(source, destination, record.status, server.status,
+                         server.compute_host, time.monotonic() - begin)
+
+    def hard_reboot(self):
+        self.ask_for_hard_reboot()
+        self._booted()
+
+    def ask_for_hard_reboot(self):
+        """Wait until Nova has done it, or has left the guest as it is."""
+        self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
+
+    def suspend(self):
+        self._act({'suspend': None}, 'SUSPENDED')
+
+    def resume(self):
+        """It is not reachable until it is rebooted hard.
+
+        Open vSwitch in user space does not see that the tap device is a new
+        one, as Nova leaves the port as it is.
+        """
+        self._act({'resume': None}, 'ACTIVE')
+
+    def ask_in_vain_for_resume(self):
+        """Wait until Nova has given up; returns the state that is left."""
+        self._act({'resume': None}, 'SUSPENDED', 'ERROR')
+        return self.vm_state
+
+    def stop(self):
+        self._act({'os-stop': None}, 'SHUTOFF')
+
+    def start(self):
+        self._act({'os-start': None}, 'ACTIVE')
+        self._booted()
+
+    def cold_migrate(self):
+        """To the other host; confirmed."""
+        self._act({'migrate': None}, 'VERIFY_RESIZE')
+        self._act({'confirmResize': None}, 'ACTIVE')
+        self._booted()
+
+    def resize(self, **changes):
+        """To a flavor with *changes*; to the other host, confirmed."""
+        flavor = self._flavor(**changes)
+        self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
+        self._act({'confirmResize': None}, 'ACTIVE')
+        self._booted()
+
+    def _act(self, action, *states):
+        """Ask for an *action* and wait for one of these *states*."""
+        self.cloud.ports_changed()
+        self.cloud.wait_for_agents()
+        response = self.cloud.api.compute.post(
+            f'/servers/{self.id}/action', microversion='2.90', json=action)
+        exceptions.raise_from_response(response)
+        process.wait_for(f'{next(iter(action))} of {self.domain}',
+                         lambda: self._is(states), timeout=240, poll=_POLL)
+
+    def _is(self, states):
+        server = self._server()
+        if server.task_state:
+            return False
+        if server.status == 'ERROR' and server.status not in states:
+            raise process.LabError(f'guest in ERROR: {server.fault}')
+        return server.status in states
+
+    def _request_migration(self, destination):
+        # The SDK asks for an API version in which the request takes as long
+        # as the checks of both hosts, and fails with them.
+        response = self.cloud.api.compute.post(
+            f'/servers/{self.id}/action', microversion='2.90',
+            json={'os-migrateLive': {'host': destination,
+                                     'block_migration': 'auto'}})
+        exceptions.raise_from_response(response)
+
+    def _settled(self, previous):
+        state = self._state()
+        if state[0] == (previous and previous.id) or state[1] not in _FINAL:
+            return False
+        if state[3]:
+            return False
+        if state[1] != 'completed':
+            time.sleep(_SETTLE)
+        return state == self._state()
+
+    def _state(self):
+        record, server = self._last_record(), self._server()
+        if not record:
+            return None, None, server.status, server.task_state
+        return record.id, record.status, server.status, server.task_state
+
+
+def _said(console):
+    """The pairs of boot id and queues in the guest's output."""
+    try:
+        text = console.read_text(errors='replace')
+    except OSError:
+        return []
+    return _SAYS.findall(text)

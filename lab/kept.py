@@ -1,0 +1,51 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A lab that was left up: remembering it, and ending it later."""
+
+import json
+import pathlib
+
+from lab import process
+
+
+def _begin(pid):
+    """When a process began, in the kernel's ticks; None if it is gone.
+
+    Together with the process id this names one process for ever.
+    """
+    try:
+        stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+    except OSError:
+        return None
+    return stat.rpartition(')')[2].split()[19]
+
+
+def remember(path, hosts):
+    """Note the first processes of *hosts* (Host fixtures) at *path*."""
+    path.write_text(json.dumps(
+        [{'host': host.name, 'pid': host.pid, 'begin': _begin(host.pid)}
+         for host in hosts]))
+
+
+def end(path):
+    """End what is noted at *path*; returns the names of the hosts ended."""
+    if not path.exists():
+        return []
+    left = [entry for entry in json.loads(path.read_text())
+            if _begin(entry['pid']) == entry['begin']]
+    for entry in left:
+        process.kill(entry['pid'])
+    process.wait_for('the hosts left up to end', lambda: not any(
+        _begin(entry['pid']) == entry['begin'] for entry in left))
+    path.unlink()
+    return [entry['host'] for entry in left]

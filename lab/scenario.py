@@ -1,0 +1,412 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""How scenarios are written, and what runs one.
+
+A scenario says what is set up, what is done, and what must come of it with
+unmodified Nova and with a mended one, be it by the plugin or by the patches.
+`Run` is what its steps are written in: each of its methods does one thing and
+keeps the evidence.
+"""
+
+import contextlib
+import dataclasses
+import time
+
+import fixtures
+
+from lab import compute
+from lab import configuration
+from lab import disks
+from lab import environments
+from lab import evidence
+from lab import fabric
+from lab import guest
+from lab import process
+from lab import topology
+
+SOURCE, DESTINATION = topology.COMPUTES
+STOCK, MENDED = environments.STOCK, environments.MENDED
+
+MAX_QUEUES = ('libvirt', 'max_queues')
+TRANSPORT = ('libvirt', 'remote_filesystem_transport')
+INBOUND_ADDRESS = ('libvirt', 'live_migration_inbound_addr')
+CONFIG_DRIVE_FORMAT = ('DEFAULT', 'config_drive_format')
+EPHEMERAL_FORMAT = ('DEFAULT', 'default_ephemeral_format')
+BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
+
+# Where the logs are, below the directory of a host.
+LOGS = {
+    'nova-compute': 'log/nova-compute.log',
+    'libvirtd': 'var/log/libvirt/libvirtd.log',
+    'qemu': 'var/log/libvirt/qemu/{domain}.log',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """What runs on which compute host.
+
+    :param column: of the table at the end: STOCK or MENDED
+    """
+
+    name: str
+    column: str
+    source: str
+    destination: str
+
+
+NEITHER = Arrangement('neither', STOCK, STOCK, STOCK)
+SOURCE_ONLY = Arrangement('source only', MENDED, MENDED, STOCK)
+BOTH = Arrangement('both', MENDED, MENDED, MENDED)
+DESTINATION_ONLY = Arrangement('destination only', MENDED, STOCK, MENDED)
+
+# In this order as few nova-compute as possible have to be replaced.
+ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
+
+
+def in_release(choices, major):
+    """What counts in a release of Nova, of ``{first such release: it}``."""
+    return choices[max(first for first in choices if first <= major)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """A line that must appear: on which host, in which of LOGS, matching.
+
+    :param host: SOURCE or DESTINATION *of the migration*
+    :param since: the first major version of Nova with which it must
+    :param patched_since: the same with the patch set, None: never
+    """
+
+    host: str
+    log: str
+    pattern: str
+    since: int = 0
+    patched_since: int = 0
+
+    def must_appear(self, venvs):
+        """:param venvs: environments.Environments"""
+        if venvs.variant == environments.PLUGIN:
+            return venvs.major >= self.since
+        return self.patched_since is not None and venvs.major >= max(
+            self.since, self.patched_since)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrives:
+    """The migration completes and the guest runs on the destination.
+
+    :param said: the lines that tell why it did
+    """
+
+    said: tuple = ()
+    text: str = 'arrives'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fails:
+    """The migration fails, for this reason, and leaves the instance so.
+
+    :param said: the lines that prove the reason
+    :param record: the states the migration record may end in
+    :param vm_state: of the instance, by the release from which on it is so
+    :param survives: whether the guest runs on, where Nova says that it is
+    """
+
+    said: tuple
+    record: tuple = ('failed', 'error')
+    vm_state: dict = dataclasses.field(
+        default_factory=lambda: {0: 'ACTIVE'})
+    text: str = 'fails'
+    survives: bool = True
+
+    def vm_state_in(self, major):
+        return in_release(self.vm_state, major)
+
+
+# From 2025.2 on, an exception that the rollback has already dealt with is
+# raised once more and puts the guest, which runs on, into ERROR.
+ERROR_SINCE_32 = {0: 'ACTIVE', 32: 'ERROR'}
+
+
+class Scenario:
+    """One file of `scenarios` defines one of these.
+
+    :cvar name: on the command line
+    :cvar title: in the report, one sentence
+    :cvar expected: what comes of it, by Arrangement; where that depends on
+        the release, for `in_release`
+    :cvar variants: what mends Nova in it
+    :cvar options: of nova.conf on both hosts, ``{(section, option): value}``
+    """
+
+    name = ''
+    title = ''
+    expected = {}
+    variants = environments.VARIANTS
+    options = {}
+
+    def expectation(self, arrangement, major):
+        """Arrives or Fails, in a release of Nova."""
+        expected = self.expected[arrangement]
+        return (in_release(expected, major) if isinstance(expected, dict)
+                else expected)
+
+    def impossible(self):
+        """Say why it cannot be shown on this machine, or nothing."""
+        return ''
+
+    def run(self, run):
+        """The steps; *run* is a Run."""
+        raise NotImplementedError
+
+
+class Run(fixtures.Fixture):
+    """One scenario in one arrangement, on a cloud that is up."""
+
+    def __init__(self, cloud, scenario, arrangement, progress):
+        self.cloud = cloud
+        self.scenario = scenario
+        self.arrangement = arrangement
+        self.expected = scenario.expectation(arrangement, cloud.venvs.major)
+        self.progress = progress
+        self.result = evidence.Result(scenario, arrangement, self.expected)
+
+    @property
+    def mended(self):
+        return self.arrangement is BOTH
+
+    @property
+    def protected(self):
+        """Whether any host is mended."""
+        return self.arrangement is not NEITHER
+
+    def perform(self):
+        """Run it to its end; whatever happens ends up in the Result."""
+        begin = time.monotonic()
+        try:
+            with self:
+                self.scenario.run(self)
+        except Exception as error:
+            why = reason(error)
+            self.result.error = str(why)
+            if isinstance(why, guest.Silent):
+                self.result.crashed += str(why)
+        self.result.seconds = time.monotonic() - begin
+        return self.result
+
+    # What a scenario sets up.
+
+    def configure(self, source=None, destination=None, both=None,
+                  tap_queue_limit=None, arrangement=None):
+        """(Re)start nova-compute where its options are not yet these.
+
+        :param source, destination, both: ``{(section, option): value}``
+        :param tap_queue_limit: of the destination's kernel
+        :param arrangement: instead of the run's, before a change to it
+        """
+        self.progress('nova-compute')
+        arrangement = arrangement or self.arrangement
+        common = {**self.scenario.options, **(both or {})}
+        settings = {
+            SOURCE: compute.Settings(
+                arrangement.source, {**common, **(source or {})}),
+            DESTINATION: compute.Settings(
+                arrangement.destination,
+                {**common, **(destination or {})}, tap_queue_limit),
+        }
+        self.cloud.configure(settings)
+
+    def guest(self, image=None, host=SOURCE, **wanted):
+        """A guest for *host*; it exists within a `with` statement.
+
+        :param wanted: as guest.Guest takes it
+        """
+        self.progress(f'guest on {host}')
+        return guest.Guest(self.cloud, image or self.cloud.multiqueue, host,
+                           **wanted)
+
+    def boot(self, *arguments, **wanted):
+        """A guest that runs and answers until all is over."""
+        return self.useFixture(self.guest(*arguments, **wanted))
+
+    def instances(self, host):
+        """The directory with the files of all guests on *host*."""
+        return configuration.instances(self.cloud.hosts[host].root)
+
+    def snapshot(self, instance, name):
+        """What a disk of a guest, by its file's *name*, holds now."""
+        host = self.cloud.hosts[instance.host]
+        return self.useFixture(
+            disks.Snapshot(host, instance.disk(host.name, name)))
+
+    def listen_ssh(self, *networks):
+        """Let sshd of both hosts answer on these networks only."""
+        for server in self.cloud.ssh.values():
+            server.listen(networks)
+
+    # What a scenario does.
+
+    def migrate(self, instance, destination=DESTINATION, title='',
+                expected=None, during=None):
+        """Migrate a guest; all that was expected of it becomes checks.
+
+        :param expected: Arrives or Fails; default: the scenario's
+        :param during: called while it migrates
+        :returns: whether the guest has arrived
+        """
+        expected = expected or self.expected
+        source = instance.host
+        self.progress(f'{source} to {destination}')
+        step = evidence.Step(title or f'{source} to {destination}')
+        self.result.steps.append(step)
+        step.before = instance.vm_state
+        logs = self._mark(source, destination, instance)
+        was = evidence.interfaces(instance.live_xml(source))
+        with self._watched(step, instance):
+            step.migration = instance.migrate(destination, during)
+            self._judge(step, expected, logs)
+            if getattr(expected, 'survives', True):
+                self._check_alive(instance, step.migration)
+            else:
+                self.check('guest does not answer any more',
+                           not instance.answers())
+        self._keep_xml(step, instance, was, logs)
+        return step.migration.arrived
+
+    def _mark(self, source, destination, instance):
+        """The logs of both hosts from now on, by (role, name)."""
+        return {
+            (role, log): evidence.Marked(
+                host, self.cloud.hosts[host].root / path.format(
+                    domain=instance.domain))
+            for role, host in ((SOURCE, source), (DESTINATION, destination))
+            for log, path in LOGS.items()}
+
+    @contextlib.contextmanager
+    def _watched(self, step, instance):
+        """Ping the guest, and see what passes on the wires."""
+        with contextlib.ExitStack() as stack:
+            captures = [stack.enter_context(fabric.Capture(
+                self.cloud.controller, network))
+                for network in (topology.MANAGEMENT, topology.MIGRATION)]
+            step.pings = stack.enter_context(instance.pinged())
+            yield
+        step.wire = evidence.wire(captures)
+        step.networks = {capture.network.name for capture in captures
+                         if capture.connections}
+
+    def _judge(self, step, expected, logs):
+        migration = step.migration
+        if isinstance(expected, Fails):
+            state = expected.vm_state_in(self.cloud.venvs.major)
+            self.check_in('migration record', migration.status,
+                          expected.record)
+            self.check_equal('state of the instance', migration.vm_state,
+                             state)
+        else:
+            self.check_equal('migration record', migration.status,
+                             'completed')
+            self.check_equal('host of the instance', migration.host,
+                             migration.destination)
+            self.check_equal('state of the instance', migration.vm_state,
+                             'ACTIVE')
+        for said in expected.said:
+            if said.must_appear(self.cloud.venvs):
+                self._check_said(step, said, logs)
+
+    def _check_said(self, step, said, logs):
+        log = logs[said.host, said.log]
+        line = log.find(said.pattern)
+        if line:
+            step.lines.append(line)
+        role = 'source' if said.host == SOURCE else 'destination'
+        self.check(f'{said.log} log of the {role} says /{said.pattern}/',
+                   bool(line), line.short if line else 'nothing like it'
+                   f'{process.tail(log.path, 5)}')
+
+    def _check_alive(self, instance, migration):
+        """The guest runs on one host, where Nova says, and answers."""
+        self.check_equal('hosts with the domain', instance.running_on(),
+                         [migration.host])
+        try:
+            instance.wait_reachable()
+        except guest.Silent as error:
+            self.result.crashed += str(error)
+            self.check('guest answers', False, str(error))
+            return
+        self.check('guest answers', True, f'from {migration.host}')
+        boot_id, _ = instance.says(migration.host)
+        words = instance.last_words(migration.host)
+        self.result.crashed += words
+        self.check(f'boot id of the guest: {instance.boot_id}',
+                   boot_id == instance.boot_id, f'{boot_id} {words}')
+
+    def _keep_xml(self, step, instance, was, logs):
+        """The guest's interface on the source, compared with two others."""
+        others = {'what Nova computed for the destination':
+                  evidence.generated_interfaces(
+                      logs[SOURCE, 'nova-compute'].text())}
+        if step.migration.arrived:
+            others['the guest on the destination'] = evidence.interfaces(
+                instance.live_xml(step.migration.destination))
+        step.xml = [(title, evidence.difference(was, other))
+                    for title, other in others.items() if other]
+
+    # What a scenario checks.
+
+    def check(self, statement, holds, found=''):
+        self.result.checks.append(
+            evidence.Check(statement, bool(holds), str(found)))
+
+    def check_equal(self, what, found, expected):
+        self.check(f'{what}: {expected}', found == expected, found)
+
+    def check_kept(self, statement, holds, found=''):
+        """What a mended Nova keeps and unmodified Nova is seen to lose."""
+        self.check(statement if self.protected else f'not so: {statement}',
+                   bool(holds) == self.protected, found)
+
+    def check_in(self, what, found, expected):
+        self.check(f'{what}: {" or ".join(expected)}', found in expected,
+                   found)
+
+    def check_source_says(self, statement, pattern, action):
+        """Look for *pattern* in what its nova-compute says to an action."""
+        log = evidence.Marked(SOURCE, self.cloud.compute[SOURCE].log)
+        action()
+        line = log.find(pattern)
+        self.check(statement, line, line and line.short)
+
+    def check_queues(self, instance, host, expected):
+        """The guest's queue pairs, in the XML and seen by its kernel."""
+        xml = instance.live_xml(host)
+        self.check_equal(f'queues in the XML on {host}',
+                         evidence.queues(xml), expected)
+        self.check_equal(
+            f'queues seen by the guest on {host}',
+            sum(queue.startswith('rx') for queue in instance.says(host)[1]),
+            expected)
+
+    def check_wire(self, networks):
+        """On which networks the last migration used port 22."""
+        self.check_equal('ssh seen on', sorted(
+            self.result.steps[-1].networks), sorted(
+                network.name for network in networks))
+
+
+def reason(error):
+    """The first exception of those that fixtures have gathered."""
+    while isinstance(error, fixtures.MultipleExceptions):
+        _, error, _ = error.args[0]
+    return error

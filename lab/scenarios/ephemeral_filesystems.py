@@ -1,0 +1,77 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""Ephemeral disks of several sizes and filesystems, never written to.
+
+Nova makes the destination's base without regard to the filesystem that was
+asked for and to which disk it is for. On the source there is one base for all
+disks of a size, so that those of 1 GB are had by one guest after another.
+"""
+
+from lab import guest
+from lab import scenario
+from lab.scenarios import ephemeral
+from lab import topology
+
+# Nova makes vfat only where nothing is asked for.
+# The disks of each guest. vfat is what a disk has that asks for nothing: Nova
+# takes no guest_format but ext2, ext3, ext4 and xfs.
+GUESTS = (
+    (guest.Ephemeral(200, 'ext4'), guest.Ephemeral(1, 'ext4'),
+     guest.Ephemeral(3), guest.Ephemeral(3)),
+    (guest.Ephemeral(1, 'ext3'),),
+    (guest.Ephemeral(1),),
+)
+
+
+class EphemeralFilesystems(ephemeral.OldDisks):
+    name = 'ephemeral-filesystems'
+    title = ('ext4 of 1 and 200 GB and two vfat of one size; ext3; vfat; '
+             'all unwritten.')
+    expected = {
+        # The destination makes vfat, which is the default, of each.
+        scenario.NEITHER: {0: ephemeral.LABEL_TOO_LONG,
+                           30: ephemeral.DAMAGES},
+        scenario.BOTH: ephemeral.KEEPS,
+    }
+
+    def run(self, run):
+        run.configure()
+        run.listen_ssh(topology.MIGRATION)
+        for disks in GUESTS:
+            ephemeral.forget_bases(run)
+            with run.guest(ephemerals=disks) as instance:
+                self.migrate(run, instance, disks)
+
+    def migrate(self, run, instance, disks):
+        before = self.look(run, instance)
+        kinds = [disk.identity()['TYPE'] for disk in before.values()]
+        run.check_equal('file systems as asked for', kinds, [
+            wanted.guest_format or 'vfat' for wanted in disks])
+        if not run.migrate(instance, title=' '.join(kinds)):
+            return
+        for name, disk in self.look(run, instance).items():
+            identity = before[name].identity()
+            difference = disk.difference(before[name])
+            run.check_kept(f'{name}, {identity}, has the same bytes',
+                           not difference, difference)
+            run.check_kept(f'{name} is still {identity}',
+                           disk.identity() == identity, disk.identity())
+        if run.protected:
+            ephemeral.check_complete(run, instance)
+            made = ephemeral.bases(run, scenario.DESTINATION)
+            run.check('no base made on the destination', not made, made)
+
+    @staticmethod
+    def look(run, instance):
+        """A Snapshot of each disk, by the name of its file."""
+        return {name: run.snapshot(instance, name)
+                for name in ephemeral.names(instance)}

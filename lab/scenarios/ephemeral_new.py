@@ -1,0 +1,134 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Ephemeral and swap disks of a guest that is booted with the plugin.
+
+On unmodified Nova all disks of a size share one base, the first one's, and the
+destination of a migration makes another base under what the guest has written.
+"""
+
+from lab import guest
+from lab import scenario
+from lab.scenarios import ephemeral
+from lab import topology
+
+# Of one size, with the device in the guest of each.
+DISKS = {'vdb': guest.Ephemeral(1, 'xfs'), 'vdc': guest.Ephemeral(1, 'ext4')}
+SWAP, SWAP_DEVICE = 64, 'vdd'
+_NAMES = ('disk.eph0', 'disk.eph1', 'disk.swap')
+
+_SWAP_ON = f'swapon /dev/{SWAP_DEVICE} && grep -q {SWAP_DEVICE} /proc/swaps'
+_USED = f'grep -q {SWAP_DEVICE} /proc/swaps'
+
+
+class EphemeralNew(scenario.Scenario):
+    name = 'ephemeral-new'
+    title = ('XFS, ext4 and swap made by the plugin: there and back, suspend, '
+             'hard reboot, cold migration; no base is left.')
+    expected = {
+        scenario.NEITHER: {0: ephemeral.LABEL_TOO_LONG,
+                           30: ephemeral.DAMAGES},
+        scenario.BOTH: scenario.Arrives(text='arrives, disks kept'),
+    }
+
+    def run(self, run):
+        run.configure()
+        run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
+        ephemeral.forget_bases(run)
+        wanted = {'ephemerals': tuple(DISKS.values()), 'swap': SWAP}
+        with run.guest(**wanted) as other:
+            others = self.identities(run, other)
+        instance = run.boot(**wanted)
+        self.before = self.identities(run, instance)
+        self.check_own(run, others)
+        # which is what unmodified Nova makes of all
+        devices = dict(DISKS) if run.protected else {'vdb': DISKS['vdb']}
+        for device, disk in devices.items():
+            ephemeral.write(instance, disk.guest_format, device, device)
+        instance.run(_SWAP_ON)
+        ephemeral.forget_bases(run)
+        if not run.migrate(instance):
+            return
+        failures = [ephemeral.use(instance, disk.guest_format, device, device)
+                    for device, disk in devices.items()]
+        run.check_kept('written disks can be used', not any(failures),
+                       failures)
+        if run.protected:
+            self.go_on(run, instance)
+
+    def check_own(self, run, others):
+        """Each disk is as it was asked for, and like no other."""
+        found = [(disk.get('TYPE'), disk.get('LABEL'))
+                 for disk in self.before]
+        run.check_kept('types and labels as asked for', found == [
+            *((disk.guest_format, f'ephemeral{number}')
+              for number, disk in enumerate(DISKS.values())),
+            ('swap', None)], found)
+        uuids = [disk.get('UUID') for disk in (*self.before, *others)]
+        run.check_kept('no two disks of two guests have one UUID',
+                       len(set(uuids)) == len(uuids), uuids)
+
+    def go_on(self, run, instance):
+        """All else, with an image cache that has nothing for such disks."""
+        self.check(run, instance, 'live migration', boots=False)
+        for title, action, boots in (
+                ('and back', lambda: run.migrate(
+                    instance, scenario.SOURCE), False),
+                ('suspend, resume and hard reboot', lambda: self.suspend(
+                    run, instance), True),
+                ('cold migration', lambda: self.migrate_cold(instance),
+                 True)):
+            run.progress(title)
+            ephemeral.forget_bases(run)
+            action()
+            self.check(run, instance, title, boots)
+        run.check_equal('host of the instance', instance.host,
+                        scenario.DESTINATION)
+
+    @staticmethod
+    def suspend(run, instance):
+        """A guest that was resumed answers after a hard reboot only."""
+        instance.suspend()
+        instance.resume()
+        boot_id, _ = instance.says(instance.host)
+        run.check_equal('boot id of the guest', boot_id, instance.boot_id)
+        instance.hard_reboot()
+
+    def migrate_cold(self, instance):
+        """Nova leaves the swap disk behind, and makes another one."""
+        instance.cold_migrate()
+        del self.before[-1]['UUID']
+
+    def check(self, run, instance, title, boots):
+        """Look at all disks, in the guest and from outside."""
+        made = [base.name for host in topology.COMPUTES
+                for base in ephemeral.bases(run, host)]
+        run.check(f'{title}: no base', not made, made)
+        ephemeral.check_complete(run, instance, _NAMES)
+        for device, disk in DISKS.items():
+            failure = ephemeral.verify(instance, disk.guest_format, device,
+                                       device)
+            run.check(f'{title}: files on {device}', not failure, failure)
+        run.check(f'{title}: swap', instance.succeeds(
+            _SWAP_ON if boots else _USED))
+        found = [{key: value for key, value in disk.items() if key in was}
+                 for disk, was in zip(self.identities(run, instance),
+                                      self.before)]
+        run.check_equal(f'{title}: types, labels and UUIDs', found,
+                        self.before)
+        for name in ephemeral.names(instance):
+            faults = run.snapshot(instance, name).faults()
+            run.check(f'{title}: {name} has no faults', not faults, faults)
+
+    @staticmethod
+    def identities(run, instance):
+        return [run.snapshot(instance, name).identity() for name in _NAMES]

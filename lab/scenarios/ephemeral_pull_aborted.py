@@ -1,0 +1,56 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The block pull of a source, for an unmodified destination, is aborted.
+
+libvirt says no more than that there is no job any more, as if it had ended
+well. Unmodified Nova pulls nothing, so there is nothing to compare with.
+"""
+
+from lab import process
+from lab import scenario
+from lab.scenarios import ephemeral
+from lab import topology
+
+# Bytes: enough to abort it in the middle.
+_SIZE = 200 << 20
+
+
+class EphemeralPullAborted(ephemeral.OldDisks):
+    name = 'ephemeral-pull-aborted'
+    title = 'A block pull on the source is aborted; then it is not.'
+    expected = {scenario.SOURCE_ONLY: scenario.Fails(said=(scenario.Said(
+        scenario.SOURCE, 'nova-compute',
+        'the block pull ended before (it|the disk) was complete',
+        patched_since=None),),
+        text='fails, guest goes on')}
+
+    def run(self, run):
+        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
+        run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
+        ephemeral.cache_heavy_base(run, _SIZE)
+        instance = run.boot(ephemerals=ephemeral.ONE_GB)
+        ephemeral.write(instance, 'xfs')
+        run.migrate(instance, title='aborted',
+                    during=lambda: self.abort(run, instance))
+        failure = ephemeral.use(instance, 'xfs')
+        run.check('guest can use the disk', not failure, failure)
+        run.migrate(instance, title='the next migration',
+                    expected=scenario.Arrives())
+        failure = ephemeral.verify(instance, 'xfs')
+        run.check('guest has what it has written', not failure, failure)
+
+    @staticmethod
+    def abort(run, instance):
+        host = run.cloud.hosts[scenario.SOURCE]
+        process.wait_for('a block pull', lambda: host.succeeds(
+            'virsh', 'blockjob', instance.domain, 'vdb', '--abort'), poll=0)

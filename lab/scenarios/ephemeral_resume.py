@@ -1,0 +1,71 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+"""The base of a suspended guest's disk is made anew for another guest.
+
+Nova's image cache knows the size of an instance's first ephemeral disk only:
+the bases of others are removed while guests need them, and made when the next
+guest of that size is booted.
+"""
+
+import hashlib
+
+from lab import scenario
+from lab.scenarios import ephemeral
+
+
+class EphemeralResume(ephemeral.OldDisks):
+    name = 'ephemeral-resume'
+    title = 'A guest with a written 1 GB XFS is resumed; its base is lost.'
+    kind = 'xfs'
+    expected = {
+        scenario.NEITHER: scenario.Arrives(text='resumed, disk damaged'),
+        scenario.BOTH: scenario.Arrives(
+            text='resume fails; disk kept for its own base'),
+    }
+
+    def run(self, run):
+        run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
+        ephemeral.forget_bases(run)
+        instance, before = ephemeral.boot_and_write(run, self.kind)
+        run.progress('suspend')
+        instance.suspend()
+        base, = ephemeral.bases(run, scenario.SOURCE)
+        kept = base.rename(run.instances(scenario.SOURCE) / 'kept')
+        other = run.boot(ephemerals=ephemeral.ONE_GB)
+        run.check_kept('no other base in its place', not base.exists())
+        run.progress('resume')
+        if run.protected:
+            ephemeral.check_complete(run, other)
+            self.resume_in_vain(run, instance)
+            kept.rename(base)
+        else:
+            instance.resume()
+            boot_id, _ = instance.says(scenario.SOURCE)
+            run.check_equal('boot id of the guest', boot_id,
+                            instance.boot_id)
+        ephemeral.check_disk(run, instance, self.kind, before)
+        instance.hard_reboot()
+        ephemeral.check_files(run, instance, self.kind)
+
+    @staticmethod
+    def resume_in_vain(run, instance):
+        """QEMU does not find the base, and the disk stays as it is."""
+        disk = instance.files(scenario.SOURCE) / 'disk.eph0'
+        before = hashlib.sha256(disk.read_bytes()).hexdigest()
+        states = []
+        run.check_source_says(
+            'QEMU finds no base', 'ephemeral_.*No such file or directory',
+            lambda: states.append(instance.ask_in_vain_for_resume()))
+        # Nova's own answer; a hard reboot leads out of it.
+        run.check_equal('state of the instance', states, ['ERROR'])
+        after = hashlib.sha256(disk.read_bytes()).hexdigest()
+        run.check_equal('disk.eph0, sha256', after, before)

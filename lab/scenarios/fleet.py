@@ -1,0 +1,121 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""``ansible/report.yml`` asks both hosts by ssh, and what it says comes true.
+
+A guest on each host has other queues than it would be given now. Of the host
+with the plugin the report says that they are kept, of the one without that the
+guest is lost if it is moved; then both are moved. The hosts are asked from the
+controller, over the management network.
+"""
+
+import json
+import pathlib
+import sys
+
+from lab import environments
+from lab import scenario
+from lab.scenarios import queues_grow
+from lab import topology
+from lab import workdir
+
+_FAILS = queues_grow.QueuesGrow.expected[scenario.NEITHER]
+_ARRIVES = queues_grow.QueuesGrow.expected[scenario.BOTH]
+
+
+class Fleet(scenario.Scenario):
+    name = 'fleet'
+    title = ('ansible/report.yml tells of a guest on each host, whose queues '
+             'differ, what comes of its migration.')
+    variants = (environments.PLUGIN,)
+    booted_with = 2
+    configured = 4
+    expected = {scenario.NEITHER: _FAILS, scenario.SOURCE_ONLY: _ARRIVES}
+
+    def run(self, run):
+        run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
+        run.configure(both={scenario.MAX_QUEUES: self.booted_with})
+        guests = {host: run.boot(host=host) for host in topology.COMPUTES}
+        run.configure(both={scenario.MAX_QUEUES: self.configured})
+        report = ask(run)
+        self.check(run, report, guests, scenario.SOURCE, run.protected)
+        self.check(run, report, guests, scenario.DESTINATION, False)
+        run.migrate(guests[scenario.SOURCE])
+        run.migrate(guests[scenario.DESTINATION], scenario.SOURCE,
+                    expected=_FAILS)
+        self.check_mute(run)
+
+    def check(self, run, report, guests, host, covered):
+        """What the report says of a host and the guest that runs there."""
+        told = report[host]
+        guest = guests[host]
+        run.check_equal(f'{host} has been asked', told['state'], 'told')
+        run.check_equal(f'guests on {host}', told['guests'], 1)
+        run.check_equal(
+            f'findings on {host}',
+            [(row['instance'], row['finding'], row['running'],
+              row['computed'], row['covered']) for row in told['findings']],
+            [(guest.id, 'vnic', str(self.booted_with), str(self.configured),
+              'yes' if covered else 'no')])
+        run.check_equal(f'{host} can be drained', told['drain'],
+                        'yes' if covered else 'no')
+
+    @staticmethod
+    def check_mute(run):
+        """A host that does not answer is in the report, too."""
+        run.cloud.ssh[scenario.DESTINATION].listen(())
+        report = ask(run)
+        for host, state in ((scenario.SOURCE, 'told'),
+                            (scenario.DESTINATION, 'unreachable')):
+            run.check_equal(f'one does not answer: {host}',
+                            report[host]['state'], state)
+
+
+def ask(run):
+    """Run the playbook on the controller; returns hosts by name."""
+    run.progress('ansible-playbook report.yml')
+    controller = run.cloud.controller
+    report = controller.root / 'report'
+    inventory = controller.write('inventory.json', json.dumps(
+        inventory_of(run.cloud)))
+    controller.run(
+        'env', 'ANSIBLE_HOME=/run/ansible',
+        f'PYTHONPATH={workdir.CHECKOUT}',
+        pathlib.Path(sys.executable).with_name('ansible-playbook'),
+        '--inventory', inventory, '--extra-vars',
+        f'nova_migfix_report={report}',
+        workdir.CHECKOUT / 'ansible/report.yml')
+    told = json.loads(report.with_suffix('.json').read_text())
+    return {host['host']: host for host in told['hosts']}
+
+
+def inventory_of(cloud):
+    """As Kolla Ansible has them, but without containers."""
+    return {'compute': {
+        'hosts': {host: {
+            'ansible_host': topology.MANAGEMENT.address(host),
+            'nova_migfix_options': [
+                '--config-file', str(cloud.compute[host].configuration)],
+        } for host in topology.COMPUTES},
+        'vars': {
+            'ansible_user': 'root',
+            'ansible_ssh_private_key_file': str(cloud.ssh[
+                scenario.SOURCE].key),
+            'ansible_ssh_common_args': '-o StrictHostKeyChecking=no '
+                                       '-o UserKnownHostsFile=/dev/null',
+            'ansible_python_interpreter': '/usr/bin/python3',
+            'ansible_remote_tmp': '/run/ansible',
+            'nova_migfix_container_engine': '',
+            'nova_migfix_bin': str(cloud.venvs.nova[
+                environments.MENDED].bin('')),
+        },
+    }}

@@ -1,0 +1,82 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The image of a guest is gone from Glance when the guest migrates.
+
+Nova then copies the base image from the source, by ssh or rsync, and takes
+the source's host name for it: the management network. Here sshd answers on
+the migration network first, and then on both.
+"""
+
+import hashlib
+
+from lab import scenario
+from lab import topology
+
+
+class ImageGone(scenario.Scenario):
+    """What both transports have in common."""
+
+    title = 'The image is gone from Glance; copied from the source by {}.'
+    expected = {
+        scenario.NEITHER: scenario.Fails(said=(scenario.Said(
+            scenario.DESTINATION, 'nova-compute',
+            r'ssh: connect to host compute\d port 22: Connection refused'),)),
+        scenario.BOTH: scenario.Arrives(said=(scenario.Said(
+            scenario.DESTINATION, 'nova-compute',
+            r'is fetched from the .*migration address'),)),
+    }
+
+    def run(self, run):
+        run.configure(both={scenario.TRANSPORT: self.transport})
+        migrate_twice(run, boot_without_image(run))
+
+
+def migrate_twice(run, guest):
+    """First with sshd on the migration network, then on both.
+
+    Who has arrived the first time goes back the second time.
+    """
+    migrate(run, guest, topology.MIGRATION)
+    migrate(run, guest, topology.MANAGEMENT, topology.MIGRATION,
+            expected=scenario.Arrives())
+
+
+def boot_without_image(run):
+    """A guest whose image only its host still has."""
+    image = run.cloud.upload('gone')
+    guest = run.boot(image)
+    run.cloud.api.image.delete_image(image)
+    return guest
+
+
+def migrate(run, guest, *networks, expected=None):
+    """Migrate to a host without the image, sshd answering on *networks*."""
+    source = guest.host
+    destination, = set(topology.COMPUTES) - {source}
+    guest.base_image(destination).unlink(missing_ok=True)
+    run.listen_ssh(*networks)
+    names = ' and '.join(network.name for network in networks)
+    if run.migrate(guest, destination, expected=expected,
+                   title=f'{source} to {destination}, sshd on {names}'):
+        check_copied(run, guest, source, destination)
+        run.check_wire([topology.MIGRATION if run.mended
+                        else topology.MANAGEMENT])
+
+
+def check_copied(run, guest, source, destination):
+    """The destination has got the very bytes of the source's base image."""
+    digests = [hashlib.sha256(
+        guest.base_image(host).read_bytes()).hexdigest()
+        for host in (source, destination)]
+    run.check('base image equal on both hosts, sha256',
+              digests[0] == digests[1], ' '.join(digests))

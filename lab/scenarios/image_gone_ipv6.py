@@ -1,0 +1,41 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""The same with a migration network that has IPv6 addresses.
+
+Each host fetches by another transport, so both are seen: compute2 by ssh
+when a guest comes from compute1, compute1 by rsync the other way round.
+"""
+
+from lab import scenario
+from lab.scenarios import image_gone
+from lab import topology
+
+
+class ImageGoneIpv6(image_gone.ImageGone):
+    name = 'image-gone-ipv6'
+    title = ('As before, by ssh and by rsync, with an IPv6 literal as '
+             'live_migration_inbound_addr.')
+
+    def run(self, run):
+        run.configure(source=self.options(scenario.SOURCE, 'rsync'),
+                      destination=self.options(scenario.DESTINATION, 'ssh'))
+        guest = image_gone.boot_without_image(run)
+        image_gone.migrate_twice(run, guest)
+        if guest.host == scenario.DESTINATION:
+            # It has only gone one way yet, by ssh.
+            image_gone.migrate(run, guest, topology.MIGRATION)
+
+    @staticmethod
+    def options(host, transport):
+        return {scenario.INBOUND_ADDRESS: topology.MIGRATION.address(host, 6),
+                scenario.TRANSPORT: transport}

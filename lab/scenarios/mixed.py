@@ -1,0 +1,43 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""One of the two hosts is mended, as during a rolling upgrade.
+
+Queues are kept by the source. A destination that is mended must not make
+anything worse, and migrations that work without it must work in each mix.
+"""
+
+from lab import scenario
+from lab.scenarios import plain
+from lab.scenarios import queues_grow
+
+_AS_STOCK = queues_grow.QueuesGrow.expected[scenario.NEITHER]
+
+
+class Mixed(queues_grow.QueuesGrow):
+    name = 'mixed'
+    title = 'One host is mended; max_queues raised from 2 to 4.'
+    expected = {
+        scenario.NEITHER: _AS_STOCK,
+        scenario.SOURCE_ONLY: queues_grow.QueuesGrow.expected[scenario.BOTH],
+        scenario.DESTINATION_ONLY: _AS_STOCK,
+    }
+
+    def run(self, run):
+        run.configure(both={scenario.MAX_QUEUES: self.booted_with})
+        guest = run.boot()
+        plain.there_and_back(run, guest)
+        run.configure(
+            source={scenario.MAX_QUEUES: self.configured},
+            destination={scenario.MAX_QUEUES: self.booted_with})
+        if run.migrate(guest, title='queues differ'):
+            run.check_queues(guest, scenario.DESTINATION, self.booted_with)

@@ -1,0 +1,165 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+from unittest import mock
+
+import fixtures
+from nova import context
+from nova import exception
+from nova import objects
+from nova.objects import base
+from nova.objects import migrate_data as nova_migrate_data
+import testtools
+
+from nova_migfix import peer
+from nova_migfix.tests import fixtures as migfix_fixtures
+
+
+class TestObject(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        objects.register_all()
+        self.useFixture(migfix_fixtures.PatchedMigrateData())
+        self.context = context.RequestContext('u', 'p', is_admin=False)
+        self.serializer = base.NovaObjectSerializer()
+
+    def sent(self, data):
+        return self.serializer.serialize_entity(self.context, data)
+
+    def received(self, primitive):
+        return self.serializer.deserialize_entity(self.context, primitive)
+
+    def test_it_takes_the_place_of_novas_however_often(self):
+        peer.register()
+        self.assertIs(peer.LibvirtLiveMigrateData,
+                      objects.LibvirtLiveMigrateData)
+        self.assertEqual(
+            [peer.LibvirtLiveMigrateData],
+            base.NovaObjectRegistry.obj_classes()['LibvirtLiveMigrateData'])
+
+    def test_what_is_told_arrives_at_a_patched_peer(self):
+        data = self.received(self.sent(objects.LibvirtLiveMigrateData(
+            source_connect_addr='fd00::11', dest_capabilities={'a': 'b'})))
+        self.assertEqual('fd00::11', data.source_connect_addr)
+        self.assertEqual({'a': 'b'}, data.dest_capabilities)
+
+    def test_an_unpatched_peer_does_not_notice(self):
+        stock = nova_migrate_data.LibvirtLiveMigrateData
+        primitive = self.sent(objects.LibvirtLiveMigrateData(
+            filename='f', source_connect_addr='10.0.2.11'))
+        self.assertEqual(stock.VERSION, primitive['nova_object.version'])
+        base.NovaObjectRegistry.register(stock)
+        data = self.received(primitive)
+        self.assertIs(stock, type(data))
+        self.assertEqual('f', data.filename)
+        self.assertIsNone(peer.get(data, 'source_connect_addr'))
+
+    def test_what_was_not_told_is_none(self):
+        data = objects.LibvirtLiveMigrateData()
+        for name in ('source_connect_addr', 'dest_capabilities'):
+            self.assertIsNone(peer.get(data, name))
+
+    def test_capabilities_add_up(self):
+        data = objects.LibvirtLiveMigrateData()
+        peer.add_capabilities(data, {})
+        self.assertNotIn('dest_capabilities', data)
+        peer.add_capabilities(data, {'queues': '256'})
+        peer.add_capabilities(data, {'disks': 'pulled'})
+        self.assertEqual({'queues': '256', 'disks': 'pulled'},
+                         data.dest_capabilities)
+
+
+class Manager:
+    """As much of ComputeManager as the departure passes."""
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self):
+        self.compute_rpcapi = Rpcapi()
+
+    def _do_pre_live_migration_from_source(
+            self, context, dest, instance, block_migration, migration,
+            migrate_data, source_bdms):
+        return self.compute_rpcapi.pre_live_migration(
+            context, instance, block_migration, 'overlays', dest,
+            migrate_data)
+
+
+class Rpcapi:
+    """The destination: takes complete disks only."""
+
+    def __init__(self):
+        self.asked = []
+
+    def pre_live_migration(self, ctxt, instance, block_migration, disk, host,
+                           migrate_data):
+        self.asked.append((disk, tuple(migrate_data)))
+        if disk != 'complete':
+            raise exception.MigrationError(reason='no ssh')
+        return 'prepared'
+
+
+class TestDeparture(testtools.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        self.manager = Manager()
+
+    def on_departure(self, stamp=lambda data: data.append('stamp'),
+                     otherwise=lambda instance, disk: 'complete'):
+        peer.on_departure(
+            mock.Mock(_compute=self.manager), stamp, otherwise)
+
+    def depart(self):
+        return self.manager._do_pre_live_migration_from_source(
+            'context', 'dest', 'instance', True, 'migration', [], 'bdms')
+
+    def test_the_stamp_is_on_each_attempt(self):
+        self.on_departure()
+        self.assertEqual('prepared', self.depart())
+        self.assertEqual([('overlays', ('stamp',)), ('complete', ('stamp',))],
+                         self.manager.compute_rpcapi.asked)
+
+    def test_a_second_migration_has_no_more_attempts(self):
+        self.on_departure(otherwise=lambda instance, disk: 'as before')
+        for times in (2, 4):
+            self.assertRaises(exception.MigrationError, self.depart)
+            self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
+
+    def test_there_is_one_attempt_when_nothing_has_changed(self):
+        self.on_departure(otherwise=lambda instance, disk: None)
+        self.assertRaises(exception.MigrationError, self.depart)
+        self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
+
+    def test_it_survives_reset(self):
+        self.on_departure()
+        self.manager.reset()
+        self.assertEqual('prepared', self.depart())
+
+    def test_an_error_does_not_keep_the_guest_from_leaving(self):
+        log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
+        self.on_departure(stamp=mock.Mock(side_effect=ValueError))
+        self.assertRaises(exception.MigrationError, self.depart)
+        self.assertEqual([('overlays', ())],
+                         self.manager.compute_rpcapi.asked)
+        self.assertIn('ValueError', log.output)
+
+    def test_without_a_manager_nothing_departs(self):
+        self.assertIsNone(peer.on_departure(
+            object(), mock.Mock(), mock.Mock()))
+
+    def test_a_manager_that_nova_has_changed_is_noticed_at_start(self):
+        self.assertRaises(
+            AttributeError, peer.on_departure,
+            mock.Mock(_compute=object()), mock.Mock(), mock.Mock())
