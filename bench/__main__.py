@@ -46,7 +46,7 @@ FASTER, THAN_AT = 20, 100
 def plugin(transport, base, directory, ssh):
     """What the destination does: pull, and make a complete disk."""
     CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
-    transfer.pull(sshd.HOST, [str(base)], str(directory))
+    transfer.fetch(sshd.HOST, [str(base)], str(directory))
     disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
 
 

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's libvirt driver with the fixes hung into its seams.
+"""Nova's libvirt driver, extended with hooks for the enabled fixes.
 
 The methods stand in the order in which a live migration calls them, then a
-cold migration. Each does what Nova does and asks the fixes at one point; what
-they may answer, and why, is written in :mod:`nova_migfix.fixes.base`.
+cold migration. Each calls Nova's method and one hook of the fixes;
+:mod:`nova_migfix.fixes.base` documents the hooks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import contextlib
 import functools
 import inspect
 import os
+import threading
 
 from nova import exception
 from nova.virt.libvirt import driver
@@ -33,10 +34,12 @@ from oslo_serialization import jsonutils
 
 from nova_migfix import conf
 from nova_migfix import fixes
+from nova_migfix import migration as current_migration
 from nova_migfix import nova_release
 from nova_migfix import peer
+from nova_migfix.storage import completion
 from nova_migfix.storage import scratch
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
@@ -66,22 +69,26 @@ class LibvirtDriver(driver.LibvirtDriver):
         self._remotefs = transfer.RemoteFilesystem()
         self._capabilities = {}
         for fix in self._fixes:
-            fix.extend(self)
+            fix.extend_driver(self)
 
     def init_host(self, host):
         super().init_host(host)
-        scratch.sweep_in_background()
-        for fix in self._fixes:
-            fix.started(self._host)
+        self._tidy_up_in_background()
         self._find_out_capabilities()
         peer.on_departure(
             self.virtapi, self._depart, self._prepare_otherwise)
+
+    def _tidy_up_in_background(self):
+        # Storage may not answer, and a block pull takes long.
+        for tidy_up in (scratch.sweep,
+                        functools.partial(completion.go_on, self._host)):
+            threading.Thread(target=tidy_up, daemon=True).start()
 
     def _find_out_capabilities(self):
         # One thread may read it while another asks.
         self._capabilities = {
             name: value for fix in self._fixes
-            for name, value in fix.capabilities().items()}
+            for name, value in fix.dest_capabilities().items()}
 
     # -- destination, then source: may the guest be migrated? ---------------
 
@@ -104,19 +111,19 @@ class LibvirtDriver(driver.LibvirtDriver):
         data = super().check_can_live_migrate_source(
             context, instance, dest_check_data, block_device_info)
         for fix in self._fixes:
-            fix.check_source(instance, self._host, data)
+            fix.check_can_live_migrate_source(instance, self._host, data)
         return data
 
     # -- source: the conductor has been passed, the destination is next -----
 
     def _depart(self, migrate_data):
         for fix in self._fixes:
-            fix.depart(migrate_data)
+            fix.set_source_fields(migrate_data)
 
     def get_instance_disk_info(self, instance, block_device_info=None):
         # Nova's only caller is a block migration that begins.
         for fix in self._fixes:
-            fix.before_description(instance, self._host)
+            fix.prepare_disks(instance, self._host)
         disks = jsonutils.loads(
             super().get_instance_disk_info(instance, block_device_info))
         for fix in self._fixes:
@@ -125,8 +132,9 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def _prepare_otherwise(self, instance, disk_info):
         """Return the disks' description for another attempt, or None."""
-        asks_again = [fix.preparation_failed(instance, self._host)
-                      for fix in self._fixes]
+        asks_again = [
+            fix.prepare_disks(instance, self._host, has_failed=True)
+            for fix in self._fixes]
         if not (disk_info and any(asks_again)):
             return None
         disks = jsonutils.loads(disk_info)
@@ -138,23 +146,28 @@ class LibvirtDriver(driver.LibvirtDriver):
 
     def pre_live_migration(self, context, instance, block_device_info,
                            network_info, disk_info, migrate_data):
-        with contextlib.ExitStack() as preparation:
-            preparation.enter_context(arrival.preparation())
-            preparation.enter_context(arrival.undone_if_it_fails(
-                libvirt_utils.get_instance_path_at_destination(
-                    instance, migrate_data)))
-            for fix in self._fixes:
-                preparation.enter_context(fix.arriving(instance, migrate_data))
+        instance_dir = libvirt_utils.get_instance_path_at_destination(
+            instance, migrate_data)
+        with fetch.directory_removed_on_failure(instance_dir), \
+                current_migration.incoming(self._source_address(
+                    instance, migrate_data), is_live=True):
             return super().pre_live_migration(
                 context, instance, block_device_info, network_info, disk_info,
                 migrate_data)
 
+    def _source_address(self, instance, migrate_data, disks=()):
+        return next(filter(None, (
+            fix.source_address(instance, migrate_data, disks)
+            for fix in self._fixes)), None)
+
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
-        source = transfer.source(fallback_from_host)
-        if arrival.is_prepared():   # and not a hard reboot
-            arrival.pull_disks(
-                self._fixes, instance, instance_dir, disk_info or [], source)
+        source = current_migration.source(fallback_from_host)
+        if current_migration.is_live():     # and not a hard reboot
+            fetch.fetch(instance, instance_dir, [
+                request for fix in self._fixes for request in
+                fix.files_to_fetch(instance, instance_dir, disk_info or [])],
+                source)
         super()._create_images_and_backing(
             context, instance, instance_dir, disk_info, source)
 
@@ -163,19 +176,19 @@ class LibvirtDriver(driver.LibvirtDriver):
                                fallback_from_host=None):
         super()._try_fetch_image_cache(
             image, fetch_func, context, filename, image_id, instance, size,
-            transfer.source(fallback_from_host))
+            current_migration.source(fallback_from_host))
 
     def _fetch_instance_kernel_ramdisk(self, context, instance,
                                        fallback_from_host=None):
         super()._fetch_instance_kernel_ramdisk(
-            context, instance, transfer.source(fallback_from_host))
+            context, instance, current_migration.source(fallback_from_host))
 
     @_with_signature_of(driver.LibvirtDriver._create_image)
     def _create_image(self, context, instance, *args, **kwargs):
         asked = _CREATE_IMAGE.bind(
             self, context, instance, *args, **kwargs).arguments
         # of a cold migration or resize only; a patched Nova knows it itself
-        if source := transfer.source(asked.get('fallback_from_host')):
+        if source := current_migration.source(asked.get('fallback_from_host')):
             self._complete_disks(instance, source)
         return super()._create_image(context, instance, *args, **kwargs)
 
@@ -184,7 +197,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         # Where the source has put it aside, both hosts share it.
         if not os.path.exists(f'{instance_dir}_resize'):
             for fix in self._fixes:
-                fix.complete_disks(instance, instance_dir, source)
+                fix.finish_migration(instance, instance_dir, source)
 
     # -- either host: the guest is stopped, or started again -----------------
 
@@ -198,13 +211,13 @@ class LibvirtDriver(driver.LibvirtDriver):
         asked = _HARD_REBOOT.bind(
             self, context, instance, network_info, *args, **kwargs).arguments
         for fix in self._fixes:
-            fix.restarting(self, context, instance, network_info,
+            fix.hard_reboot(self, context, instance, network_info,
                            asked.get('block_device_info'))
         super()._hard_reboot(context, instance, network_info, *args, **kwargs)
 
     def _stop(self, instance):
         for fix in self._fixes:
-            fix.stopping(instance, self._host)
+            fix.power_off(instance, self._host)
 
     # -- source: move the guest, in a thread, and watch over it --------------
 
@@ -223,7 +236,7 @@ class LibvirtDriver(driver.LibvirtDriver):
                 context, instance, dest, post_method, recover_method,
                 block_migration, migrate_data)
         except Exception as error:
-            if not any(fix.settles_failure(
+            if not any(fix.live_migration_failed(
                     context, instance, self._host, migrate_data, error)
                     for fix in self._fixes):
                 raise
@@ -236,21 +249,21 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    timeout=0, retry_interval=0):
         with _refusal():
             for fix in self._fixes:
-                fix.leaving(self, instance, dest, block_device_info)
+                fix.migrate_disk_and_power_off(
+                    self, instance, dest, block_device_info)
         disks = jsonutils.loads(super().migrate_disk_and_power_off(
             context, instance, dest, flavor, network_info,
             block_device_info, timeout, retry_interval))
         for fix in self._fixes:
-            fix.describe_copies(disks)
+            fix.set_source_fields(None, disks)
         return jsonutils.dumps(disks)
 
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,
                          *args, **kwargs):
-        with contextlib.ExitStack() as arriving:
-            for fix in self._fixes:
-                arriving.enter_context(fix.arriving_cold(
-                    instance, jsonutils.loads(disk_info)))
+        address = self._source_address(
+            instance, None, jsonutils.loads(disk_info))
+        with current_migration.incoming(address, is_live=False):
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
 

@@ -10,24 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a fix is, and when it is asked what.
+"""Base class for fixes, and the hooks that the driver calls.
 
 A fix removes one fault of Nova. It is one class in one module, registered in
-the stevedore namespace ``nova_migfix.fixes``, and overrides those of the
-methods below that concern it. They stand in the order in which a migration
-calls them; each says on which host it runs.
+the stevedore namespace ``nova_migfix.fixes``, and overrides the hooks that it
+needs. The hooks stand in the order of a migration, under names of Nova's
+methods where one exists; each docstring begins with the host that calls it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Mapping
-import contextlib
 from typing import Any
 from typing import ClassVar
 
 from nova_migfix import nova_release
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 
 class Fix:
@@ -53,25 +52,19 @@ class Fix:
 
     # -- nova-compute starts -------------------------------------------------
 
-    def extend(self, driver: Any) -> None:
+    def extend_driver(self, driver: Any) -> None:
         """Either host: replace parts of the driver that Nova has made.
 
         :param driver: the LibvirtDriver, which knows no host yet
         """
 
-    def started(self, host: Any) -> None:
-        """Either host: tidy up what an earlier nova-compute has left.
-
-        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        """
-
     # -- precheck: nothing has been touched yet -----------------------------
 
-    def capabilities(self) -> Mapping[str, str]:
-        """Destination, first: what the source has to know of this host."""
+    def dest_capabilities(self) -> Mapping[str, str]:
+        """Destination: return the abilities of this host, for the source."""
         return {}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         """Source: refuse what cannot be kept, before anything is moved.
@@ -83,15 +76,20 @@ class Fix:
             reason and the remedy
         """
 
-    def before_description(self, instance: Any, host: Any) -> None:
-        """Source: the disks will be described to the destination next.
+    def prepare_disks(
+        self, instance: Any, host: Any, has_failed: bool = False,
+    ) -> bool:
+        """Source: prepare the disks that are migrated with the guest.
 
-        Only if they are migrated with the guest.
+        Nova describes them to the destination next.
 
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+        :param has_failed: whether the destination failed in its preparation
+        :returns: whether a second attempt of the destination can succeed
         :raises MigrationError: Nova rolls the migration back
         """
+        return False
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         """Source: add to the description that the destination gets as JSON.
@@ -101,31 +99,42 @@ class Fix:
 
     # -- the destination is prepared ----------------------------------------
 
-    def depart(self, migrate_data: Any) -> None:
-        """Source: tell the destination what the conductor has dropped.
+    def set_source_fields(
+        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        """Source: set fields that the destination reads.
 
-        :param migrate_data: LibvirtLiveMigrateData, about to be sent; what
-            cannot be told is left unset, an error is logged and ignored
+        The conductor drops those of the precheck.
+
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, about
+            to be sent, else None; an error is logged and ignored
+        :param disks: of a cold migration or resize, a dict for each, after
+            they have been copied; changed in place
         """
 
-    def arriving(
+    def source_address(
         self, instance: Any, migrate_data: Any,
-    ) -> contextlib.AbstractContextManager[None]:
-        """Destination: what holds while Nova prepares for the guest.
+        disks: Iterable[dict[str, Any]] = (),
+    ) -> str | None:
+        """Destination: return the address to fetch the guest's files from.
 
-        :param instance: nova.objects.Instance, still on the source
-        :param migrate_data: LibvirtLiveMigrateData, as it arrived
+        :param instance: nova.objects.Instance
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, as it
+            arrived, else None
+        :param disks: of a cold migration or resize, as the source described
+            them
+        :returns: a host name or an IP literal, None for Nova's choice
         :raises MigrationPreCheckError: the guest cannot be received
         """
-        return contextlib.nullcontext()
+        return None
 
-    def files_to_pull(
+    def files_to_fetch(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
-        """Destination: what to have from the source beforehand.
+    ) -> Iterable[fetch.FileRequest]:
+        """Destination: return the files to fetch from the source.
 
-        All that the fixes want comes in one session, before Nova makes what
-        is not there by then.
+        One session fetches the files of all fixes. Nova makes missing files
+        afterwards.
 
         :param instance: nova.objects.Instance, still on the source
         :param instance_dir: where its files will be, on this host
@@ -133,17 +142,6 @@ class Fix:
             described them; from a peer, so to be checked
         """
         return ()
-
-    def preparation_failed(self, instance: Any, host: Any) -> bool:
-        """Source: see whether the destination can do with less.
-
-        :param instance: nova.objects.Instance
-        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :returns: True if something has changed, so that the destination is
-            asked once more
-        :raises MigrationError: Nova rolls the migration back
-        """
-        return False
 
     # -- the guest is moved -------------------------------------------------
 
@@ -159,27 +157,26 @@ class Fix:
         """
         return destination_xml
 
-    def settles_failure(
+    def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:
-        """Source: say whether nothing is left to do about a failure.
+        """Source: handle a failure after Nova's monitor has ended.
 
-        Nova's monitor has ended; what it did stands in the migration record,
-        ``migrate_data.migration``.
+        The monitor records the outcome in ``migrate_data.migration``.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :param error: what the migration or its monitor raised
-        :returns: True when Nova need not hear of the error again
+        :param error: the exception of the migration or of its monitor
+        :returns: True if the failure is handled, and Nova must not see it
         """
         return False
 
     # -- cold migration and resize ------------------------------------------
 
-    def leaving(
+    def migrate_disk_and_power_off(
         self, driver: Any, instance: Any, dest: str, block_device_info: Any,
     ) -> None:
-        """Source: the guest will be stopped next, and its disks moved.
+        """Source: prepare the disks. Nova stops the guest next.
 
         :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
@@ -188,45 +185,30 @@ class Fix:
         :raises Exception: the guest stays as it is
         """
 
-    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
-        """Source: :meth:`describe_disks` of a cold migration or resize.
-
-        They have been copied, and may not be where they are said to be.
-        """
-
-    def arriving_cold(
-        self, instance: Any, disks: list[dict[str, Any]],
-    ) -> contextlib.AbstractContextManager[None]:
-        """Destination: :meth:`arriving` of a cold migration or resize.
-
-        :param disks: what the source described
-        """
-        return contextlib.nullcontext()
-
-    def complete_disks(
+    def finish_migration(
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
-        """Destination: see to the disks that were copied to it.
+        """Destination: complete the disks that the source has copied here.
 
-        Not called when both hosts share them.
+        Not called if both hosts share them.
 
-        :param source: where to fetch what is missing
+        :param source: the host to fetch missing files from
         """
 
     # -- the guest is stopped, or started again -----------------------------
 
-    def stopping(self, instance: Any, host: Any) -> None:
-        """Either host: the guest will be stopped, if it runs.
+    def power_off(self, instance: Any, host: Any) -> None:
+        """Either host: prepare the disks. Nova stops the guest next.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
         :raises Exception: the guest stays as it is
         """
 
-    def restarting(
+    def hard_reboot(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        """Either host: the guest will be stopped, if it runs, and started.
+        """Either host: prepare the disks. Nova restarts the guest next.
 
         :param driver: the LibvirtDriver
         :param block_device_info: as Nova gets it; may be None

@@ -41,7 +41,7 @@ from oslo_log import log as logging
 
 from nova_migfix.fixes import base
 from nova_migfix.storage import disks as local_disks
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ConfigDrive(base.Fix):
     # Nova 29 copies the ISO itself; by the patches from the right address.
     mended_in_29_by = 'nova.virt.libvirt.driver.LibvirtDriver._get_source_host'
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         path = _path(instance)
@@ -70,15 +70,16 @@ class ConfigDrive(base.Fix):
                         'again', {'path': path, 'bug': self.bug},
                         instance=instance)
 
-    def files_to_pull(
+    def files_to_fetch(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
+    ) -> Iterable[fetch.FileRequest]:
         for disk in disks:
             if os.path.basename(disk['path']) == FILE:
-                yield arrival.Wanted(disk['path'], (FILE,), functools.partial(
-                    _keep, instance, os.path.join(instance_dir, FILE)))
+                yield fetch.FileRequest(
+                    disk['path'], (FILE,), functools.partial(
+                        _keep, instance, os.path.join(instance_dir, FILE)))
 
-    def restarting(
+    def hard_reboot(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:

@@ -47,7 +47,6 @@ import functools
 import itertools
 import operator
 import os
-import threading
 import time
 from typing import Any
 
@@ -68,13 +67,13 @@ from nova_migfix.storage import disks as local_disks
 from nova_migfix.storage import file_system
 from nova_migfix.storage import image_backend
 from nova_migfix.storage import image_cache
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
 # what a destination tells: a key of dest_capabilities
-PULLS_BASES = 'pulls_ephemeral_bases'
+FETCHES_BASES = 'pulls_ephemeral_bases'
 
 # a key in the description of a disk: where its backing file is
 BACKING_PATH = 'backing_path'
@@ -83,7 +82,7 @@ BACKING_PATH = 'backing_path'
 _UNREADABLE = (OSError, ValueError, exception.NovaException)
 
 _LOST = _('its backing file is missing')
-_NOT_PULLED = _('the destination has not said that it fetches backing files')
+_NOT_FETCHING = _('the destination has not said that it fetches backing files')
 _NOT_FETCHED = _('the destination could not fetch the backing file')
 
 
@@ -96,43 +95,42 @@ class Ephemeral(base.Fix):
         # Instances whose destination fetches backing files: the precheck says
         # so, and the migration needs it when it begins. An entry that is lost
         # costs time only.
-        self._pulled_by_destination: set[str] = set()
+        self._fetched_by_destination: set[str] = set()
 
-    def extend(self, driver: Any) -> None:
+    def extend_driver(self, driver: Any) -> None:
         image_backend.extend(driver.image_backend.BACKEND)
         driver.image_cache_manager = image_cache.ImageCacheManager()
         driver._create_ephemeral = file_system.whole(
             file_system.sparse(driver._create_ephemeral))
         driver._create_swap = file_system.whole(driver._create_swap)
 
-    def started(self, host: Any) -> None:
-        # A pull may take long.
-        threading.Thread(
-            target=completion.go_on, args=(host,), daemon=True).start()
-
     # -- live migration -----------------------------------------------------
 
-    def capabilities(self) -> Mapping[str, str]:
-        return {PULLS_BASES: 'yes'}
+    def dest_capabilities(self) -> Mapping[str, str]:
+        return {FETCHES_BASES: 'yes'}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         said = peer.get(
             migrate_data, peer.DEST_CAPABILITIES) or {}
-        self._pulled_by_destination.discard(instance.uuid)
-        if PULLS_BASES in said:
-            self._pulled_by_destination.add(instance.uuid)
+        self._fetched_by_destination.discard(instance.uuid)
+        if FETCHES_BASES in said:
+            self._fetched_by_destination.add(instance.uuid)
 
-    def before_description(self, instance: Any, host: Any) -> None:
-        pulled = instance.uuid in self._pulled_by_destination
-        self._pulled_by_destination.discard(instance.uuid)
+    def prepare_disks(
+        self, instance: Any, host: Any, has_failed: bool = False,
+    ) -> bool:
         overlays = _overlays_of(instance)
-        if pulled:
+        if has_failed:
+            return _complete_after_failure(instance, host, overlays)
+        if instance.uuid in self._fetched_by_destination:
+            self._fetched_by_destination.discard(instance.uuid)
             _pull(instance, host, filter(_needs_completing, overlays), _LOST)
         else:
             _pull(instance, host, (disk for disk in overlays
-                                   if not disk.is_swap), _NOT_PULLED)
+                                   if not disk.is_swap), _NOT_FETCHING)
+        return False
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
@@ -143,29 +141,19 @@ class Ephemeral(base.Fix):
                 disk['backing_file'] = os.path.basename(backing)
                 disk[BACKING_PATH] = backing
 
-    def preparation_failed(self, instance: Any, host: Any) -> bool:
-        overlays = _overlays_of(instance)
-        if overlays:
-            LOG.warning('The destination could not prepare for the guest. '
-                        'Where it cannot fetch backing files by ssh, disks '
-                        'are completed here first, which takes longer.',
-                        instance=instance)
-        _pull(instance, host, overlays, _NOT_FETCHED)
-        return bool(overlays)
-
-    def files_to_pull(
+    def files_to_fetch(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
+    ) -> Iterable[fetch.FileRequest]:
         overlays = sorted(filter(_is_made_here, disks), key=_backing_path)
         for path, above in itertools.groupby(overlays, _backing_path):
             sizes = {os.path.basename(disk['path']): disk['virt_disk_size']
                      for disk in above}
-            yield arrival.Wanted(path, tuple(sizes), functools.partial(
+            yield fetch.FileRequest(path, tuple(sizes), functools.partial(
                 _make_complete, instance, instance_dir, sizes))
 
     # -- cold migration and resize ------------------------------------------
 
-    def leaving(
+    def migrate_disk_and_power_off(
         self, driver: Any, instance: Any, dest: str, block_device_info: Any,
     ) -> None:
         instance_dir = libvirt_utils.get_instance_path(instance)
@@ -179,7 +167,7 @@ class Ephemeral(base.Fix):
         _complete_stopped(driver, instance, block_device_info, [
             disk for disk in overlays if disk not in held])
 
-    def complete_disks(
+    def finish_migration(
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
         overlays = list(local_disks.ephemeral_overlays(instance_dir))
@@ -195,13 +183,13 @@ class Ephemeral(base.Fix):
 
     # -- either host --------------------------------------------------------
 
-    def stopping(self, instance: Any, host: Any) -> None:
+    def power_off(self, instance: Any, host: Any) -> None:
         # In a rebuild Nova throws the disks away next.
         if instance.task_state != task_states.REBUILDING:
             _pull(instance, host, _held(
                 instance, host, _lacking_bases(instance)), _LOST)
 
-    def restarting(
+    def hard_reboot(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
@@ -223,6 +211,19 @@ def _lacking_bases(instance: Any) -> list[local_disks.Overlay]:
 
 
 # -- live migration, source -------------------------------------------------
+
+def _complete_after_failure(
+    instance: Any, host: Any, overlays: list[local_disks.Overlay],
+) -> bool:
+    if overlays:
+        LOG.warning('The destination could not prepare for the guest. '
+                    'Where it cannot fetch backing files by ssh, disks '
+                    'are completed here first, which takes longer.',
+                    instance=instance)
+    _pull(instance, host, overlays, _NOT_FETCHED)
+    return bool(overlays)
+
+
 
 def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
     return list(local_disks.overlays(
@@ -278,7 +279,7 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
         'Make space here; if the backing file %(base)s is lost and the guest '
         'is off, get that very file back from a backup.') % {
             'disk': disk.name, 'uuid': instance.uuid, 'why': why,
-            'base': disk.backing, 'error': arrival.reason(error)})
+            'base': disk.backing, 'error': fetch.reason(error)})
 
 
 # -- live migration, destination --------------------------------------------
@@ -415,7 +416,7 @@ def _name_no_base_of_this_host(
             raise exception.MigrationError(reason=_(
                 'The disk %(disk)s that came from the source is not used: '
                 '%(error)s') % {
-                    'disk': disk.path, 'error': arrival.reason(error)}
+                    'disk': disk.path, 'error': fetch.reason(error)}
                 ) from error
 
 
@@ -427,10 +428,10 @@ def _pull_bases(
     by_base = operator.attrgetter('backing')
     groups = ((path, list(group)) for path, group in itertools.groupby(
         sorted(disks, key=by_base), by_base))
-    arrival.pull(instance, instance_dir, [
-        arrival.Wanted(path, tuple(disk.name for disk in above),
+    fetch.fetch(instance, instance_dir, [
+        fetch.FileRequest(path, tuple(disk.name for disk in above),
                        functools.partial(_complete, instance, above))
-        for path, above in groups], source, arrival.IS_OFF % instance.uuid)
+        for path, above in groups], source, fetch.IS_OFF % instance.uuid)
 
 
 def _complete(instance: Any, disks: Iterable[local_disks.Overlay],

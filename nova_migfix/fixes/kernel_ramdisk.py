@@ -31,7 +31,7 @@ from typing import Any
 from oslo_log import log as logging
 
 from nova_migfix.fixes import base
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
 
@@ -47,9 +47,9 @@ class KernelRamdisk(base.Fix):
     # lost it fetches, by the patches from the right address.
     mended_in_29_by = 'nova.virt.libvirt.driver.LibvirtDriver._get_source_host'
 
-    def files_to_pull(
+    def files_to_fetch(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
+    ) -> Iterable[fetch.FileRequest]:
         if not instance.kernel_id:
             return
         there = (os.path.dirname(disks[0]['path']) if disks
@@ -57,7 +57,7 @@ class KernelRamdisk(base.Fix):
         for attribute, name in _FILES.items():
             target = os.path.join(instance_dir, name)
             if getattr(instance, attribute) and not os.path.exists(target):
-                yield arrival.Wanted(
+                yield fetch.FileRequest(
                     os.path.join(there, name), (name,),
                     functools.partial(_keep, instance, target))
 

@@ -73,7 +73,7 @@ class RollbackState(base.Fix):
             return 'it does not raise again what the monitor rolled back'
         return super().not_needed()
 
-    def settles_failure(
+    def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:

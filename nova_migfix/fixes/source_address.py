@@ -28,7 +28,7 @@ option is unset nothing is told and the destination does as Nova does.
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from nova import exception
@@ -39,7 +39,6 @@ from oslo_log import log as logging
 from nova_migfix.fixes import base
 from nova_migfix import peer
 from nova_migfix.transport import address
-from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
@@ -56,52 +55,36 @@ class SourceAddress(base.Fix):
             return f'its migrate_data has {FIELD}'
         return None
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        self.depart(migrate_data)
+        self.set_source_fields(migrate_data)
 
-    def depart(self, migrate_data: Any) -> None:
-        if own := self._own_address():
+    def set_source_fields(
+        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        own = CONF.libvirt.live_migration_inbound_addr
+        if own and migrate_data:
             migrate_data.source_connect_addr = own
+        for disk in disks if own else ():
+            disk[FIELD] = own
 
-    def arriving(
+    def source_address(
         self, instance: Any, migrate_data: Any,
-    ) -> contextlib.AbstractContextManager[None]:
-        return self._fetching_from(
-            instance, peer.get(migrate_data, FIELD))
-
-    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
-        if own := self._own_address():
-            for disk in disks:
-                disk[FIELD] = own
-
-    def arriving_cold(
-        self, instance: Any, disks: list[dict[str, Any]],
-    ) -> contextlib.AbstractContextManager[None]:
-        return self._fetching_from(instance, next(
-            (disk[FIELD] for disk in disks if FIELD in disk), None))
-
-    def _own_address(self) -> str | None:
-        own: str | None = CONF.libvirt.live_migration_inbound_addr
-        return own
-
-    def _fetching_from(
-        self, instance: Any, told: object,
-    ) -> contextlib.AbstractContextManager[None]:
-        if source := self._checked(told):
-            LOG.info('What Glance does not have is fetched from the source\'s '
-                     'migration address %(address)s instead of its host name '
-                     '(LP 1939869)', {'address': source}, instance=instance)
-        return transfer.fetching_from(source)
-
-    def _checked(self, value: object) -> str | None:
+        disks: Iterable[dict[str, Any]] = (),
+    ) -> str | None:
+        value = peer.get(migrate_data, FIELD) if migrate_data else next(
+            (disk[FIELD] for disk in disks if FIELD in disk), None)
         if value is None:
             return None
         try:
-            return address.check(value)
+            source = address.check(value)
         except ValueError as error:
             raise exception.MigrationPreCheckError(reason=_(
                 'The source\'s [libvirt] live_migration_inbound_addr cannot '
                 'be used to fetch files from it: %s. Set it to the source\'s '
                 'address on the migration network.') % error) from error
+        LOG.info('Files that Glance does not have are fetched from the '
+                 'source\'s migration address %(address)s instead of its host '
+                 'name (LP 1939869)', {'address': source}, instance=instance)
+        return source

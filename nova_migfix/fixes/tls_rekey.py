@@ -51,7 +51,7 @@ class TlsRekey(base.Fix):
     name = 'tls_rekey'
     bug = 'a change of TLS keys kills large guests (GnuTLS before 3.8.11)'
 
-    def capabilities(self) -> Mapping[str, str]:
+    def dest_capabilities(self) -> Mapping[str, str]:
         if not CONF.libvirt.live_migration_with_native_tls:
             return {}
         try:
@@ -64,7 +64,7 @@ class TlsRekey(base.Fix):
             return {}
         return {} if answer.error else {TLS: answer.verdict}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         told = peer.get(

@@ -62,7 +62,7 @@ class Vnic(base.Fix):
     bug = 'the vNIC is recomputed instead of kept on live migration'
     mended_by = 'nova.virt.libvirt.migration.VNIC_GUEST_ABI'
 
-    def capabilities(self) -> Mapping[str, str]:
+    def dest_capabilities(self) -> Mapping[str, str]:
         try:
             told = {MAX_TAP_QUEUES: str(tap.max_queues())}
         except Exception as error:
@@ -75,7 +75,7 @@ class Vnic(base.Fix):
             told[CREATES_TAP] = 'yes'
         return told
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
         told = peer.get(

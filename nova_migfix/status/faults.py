@@ -78,7 +78,7 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
      'file as label, which is too long for it (LP 2061701).', 'ephemeral',
      f'{_ON_DESTINATION}use ext4 for ephemeral disks.', 'fixes/ephemeral'),
     ('not-pulled',
-     r'of instance \S+ cannot be had from',
+     r'of instance \S+ (cannot be had|could not be fetched) from',
      'The destination could not fetch the guest\'s files from the source.',
      '', 'Let the destination log in on the source by ssh and make space '
      'there; the message says what was tried.', 'fixes/ephemeral'),

@@ -50,7 +50,7 @@ from nova_migfix.storage import block_job
 from nova_migfix.storage import completion
 from nova_migfix.storage import disks
 from nova_migfix.storage import scratch
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 CONF = nova.conf.CONF
 
@@ -116,7 +116,7 @@ def _row(
     except Skipped as error:
         way, reason = '', str(error)
     except Exception as error:
-        way, reason = '', arrival.reason(error)
+        way, reason = '', fetch.reason(error)
     return Row(uuid, disk, size, needed, free, way, reason)
 
 
@@ -371,7 +371,7 @@ def _heal(
                 worst = max(worst, LEFT)
             except Exception as error:
                 display.say(f'{_title(row)}: not completed: '
-                            f'{arrival.reason(error)}')
+                            f'{fetch.reason(error)}')
                 worst = FAILED
             else:
                 display.say(f'{_title(row)}: complete')

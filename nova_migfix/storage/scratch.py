@@ -32,7 +32,6 @@ import glob
 import hashlib
 import os
 import tempfile
-import threading
 import time
 import uuid
 
@@ -174,11 +173,6 @@ def write_through(path: str) -> None:
 def archive() -> str:
     """Return a new name for an archive that a peer fetches, see sweep."""
     return f'{_ARCHIVE}{uuid.uuid4()}.tar'
-
-
-def sweep_in_background() -> None:
-    """Sweep in a thread: it looks into every instance's directory."""
-    threading.Thread(target=sweep, daemon=True).start()
 
 
 def sweep() -> None:

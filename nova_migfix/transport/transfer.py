@@ -9,12 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""How, and from where, the destination fetches a guest's files.
-
-Nova hands the source's host name down to whatever fetches a file. The address
-on the migration network is known where a migration arrives, several calls
-further up, so it is remembered for the thread that prepares the destination;
-threads of other migrations have their own.
+"""Fetch files of a guest from the source.
 
 Files that are huge and almost empty are pulled by ``tar --sparse``, the one
 way whose cost follows the data: ``scp`` sends every zero, ``rsync --sparse``
@@ -32,23 +27,20 @@ import shlex
 import stat
 import subprocess
 import tempfile
-import threading
 import time
 from typing import Any
 from typing import IO
-from typing import overload
 
 from nova.virt.libvirt.volume import remotefs
 from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_utils import netutils
 
+from nova_migfix import migration
 from nova_migfix.storage import scratch
 from nova_migfix.transport import address
 
 CONF = cfg.CONF
-
-_thread = threading.local()
 
 # A network that is cut has to be noticed: within 15 seconds.
 _SSH = ('ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15',
@@ -93,36 +85,6 @@ done
 """.split())
 
 
-@contextlib.contextmanager
-def fetching_from(told: str | None) -> Iterator[None]:
-    """Within it, :func:`source` answers with *told*, unless it is None."""
-    before = getattr(_thread, 'address', None)
-    _thread.address = told
-    try:
-        yield
-    finally:
-        _thread.address = before
-
-
-@overload
-def source(host: str) -> str: ...
-
-
-@overload
-def source(host: None) -> None: ...
-
-
-def source(host: str | None) -> str | None:
-    """Return the host to fetch from.
-
-    :param host: the host that Nova would use, None when Nova fetches nothing
-        from another host
-    :returns: the source's migration address where it is known, else *host*
-    """
-    told: str | None = getattr(_thread, 'address', None)
-    return host if host is None or told is None else told
-
-
 class RemoteFilesystem(remotefs.RemoteFilesystem):
     """Nova's, for the one file that it names as ``host:path`` itself.
 
@@ -133,12 +95,12 @@ class RemoteFilesystem(remotefs.RemoteFilesystem):
                   **kwargs: Any) -> None:
         host, separator, path = src.partition(':/')
         if separator:
-            peer = netutils.escape_ipv6(source(host) or host)
+            peer = netutils.escape_ipv6(migration.source(host))
             src = f'{peer}{separator}{path}'
         super().copy_file(src, dst, *args, **kwargs)
 
 
-def pull(host: str, paths: Collection[str], directory: str) -> None:
+def fetch(host: str, paths: Collection[str], directory: str) -> None:
     """Fetch files in one session; holes stay holes.
 
     By ``[libvirt] remote_filesystem_transport``.

@@ -143,7 +143,7 @@ class DisksTestCase(testtools.TestCase):
 
     def test_capability_of_the_destination(self):
         self.assertEqual(
-            fix.PULLS_BASES, driver.DEST_PULLS_EPHEMERAL_BASES)
+            fix.FETCHES_BASES, driver.DEST_PULLS_EPHEMERAL_BASES)
 
     def test_description_from_plugin_to_patches(self):
         described = self.describe()
@@ -162,6 +162,7 @@ class DisksTestCase(testtools.TestCase):
         described = jsonutils.loads(
             driver.LibvirtDriver.get_instance_disk_info(
                 source, objects.Instance()))
-        wanted, = fix.Ephemeral().files_to_pull(
+        wanted, = fix.Ephemeral().files_to_fetch(
             objects.Instance(), str(self.directory), described)
-        self.assertEqual((str(self.base), NAMES), (wanted.path, wanted.makes))
+        self.assertEqual((str(self.base), NAMES),
+                         (wanted.path, wanted.used_for))

@@ -367,7 +367,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
     def test_a_disk_with_data_on_a_lost_base_is_left_as_it_came(self):
         self.lose_base()
         reason = self.refused(migrate=None)
-        self.assertIn('cannot be had from src', reason)
+        self.assertIn('could not be fetched from src', reason)
         self.assertIn('The guest is off', reason)
         self.assertEqual('ERROR', self.server['status'])
         self.assertIsNotNone(self.backing(host='dest'))

@@ -45,7 +45,7 @@ class DisksTestCase(base.MigrationTestCase):
         self.flags(live_migration_inbound_addr=ADDRESS, group='libvirt')
         self.disks = self.useFixture(Disks())
         self.pull = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.transport.transfer.pull', autospec=True,
+            'nova_migfix.transport.transfer.fetch', autospec=True,
             side_effect=self.bring)).mock
         self.arrived = {}
 

@@ -257,7 +257,7 @@ class BadAddressTestCase(SourceAddressTestCase):
         self.boot()
         for value in BAD_ADDRESSES:
             with fixtures.MockPatch(
-                    'nova_migfix.fixes.source_address.SourceAddress.depart',
+                    'nova_migfix.fixes.source_address.SourceAddress.set_source_fields',
                     autospec=True, side_effect=lambda data, value=value:
                     setattr(data, 'source_connect_addr', value)):
                 self.live_migrate('failed')

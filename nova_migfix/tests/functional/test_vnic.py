@@ -157,7 +157,7 @@ class CreatedTapTestCase(VnicTestCase):
         # refused. This is what it does; if it no longer holds, neither does
         # the refusal.
         self.useFixture(fixtures.MockPatch(
-            'nova_migfix.fixes.vnic.Vnic.capabilities', autospec=True,
+            'nova_migfix.fixes.vnic.Vnic.dest_capabilities', autospec=True,
             return_value={}))
         self.dest.driver._find_out_capabilities()
         self.migrate(1, 'completed')

@@ -16,9 +16,10 @@ Nova's methods are replaced by recorders of the same signature; that they do
 what they do is shown by Nova's own suites, which run against this driver.
 """
 
-import contextlib
 import inspect
 import os
+import queue
+import threading
 import types
 from unittest import mock
 
@@ -38,10 +39,12 @@ import testtools
 from nova_migfix import driver
 from nova_migfix import fixes
 from nova_migfix.fixes import base
+from nova_migfix import migration
 from nova_migfix import peer
+from nova_migfix.storage import completion
 from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 from nova_migfix.transport import transfer
 
 
@@ -54,7 +57,7 @@ class DriverTestCase(testtools.TestCase):
         self.useFixture(migfix_fixtures.PatchedMigrateData())
         self.config = self.useFixture(config_fixture.Config(cfg.CONF))
         self.fix = mock.create_autospec(base.Fix, instance=True)
-        self.fix.settles_failure.return_value = False
+        self.fix.live_migration_failed.return_value = False
         self.useFixture(fixtures.MockPatchObject(
             fixes, 'load', autospec=True, return_value=(self.fix,)))
         self.virtapi = fake.FakeVirtAPI()
@@ -105,21 +108,23 @@ class TestStart(DriverTestCase):
 
     def test_what_was_left_is_swept_away_in_the_background(self):
         nova = self.nova('init_host')
-        with mock.patch.object(
-                scratch, 'sweep_in_background', autospec=True) as sweep:
+        answers, done = threading.Event(), queue.Queue()
+
+        def tidy_up(*args):
+            # storage that does not answer
+            answers.wait(10)
+            done.put(threading.get_ident())
+        with mock.patch.object(scratch, 'sweep', tidy_up), \
+                mock.patch.object(completion, 'go_on', tidy_up):
             self.driver.init_host('compute1')
         nova.assert_called_once_with(self.driver, 'compute1')
-        sweep.assert_called_once_with()
-
-    def test_the_fixes_tidy_up_when_the_host_is_known(self):
-        nova = self.nova('init_host')
-        self.fix.started.side_effect = (
-            lambda host: nova.assert_called_once_with(self.driver, 'compute1'))
-        self.driver.init_host('compute1')
-        self.fix.started.assert_called_once_with(self.driver._host)
+        self.assertTrue(done.empty())
+        answers.set()
+        self.assertNotIn(threading.get_ident(), [
+            done.get(timeout=10) for _job in range(2)])
 
     def test_the_fixes_extend_the_driver_that_nova_has_made(self):
-        self.fix.extend.assert_called_once_with(self.driver)
+        self.fix.extend_driver.assert_called_once_with(self.driver)
         self.assertIsNotNone(self.driver.image_backend)
 
     def test_departures_are_stamped(self):
@@ -131,7 +136,7 @@ class TestStart(DriverTestCase):
         self.driver.init_host('compute1')
         manager._do_pre_live_migration_from_source(
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
-        self.fix.depart.assert_called_once_with('data')
+        self.fix.set_source_fields.assert_called_once_with('data')
         prepare.assert_called_once_with(
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
 
@@ -142,7 +147,7 @@ class TestPrecheck(DriverTestCase):
         data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
-        self.fix.capabilities.return_value = {'max_tap_queues': '8'}
+        self.fix.dest_capabilities.return_value = {'max_tap_queues': '8'}
         self.driver.init_host('compute1')
         told = self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
@@ -153,7 +158,7 @@ class TestPrecheck(DriverTestCase):
         data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
-        self.fix.capabilities.side_effect = [{'tls': 'safe'},
+        self.fix.dest_capabilities.side_effect = [{'tls': 'safe'},
                                              {'tls': 'rekeys'}]
         self.driver.init_host('compute1')
         self.driver.check_can_live_migrate_destination(
@@ -162,13 +167,13 @@ class TestPrecheck(DriverTestCase):
 
     def test_the_source_may_refuse(self):
         self.nova('check_can_live_migrate_source', return_value='data')
-        self.fix.check_source.side_effect = (
+        self.fix.check_can_live_migrate_source.side_effect = (
             exception.MigrationPreCheckError(reason='it cannot be kept'))
         self.assertRaises(
             exception.MigrationPreCheckError,
             self.driver.check_can_live_migrate_source,
             'context', 'instance', 'data')
-        self.fix.check_source.assert_called_once_with(
+        self.fix.check_can_live_migrate_source.assert_called_once_with(
             'instance', self.driver._host, 'data')
 
 
@@ -176,9 +181,7 @@ class TestDestination(DriverTestCase):
 
     def setUp(self):
         super().setUp()
-        self.fix.arriving.return_value = transfer.fetching_from('10.0.2.11')
-        self.fix.arriving_cold.return_value = (
-            transfer.fetching_from('10.0.2.11'))
+        self.fix.source_address.return_value = '10.0.2.11'
         self.fetched_from = []
         self.instance = objects.Instance(uuid=uuids.instance)
         self.data = peer.LibvirtLiveMigrateData(
@@ -211,7 +214,8 @@ class TestDestination(DriverTestCase):
         self.nova('pre_live_migration', side_effect=self.fetch)
         self.prepare()
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
-        self.fix.arriving.assert_called_once_with(self.instance, self.data)
+        self.fix.source_address.assert_called_once_with(
+            self.instance, self.data, ())
 
     def test_a_cold_migration_fetches_from_the_told_address(self):
         self.record()
@@ -225,9 +229,9 @@ class TestDestination(DriverTestCase):
         nova.assert_called_once_with(
             self.driver, *arguments, power_on=False)
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
-        self.fix.arriving_cold.assert_called_once_with(
-            instance, [{'path': 'disk'}])
-        self.fix.complete_disks.assert_called_once_with(
+        self.fix.source_address.assert_called_once_with(
+            instance, None, [{'path': 'disk'}])
+        self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
     def test_disks_that_the_source_shares_are_left_alone(self):
@@ -237,30 +241,26 @@ class TestDestination(DriverTestCase):
         self.driver._create_image(
             'context', objects.Instance(uuid=uuids.instance), 'mapping',
             fallback_from_host='compute1')
-        self.fix.complete_disks.assert_not_called()
+        self.fix.finish_migration.assert_not_called()
 
     def test_a_patched_nova_knows_the_address_itself(self):
         self.nova('_create_image')
         instance = objects.Instance(uuid=uuids.instance)
         self.driver._create_image(
             'context', instance, 'mapping', fallback_from_host='10.0.2.11')
-        self.fix.complete_disks.assert_called_once_with(
+        self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
     def test_nothing_is_fetched_for_a_guest_that_is_new(self):
         self.nova('_create_image')
         self.driver._create_image(
             'context', objects.Instance(uuid=uuids.instance), 'mapping')
-        self.fix.complete_disks.assert_not_called()
+        self.fix.finish_migration.assert_not_called()
 
     def test_what_holds_while_preparing_ends_with_a_failure(self):
-        ended = []
-        stack = contextlib.ExitStack()
-        stack.callback(ended.append, True)
-        self.fix.arriving.return_value = stack
         self.nova('pre_live_migration', side_effect=OSError)
         self.assertRaises(OSError, self.prepare)
-        self.assertEqual([True], ended)
+        self.assertEqual('src', migration.source('src'))
 
     def fail_with_a_directory(self, *args):
         self.directory.mkdir(exist_ok=True)
@@ -343,10 +343,10 @@ class TestFailure(DriverTestCase):
         self.assertRaises(OSError, self.migrate, OSError())
 
     def test_one_that_is_settled_ends_here(self):
-        self.fix.settles_failure.return_value = True
+        self.fix.live_migration_failed.return_value = True
         error = OSError()
         self.migrate(error)
-        self.fix.settles_failure.assert_called_once_with(
+        self.fix.live_migration_failed.assert_called_once_with(
             'context', 'instance', self.driver._host, 'data', error)
 
 
@@ -355,8 +355,9 @@ class TestColdSource(DriverTestCase):
     def test_the_disks_are_described(self):
         self.nova('migrate_disk_and_power_off',
                   return_value='[{"path": "disk"}]')
-        self.fix.describe_copies.side_effect = (
-            lambda disks: disks[0].update(source_connect_addr='10.0.2.11'))
+        self.fix.set_source_fields.side_effect = (
+            lambda migrate_data, disks: disks[0].update(
+                source_connect_addr='10.0.2.11'))
         told = self.driver.migrate_disk_and_power_off(
             'context', 'instance', 'dest', 'flavor', 'network', timeout=7)
         self.assertEqual(
@@ -365,13 +366,14 @@ class TestColdSource(DriverTestCase):
 
     def test_a_guest_that_cannot_leave_is_not_stopped(self):
         nova = self.nova('migrate_disk_and_power_off')
-        self.fix.leaving.side_effect = error = OSError('no space')
+        error = OSError('no space')
+        self.fix.migrate_disk_and_power_off.side_effect = error
         raised = self.assertRaises(
             exception.InstanceFaultRollback,
             self.driver.migrate_disk_and_power_off, 'context', 'instance',
             'dest', 'flavor', 'network', 'devices')
         self.assertIs(error, raised.inner_exception)
-        self.fix.leaving.assert_called_once_with(
+        self.fix.migrate_disk_and_power_off.assert_called_once_with(
             self.driver, 'instance', 'dest', 'devices')
         nova.assert_not_called()
 
@@ -382,15 +384,15 @@ class TestDisks(DriverTestCase):
     def test_what_is_pulled_is_there_before_nova_makes_the_rest(self):
         directory = self.useFixture(fixtures.TempDir()).path
         disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
-        wanted = arrival.Wanted(
+        wanted = fetch.FileRequest(
             '/inst/_base/eph', ('disk.eph0',),
             lambda copy: open(f'{directory}/disk.eph0', 'w').close())
-        self.fix.files_to_pull.return_value = [wanted]
+        self.fix.files_to_fetch.return_value = [wanted]
         nova = self.nova('_create_images_and_backing', side_effect=(
             lambda *args: self.assertEqual(
                 ['disk.eph0'], os.listdir(directory))))
-        with mock.patch.object(transfer, 'pull', autospec=True) as pull, (
-                arrival.preparation()):
+        with mock.patch.object(transfer, 'fetch', autospec=True) as pull, (
+                migration.incoming(None, is_live=True)):
             self.driver._create_images_and_backing(
                 'context', objects.Instance(uuid=uuids.instance), directory,
                 disks, 'source')
@@ -401,19 +403,19 @@ class TestDisks(DriverTestCase):
         nova = self.nova('_create_images_and_backing')
         self.driver._create_images_and_backing(
             'context', 'instance', '/inst', 'disks')
-        self.fix.files_to_pull.assert_not_called()
+        self.fix.files_to_fetch.assert_not_called()
         self.assertEqual('disks', nova.call_args.args[4])
 
     def test_a_fix_may_refuse_to_stop_the_guest(self):
         nova = self.nova('_hard_reboot')
-        self.fix.restarting.side_effect = exception.InvalidDiskInfo(
+        self.fix.hard_reboot.side_effect = exception.InvalidDiskInfo(
             reason='no base')
         positions = list(inspect.signature(
             libvirt_driver.LibvirtDriver._hard_reboot).parameters)[1:]
         arguments = [f'the {name}' for name in positions]
         self.assertRaises(exception.InvalidDiskInfo,
                           self.driver._hard_reboot, *arguments)
-        self.fix.restarting.assert_called_once_with(
+        self.fix.hard_reboot.assert_called_once_with(
             self.driver, 'the context', 'the instance', 'the network_info',
             'the block_device_info')
         nova.assert_not_called()
@@ -421,11 +423,11 @@ class TestDisks(DriverTestCase):
     @ddt.data('power_off', '_hard_reboot')
     def test_a_guest_that_must_not_stop_goes_on(self, method):
         self.assert_asked(method, exception.MigrationError,
-                          self.fix.stopping, 'the instance',
+                          self.fix.power_off, 'the instance',
                           self.driver._host)
 
     def test_a_destination_is_asked_again_when_a_fix_has_done_something(self):
-        self.fix.preparation_failed.return_value = True
+        self.fix.prepare_disks.return_value = True
         self.fix.describe_disks.side_effect = (
             lambda disks: disks[0].update(backing_file=''))
         self.assertEqual(
@@ -436,7 +438,7 @@ class TestDisks(DriverTestCase):
     @ddt.data((False, '[]'), (True, None))
     @ddt.unpack
     def test_a_destination_is_asked_once_otherwise(self, done, disks):
-        self.fix.preparation_failed.return_value = done
+        self.fix.prepare_disks.return_value = done
         self.assertIsNone(self.driver._prepare_otherwise('instance', disks))
 
     def assert_asked(self, method, error, question, *of_what):
@@ -459,7 +461,7 @@ class TestDisks(DriverTestCase):
 
     def test_a_block_migration_asks_before_it_describes_the_disks(self):
         nova = self.nova('get_instance_disk_info')
-        self.fix.before_description.side_effect = exception.MigrationError(
+        self.fix.prepare_disks.side_effect = exception.MigrationError(
             reason='no space')
         self.assertRaises(exception.MigrationError,
                           self.driver.get_instance_disk_info, 'instance')

@@ -24,7 +24,7 @@ import testtools
 from nova_migfix.fixes import config_drive
 from nova_migfix.storage import disks
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 DRIVE = b'config-2' * 1000
 ZEROS = bytes(len(DRIVE))
@@ -52,33 +52,34 @@ class TestLive(ConfigDriveTestCase):
         self.path.write_bytes(DRIVE)
         there = self.instances.path / 'there'
         there.mkdir()
-        arrival.pull(self.instance, str(there), list(self.fix.files_to_pull(
+        fetch.fetch(self.instance, str(there), list(self.fix.files_to_fetch(
             self.instance, str(there), [{'path': str(self.path)}])), 'source')
         self.assertEqual(DRIVE, (there / 'disk.config').read_bytes())
         self.assertIn('The config drive of the source is kept',
                       self.log.output)
 
     def test_other_disks_are_not_its_business(self):
-        self.assertEqual([], list(self.fix.files_to_pull(
+        self.assertEqual([], list(self.fix.files_to_fetch(
             self.instance, '/there', [{'path': '/here/disk'}])))
 
     @ddt.data((ZEROS, True), (DRIVE, False))
     @ddt.unpack
     def test_zeros_are_reported(self, content, reported):
         self.path.write_bytes(content)
-        self.fix.check_source(self.instance, 'host', 'data')
+        self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
         self.assertEqual(reported, 'reboot the instance hard'
                          in self.log.output)
 
     def test_without_a_config_drive_there_is_nothing_to_report(self):
-        self.fix.check_source(self.instance, 'host', 'data')
+        self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
         self.assertEqual('', self.log.output)
 
     def test_what_cannot_be_read_is_no_reason_to_refuse(self):
         self.path.write_bytes(DRIVE)
         with mock.patch.object(disks, 'is_zeros', autospec=True,
                                side_effect=OSError('stale handle')):
-            self.fix.check_source(self.instance, 'host', 'data')
+            self.fix.check_can_live_migrate_source(
+                self.instance, 'host', 'data')
         self.assertIn('stale handle', self.log.output)
 
 
@@ -88,7 +89,7 @@ class TestHardReboot(ConfigDriveTestCase):
         driver = mock.create_autospec(
             nova_driver.LibvirtDriver, instance=True)
         driver._create_configdrive.side_effect = create
-        self.fix.restarting(
+        self.fix.hard_reboot(
             driver, 'context', self.instance, 'network', None)
         return driver._create_configdrive
 

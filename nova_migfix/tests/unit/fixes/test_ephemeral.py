@@ -36,7 +36,7 @@ from nova_migfix.storage import disks
 from nova_migfix.storage import image_backend
 from nova_migfix.storage import image_cache
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 BASE = 'ephemeral_1_40d1d2c'
 
@@ -73,8 +73,8 @@ class TestDestination(EphemeralTestCase):
 
     def pull(self, *described, host='10.0.2.11'):
         self.dir.mkdir(exist_ok=True)
-        arrival.pull(self.instance, str(self.dir), list(
-            self.fix.files_to_pull(
+        fetch.fetch(self.instance, str(self.dir), list(
+            self.fix.files_to_fetch(
                 self.instance, str(self.dir), list(described))), host)
 
     def test_the_disk_has_the_bytes_of_the_sources_base(self):
@@ -99,7 +99,7 @@ class TestDestination(EphemeralTestCase):
             self, path, name):
         disk = {**self.described(base=name), ephemeral.BACKING_PATH: path}
         try:
-            wanted, = self.fix.files_to_pull(
+            wanted, = self.fix.files_to_fetch(
                 self.instance, str(self.dir), [disk])
         except exception.MigrationError:
             self.assertNotEqual(name, os.path.basename(path))
@@ -200,14 +200,14 @@ class TestSource(EphemeralTestCase):
         data = peer.LibvirtLiveMigrateData()
         if told is not None:
             data.dest_capabilities = told
-        self.fix.check_source(self.instance, self.host, data)
-        self.fix.before_description(self.instance, self.host)
+        self.fix.check_can_live_migrate_source(self.instance, self.host, data)
+        self.fix.prepare_disks(self.instance, self.host)
 
     def pull_block(self, base):
         disks.flatten(str(self.path), 'qcow2', str(self.path))
 
     def test_a_destination_that_pulls_gets_the_disk_as_it_is(self):
-        self.leave(self.fix.capabilities())
+        self.leave(self.fix.dest_capabilities())
         self.device.rebase.assert_not_called()
 
     def test_for_any_other_the_disk_is_made_complete_first(self):
@@ -225,16 +225,16 @@ class TestSource(EphemeralTestCase):
         self.device.rebase.assert_not_called()
 
     def test_what_was_told_counts_for_one_migration(self):
-        self.leave(self.fix.capabilities())
+        self.leave(self.fix.dest_capabilities())
         self.device.rebase.side_effect = self.pull_block
-        self.fix.before_description(self.instance, self.host)
+        self.fix.prepare_disks(self.instance, self.host)
         self.device.rebase.assert_called_once_with(None)
 
     def test_a_base_that_is_lost_cannot_be_pulled(self):
         # The guest has it open still.
         self.device.rebase.side_effect = self.keep_what_is_written
         (self.instances.base / BASE).unlink()
-        self.leave(self.fix.capabilities())
+        self.leave(self.fix.dest_capabilities())
         self.device.rebase.assert_called_once_with(None)
         self.assertIn('disk.eph0 is completed by QEMU: its backing '
                       'file is missing', self.log.output)
@@ -258,9 +258,10 @@ class TestSource(EphemeralTestCase):
 
     def test_a_destination_that_cannot_fetch_gets_the_disk_complete(self):
         self.device.rebase.side_effect = self.pull_block
-        self.leave(self.fix.capabilities())
+        self.leave(self.fix.dest_capabilities())
         self.assertTrue(
-            self.fix.preparation_failed(self.instance, self.host))
+            self.fix.prepare_disks(
+                self.instance, self.host, has_failed=True))
         self.device.rebase.assert_called_once_with(None)
         self.assertEqual(1, self.log.output.count('could not prepare'))
         disk = {'path': str(self.path), 'backing_file': BASE}
@@ -270,7 +271,8 @@ class TestSource(EphemeralTestCase):
     def test_there_is_no_second_attempt_without_an_overlay(self):
         self.pull_block(None)
         self.assertFalse(
-            self.fix.preparation_failed(self.instance, self.host))
+            self.fix.prepare_disks(
+                self.instance, self.host, has_failed=True))
         self.assertEqual('', self.log.output)
 
     def test_a_swap_disk_whose_base_is_lost_is_saved(self):
@@ -280,7 +282,7 @@ class TestSource(EphemeralTestCase):
         (self.instances.base / 'swap_64').unlink()
         self.device.rebase.side_effect = lambda base: processutils.execute(
             'qemu-img', 'rebase', '-u', '-b', '', swap)
-        self.leave(self.fix.capabilities())
+        self.leave(self.fix.dest_capabilities())
         self.guest.get_block_device.assert_called_with(str(swap))
 
     def test_a_swap_disk_that_cannot_be_saved_stops_the_migration(self):
@@ -288,7 +290,7 @@ class TestSource(EphemeralTestCase):
             'swap_64', mkfs=None))
         (self.instances.base / 'swap_64').unlink()
         error = self.assertRaises(
-            exception.MigrationError, self.leave, self.fix.capabilities())
+            exception.MigrationError, self.leave, self.fix.dest_capabilities())
         self.assertIn('disk.swap', str(error))
 
 
@@ -309,7 +311,8 @@ class TestCold(EphemeralTestCase):
             instance_id=uuids.instance)
 
     def leave(self, **devices):
-        self.fix.leaving(self.driver, self.instance, 'dest', devices)
+        self.fix.migrate_disk_and_power_off(
+            self.driver, self.instance, 'dest', devices)
 
     def written(self):
         """Return the path of a disk, and that of one with the same bytes."""
@@ -411,7 +414,7 @@ class TestCold(EphemeralTestCase):
         self.assert_has('xfs', 'ephemeral0', 'disk.eph0')
 
     def reboot(self, **devices):
-        self.fix.restarting(self.driver, 'context', self.instance, 'network',
+        self.fix.hard_reboot(self.driver, 'context', self.instance, 'network',
                             devices)
 
     def test_a_hard_reboot_makes_the_file_system_of_the_disk(self):
@@ -447,7 +450,7 @@ class TestCold(EphemeralTestCase):
 
     def test_the_destination_does_if_the_source_has_not(self):
         path, expected = self.written()
-        self.fix.complete_disks(self.instance, str(self.dir), '10.0.2.11')
+        self.fix.finish_migration(self.instance, str(self.dir), '10.0.2.11')
         self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
         self.assert_same_bytes(path, expected)
         self.assertEqual(1, len(self.ssh.asked))
@@ -455,7 +458,7 @@ class TestCold(EphemeralTestCase):
     def test_without_the_base_the_disk_keeps_its_data(self):
         path, _expected = self.written()
         error = self.assertRaises(
-            exception.MigrationError, self.fix.complete_disks,
+            exception.MigrationError, self.fix.finish_migration,
             self.instance, str(self.dir), 'cut')
         self.assertIn('The guest is off', str(error))
         self.assertIn(f'{uuids.instance}_resize', str(error))
@@ -468,7 +471,7 @@ class TestCold(EphemeralTestCase):
 
     def test_a_disk_without_data_needs_no_base_of_the_source(self):
         self.disk()
-        self.fix.complete_disks(self.instance, str(self.dir), 'cut')
+        self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         overlay, = self.overlays()
         # Nova's backend makes it complete next.
         self.assertTrue(disks.lacks_base(overlay))
@@ -484,7 +487,7 @@ class TestCold(EphemeralTestCase):
             f'data_file={secret},backing_file={self.instances.base}/{BASE},'
             'backing_fmt=raw', path, self.instances.GIB)
         error = self.assertRaises(
-            exception.MigrationError, self.fix.complete_disks,
+            exception.MigrationError, self.fix.finish_migration,
             self.instance, str(self.dir), '10.0.2.11')
         self.assertIn('external data file', str(error))
         self.assertEqual([], self.ssh.asked)
@@ -494,14 +497,14 @@ class TestCold(EphemeralTestCase):
         with open(self.instances.base / BASE, 'r+b') as file:
             file.truncate(2 * self.instances.GIB)
         error = self.assertRaises(
-            exception.MigrationError, self.fix.complete_disks,
+            exception.MigrationError, self.fix.finish_migration,
             self.instance, str(self.dir), '10.0.2.11')
         self.assertIn('more than the disk', str(error))
 
     def test_a_complete_disk_needs_nothing_of_the_source(self):
         path = self.disk()
         disks.flatten(str(path), 'qcow2', str(path))
-        self.fix.complete_disks(self.instance, str(self.dir), 'cut')
+        self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         self.assertEqual([], self.ssh.asked)
 
 
@@ -515,7 +518,7 @@ class TestStopping(EphemeralTestCase):
         self.attached = True
 
     def stop(self):
-        self.fix.stopping(self.instance, self.host())
+        self.fix.power_off(self.instance, self.host())
 
     def host(self):
         host = mock.create_autospec(libvirt_host.Host, instance=True)
@@ -605,7 +608,7 @@ class TestExtension(testtools.TestCase):
 
     def test_the_driver_makes_disks_and_keeps_bases_by_the_fix(self):
         driver = mock.Mock(image_backend=imagebackend.Backend(use_cow=True))
-        ephemeral.Ephemeral().extend(driver)
+        ephemeral.Ephemeral().extend_driver(driver)
         self.assertIs(image_backend.Qcow2, driver.image_backend.backend(
             'default'))
         self.assertIsInstance(driver.image_cache_manager,

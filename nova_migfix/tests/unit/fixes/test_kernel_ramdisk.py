@@ -17,7 +17,7 @@ import testtools
 
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 
 @ddt.ddt
@@ -35,7 +35,7 @@ class TestKernelRamdisk(testtools.TestCase):
         instance = objects.Instance(
             uuid=uuids.instance, kernel_id=kernel, ramdisk_id=ramdisk)
         return instance, list(
-            self.fix.files_to_pull(instance, str(self.dir), []))
+            self.fix.files_to_fetch(instance, str(self.dir), []))
 
     @ddt.data(('k', 'r', ['kernel', 'ramdisk']), ('k', '', ['kernel']),
               ('', '', []), (None, None, []))
@@ -49,7 +49,7 @@ class TestKernelRamdisk(testtools.TestCase):
         (self.dir / 'kernel').write_bytes(b'bzImage')
         _instance, wanted = self.wanted('k', 'r')
         self.assertEqual(['ramdisk'], [name for file in wanted
-                                       for name in file.makes])
+                                       for name in file.used_for])
 
     def test_the_files_are_put_where_nova_looks(self):
         source = self.instances.path / 'source'
@@ -58,8 +58,8 @@ class TestKernelRamdisk(testtools.TestCase):
             (source / name).write_bytes(name.encode())
         self.dir.mkdir()
         instance, wanted = self.wanted('k', 'r')
-        arrival.pull(instance, str(self.dir), [
-            file._replace(path=str(source / file.makes[0]))
+        fetch.fetch(instance, str(self.dir), [
+            file._replace(path=str(source / file.used_for[0]))
             for file in wanted], 'source')
         self.assertEqual(b'kernel', (self.dir / 'kernel').read_bytes())
         self.assertEqual(b'ramdisk', (self.dir / 'ramdisk').read_bytes())

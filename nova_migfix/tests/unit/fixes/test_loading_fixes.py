@@ -132,17 +132,16 @@ class TestHooks(testtools.TestCase):
     def test_a_fix_without_hooks_changes_nothing(self):
         fix = base.Fix()
         self.assertIsNone(fix.not_needed())
-        self.assertEqual({}, fix.capabilities())
-        self.assertIsNone(fix.check_source(None, None, None))
-        self.assertIsNone(fix.depart(None))
+        self.assertEqual({}, fix.dest_capabilities())
+        self.assertIsNone(fix.check_can_live_migrate_source(None, None, None))
+        self.assertFalse(fix.prepare_disks(None, None))
+        self.assertIsNone(fix.set_source_fields(None))
+        self.assertIsNone(fix.source_address(None, None))
         self.assertEqual('<a/>', fix.update_destination_xml(
             None, '<a/>', '<b/>'))
-        self.assertFalse(fix.settles_failure(
+        self.assertFalse(fix.live_migration_failed(
             None, None, None, None, OSError()))
         self.assertIsNone(fix.describe_disks([]))
-        self.assertIsNone(fix.describe_copies([]))
-        with fix.arriving(None, None), fix.arriving_cold(None, []):
-            pass
 
 
 @ddt.ddt

@@ -50,7 +50,7 @@ class TestRollbackState(testtools.TestCase):
         """Ask about a guest that libvirt says is in that state."""
         host = mock.create_autospec(libvirt_host.Host, instance=True)
         host.get_guest.return_value.get_power_state.side_effect = [state]
-        return rollback_state.RollbackState().settles_failure(
+        return rollback_state.RollbackState().live_migration_failed(
             'context', objects.Instance(
                 uuid=uuids.guest, host='compute1', vm_state=vm_state),
             host, objects.LibvirtLiveMigrateData(
@@ -112,7 +112,7 @@ class TestRollbackState(testtools.TestCase):
         self.reporter.assert_not_called()
 
     def test_without_a_record_it_is_left_to_nova(self):
-        self.assertFalse(rollback_state.RollbackState().settles_failure(
+        self.assertFalse(rollback_state.RollbackState().live_migration_failed(
             'context', objects.Instance(), mock.Mock(),
             objects.LibvirtLiveMigrateData(), ERROR))
 

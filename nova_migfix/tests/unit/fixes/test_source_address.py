@@ -23,7 +23,6 @@ import testtools
 from nova_migfix.fixes import source_address
 from nova_migfix import peer
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import transfer
 
 ADDRESSES = ('10.0.2.11', 'fd00::2:11', 'compute1.migration.example')
 REFUSED = ('-oProxyCommand=id', 'a b', '/tmp/a', 'root@a', '', 'a' * 64)
@@ -46,60 +45,57 @@ class TestSourceAddress(testtools.TestCase):
     @ddt.data(*ADDRESSES)
     def test_the_source_tells_in_the_precheck_and_on_departure(self, own):
         self.configure(own)
-        for tell in (lambda: self.fix.check_source(None, None, self.data),
-                     lambda: self.fix.depart(self.data)):
+        for tell in (
+                lambda: self.fix.check_can_live_migrate_source(
+                    None, None, self.data),
+                lambda: self.fix.set_source_fields(self.data)):
             self.data = peer.LibvirtLiveMigrateData()
             tell()
             self.assertEqual(own, self.data.source_connect_addr)
 
     def test_unset_tells_nothing(self):
         self.configure(None)
-        self.fix.check_source(None, None, self.data)
-        self.fix.depart(self.data)
+        self.fix.check_can_live_migrate_source(None, None, self.data)
+        self.fix.set_source_fields(self.data)
         self.assertNotIn('source_connect_addr', self.data)
         disks = [{'path': 'disk'}]
-        self.fix.describe_copies(disks)
+        self.fix.set_source_fields(None, disks)
         self.assertEqual([{'path': 'disk'}], disks)
 
     @ddt.data(*ADDRESSES)
     def test_the_destination_fetches_from_there(self, told):
         self.data.source_connect_addr = told
-        with self.fix.arriving(None, self.data):
-            self.assertEqual(told, transfer.source('compute1'))
+        self.assertEqual(told, self.fix.source_address(None, self.data))
         self.assertIn(told, self.log.output)
         self.assertIn('LP 1939869', self.log.output)
 
     def test_told_nothing_the_destination_does_as_nova_does(self):
-        with self.fix.arriving(None, self.data):
-            self.assertEqual('compute1', transfer.source('compute1'))
+        self.assertIsNone(self.fix.source_address(None, self.data))
         stock = nova_migrate_data.LibvirtLiveMigrateData()
-        with self.fix.arriving(None, stock):
-            self.assertEqual('compute1', transfer.source('compute1'))
+        self.assertIsNone(self.fix.source_address(None, stock))
         self.assertEqual('', self.log.output)
 
     @ddt.data(*REFUSED)
     def test_what_is_no_address_is_refused(self, told):
         self.data.source_connect_addr = told
         error = self.assertRaises(exception.MigrationPreCheckError,
-                                  self.fix.arriving, None, self.data)
+                                  self.fix.source_address, None, self.data)
         self.assertIn('live_migration_inbound_addr', str(error))
         self.assertRaises(
-            exception.MigrationPreCheckError, self.fix.arriving_cold, None,
-            [{'source_connect_addr': told}])
+            exception.MigrationPreCheckError, self.fix.source_address, None,
+            None, [{'source_connect_addr': told}])
 
     @ddt.data(*ADDRESSES)
     def test_a_cold_migration_carries_it_with_each_disk(self, own):
         self.configure(own)
         disks = [{'path': 'disk'}, {'path': 'disk.eph0'}]
-        self.fix.describe_copies(disks)
+        self.fix.set_source_fields(None, disks)
         self.assertEqual([own, own],
                          [disk['source_connect_addr'] for disk in disks])
-        with self.fix.arriving_cold(None, disks):
-            self.assertEqual(own, transfer.source('compute1'))
+        self.assertEqual(own, self.fix.source_address(None, None, disks))
 
     def test_a_cold_migration_without_disks_carries_nothing(self):
-        with self.fix.arriving_cold(None, []):
-            self.assertEqual('compute1', transfer.source('compute1'))
+        self.assertIsNone(self.fix.source_address(None, None, []))
 
     def test_a_nova_that_has_the_field_does_not_need_it(self):
         self.assertIsNone(source_address.SourceAddress.not_needed())

@@ -51,7 +51,7 @@ class TestDestination(TlsTestCase):
         with mock.patch.object(probe, 'find_qemu', autospec=True), \
                 mock.patch.object(probe, 'probe', autospec=True,
                                   side_effect=[answer]):
-            return self.fix.capabilities()
+            return self.fix.dest_capabilities()
 
     @ddt.data(('TLSv1.2', 'ECDHE-ECDSA-AES256-GCM-SHA384', 'safe'),
               ('TLSv1.3', 'TLS_CHACHA20_POLY1305_SHA256', 'safe'),
@@ -97,7 +97,7 @@ class TestSource(TlsTestCase):
         peer.register()
         data = objects.LibvirtLiveMigrateData()
         peer.add_capabilities(data, told)
-        self.fix.check_source(self.instance, None, data)
+        self.fix.check_can_live_migrate_source(self.instance, None, data)
 
     def assertWarned(self, *parts):
         for part in (uuids.instance, 'nova-migfix-tls generate', *parts):

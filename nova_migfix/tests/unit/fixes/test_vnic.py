@@ -48,7 +48,7 @@ class VnicTestCase(testtools.TestCase):
         data = peer.LibvirtLiveMigrateData()
         if told is not None:
             data.dest_capabilities = told
-        self.fix.check_source(self.instance, host, data)
+        self.fix.check_can_live_migrate_source(self.instance, host, data)
         return host
 
 
@@ -59,13 +59,13 @@ class TestQueuesOfTheKernel(VnicTestCase):
     def test_the_destination_tells_its_limit(self, queues):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
                         return_value=queues):
-            told = self.fix.capabilities()
+            told = self.fix.dest_capabilities()
         self.assertEqual(str(queues), told['max_tap_queues'])
 
     def test_a_destination_that_cannot_find_out_tells_nothing(self):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
                         side_effect=PermissionError('no CAP_NET_ADMIN')):
-            self.assertNotIn('max_tap_queues', self.fix.capabilities())
+            self.assertNotIn('max_tap_queues', self.fix.dest_capabilities())
         self.assertIn('no CAP_NET_ADMIN', self.log.output)
 
     def test_too_few_queues_are_refused_with_the_remedy(self):
@@ -116,7 +116,7 @@ class TestTapCreatedBeforehand(VnicTestCase):
                 vnic, 'network_model', nova), mock.patch(
                 'nova_migfix.abi.tap.max_queues', autospec=True,
                 return_value=256):
-            told = self.fix.capabilities()
+            told = self.fix.dest_capabilities()
         self.assertEqual(does, 'os_vif_creates_tap' in told)
 
     @ddt.data(('single-queue', True), ('queues-grow', False))

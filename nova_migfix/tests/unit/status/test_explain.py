@@ -57,8 +57,8 @@ LINES = {
         'Command: mkfs -t vfat -n ephemeral_1_40d1d2c /x',
         'mkfs.xfs -q -L ephemeral_1_40d1d2c /x'),
     'not-pulled': (
-        'disk.eph0 of instance 1-2 cannot be had from 10.0.2.11: Connection '
-        'refused. The guest has not been moved.',),
+        'disk.eph0 of instance 1-2 could not be fetched from 10.0.2.11: '
+        'Connection refused. The guest has not been moved.',),
     'not-complete': (
         'The disk disk.eph0 of instance 1-2 cannot be made complete, which',),
     'kernel-ramdisk': (

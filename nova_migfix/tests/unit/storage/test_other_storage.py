@@ -40,9 +40,9 @@ from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix import driver
+from nova_migfix import migration
 from nova_migfix.storage import disks
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix.transport import arrival
 
 BASE = 'ephemeral_1_40d1d2c'
 MAPPING = {'dev': 'vdb', 'bus': 'virtio', 'type': 'disk'}
@@ -184,7 +184,7 @@ class TestMoved(OtherStorageTestCase):
         there = self.instances.path / 'there'
         there.mkdir()
         nova = self.nova('_create_images_and_backing')
-        with arrival.preparation():
+        with migration.incoming(None, is_live=True):
             self.driver._create_images_and_backing(
                 self.context, self.instance, str(there), described, 'cut')
         self.assertEqual(described, nova.call_args.args[4])

@@ -14,7 +14,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import threading
 import time
 from unittest import mock
 
@@ -120,24 +119,6 @@ class TestScratch(testtools.TestCase):
             (pathlib.Path(path) / 'raw').touch()
         self.assertEqual(f'-rf -- {path}\n', log.read_text())
         self.assertFalse(os.path.exists(path))
-
-    def test_sweeping_in_the_background_does_not_wait_for_storage(self):
-        _existed, path = self.killed()
-        answers, scandir, threads = threading.Event(), os.scandir, set()
-
-        def slow(*args):
-            threads.add(threading.get_ident())
-            answers.wait(10)
-            return scandir(*args)
-        self.useFixture(fixtures.MockPatchObject(os, 'scandir', slow))
-        begin = time.monotonic()
-        scratch.sweep_in_background()
-        self.assertLess(time.monotonic() - begin, 5)
-        answers.set()
-        while os.path.exists(path) and time.monotonic() - begin < 20:
-            time.sleep(0.01)
-        self.assertFalse(os.path.exists(path))
-        self.assertNotIn(threading.get_ident(), threads)
 
     def test_an_archive_that_its_peer_removes_meanwhile_is_no_matter(self):
         (self.instances.base / scratch.archive()).touch()

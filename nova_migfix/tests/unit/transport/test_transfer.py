@@ -17,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from unittest import mock
 
@@ -33,40 +32,9 @@ from oslo_config import fixture as config_fixture
 import testtools
 from testtools import matchers
 
+from nova_migfix import migration
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.transport import transfer
-
-
-class TestSource(testtools.TestCase):
-
-    def test_the_migration_address_stands_in_for_the_host_name(self):
-        with transfer.fetching_from('10.0.2.11'):
-            self.assertEqual('10.0.2.11', transfer.source('compute1'))
-        self.assertEqual('compute1', transfer.source('compute1'))
-
-    def test_without_an_address_nova_chooses(self):
-        with transfer.fetching_from(None):
-            self.assertEqual('compute1', transfer.source('compute1'))
-
-    def test_what_nova_fetches_from_nobody_is_fetched_from_nobody(self):
-        with transfer.fetching_from('10.0.2.11'):
-            self.assertIsNone(transfer.source(None))
-
-    def test_it_ends_with_an_error_too(self):
-        def fail():
-            with transfer.fetching_from('10.0.2.11'):
-                raise ValueError
-        self.assertRaises(ValueError, fail)
-        self.assertEqual('compute1', transfer.source('compute1'))
-
-    def test_migrations_in_other_threads_have_their_own(self):
-        seen = []
-        with transfer.fetching_from('10.0.2.11'):
-            other = threading.Thread(
-                target=lambda: seen.append(transfer.source('compute3')))
-            other.start()
-            other.join()
-        self.assertEqual(['compute3'], seen)
 
 
 @ddt.ddt
@@ -84,11 +52,11 @@ class TestRemoteFilesystem(testtools.TestCase):
               (None, 'compute1:/inst/disk.config'))
     @ddt.unpack
     def test_fetches_from_the_migration_address(self, address, src):
-        with transfer.fetching_from(address):
+        with migration.incoming(address, is_live=True):
             self.assertEqual(src, self.copied('compute1:/inst/disk.config'))
 
     def test_a_local_path_is_left_alone(self):
-        with transfer.fetching_from('10.0.2.11'):
+        with migration.incoming('10.0.2.11', is_live=True):
             self.assertEqual('/inst/disk', self.copied('/inst/disk'))
 
 
@@ -105,7 +73,7 @@ class TestPull(testtools.TestCase):
     def pull(self, transport, *paths, host='10.0.2.11'):
         self.config.config(
             remote_filesystem_transport=transport, group='libvirt')
-        transfer.pull(host, list(map(str, paths)), self.target)
+        transfer.fetch(host, list(map(str, paths)), self.target)
 
     @ddt.data('ssh', 'rsync')
     def test_one_session_brings_all_files(self, transport):
@@ -339,7 +307,7 @@ class TestPull(testtools.TestCase):
             pathlib.Path(path).write_text('content')
             self.config.config(
                 remote_filesystem_transport='ssh', group='libvirt')
-            transfer.pull('10.0.2.11', [path], here)
+            transfer.fetch('10.0.2.11', [path], here)
             self.assertEqual([parts[-1]], os.listdir(here))
 
     @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))

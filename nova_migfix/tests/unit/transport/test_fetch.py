@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix.transport import arrival
+from nova_migfix.transport import fetch
 
 
 @ddt.ddt
@@ -55,14 +55,14 @@ class TestReason(testtools.TestCase):
     )
     @ddt.unpack
     def test_what_ended_a_command(self, stderr, reason):
-        self.assertEqual(reason, arrival.reason(
+        self.assertEqual(reason, fetch.reason(
             processutils.ProcessExecutionError(stderr=stderr)))
 
     @ddt.data((OSError('no space'), 'no space'),
               (ValueError(), 'ValueError()'))
     @ddt.unpack
     def test_another_error(self, error, reason):
-        self.assertEqual(reason, arrival.reason(error))
+        self.assertEqual(reason, fetch.reason(error))
 
     def test_long_output_is_cut_and_its_end_is_kept(self):
         begin = time.monotonic()
@@ -73,12 +73,12 @@ class TestReason(testtools.TestCase):
         self.assertTrue(said.endswith('No space left on device'))
 
     def reason(self, stderr):
-        return arrival.reason(
+        return fetch.reason(
             processutils.ProcessExecutionError(stderr=stderr))
 
     @given(st.text() | st.text('a\n\t\x1b[0m;.\u2028\x85\u202e', max_size=600))
     def test_any_output_gives_one_short_line(self, stderr):
-        for said in (self.reason(stderr), arrival.reason(OSError(stderr))):
+        for said in (self.reason(stderr), fetch.reason(OSError(stderr))):
             self.assertTrue(said.isprintable(), said)
             self.assertLessEqual(len(said), 240)
             self.assertTrue(said)

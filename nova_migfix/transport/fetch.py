@@ -9,27 +9,25 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What a destination has from the source before Nova prepares for the guest.
+"""Fetch files from the source before Nova prepares for the guest.
 
-Nova makes on the destination what it thinks the guest has; this gets what the
-guest really has, once for all fixes, and leaves only the rest to Nova.
+Nova makes files on the destination that the guest already has on the source.
+The fixes fetch the guest's own files first, all in one session; Nova makes the
+rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Collection
-from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
 import os
 import re
 import shutil
-import threading
 import time
 from typing import Any
 from typing import NamedTuple
-from typing import TYPE_CHECKING
 
 from nova import exception
 from nova.i18n import _
@@ -40,12 +38,7 @@ from oslo_utils import excutils
 from nova_migfix.storage import scratch
 from nova_migfix.transport import transfer
 
-if TYPE_CHECKING:
-    from nova_migfix.fixes import base
-
 LOG = logging.getLogger(__name__)
-
-_thread = threading.local()
 
 # What ssh, tar and rsync write besides the reason.
 _SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
@@ -59,41 +52,25 @@ _LONGEST_REASON = 240
 _ESCAPE = re.compile(r'\x1b\[[0-?]*[ -/]*[@-~]')
 
 
-# What has become of the guest when something cannot be had: it is on the
-# source of a live migration, at the destination of a cold one.
+# The guest's state when a fetch fails, in a live and in a cold migration.
 NOT_MOVED = _('The guest has not been moved.')
 IS_OFF = _('The guest is off; its disks are left as they came, and on the '
            'source in %s_resize.')
 
 
-class Wanted(NamedTuple):
-    """A file of the source's."""
+class FileRequest(NamedTuple):
+    """A file to fetch from the source."""
 
-    #: its path there
+    #: its path on the source
     path: str
-    #: names of the guest's files that are made of it, for the operator
-    makes: tuple[str, ...]
-    #: is called with the path of the copy, which is gone afterwards
-    place: Callable[[str], None]
+    #: names of the guest's files that need it, for the operator
+    used_for: tuple[str, ...]
+    #: called with the path of the copy, which is removed afterwards
+    on_fetched: Callable[[str], None]
 
 
 @contextlib.contextmanager
-def preparation() -> Iterator[None]:
-    """What this thread does meanwhile is for a guest that arrives."""
-    _thread.preparing = True
-    try:
-        yield
-    finally:
-        _thread.preparing = False
-
-
-def is_prepared() -> bool:
-    """Say whether this thread is preparing for a guest."""
-    return getattr(_thread, 'preparing', False)
-
-
-@contextlib.contextmanager
-def undone_if_it_fails(instance_dir: str) -> Iterator[None]:
+def directory_removed_on_failure(instance_dir: str) -> Iterator[None]:
     """Remove the instance's directory, unless it has been there before.
 
     Nova does so only when it rolls the migration back, and refuses another
@@ -110,24 +87,14 @@ def undone_if_it_fails(instance_dir: str) -> Iterator[None]:
                 shutil.rmtree(instance_dir, ignore_errors=True)
 
 
-def pull_disks(
-    fixes: Iterable[base.Fix], instance: Any, instance_dir: str,
-    disks: list[dict[str, Any]], host: str,
-) -> None:
-    """Pull what the fixes want; Nova makes what is not there afterwards."""
-    pull(instance, instance_dir, [
-        wanted for fix in fixes
-        for wanted in fix.files_to_pull(instance, instance_dir, disks)], host)
-
-
-def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
-         host: str, so: str = NOT_MOVED) -> None:
-    """Have files from the source and put them to their use.
+def fetch(instance: Any, instance_dir: str, wanted: Collection[FileRequest],
+         host: str, guest_state: str = NOT_MOVED) -> None:
+    """Fetch files from the source, in one session.
 
     :param instance: nova.objects.Instance
     :param instance_dir: its directory, which exists
     :param host: the source, a host name or an IP literal
-    :param so: what has become of the guest if that fails
+    :param guest_state: the guest's state if that fails, for the operator
     :raises MigrationError: with instance, disks, host, reason and remedy
     """
     if not wanted:
@@ -136,24 +103,25 @@ def pull(instance: Any, instance_dir: str, wanted: Collection[Wanted],
     # Beside the instance's own directory, which is looked into by Nova.
     with scratch.directory(instance_dir) as directory:
         try:
-            transfer.pull(host, {file.path for file in wanted}, directory)
+            transfer.fetch(host, {file.path for file in wanted}, directory)
             for file in wanted:
-                file.place(os.path.join(
+                file.on_fetched(os.path.join(
                     directory, os.path.basename(file.path)))
         except (OSError, ValueError, processutils.ProcessExecutionError,
                 exception.NovaException) as error:
             raise exception.MigrationError(reason=_(
-                '%(disks)s of instance %(uuid)s cannot be had from %(host)s: '
-                '%(error)s. %(so)s See that this host '
+                '%(disks)s of instance %(uuid)s could not be fetched from '
+                '%(host)s: %(error)s. %(guest_state)s See that this host '
                 'can log in there by ssh, that there is space, and that the '
                 'files exist: %(paths)s.') % {
-                    'disks': ', '.join(sum((f.makes for f in wanted), ())),
+                    'disks': ', '.join(sum((f.used_for for f in wanted), ())),
                     'uuid': instance.uuid, 'host': host,
-                    'error': reason(error), 'so': so,
+                    'error': reason(error),
+                    'guest_state': guest_state,
                     'paths': ', '.join(f.path for f in wanted)}) from error
     LOG.info('Pulled %(paths)s from %(host)s for %(disks)s in %(time).2f s',
              {'paths': ', '.join(f.path for f in wanted), 'host': host,
-              'disks': ', '.join(sum((f.makes for f in wanted), ())),
+              'disks': ', '.join(sum((f.used_for for f in wanted), ())),
               'time': time.monotonic() - begin}, instance=instance)
 
 
