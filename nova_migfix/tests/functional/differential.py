@@ -37,7 +37,10 @@ from allpairspy import AllPairs
 from oslo_concurrency import processutils
 from oslo_serialization import jsonutils
 
-#: environment variable: 'whole' has each value meet each story as well
+from nova_migfix import nova_release
+
+#: environment variable: 'all' has every two values meet on one release,
+#: 'whole' has each value meet each story as well
 EXTENT = 'NOVA_MIGFIX_DIFFERENTIAL'
 
 # -- configurations ----------------------------------------------------------
@@ -128,19 +131,21 @@ def _is_possible(words: list[str]) -> bool:
             or chosen.get('ephemerals', 'two_disks') == 'two_disks')
 
 
-def rows() -> Iterator[Row]:
+def rows() -> list[Row]:
     """Have every two values meet, in as few rows as possible.
 
-    The stories take turns; as a whole each story meets every value. The same
-    rows each time.
+    The stories take turns. Releases of even and of odd number share the rows.
+    The same rows each time.
     """
+    extent = os.environ.get(EXTENT)
     stories = list(STORIES)
     turns = itertools.cycle(stories)
-    is_whole = os.environ.get(EXTENT) == 'whole'
-    for story, *words in AllPairs(
-            [stories if is_whole else [''], *map(list, PARAMETERS.values())],
-            filter_func=_is_possible):
-        yield Row(story or next(turns), tuple(words))
+    found = [
+        Row(story or next(turns), tuple(words))
+        for story, *words in AllPairs(
+            [stories if extent == 'whole' else [''],
+             *map(list, PARAMETERS.values())], filter_func=_is_possible)]
+    return found if extent else found[nova_release.major() % 2::2]
 
 
 # -- operations --------------------------------------------------------------
