@@ -12,11 +12,17 @@
 
 """The command line of the lab; tools/run_lab.sh prepares what it needs."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import signal
 import sys
 import time
+import types
+from typing import NoReturn
 
 import fixtures
 from rich import console
@@ -24,6 +30,7 @@ from rich import console
 from lab import cloud
 from lab import control_plane
 from lab import environments
+from lab import evidence
 from lab import hypervisor
 from lab import image
 from lab import kept
@@ -39,7 +46,7 @@ DEFAULT_NOVA = '34.0.0'
 PASSED, FAILED, BROKEN, INTERRUPTED = 0, 1, 2, 130
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     names = '\n'.join(f'  {item.name:24}{item.title}'
                       for item in scenarios.ALL.values())
     parser = argparse.ArgumentParser(
@@ -66,12 +73,15 @@ def parse(argv):
     return arguments
 
 
-def chosen(names):
+def chosen(names: Iterable[str]) -> list[scenario.Scenario]:
     return [item for name, item in scenarios.ALL.items()
             if not names or name in names]
 
 
-def prepare(directories, version, variant, progress):
+def prepare(
+    directories: workdir.WorkDir, version: str, variant: str,
+    progress: runner.Progress,
+) -> tuple[environments.Environments, image.GuestImage]:
     """Make what is kept between runs; returns environments and image."""
     directories.prepare()
     venvs = environments.Environments(version, directories, variant)
@@ -84,7 +94,7 @@ def prepare(directories, version, variant, progress):
 
 
 @contextlib.contextmanager
-def uninterrupted():
+def uninterrupted() -> Iterator[None]:
     """Clean up to the end, whatever is pressed meanwhile."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
@@ -93,10 +103,11 @@ def uninterrupted():
         signal.signal(number, handler)
 
 
-def run(arguments, directories, screen):
+def run(arguments: argparse.Namespace, directories: workdir.WorkDir,
+        screen: console.Console) -> list[evidence.Result]:
     """Bring the lab up, run the scenarios; returns all Results."""
     begin = time.monotonic()
-    results = []
+    results: list[evidence.Result] = []
     with runner.Progress(screen) as progress:
         venvs, disk = prepare(directories, arguments.nova, arguments.variant,
                               progress)
@@ -122,7 +133,7 @@ def run(arguments, directories, screen):
     return results
 
 
-def take_down(lab, progress):
+def take_down(lab: cloud.Cloud, progress: runner.Progress) -> None:
     with uninterrupted():
         progress.begin('')
         progress('taking the lab down')
@@ -131,11 +142,11 @@ def take_down(lab, progress):
             lab.cleanUp(raise_first=False)
 
 
-def interrupt(number, frame):
+def interrupt(number: int, frame: types.FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     arguments = parse(argv)
     screen = console.Console()
     directories = workdir.WorkDir()

@@ -12,16 +12,21 @@
 
 """nova-compute and the Open vSwitch agent of one compute host."""
 
+from __future__ import annotations
+
 import dataclasses
+import pathlib
 import re
 import signal
 import types
+from typing import Any
 
 import fixtures
 
 from lab import configuration
 from lab import environments
 from lab import host
+from lab import hypervisor
 from lab import process
 from lab import workdir
 
@@ -37,9 +42,9 @@ class Settings:
     """
 
     nova: str = environments.STOCK
-    options: dict = dataclasses.field(
+    options: configuration.Options = dataclasses.field(
         default_factory=lambda: types.MappingProxyType({}))
-    tap_queue_limit: int = None
+    tap_queue_limit: int | None = None
 
 
 _PLUGIN = {('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'}
@@ -61,15 +66,16 @@ class Compute(fixtures.Fixture):
 
     _CONFIGURATION = 'etc/nova/nova.conf'
 
-    def __init__(self, on, libvirt, venvs):
+    def __init__(self, on: host.Host, libvirt: hypervisor.Libvirt,
+                 venvs: environments.Environments) -> None:
         """:param on: the Host"""
         self.host = on
         self.libvirt = libvirt
         self._venvs = venvs
-        self._daemon = None
-        self._running = None
+        self._daemon: process.Daemon | None = None
+        self._running: tuple[str, dict[str, Any]] | None = None
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         configuration.instances(self.host.root).mkdir()
         self.host.give_to_nova(self.host.home_here)
         self.log.touch()
@@ -77,15 +83,15 @@ class Compute(fixtures.Fixture):
         self._start_agent()
 
     @property
-    def log(self):
+    def log(self) -> pathlib.Path:
         return self.host.log('nova-compute')
 
     @property
-    def configuration(self):
+    def configuration(self) -> pathlib.Path:
         """The path of its nova.conf."""
         return self.host.root / self._CONFIGURATION
 
-    def _start_agent(self):
+    def _start_agent(self) -> None:
         place = 'etc/neutron/openvswitch_agent.ini'
         venv = self._venvs.control
         path = configuration.write(
@@ -95,12 +101,12 @@ class Compute(fixtures.Fixture):
             'openvswitch-agent', venv.bin('neutron-openvswitch-agent'),
             '--config-file', path)
 
-    def agent_looks(self):
+    def agent_looks(self) -> int:
         """How often the agent has looked at all ports until now."""
         log = self.host.log('openvswitch-agent')
         return len(_LOOKED.findall(log.read_text(errors='replace')))
 
-    def apply(self, settings):
+    def apply(self, settings: Settings) -> bool:
         """Begin to run with *settings*; returns whether to `wait`."""
         limit = settings.tap_queue_limit
         environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
@@ -125,18 +131,19 @@ class Compute(fixtures.Fixture):
         self._plugin = plugin
         return True
 
-    def _started(self):
+    def _started(self) -> int:
         """How often nova-compute has come up here."""
         return self.log.read_text(errors='replace').count(_STARTED)
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait until nova-compute takes messages."""
+        assert self._daemon
         self._daemon.wait_for(
             f'nova-compute of {self.host.name}',
             lambda: self._started() > self._seen, log=self.log, timeout=180)
         self._check_plugin()
 
-    def _check_plugin(self):
+    def _check_plugin(self) -> None:
         """Any other Nova must not even have found it."""
         plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
         if ('migfix' in plugins) != self._plugin:

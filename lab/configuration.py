@@ -12,9 +12,21 @@
 
 """The configuration files of the services, as tables."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from lab import environments
+from lab import host
 from lab import hypervisor
 from lab import infrastructure
 from lab import topology
+
+# {section: {option: value}}, and {(section, option): value}
+Sections = dict[str, dict[str, Any]]
+Options = Mapping[tuple[str, str], Any]
 
 REGION = 'RegionOne'
 PASSWORD = infrastructure.PASSWORD
@@ -38,7 +50,7 @@ _AUTHTOKEN = {**_SERVICE_USER,
 _FLAT_NETWORK = 'physnet1'
 
 
-def render(sections):
+def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
     """*sections* (dict of dicts) as the text of an oslo.config file."""
     text = []
     for section, options in sections.items():
@@ -48,16 +60,17 @@ def render(sections):
     return '\n'.join(text) + '\n'
 
 
-def write(host, place, sections):
+def write(host: host.Host, place: str,
+          sections: Mapping[str, Mapping[str, Any]]) -> pathlib.Path:
     """Write *sections* as a file of *host*; returns its path."""
     return host.write(place, render(sections))
 
 
-def _value(value):
+def _value(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def keystone(host):
+def keystone(host: host.Host) -> Sections:
     etc = host.root / 'etc/keystone'
     return {
         'DEFAULT': {'log_file': host.log('keystone')},
@@ -68,7 +81,7 @@ def keystone(host):
     }
 
 
-def placement(host):
+def placement(host: host.Host) -> Sections:
     return {
         'DEFAULT': {'log_file': host.log('placement')},
         'placement_database': {
@@ -78,7 +91,7 @@ def placement(host):
     }
 
 
-def glance(host, venv):
+def glance(host: host.Host, venv: environments.Venv) -> Sections:
     return {
         'DEFAULT': {'log_file': host.log('glance'),
                     'enabled_backends': 'files:file'},
@@ -91,7 +104,7 @@ def glance(host, venv):
     }
 
 
-def neutron(host, venv):
+def neutron(host: host.Host, venv: environments.Venv) -> Sections:
     state = host.root / 'neutron'
     return {
         'DEFAULT': {
@@ -131,7 +144,8 @@ _NEUTRON_PRIVSEP = ('privsep', 'privsep_dhcp_release', 'privsep_ovs_vsctl',
                     'privsep_namespace', 'privsep_conntrack', 'privsep_link')
 
 
-def openvswitch_agent(host, venv, path):
+def openvswitch_agent(host: host.Host, venv: environments.Venv,
+                      path: str) -> Sections:
     """:param path: where this is going to be written"""
     state = host.root / 'neutron'
     helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
@@ -158,7 +172,7 @@ def openvswitch_agent(host, venv, path):
     }
 
 
-def _nova(host, state):
+def _nova(host: host.Host, state: pathlib.Path) -> Sections:
     return {
         'DEFAULT': {
             'state_path': state,
@@ -178,7 +192,7 @@ def _nova(host, state):
     }
 
 
-def nova_controller(host):
+def nova_controller(host: host.Host) -> Sections:
     result = _nova(host, host.root / 'nova')
     result['DEFAULT'].update({'log_dir': host.root / 'log',
                               'max_local_block_devices': -1})
@@ -196,7 +210,9 @@ _NOVA_PRIVSEP = ('nova_sys_admin', 'vif_plug_ovs_privileged',
                  'vif_plug_linux_bridge_privileged', 'privsep_osbrick')
 
 
-def nova_compute(host, venv, path, environment, options):
+def nova_compute(host: host.Host, venv: environments.Venv, path: str,
+                 environment: Mapping[str, object],
+                 options: Options) -> Sections:
     """nova.conf of a compute host.
 
     :param path: where this is going to be written
@@ -247,6 +263,6 @@ def nova_compute(host, venv, path, environment, options):
     return result
 
 
-def instances(base):
+def instances(base: pathlib.Path) -> pathlib.Path:
     """Where nova-compute keeps its guests' files, below *base*."""
     return base / 'nova/instances'

@@ -12,20 +12,28 @@
 
 """Keystone, Glance, Placement, Neutron and Nova on the controller."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
 import pathlib
 import sys
+from typing import Any
 
 import fixtures
 import openstack
 
 from lab import configuration
 from lab import environments
+from lab import host
 from lab import infrastructure
 from lab import process
 from lab import topology
+
+# a path and its arguments
+Command = tuple[Any, ...]
 
 # oslo.config parses the arguments of the program, which are gunicorn's.
 # Seconds in which a service has to answer.
@@ -49,7 +57,7 @@ class Api:
 
     name: str
     service: str            # a key of topology.PORTS
-    environment: dict       # to places below etc/
+    environment: Mapping[str, str]  # to places below etc/
     wsgi: str
     worker: str = 'gthread'
 
@@ -78,14 +86,15 @@ _ENDPOINTS = {
 class ControlPlane(fixtures.Fixture):
     """The APIs and what works behind them, from unmodified Nova."""
 
-    def __init__(self, host, venvs, cache):
+    def __init__(self, host: host.Host, venvs: environments.Environments,
+                 cache: pathlib.Path) -> None:
         self.host = host
         self._cache = cache
         self.control = venvs.control
         self.nova = venvs.nova[environments.STOCK]
         self._series = venvs.series
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self._configure()
         database = self.useFixture(
             infrastructure.Database(self.host, self._seed()))
@@ -97,18 +106,18 @@ class ControlPlane(fixtures.Fixture):
             database.keep()
         self._start_apis()
 
-    def _seed(self):
+    def _seed(self) -> pathlib.Path:
         """The databases depend on what made them, and on nothing else."""
         digest = hashlib.sha256()
         for venv in (self.control, self.nova):
             digest.update(venv.made_of().encode())
         for module in (sys.modules[__name__], infrastructure, topology):
-            digest.update(pathlib.Path(module.__file__).read_bytes())
+            digest.update(pathlib.Path(str(module.__file__)).read_bytes())
         digest.update(process.run(['mariadbd', '--version']).encode())
         name = f'{self.nova.path.name}-databases-{digest.hexdigest()[:16]}'
         return self._cache / name
 
-    def _configure(self):
+    def _configure(self) -> None:
         host, venv = self.host, self.control
         for place, sections in (
                 ('keystone/keystone.conf', configuration.keystone(host)),
@@ -126,21 +135,21 @@ class ControlPlane(fixtures.Fixture):
             (host.root / 'etc/keystone' / key).mkdir(mode=0o700)
         (host.root / 'images').mkdir()
 
-    def _etc(self, place):
+    def _etc(self, place: str) -> pathlib.Path:
         return self.host.root / 'etc' / place
 
     @property
-    def _keystone_manage(self):
+    def _keystone_manage(self) -> Command:
         return (self.control.bin('keystone-manage'), '--config-file',
                 self._etc('keystone/keystone.conf'))
 
-    def _keys(self):
+    def _keys(self) -> tuple[Command, ...]:
         """What makes the keys of keystone."""
         owner = ('--keystone-user', 'root', '--keystone-group', 'root')
         return ((*self._keystone_manage, 'fernet_setup', *owner),
                 (*self._keystone_manage, 'credential_setup', *owner))
 
-    def _chains(self):
+    def _chains(self) -> tuple[tuple[Command, ...], ...]:
         """What makes the databases: two lists of commands."""
         keystone = self._keystone_manage
         nova = (self.nova.bin('nova-manage'), '--config-file',
@@ -165,23 +174,22 @@ class ControlPlane(fixtures.Fixture):
              (*nova, 'cell_v2', 'create_cell', '--name', 'cell1')),
         )
 
-    def _in_turn(self, *commands):
+    def _in_turn(self, *commands: Command) -> None:
         for command in commands:
             log = self.host.log(f'setup-{command[0].name}')
             self.host.run(*command, log=log, timeout=400)
 
-    def _start_apis(self):
+    def _start_apis(self) -> None:
         apis = (*_APIS, Api(
             'nova-api', 'compute', {'OS_NOVA_CONFIG_DIR': 'nova'},
             self._series.wsgi, self._series.worker))
         daemons = [self._start_api(api) for api in apis]
         for api, daemon in zip(apis, daemons):
-            daemon.wait_for(f'{api.name} answers', lambda api=api:
-                            self.host.succeeds('curl', '--silent', '--output',
-                                               '/dev/null',
-                                               topology.url(api.service)))
+            daemon.wait_for(f'{api.name} answers', functools.partial(
+                self.host.succeeds, 'curl', '--silent', '--output',
+                '/dev/null', topology.url(api.service)))
 
-    def _start_api(self, api):
+    def _start_api(self, api: Api) -> process.Daemon:
         venv = self.nova if api.service == 'compute' else self.control
         size = (('--workers', '4') if api.worker == 'sync'
                 else ('--workers', '1', '--threads', '8'))
@@ -194,7 +202,7 @@ class ControlPlane(fixtures.Fixture):
             '--bind', address, api.wsgi,
             env=environment)
 
-    def start_workers(self):
+    def start_workers(self) -> None:
         """Start what needs the service user to exist."""
         for name in ('nova-conductor', 'nova-scheduler'):
             self.host.start(name, self.nova.bin(name), '--config-file',
@@ -202,14 +210,14 @@ class ControlPlane(fixtures.Fixture):
         self.host.start('neutron-rpc', self.control.bin('neutron-rpc-server'),
                         '--config-file', self._etc('neutron/neutron.conf'))
 
-    def discover_computes(self):
+    def discover_computes(self) -> None:
         self.host.run(self.nova.bin('nova-manage'), '--config-file',
                       self._etc('nova/nova.conf'), 'cell_v2',
                       'discover_hosts',
                       log=self.host.log('setup-nova-manage'))
 
 
-def credentials():
+def credentials() -> dict[str, str]:
     """What the SDK needs to be the administrator."""
     return {
         'auth_url': configuration.AUTH_URL,
@@ -222,7 +230,7 @@ def credentials():
     }
 
 
-def openrc():
+def openrc() -> str:
     """The same as a file to source, for who logs in."""
     lines = [f'export OS_{key.upper()}={value}'
              for key, value in credentials().items()]
@@ -230,14 +238,14 @@ def openrc():
                       'export PYTHONWARNINGS=ignore']) + '\n'
 
 
-def connect():
+def connect() -> Any:
     """An openstacksdk connection; only inside the controller's network."""
     return openstack.connect(
         load_yaml_config=False, load_envvars=False, api_timeout=_ANSWER,
         compute_default_microversion='2.90', **credentials())
 
 
-def make_service_user():
+def make_service_user() -> None:
     """The user all services share, and the endpoints of the services.
 
     Only connections made afterwards see these endpoints.
@@ -259,7 +267,8 @@ def make_service_user():
                 region_id=configuration.REGION)
 
 
-def login_hint(hosts, venv):
+def login_hint(hosts: Mapping[str, host.Host],
+               venv: environments.Venv) -> list[str]:
     """How to get into a lab that was left up, as lines of text."""
     hint = [f'{name}: {" ".join(host.enter("bash"))}'
             for name, host in hosts.items()]

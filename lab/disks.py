@@ -12,11 +12,16 @@
 
 """What is on a guest's disk, read on its host and without the guest."""
 
+from __future__ import annotations
+
 import json
+import pathlib
 import re
 import subprocess
 
 import fixtures
+
+from lab import host
 
 # What looks for faults and changes nothing, by type of filesystem.
 _CHECKS = {
@@ -33,45 +38,45 @@ class Snapshot(fixtures.Fixture):
     The guest may run, but has to have written what it is going to.
     """
 
-    def __init__(self, host, path):
+    def __init__(self, host: host.Host, path: pathlib.Path) -> None:
         """:param path: of the disk as its *host*, a Host, knows it"""
         self.host = host
         self.disk = path
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         directory = self.useFixture(
             fixtures.TempDir(rootdir=str(self.host.root)))
         self.path = directory.join('raw')
         self.host.run('qemu-img', 'convert', '--force-share', '-O', 'raw',
                       self.disk, self.path)
 
-    def identity(self):
+    def identity(self) -> dict[str, str]:
         """``{'TYPE': ..., 'LABEL': ..., 'UUID': ...}`` of its filesystem."""
         _, found = _run('blkid', '--probe', '--output', 'export', self.path)
         return {name: value for name, value in re.findall(
             r'^(TYPE|LABEL|UUID)=(.*)$', found, re.M)}
 
-    def faults(self):
+    def faults(self) -> str:
         """What the filesystem's own check finds, '' for nothing."""
         kind = self.identity().get('TYPE')
         if kind not in _CHECKS:
             return f'a filesystem of type {kind}'
         return _complaint(*_CHECKS[kind], self.path)
 
-    def difference(self, other):
+    def difference(self, other: Snapshot) -> str:
         """Where another Snapshot begins to differ, '' for nowhere."""
         return _complaint('qemu-img', 'compare', '-f', 'raw', '-F', 'raw',
                           self.path, other.path)
 
 
-def backing_file(host, path):
+def backing_file(host: host.Host, path: pathlib.Path) -> str | None:
     """What a disk on *host* needs to be complete, None for nothing."""
     found = host.run('qemu-img', 'info', '--force-share', '--output', 'json',
                      path)
     return json.loads(found).get('backing-filename')
 
 
-def empty(path):
+def empty(path: pathlib.Path) -> None:
     """Leave as many zeros in a file as it had bytes."""
     size = path.stat().st_size
     with open(path, 'r+b') as file:
@@ -79,13 +84,13 @@ def empty(path):
         file.truncate(size)
 
 
-def _run(*command):
+def _run(*command: str | pathlib.Path) -> tuple[int, str]:
     done = subprocess.run(command, text=True, errors='replace', timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout.strip()
 
 
-def _complaint(*command):
+def _complaint(*command: str | pathlib.Path) -> str:
     """What *command* prints if it does not end well."""
     status, output = _run(*command)
     return (output or f'exit status {status}') if status else ''

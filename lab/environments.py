@@ -18,7 +18,12 @@ mended in one of two ways: ``nova-X.Y.Z-plugin`` has nothing but the plugin's
 wheel added, ``nova-X.Y.Z-patched`` has Nova with the patch set.
 """
 
+from __future__ import annotations
+
 import base64
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 import csv
 import dataclasses
 import hashlib
@@ -54,7 +59,7 @@ class Series:
     python: str
     wsgi: str
     worker: str = 'gthread'
-    extra: tuple = ()
+    extra: tuple[str, ...] = ()
 
 
 _OLD_WSGI = 'nova.api.openstack.compute.wsgi:init_application()'
@@ -75,7 +80,7 @@ SERIES = {
 }
 
 
-def series(version):
+def series(version: str) -> Series:
     """The Series of a Nova *version*, ``'X.Y.Z'``."""
     try:
         return SERIES[int(version.split('.')[0])]
@@ -85,49 +90,54 @@ def series(version):
             f'{min(SERIES)} to {max(SERIES)}') from error
 
 
-def _constraints(number):
+def _constraints(number: int) -> pathlib.Path:
     path = workdir.CHECKOUT / 'constraints' / f'nova-{number}.txt'
     if not path.exists():
         raise process.LabError(f'{path} is missing')
     return path
 
 
-def _python(wanted):
+def _python(wanted: str) -> str:
     """The interpreter that runs the lab if it fits, else uv's choice."""
     lower, upper = (tuple(map(int, bound.lstrip('>=<').split('.')))
                     for bound in wanted.split(','))
     fits = lower <= sys.version_info[:2] < upper
-    return sys._base_executable if fits else wanted
+    # what venv itself starts; typeshed does not have it
+    base: str = sys._base_executable  # type: ignore[attr-defined]
+    return base if fits else wanted
 
 
 class Venv:
     """One virtual environment, made with uv and remade when it is stale."""
 
-    def __init__(self, path, python='', constraints=None):
+    def __init__(self, path: pathlib.Path, python: str = '',
+                 constraints: pathlib.Path | None = None) -> None:
         self.path = pathlib.Path(path)
         self.python = python
         self.constraints = constraints
 
-    def bin(self, name):
+    def bin(self, name: str) -> pathlib.Path:
         return self.path / 'bin' / name
 
-    def etc(self, place):
+    def etc(self, place: str) -> pathlib.Path:
         """A file that a package ships below ``etc/``."""
         return self.path / 'etc' / place
 
     @property
-    def site_packages(self):
+    def site_packages(self) -> pathlib.Path:
         return next(self.path.glob('lib/python3*/site-packages'))
 
-    def version_of(self, package):
+    def version_of(self, package: str) -> str:
         """The version of an installed *package*, named as its directory."""
         metadata = next(self.site_packages.glob(f'{package}-*.dist-info'))
         return metadata.name[len(package) + 1:-len('.dist-info')]
 
-    def python_version(self):
+    def python_version(self) -> str:
         return process.run([self.bin('python'), '--version']).split()[1]
 
-    def make(self, requirements, log, wheel=None, series=None):
+    def make(self, requirements: Iterable[str], log: pathlib.Path,
+             wheel: pathlib.Path | None = None,
+             series: str | None = None) -> None:
         """Install *requirements*, and *wheel* without its dependencies.
 
         :param series: of patches, which are applied to Nova
@@ -147,18 +157,18 @@ class Venv:
         self._stamp.write_text(wanted)
 
     @property
-    def _stamp(self):
+    def _stamp(self) -> pathlib.Path:
         return self.path / 'made-of'
 
-    def made_of(self):
+    def made_of(self) -> str:
         """A digest of all that went into it; '' before it is made."""
         return self._stamp.read_text() if self._stamp.exists() else ''
 
-    def _install(self, *arguments, log):
+    def _install(self, *arguments: object, log: pathlib.Path) -> None:
         self._uv('pip', 'install', *_OPTIONS, '--python', self.bin('python'),
                  *arguments, log=log)
 
-    def _patch(self, series):
+    def _patch(self, series: str) -> None:
         try:
             patches.patch_installed(series, self.site_packages)
         except subprocess.CalledProcessError as error:
@@ -166,11 +176,12 @@ class Venv:
                 f'patches/{series} does not apply: {error.stdout}') from error
 
     @staticmethod
-    def _uv(*arguments, log):
+    def _uv(*arguments: object, log: pathlib.Path) -> None:
         uv = pathlib.Path(sys.executable).with_name('uv')
         process.run([uv, '--quiet', *arguments], timeout=900, log=log)
 
-    def _fingerprint(self, requirements, files):
+    def _fingerprint(self, requirements: Iterable[str],
+                     files: Iterable[pathlib.Path]) -> str:
         digest = hashlib.sha256()
         digest.update('\n'.join(
             (self.python, *_OPTIONS, *requirements)).encode())
@@ -178,7 +189,7 @@ class Venv:
             digest.update(pathlib.Path(path).read_bytes())
         return digest.hexdigest()
 
-    def modified_files(self, package):
+    def modified_files(self, package: str) -> list[str]:
         """Files of *package* that differ from what its wheel recorded."""
         record = next(self.site_packages.glob(f'{package}-*.dist-info/RECORD'))
         with open(record, newline='') as rows:
@@ -188,7 +199,7 @@ class Venv:
                 if digest != _record_digest(self.site_packages / path)]
 
 
-def _record_digest(path):
+def _record_digest(path: pathlib.Path) -> str | None:
     if not path.exists():
         return None
     digest = hashlib.sha256(path.read_bytes()).digest()
@@ -200,7 +211,7 @@ _SOURCES = ('nova_migfix/**/*', 'setup.cfg', 'pyproject.toml', 'setup.py')
 _NOT_BUILT = ('nova_migfix/tests/', '__pycache__')
 
 
-def _sources():
+def _sources() -> Iterator[pathlib.Path]:
     for pattern in _SOURCES:
         for path in sorted(workdir.CHECKOUT.glob(pattern)):
             place = path.relative_to(workdir.CHECKOUT)
@@ -209,7 +220,7 @@ def _sources():
                 yield place
 
 
-def build_wheel(cache, log):
+def build_wheel(cache: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
     """A wheel of this checkout as it is now, built once for each state.
 
     It is built from a copy: pbr writes into the tree it builds from.
@@ -231,7 +242,7 @@ def build_wheel(cache, log):
     return next(out.glob('*.whl'))
 
 
-def _copy_checkout(tree):
+def _copy_checkout(tree: pathlib.Path) -> None:
     for place in (*_sources(), pathlib.Path('requirements.txt'),
                   pathlib.Path('README.rst'), pathlib.Path('LICENSE')):
         source = workdir.CHECKOUT / place
@@ -240,7 +251,7 @@ def _copy_checkout(tree):
             shutil.copy(source, tree / place)
 
 
-def _wheel_version():
+def _wheel_version() -> str:
     """Any version does: the lab must not depend on tags or on git."""
     return '0.0.1.dev0'
 
@@ -251,7 +262,8 @@ class Environments:
     :param variant: one of VARIANTS
     """
 
-    def __init__(self, version, directories, variant=PLUGIN):
+    def __init__(self, version: str, directories: workdir.WorkDir,
+                 variant: str = PLUGIN) -> None:
         self.version = version
         self.variant = variant
         self.series = series(version)
@@ -269,7 +281,7 @@ class Environments:
                          _constraints(self.major)),
         }
 
-    def make(self, progress):
+    def make(self, progress: Callable[[str], object]) -> None:
         """Make what is missing or stale; *progress* is told what is done."""
         log = self._directories.root / 'install.log'
         log.write_text('')
@@ -292,7 +304,7 @@ class Environments:
         self._check_published(STOCK, set())
         self._check_published(MENDED, patched)
 
-    def _check_published(self, which, patched):
+    def _check_published(self, which: str, patched: set[str]) -> None:
         """Nothing but what is *patched* differs from what was published."""
         venv = self.nova[which]
         modified = set(venv.modified_files('nova')) - patched

@@ -12,12 +12,17 @@
 
 """The wires between the hosts, and what is seen on them."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import re
 import signal
 
 import fixtures
 
+from lab import host
 from lab import process
 from lab import topology
 
@@ -25,14 +30,14 @@ from lab import topology
 class Fabric(fixtures.Fixture):
     """A bridge for each network on the controller, a leg on each host."""
 
-    def __init__(self, hosts):
+    def __init__(self, hosts: Mapping[str, host.Host]) -> None:
         """:param hosts: the Host fixtures by name"""
         self.hosts = hosts
         self.controller = hosts[topology.CONTROLLER]
 
-    def _setUp(self):
-        for host in self.hosts.values():
-            host.run('ip', 'link', 'set', 'lo', 'up')
+    def _setUp(self) -> None:
+        for each in self.hosts.values():
+            each.run('ip', 'link', 'set', 'lo', 'up')
         for network in topology.NETWORKS:
             self._bridge(network)
             for name in topology.COMPUTES:
@@ -43,13 +48,13 @@ class Fabric(fixtures.Fixture):
         self.controller.run('ethtool', '--offload', topology.PROVIDER.bridge,
                             'tx', 'off')
 
-    def _bridge(self, network):
+    def _bridge(self, network: topology.Network) -> None:
         ip = self.controller.run
         ip('ip', 'link', 'add', network.bridge, 'type', 'bridge')
         ip('ip', 'link', 'set', network.bridge, 'up')
         self._address(self.controller, network, network.bridge)
 
-    def _leg(self, network, host):
+    def _leg(self, network: topology.Network, host: host.Host) -> None:
         port = _port(network, host.name)
         ip = self.controller.run
         # The peer's process id is looked up where the lab runs, not on the
@@ -61,7 +66,8 @@ class Fabric(fixtures.Fixture):
         host.run('ip', 'link', 'set', network.name, 'up')
         self._address(host, network, network.name)
 
-    def _address(self, host, network, device):
+    def _address(self, host: host.Host, network: topology.Network,
+                 device: str) -> None:
         for address in network.addresses(host.name):
             # No duplicate address detection: an IPv6 address is used at once.
             nodad = ('nodad',) if ':' in address else ()
@@ -71,13 +77,14 @@ class Fabric(fixtures.Fixture):
 class Link:
     """The controller's end of what joins a host to a network."""
 
-    def __init__(self, controller, network, host):
+    def __init__(self, controller: host.Host, network: topology.Network,
+                 host: str) -> None:
         self.controller = controller
         self.network = network
         self.port = _port(network, host)
 
     @contextlib.contextmanager
-    def limited(self, rate):
+    def limited(self, rate: str) -> Iterator[None]:
         """Let what the host is sent come at *rate* only."""
         device = ('dev', self.port, 'root')
         self.controller.run('tc', 'qdisc', 'add', *device, 'tbf', 'rate',
@@ -87,16 +94,16 @@ class Link:
         finally:
             self.controller.run('tc', 'qdisc', 'del', *device)
 
-    def cut(self):
+    def cut(self) -> None:
         """Let nothing pass; nobody is told."""
         self.controller.run('ip', 'link', 'set', self.port, 'nomaster')
 
-    def mend(self):
+    def mend(self) -> None:
         self.controller.run('ip', 'link', 'set', self.port, 'master',
                             self.network.bridge)
 
 
-def _port(network, host):
+def _port(network: topology.Network, host: str) -> str:
     """What the end of a leg on the controller is called."""
     return f'{network.name}{topology.COMPUTES.index(host) + 1}'
 
@@ -110,12 +117,13 @@ class Capture(fixtures.Fixture):
 
     _PACKET = re.compile(r'IP6? (\S+)\.\d+ > (\S+)\.22: ')
 
-    def __init__(self, controller, network):
+    def __init__(self, controller: host.Host,
+                 network: topology.Network) -> None:
         self.controller = controller
         self.network = network
-        self.connections = {}
+        self.connections: dict[tuple[str, str], int] = {}
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         name = f'tcpdump-{self.network.name}'
         self._output = self.controller.root / 'log' / f'{name}.out'
         self._output.unlink(missing_ok=True)
@@ -127,8 +135,8 @@ class Capture(fixtures.Fixture):
             f'capture on {self.network.bridge}',
             lambda: 'listening on' in self._output.read_text(), timeout=20)
 
-    def _stop(self):
+    def _stop(self) -> None:
         self._tcpdump.stop(signal.SIGINT)
         for match in self._PACKET.finditer(self._output.read_text()):
-            pair = match.groups()
+            pair = match[1], match[2]
             self.connections[pair] = self.connections.get(pair, 0) + 1

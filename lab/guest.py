@@ -12,17 +12,25 @@
 
 """A guest and its migrations."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import hashlib
+import pathlib
 import re
 import signal
 import socket
 import time
+from typing import Any
 
 import fixtures
 from openstack import exceptions
 
+from lab import cloud
 from lab import configuration
 from lab import process
 
@@ -60,7 +68,7 @@ class Migration:
     seconds: float
 
     @property
-    def arrived(self):
+    def arrived(self) -> bool:
         return self.status == 'completed' and self.host == self.destination
 
 
@@ -83,10 +91,10 @@ class Ephemeral:
     """
 
     size: int
-    guest_format: str = None
+    guest_format: str | None = None
 
     @property
-    def mapping(self):
+    def mapping(self) -> dict[str, Any]:
         """It as an entry of block_device_mapping_v2."""
         mapping = {'source_type': 'blank', 'destination_type': 'local',
                    'boot_index': -1, 'volume_size': self.size,
@@ -99,8 +107,9 @@ class Ephemeral:
 class Guest(fixtures.Fixture):
     """An instance, from its boot on a given host until it is deleted."""
 
-    def __init__(self, cloud, image, host, ephemerals=(), swap=0,
-                 config_drive=False):
+    def __init__(self, cloud: cloud.Cloud, image: Any, host: str,
+                 ephemerals: Sequence[Ephemeral] = (), swap: int = 0,
+                 config_drive: bool = False) -> None:
         """Prepare a request.
 
         :param image: as `cloud.upload` returned it
@@ -115,7 +124,7 @@ class Guest(fixtures.Fixture):
         self._config_drive = config_drive
         self._first_host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         api = self.cloud.api
         self.cloud.wait_for_agents()
         port = self.cloud.create_port()
@@ -138,7 +147,7 @@ class Guest(fixtures.Fixture):
         self.domain = self._server().instance_name
         self._booted()
 
-    def _flavor(self, **changes):
+    def _flavor(self, **changes: int) -> Any:
         """With the disks asked for.
 
         Such a guest has one CPU: with several emulated ones and more disks
@@ -152,13 +161,13 @@ class Guest(fixtures.Fixture):
             wanted['vcpus'] = 1
         return self.cloud.flavor(**{**wanted, **changes})
 
-    def _mappings(self):
+    def _mappings(self) -> list[dict[str, Any]]:
         root = {'uuid': self.image.id, 'source_type': 'image',
                 'destination_type': 'local', 'boot_index': 0,
                 'delete_on_termination': True}
         return [root, *[ephemeral.mapping for ephemeral in self.ephemerals]]
 
-    def _booted(self):
+    def _booted(self) -> None:
         """Wait for it; from now on this is the boot that goes on.
 
         The agent may have missed a port that was replaced while it looked at
@@ -172,64 +181,64 @@ class Guest(fixtures.Fixture):
         self.wait_reachable()
         self.boot_id, _ = self.says(self.host)
 
-    def _delete(self):
+    def _delete(self) -> None:
         api = self.cloud.api
         api.compute.delete_server(self.id)
         process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
         self.cloud.ports_changed()
 
-    def _gone(self):
+    def _gone(self) -> bool:
         try:
             self._server()
         except exceptions.NotFoundException:
             return True
         return False
 
-    def _server(self):
+    def _server(self) -> Any:
         return self.cloud.api.compute.get_server(self.id)
 
-    def _active(self):
+    def _active(self) -> bool:
         server = self._server()
         if server.status == 'ERROR':
             raise process.LabError(f'guest not started: {server.fault}')
         return server.status == 'ACTIVE'
 
     @property
-    def vm_state(self):
+    def vm_state(self) -> str:
         return self._server().status
 
     @property
-    def host(self):
+    def host(self) -> str:
         return self._server().compute_host
 
-    def files(self, host):
+    def files(self, host: str) -> pathlib.Path:
         """The directory of the guest's files on *host*."""
         root = self.cloud.hosts[host].root
         return configuration.instances(root) / self.id
 
-    def disk(self, host, name):
+    def disk(self, host: str, name: str) -> pathlib.Path:
         """The path of one of them as *host* itself knows it."""
         own = self.cloud.hosts[host].own
         return configuration.instances(own) / self.id / name
 
-    def base_image(self, host):
+    def base_image(self, host: str) -> pathlib.Path:
         """The file of the image cache of *host* that backs the disk."""
         name = hashlib.sha1(self.image.id.encode()).hexdigest()
         return self.files(host).parent / '_base' / name
 
-    def qemu_log(self, host):
+    def qemu_log(self, host: str) -> pathlib.Path:
         root = self.cloud.hosts[host].root
         return root / f'var/log/libvirt/qemu/{self.domain}.log'
 
-    def live_xml(self, host):
+    def live_xml(self, host: str) -> str:
         return self.cloud.libvirt[host].live_xml(self.domain)
 
-    def running_on(self):
+    def running_on(self) -> list[str]:
         """The names of the hosts on which libvirt has the domain."""
         return [name for name, libvirt in self.cloud.libvirt.items()
                 if self.domain in libvirt.domains()]
 
-    def bindings(self):
+    def bindings(self) -> list[str]:
         """The names of the hosts to which the port is bound."""
         response = self.cloud.api.network.get(
             f'/ports/{self.port}/bindings')
@@ -237,7 +246,7 @@ class Guest(fixtures.Fixture):
         return sorted(binding['host']
                       for binding in response.json()['bindings'])
 
-    def says(self, host):
+    def says(self, host: str) -> tuple[str, list[str]]:
         """What the guest writes next on its console on *host*.
 
         ``(boot id, names of its queues)``, as its kernel has them
@@ -249,26 +258,26 @@ class Guest(fixtures.Fixture):
             lambda: _said(console)[before:], log=console)[-1]
         return boot_id, queues.split()
 
-    def last_words(self, host):
+    def last_words(self, host: str) -> str:
         """What a kernel that crashed has written on its console."""
         console = self.files(host) / 'console.log'
         return '\n'.join(re.findall(
             r'.*(?:BUG|Oops|panic|RIP:|general protection).*',
             console.read_text(errors='replace'))[:5])
 
-    def copied_memory(self, host):
+    def copied_memory(self, host: str) -> bool:
         """Whether some of the guest's memory has left *host*."""
         job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)
         match = re.search(r'Memory processed: +([\d.]+)', job)
-        return bool(match) and float(match[1]) > 0
+        return match is not None and float(match[1]) > 0
 
-    def kill_qemu(self, host):
+    def kill_qemu(self, host: str) -> None:
         """Kill the guest's QEMU on one host, as a crash would."""
         on = self.cloud.hosts[host]
         pid = on.run('cat', f'/run/libvirt/qemu/{self.domain}.pid').strip()
         on.run('kill', '-KILL', pid)
 
-    def wait_reachable(self):
+    def wait_reachable(self) -> None:
         """Wait until the guest answers, where Nova says that it is.
 
         Its port needs a VLAN tag first, which the Open vSwitch agent sets.
@@ -284,24 +293,24 @@ class Guest(fixtures.Fixture):
         except process.LabError as error:
             raise Silent(error) from None
 
-    def _wait_for_tag(self, timeout=120):
+    def _wait_for_tag(self, timeout: float = 120) -> None:
         host = self.host
         process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
                          lambda: self._tagged(host), timeout=timeout,
                          log=self.cloud.hosts[host].log('openvswitch-agent'))
 
-    def _tagged(self, host):
+    def _tagged(self, host: str) -> bool:
         tap = f'tap{self.port[:11]}'
         tag = self.cloud.hosts[host].run(
             'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port', tap,
             'tag').strip()
         return tag.isdigit() and tag != _DEAD_VLAN
 
-    def answers(self):
+    def answers(self) -> bool:
         return self.cloud.controller.succeeds(
             'ping', '-c', '1', '-W', '1', self.address)
 
-    def run(self, script, timeout=60):
+    def run(self, script: str, timeout: float = 60) -> str:
         """Run a shell script in the guest; returns what it printed.
 
         What it leaves running must not hold on to its output.
@@ -331,7 +340,7 @@ class Guest(fixtures.Fixture):
             raise process.LabError(f'in the guest: {script}: failed\n{text}')
         return text[:status.start()]
 
-    def succeeds(self, script):
+    def succeeds(self, script: str) -> bool:
         """Whether a script ends well in the guest."""
         try:
             self.run(script)
@@ -340,7 +349,7 @@ class Guest(fixtures.Fixture):
         return True
 
     @contextlib.contextmanager
-    def pinged(self, limit=400):
+    def pinged(self, limit: int = 400) -> Iterator[Pings]:
         """Ping the guest meanwhile; yields Pings that are filled at the end.
 
         :param limit: seconds after which it stops by itself
@@ -361,11 +370,13 @@ class Guest(fixtures.Fixture):
                 sent, received = map(int, summary.groups())
                 pings.sent, pings.lost = sent, sent - received
 
-    def _last_record(self):
+    def _last_record(self) -> Any:
         records = self.cloud.api.compute.migrations(instance_uuid=self.id)
         return max(records, key=lambda record: int(record.id), default=None)
 
-    def migrate(self, destination, during=None, timeout=240):
+    def migrate(self, destination: str,
+                during: Callable[[], object] | None = None,
+                timeout: float = 240) -> Migration:
         """Migrate live, with the disks, and wait until all is settled.
 
         :param during: called once, right after the request was accepted
@@ -386,18 +397,18 @@ class Guest(fixtures.Fixture):
         return Migration(source, destination, record.status, server.status,
                          server.compute_host, time.monotonic() - begin)
 
-    def hard_reboot(self):
+    def hard_reboot(self) -> None:
         self.ask_for_hard_reboot()
         self._booted()
 
-    def ask_for_hard_reboot(self):
+    def ask_for_hard_reboot(self) -> None:
         """Wait until Nova has done it, or has left the guest as it is."""
         self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
-    def suspend(self):
+    def suspend(self) -> None:
         self._act({'suspend': None}, 'SUSPENDED')
 
-    def resume(self):
+    def resume(self) -> None:
         """It is not reachable until it is rebooted hard.
 
         Open vSwitch in user space does not see that the tap device is a new
@@ -405,32 +416,32 @@ class Guest(fixtures.Fixture):
         """
         self._act({'resume': None}, 'ACTIVE')
 
-    def ask_in_vain_for_resume(self):
+    def ask_in_vain_for_resume(self) -> str:
         """Wait until Nova has given up; returns the state that is left."""
         self._act({'resume': None}, 'SUSPENDED', 'ERROR')
         return self.vm_state
 
-    def stop(self):
+    def stop(self) -> None:
         self._act({'os-stop': None}, 'SHUTOFF')
 
-    def start(self):
+    def start(self) -> None:
         self._act({'os-start': None}, 'ACTIVE')
         self._booted()
 
-    def cold_migrate(self):
+    def cold_migrate(self) -> None:
         """To the other host; confirmed."""
         self._act({'migrate': None}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def resize(self, **changes):
+    def resize(self, **changes: int) -> None:
         """To a flavor with *changes*; to the other host, confirmed."""
         flavor = self._flavor(**changes)
         self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def _act(self, action, *states):
+    def _act(self, action: dict[str, Any], *states: str) -> None:
         """Ask for an *action* and wait for one of these *states*."""
         self.cloud.ports_changed()
         self.cloud.wait_for_agents()
@@ -440,7 +451,7 @@ class Guest(fixtures.Fixture):
         process.wait_for(f'{next(iter(action))} of {self.domain}',
                          lambda: self._is(states), timeout=240, poll=_POLL)
 
-    def _is(self, states):
+    def _is(self, states: Sequence[str]) -> bool:
         server = self._server()
         if server.task_state:
             return False
@@ -448,7 +459,7 @@ class Guest(fixtures.Fixture):
             raise process.LabError(f'guest in ERROR: {server.fault}')
         return server.status in states
 
-    def _request_migration(self, destination):
+    def _request_migration(self, destination: str) -> None:
         # The SDK asks for an API version in which the request takes as long
         # as the checks of both hosts, and fails with them.
         response = self.cloud.api.compute.post(
@@ -457,7 +468,7 @@ class Guest(fixtures.Fixture):
                                      'block_migration': 'auto'}})
         exceptions.raise_from_response(response)
 
-    def _settled(self, previous):
+    def _settled(self, previous: Any) -> bool:
         state = self._state()
         if state[0] == (previous and previous.id) or state[1] not in _FINAL:
             return False
@@ -467,14 +478,14 @@ class Guest(fixtures.Fixture):
             time.sleep(_SETTLE)
         return state == self._state()
 
-    def _state(self):
+    def _state(self) -> tuple[Any, ...]:
         record, server = self._last_record(), self._server()
         if not record:
             return None, None, server.status, server.task_state
         return record.id, record.status, server.status, server.task_state
 
 
-def _said(console):
+def _said(console: pathlib.Path) -> list[tuple[str, str]]:
     """The pairs of boot id and queues in the guest's output."""
     try:
         text = console.read_text(errors='replace')

@@ -12,10 +12,15 @@
 
 """A host: namespaces in which services believe to be alone on a machine."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import fixtures
 
@@ -23,6 +28,7 @@ from lab import init
 from lab import process
 from lab import topology
 from lab import users
+from lab import workdir
 
 _ETC_HOSTS = ''.join(
     [f'{topology.MANAGEMENT.address(host)} {host}\n'
@@ -49,7 +55,8 @@ class Host(fixtures.Fixture):
     *keep* is set.
     """
 
-    def __init__(self, name, workdir, keep=False):
+    def __init__(self, name: str, workdir: workdir.WorkDir,
+                 keep: bool = False) -> None:
         self.name = name
         self.root = workdir.run / name
         self.own = workdir.own
@@ -57,9 +64,9 @@ class Host(fixtures.Fixture):
         self.home, self.home_here = self.own / 'nova', self.root / 'nova'
         self.keep = keep
         self._venvs = workdir.venvs
-        self.pid = None
+        self.pid: int
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self._make_files()
         leash = () if self.keep else ('setpriv', '--pdeathsig', 'KILL')
         kill = () if self.keep else ('--kill-child',)
@@ -75,7 +82,7 @@ class Host(fixtures.Fixture):
         process.wait_for(f'host {self.name}', self._ready,
                          timeout=20, log=log.name, poll=0.05)
 
-    def _make_files(self):
+    def _make_files(self) -> None:
         for place in ('etc/libvirt', 'etc/ssh', 'log', 'var/cache/libvirt',
                       'var/lib/libvirt', 'var/log/libvirt/qemu'):
             (self.root / place).mkdir(parents=True)
@@ -87,7 +94,7 @@ class Host(fixtures.Fixture):
         self.home_here.mkdir()
         self.give_to_nova(self.home_here)
 
-    def _ready(self):
+    def _ready(self) -> bool:
         if self._unshare.poll() is not None:
             raise process.LabError(
                 f'host {self.name} did not start'
@@ -97,13 +104,13 @@ class Host(fixtures.Fixture):
         self.pid = process.descendants(self._unshare.pid)[-1]
         return True
 
-    def _end(self):
+    def _end(self) -> None:
         """Kill the first process and wait for the kernel to end the rest."""
         for pid in process.descendants(self._unshare.pid):
             process.kill(pid, signal.SIGKILL)
         self._unshare.wait(process.Daemon.GRACE)
 
-    def write(self, place, text):
+    def write(self, place: str, text: str) -> pathlib.Path:
         """Write a file of this host; returns its path."""
         path = self.root / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,24 +118,24 @@ class Host(fixtures.Fixture):
         return path
 
     @staticmethod
-    def give_to_nova(path):
+    def give_to_nova(path: pathlib.Path) -> None:
         """Let nova own *path* and all that is below it."""
         for each in (path, *path.rglob('*')):
             os.chown(each, users.NOVA_ID, users.NOVA_ID)
 
-    def log(self, name):
+    def log(self, name: str) -> pathlib.Path:
         return self.root / 'log' / f'{name}.log'
 
-    def enter(self, *argv):
+    def enter(self, *argv: object) -> tuple[str, ...]:
         """The argument list that runs *argv* on this host."""
         return ('nsenter', '--target', str(self.pid), '--mount', '--uts',
                 '--net', '--pid', '--', *map(str, argv))
 
-    def run(self, *argv, **kwargs):
+    def run(self, *argv: object, **kwargs: Any) -> str:
         return process.run(self.enter(*argv), env=_ENVIRONMENT, cwd='/',
                            **kwargs)
 
-    def succeeds(self, *argv, timeout=20):
+    def succeeds(self, *argv: object, timeout: float = 20) -> bool:
         """Whether *argv* ends well within *timeout* seconds."""
         try:
             self.run(*argv, timeout=timeout)
@@ -136,14 +143,18 @@ class Host(fixtures.Fixture):
             return False
         return True
 
-    def start(self, name, *argv, env=None):
+    def start(self, name: str, *argv: object,
+              env: Mapping[str, object] | None = None) -> process.Daemon:
         """Start a daemon; *env* is added to its environment."""
         setting = [f'{key}={value}' for key, value in (env or {}).items()]
         return process.Daemon(
             f'{name} on {self.name}', self.enter('env', *setting, *argv),
             self.root / 'log' / f'{name}.out', env=_ENVIRONMENT, cwd='/')
 
-    def start_as_nova(self, name, *argv, env=None):
+    def start_as_nova(
+        self, name: str, *argv: object,
+        env: Mapping[str, object] | None = None,
+    ) -> process.Daemon:
         """As `start`; as the user nova and with its groups."""
         return self.start(
             name, 'setpriv', '--reuid', users.NOVA, '--regid', users.NOVA,

@@ -12,11 +12,16 @@
 
 """What nova-compute needs on a compute host: Open vSwitch, libvirt, sshd."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import pathlib
 import shutil
+from typing import Any
 
 import fixtures
 
+from lab import host
 from lab import infrastructure
 from lab import process
 from lab import qemu_tcg
@@ -99,14 +104,14 @@ qemu_tcg.main({qemu!r}, {claim!r}, sys.argv[1:])
 class Tools:
     """What the compute hosts share, made once in the cache directory."""
 
-    def __init__(self, cache):
+    def __init__(self, cache: pathlib.Path) -> None:
         self.key = cache / 'ssh-key'
         self.wrapper = cache / 'qemu-wrapper'
         self.tap_queue_limit = cache / 'tap_queue_limit.so'
         self._claim = cache / 'kvm_claim.so'
         self._sysroot = cache / 'qemu'
 
-    def make(self):
+    def make(self) -> None:
         if not self.key.exists():
             process.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '',
                          '-f', self.key])
@@ -116,7 +121,7 @@ class Tools:
                          '-o', library, source, '-ldl'])
         self._make_wrapper()
 
-    def _make_wrapper(self):
+    def _make_wrapper(self) -> None:
         """The wrapper takes the place of QEMU, so the real one is copied.
 
         QEMU finds its firmware relative to itself, hence the links.
@@ -143,10 +148,10 @@ class Switch(fixtures.Fixture):
     # for nova, which cannot open the socket; os-vif's default
     ADDRESS = 'tcp:127.0.0.1:6640'
 
-    def __init__(self, host):
+    def __init__(self, host: host.Host) -> None:
         self.host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self.host.run('ovsdb-tool', 'create', self._DATABASE,
                       '/usr/share/openvswitch/vswitch.ovsschema')
         ovsdb = self.host.start(
@@ -165,13 +170,13 @@ class Switch(fixtures.Fixture):
 class Libvirt(fixtures.Fixture):
     """libvirtd, reachable from the other host, with QEMU always emulating."""
 
-    def __init__(self, host, tools):
+    def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
         self._tools = tools
-        self._daemon = None
-        self._tap_queue_limit = None
+        self._daemon: process.Daemon
+        self._tap_queue_limit: int | None = None
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         number = topology.COMPUTES.index(self.host.name) + 1
         self.host.write('etc/libvirt/libvirtd.conf', _LIBVIRTD.format(
             uuid=f'0000000{number}-1111-4222-8333-00000000000{number}',
@@ -182,28 +187,28 @@ class Libvirt(fixtures.Fixture):
         self.host.run('mount', '--bind', self._tools.wrapper, QEMU)
         self._start()
 
-    def _require_password(self):
+    def _require_password(self) -> None:
         self.host.write('etc/libvirt/auth.conf', _AUTH)
         self.host.run('mount', '--bind', self.host.write(
             'etc/sasl2/libvirt.conf', _SASL), '/etc/sasl2/libvirt.conf')
         self.host.run('saslpasswd2', '-c', '-p', '-a', 'libvirt', '-f',
                       '/etc/libvirt/passwd.db', _USER, input=_PASSWORD)
 
-    def _start(self):
+    def _start(self) -> None:
         environment = self.environment(self._tap_queue_limit)
         self._daemon = self.host.start('libvirtd', 'libvirtd', '--listen',
                                        env=environment)
         self._daemon.wait_for('libvirtd answers', lambda: self.host.succeeds(
             'virsh', 'version'))
 
-    def environment(self, tap_queue_limit):
+    def environment(self, tap_queue_limit: int | None) -> dict[str, Any]:
         """What a process needs so that it opens no more queues of a tap."""
         if tap_queue_limit is None:
             return {}
         return {'LD_PRELOAD': self._tools.tap_queue_limit,
                 'TAP_QUEUE_LIMIT': tap_queue_limit}
 
-    def limit_tap_queues(self, limit):
+    def limit_tap_queues(self, limit: int | None) -> None:
         """Restart it if it must open more or fewer; guests run on."""
         if limit != self._tap_queue_limit:
             self._tap_queue_limit = limit
@@ -211,43 +216,43 @@ class Libvirt(fixtures.Fixture):
             self._start()
 
     @property
-    def certificates(self):
+    def certificates(self) -> pathlib.Path:
         """Where QEMU has those for migrations."""
         return self.host.root / 'etc/libvirt/migration'
 
     @property
-    def gnutls(self):
+    def gnutls(self) -> pathlib.Path:
         """Where QEMU finds libraries before others, and a policy of TLS."""
         return self.host.root / qemu_tcg.GNUTLS.lstrip('/')
 
-    def virsh(self, *arguments):
+    def virsh(self, *arguments: object) -> str:
         return self.host.run('virsh', *arguments)
 
-    def domains(self):
+    def domains(self) -> list[str]:
         """The names of the domains that exist here, running or not."""
         return self.virsh('list', '--all', '--name').split()
 
-    def live_xml(self, domain):
+    def live_xml(self, domain: str) -> str:
         return self.virsh('dumpxml', domain)
 
 
 class SshServer(fixtures.Fixture):
     """sshd on the networks that are asked for, and on no other."""
 
-    def __init__(self, host, tools):
+    def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
         self.key = tools.key
-        self._daemon = None
-        self._networks = ()
+        self._daemon: process.Daemon | None = None
+        self._networks: Sequence[topology.Network] = ()
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self.host.write('etc/ssh/ssh_config', _SSH)
         keys = self.host.home_here / '.ssh'
         keys.mkdir(mode=0o700)
         shutil.copy(self.key, keys / 'id_ed25519')
         self.host.give_to_nova(keys)
 
-    def listen(self, networks):
+    def listen(self, networks: Sequence[topology.Network]) -> None:
         """(Re)start it so that it answers on *networks*, () for none."""
         if networks == self._networks:
             return
@@ -258,7 +263,7 @@ class SshServer(fixtures.Fixture):
         if networks:
             self._start()
 
-    def _start(self):
+    def _start(self) -> None:
         addresses = [leg.split('/')[0] for network in self._networks
                      for leg in network.addresses(self.host.name)]
         configuration = self.host.write('etc/ssh/sshd_config', _SSHD.format(

@@ -16,6 +16,8 @@ The kernel is taken out of the distribution's package and not installed: the
 machine must not boot another kernel because it ran the lab.
 """
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import lzma
@@ -55,13 +57,13 @@ class GuestImage:
     `kernel` and `initramfs` are what is on it.
     """
 
-    def __init__(self, cache):
+    def __init__(self, cache: pathlib.Path) -> None:
         self._directory = cache / 'guest'
         self.disk = self._directory / 'disk.qcow2'
         self.kernel = self._directory / 'vmlinuz'
         self.initramfs = self._directory / 'initramfs'
 
-    def make(self, log):
+    def make(self, log: pathlib.Path) -> None:
         stamp = self._directory / 'made-of'
         wanted = hashlib.sha256(INIT.read_bytes() + pathlib.Path(
             __file__).read_bytes()).hexdigest()
@@ -76,7 +78,7 @@ class GuestImage:
         stamp.write_text(wanted)
 
 
-def _unpack_kernel(tree, log):
+def _unpack_kernel(tree: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
     """Download the distribution's kernel; returns where it is unpacked."""
     tree.mkdir()
     process.run(['apt-get', 'download', *_kernel_packages()], log=log,
@@ -89,7 +91,7 @@ def _unpack_kernel(tree, log):
     return tree
 
 
-def _kernel_packages():
+def _kernel_packages() -> list[str]:
     """The packages with a kernel and its modules, in this distribution."""
     found = [_KERNEL[_distribution()]]
     for package in found:
@@ -100,22 +102,22 @@ def _kernel_packages():
     return found
 
 
-def _distribution():
+def _distribution() -> str:
     """Debian or Ubuntu, or what of the two this one is made from."""
     release = pathlib.Path('/etc/os-release').read_text()
     likes = ' '.join(re.findall(r'^ID(?:_LIKE)?="?([^"\n]+)', release, re.M))
     return 'ubuntu' if 'ubuntu' in likes else 'debian'
 
 
-def _modules(tree):
+def _modules(tree: pathlib.Path) -> pathlib.Path:
     return next((tree / 'lib/modules').iterdir())
 
 
-def _module_name(path):
+def _module_name(path: str | pathlib.Path) -> str:
     return pathlib.Path(path).name.split('.ko')[0].replace('-', '_')
 
 
-def _needed_modules(tree):
+def _needed_modules(tree: pathlib.Path) -> set[pathlib.Path]:
     """The paths of MODULES and of what they need."""
     modules = _modules(tree)
     needs = {}
@@ -126,7 +128,7 @@ def _needed_modules(tree):
             for path in needs.get(name, ())}
 
 
-def _uncompressed(module):
+def _uncompressed(module: pathlib.Path) -> bytes:
     if module.suffix == '.xz':
         return lzma.decompress(module.read_bytes())
     if module.suffix == '.zst':
@@ -136,7 +138,8 @@ def _uncompressed(module):
     return module.read_bytes()
 
 
-def _make_initramfs(tree, root, initramfs, log):
+def _make_initramfs(tree: pathlib.Path, root: pathlib.Path,
+                    initramfs: pathlib.Path, log: pathlib.Path) -> None:
     modules = root / 'lib/modules' / _modules(tree).name
     for directory in ('bin', 'sbin', 'proc', 'sys', 'dev', modules):
         (root / directory).mkdir(parents=True)
@@ -154,7 +157,8 @@ def _make_initramfs(tree, root, initramfs, log):
     initramfs.write_bytes(gzip.compress(archive.read_bytes(), mtime=0))
 
 
-def _make_disk(vmlinuz, initramfs, disk, log):
+def _make_disk(vmlinuz: pathlib.Path, initramfs: pathlib.Path,
+               disk: pathlib.Path, log: pathlib.Path) -> None:
     """A disk with one FAT partition from which SYSLINUX boots the guest.
 
     It has a partition table because Nova inspects what it boots from.

@@ -12,10 +12,15 @@
 
 """What OpenStack's services need below them: database and broker."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+import pathlib
 import shutil
 
 import fixtures
 
+from lab import host
 from lab import process
 from lab import topology
 
@@ -31,7 +36,7 @@ TRANSPORT_URL = (
     f'rabbit://{USER}:{PASSWORD}@{_ADDRESS}:{topology.PORTS["amqp"]}/')
 
 
-def connection(database):
+def connection(database: str) -> str:
     """The SQLAlchemy URL of one of DATABASES."""
     return (f'mysql+pymysql://{USER}:{PASSWORD}@{_ADDRESS}/{database}'
             f'?charset=utf8mb3')
@@ -46,7 +51,7 @@ class Database(fixtures.Fixture):
 
     _SOCKET = '/run/mariadb.sock'
 
-    def __init__(self, host, seed):
+    def __init__(self, host: host.Host, seed: pathlib.Path) -> None:
         """:param seed: a directory with filled databases, or to be made one
 
         `filled` says whether it was one.
@@ -57,7 +62,7 @@ class Database(fixtures.Fixture):
         self._data = host.root / 'mysql'
         self._client = ('mariadb', f'--socket={self._SOCKET}', '--user=root')
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         if self.filled:
             shutil.copytree(self.seed, self._data)
         else:
@@ -69,14 +74,14 @@ class Database(fixtures.Fixture):
                  f"GRANT ALL ON {name}.* TO '{USER}'@'%' "
                  f"IDENTIFIED BY '{PASSWORD}';" for name in DATABASES]))
 
-    def _install(self):
+    def _install(self) -> None:
         self._data.mkdir()
         process.run(['mariadb-install-db', '--no-defaults', '--user=root',
                      f'--datadir={self._data}', '--skip-test-db',
                      '--auth-root-authentication-method=normal'],
                     log=self.host.log('mariadb-install'))
 
-    def _start(self):
+    def _start(self) -> None:
         self._daemon = self.host.start(
             'mariadb', 'mariadbd', '--no-defaults', '--user=root',
             f'--datadir={self._data}', f'--socket={self._SOCKET}',
@@ -86,7 +91,7 @@ class Database(fixtures.Fixture):
         self._daemon.wait_for('MariaDB answers', lambda: self.host.succeeds(
             *self._client, '--execute=select 1'))
 
-    def keep(self):
+    def keep(self) -> None:
         """Make the seed; nobody may be connected."""
         self._daemon.stop()
         copy = self.seed.with_suffix('.new')
@@ -98,7 +103,7 @@ class Database(fixtures.Fixture):
         self._start()
 
 
-def _other_versions(seed):
+def _other_versions(seed: pathlib.Path) -> Iterable[pathlib.Path]:
     """What is called the same up to the last dash."""
     return seed.parent.glob(f'{seed.name.rpartition("-")[0]}-*')
 
@@ -106,10 +111,10 @@ def _other_versions(seed):
 class Broker(fixtures.Fixture):
     """RabbitMQ on the controller."""
 
-    def __init__(self, host):
+    def __init__(self, host: host.Host) -> None:
         self.host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         state = self.host.root / 'rabbitmq'
         state.mkdir()
         self.host.write('etc/rabbitmq.conf', (
@@ -136,7 +141,7 @@ class Broker(fixtures.Fixture):
             self.host, topology.PORTS['amqp']))
 
 
-def answers(host, port):
+def answers(host: host.Host, port: int) -> bool:
     """Whether something listens on *port* of *host*, IPv4, any address."""
     table = host.run('ss', '--listening', '--numeric', '--tcp',
                      '--no-header', f'sport = :{port}')

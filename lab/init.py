@@ -24,6 +24,8 @@ and interfaces.
     the entries of PRIVATE below it at their usual places
 """
 
+from __future__ import annotations
+
 import os
 import pathlib
 import signal
@@ -56,17 +58,17 @@ LINKS = {'ptmx': 'pts/ptmx', 'fd': '/proc/self/fd', 'stdin': 'fd/0',
          'stdout': 'fd/1', 'stderr': 'fd/2'}
 
 
-def mount(*arguments):
+def mount(*arguments: str) -> None:
     subprocess.run(('mount',) + arguments, check=True)
 
 
-def mount_private(directory, mount_point):
+def mount_private(directory: pathlib.Path, mount_point: str) -> None:
     mount('--bind', str(directory), mount_point)
     for place in PRIVATE:
         mount('--bind', str(directory / place), f'/{place}')
 
 
-def mount_devices(dev):
+def mount_devices(dev: pathlib.Path) -> None:
     """Replace /dev by one with nothing but the above."""
     dev.mkdir(exist_ok=True)
     mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', str(dev))
@@ -85,8 +87,8 @@ def mount_devices(dev):
     mount('--rbind', str(dev), '/dev')
 
 
-def main(name, directory, mount_point):
-    directory = pathlib.Path(directory)
+def main(name: str, directory: str, mount_point: str) -> None:
+    own = pathlib.Path(directory)
     socket.sethostname(name)
     mount('--make-rprivate', '/')
     mount('-t', 'proc', 'proc', '/proc')
@@ -94,10 +96,10 @@ def main(name, directory, mount_point):
     mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', '/run')
     for place in ('lock', 'libvirt', 'openvswitch', 'sshd'):
         pathlib.Path('/run', place).mkdir()
-    mount_private(directory, mount_point)
-    mount_devices(directory / 'dev')
+    mount_private(own, mount_point)
+    mount_devices(own / 'dev')
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    (directory / 'ready').touch()
+    (own / 'ready').touch()
     while True:
         signal.pause()
 

@@ -12,13 +12,17 @@
 
 """A lab that was left up: remembering it, and ending it later."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 import json
 import pathlib
 
+from lab import host
 from lab import process
 
 
-def _begin(pid):
+def _begin(pid: int) -> str | None:
     """When a process began, in the kernel's ticks; None if it is gone.
 
     Together with the process id this names one process for ever.
@@ -30,14 +34,14 @@ def _begin(pid):
     return stat.rpartition(')')[2].split()[19]
 
 
-def remember(path, hosts):
+def remember(path: pathlib.Path, hosts: Iterable[host.Host]) -> None:
     """Note the first processes of *hosts* (Host fixtures) at *path*."""
     path.write_text(json.dumps(
         [{'host': host.name, 'pid': host.pid, 'begin': _begin(host.pid)}
          for host in hosts]))
 
 
-def end(path):
+def end(path: pathlib.Path) -> list[str]:
     """End what is noted at *path*; returns the names of the hosts ended."""
     if not path.exists():
         return []

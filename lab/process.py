@@ -12,6 +12,10 @@
 
 """Running programs and waiting for them, always with a bound."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterable
 import concurrent.futures
 import contextlib
 import os
@@ -19,15 +23,22 @@ import pathlib
 import signal
 import subprocess
 import time
+from typing import Any
+from typing import IO
+from typing import TypeVar
+from typing import Union
 
 TAIL = 15
+
+T = TypeVar('T')
+StrPath = Union[str, os.PathLike[str]]
 
 
 class LabError(Exception):
     """Something the lab needs did not work; the text says what."""
 
 
-def tail(log, lines=TAIL):
+def tail(log: StrPath | None, lines: int = TAIL) -> str:
     """The end of *log* as text, with its name; '' without a log."""
     if not log:
         return ''
@@ -38,35 +49,38 @@ def tail(log, lines=TAIL):
     return f'\nEnd of {log}:\n' + '\n'.join(text.splitlines()[-lines:])
 
 
-def run(argv, *, timeout=120, log=None, **kwargs):
+def run(argv: Iterable[object], *, timeout: float = 120,
+        log: StrPath | None = None, **kwargs: Any) -> str:
     """Run *argv* to its end and return what it printed.
 
     :param timeout: seconds after which it is killed
     :param log: file to which the output goes instead
     :raises LabError: with the end of the output if it fails
     """
-    argv = [str(word) for word in argv]
+    words = [str(word) for word in argv]
     with contextlib.ExitStack() as stack:
-        out = subprocess.PIPE
+        out: IO[str] | int = subprocess.PIPE
         if log:
             out = stack.enter_context(open(log, 'a'))
         try:
             done = subprocess.run(
-                argv, stdout=out, stderr=subprocess.STDOUT, text=True,
+                words, stdout=out, stderr=subprocess.STDOUT, text=True,
                 errors='replace', timeout=timeout,
                 stdin=None if 'input' in kwargs else subprocess.DEVNULL,
                 start_new_session=True, **kwargs)
         except subprocess.TimeoutExpired as error:
-            raise LabError(f'{" ".join(argv)}: not done after {timeout} s'
+            raise LabError(f'{" ".join(words)}: not done after {timeout} s'
                            f'{tail(log)}') from error
     if done.returncode:
         output = '\n'.join((done.stdout or '').splitlines()[-TAIL:])
-        raise LabError(f'{" ".join(argv)}: exit status {done.returncode}\n'
+        raise LabError(f'{" ".join(words)}: exit status {done.returncode}\n'
                        f'{output}{tail(log)}')
     return done.stdout or ''
 
 
-def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
+def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 120,
+             log: StrPath | Callable[[], StrPath] | None = None,
+             poll: float = 0.25) -> T:
     """Call *condition* until it returns something true, and return that.
 
     :param what: what is waited for, for the error
@@ -85,7 +99,7 @@ def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
         time.sleep(poll)
 
 
-def in_parallel(*calls):
+def in_parallel(*calls: Callable[[], object]) -> None:
     """Call functions without arguments at the same time.
 
     The first error is raised at once; what still runs then ends when the
@@ -100,7 +114,7 @@ def in_parallel(*calls):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def descendants(pid):
+def descendants(pid: int) -> list[int]:
     """The process ids below *pid*, the youngest generation first."""
     try:
         children = pathlib.Path(
@@ -111,7 +125,7 @@ def descendants(pid):
     return [deep for child in below for deep in descendants(child)] + below
 
 
-def kill(pid, number=signal.SIGKILL):
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process that may just have ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -122,7 +136,8 @@ class Daemon:
 
     GRACE = 10
 
-    def __init__(self, name, argv, log, **kwargs):
+    def __init__(self, name: str, argv: Iterable[object], log: StrPath,
+                 **kwargs: Any) -> None:
         """Start *argv*; what it prints is appended to *log*."""
         self.name = name
         self.log = pathlib.Path(log)
@@ -133,16 +148,17 @@ class Daemon:
                 **kwargs)
 
     @property
-    def pids(self):
+    def pids(self) -> list[int]:
         """What runs for this daemon, the youngest first."""
         return descendants(self._process.pid)
 
-    def running(self):
+    def running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, what, condition, **kwargs):
+    def wait_for(self, what: str, condition: Callable[[], T],
+                 **kwargs: Any) -> T:
         """As the function, but ends at once when the daemon has ended."""
-        def alive():
+        def alive() -> T:
             if not self.running():
                 raise LabError(f'{self.name} ended instead of: {what}'
                                f'{tail(self.log)}')
@@ -150,7 +166,7 @@ class Daemon:
         kwargs.setdefault('log', self.log)
         return wait_for(what, alive, **kwargs)
 
-    def stop(self, first=signal.SIGTERM):
+    def stop(self, first: int = signal.SIGTERM) -> None:
         """End it with a signal, and by force after GRACE seconds."""
         for number in (first, signal.SIGKILL):
             for pid in self.pids:

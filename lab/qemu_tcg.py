@@ -20,6 +20,9 @@ it starts a guest, KVM becomes TCG and vhost is left out.
 Only the standard library is used: every QEMU of the lab starts through this.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import json
 import os
 
@@ -36,12 +39,12 @@ GNUTLS = '/etc/libvirt/gnutls'
 _LESS = 8192  # bytes; QEMU rounds the memory of a guest to this
 
 
-def _memory(value):
+def _memory(value: str) -> str:
     """The value of -m, in MiB as libvirt writes it, a little smaller."""
     return f'{(int(value) * 1024 * 1024 - _LESS) // 1024}k'
 
 
-def _backend(value):
+def _backend(value: str) -> str:
     """The memory backend of the machine, made as small as -m says."""
     backend = json.loads(value)
     if backend.get('id') == 'pc.ram':
@@ -49,7 +52,7 @@ def _backend(value):
     return json.dumps(backend)
 
 
-def _netdev(value):
+def _netdev(value: str) -> str:
     """A tap without vhost."""
     if value.startswith('{'):
         netdev = json.loads(value)
@@ -59,7 +62,7 @@ def _netdev(value):
                     if not part.startswith('vhost'))
 
 
-_CHANGED = {
+_CHANGED: dict[str, Callable[[str], str]] = {
     # One thread for all CPUs: they would wait for one another with the few
     # processors of a machine that tests.
     '-accel': lambda value: ('tcg,thread=single' if value == 'kvm'
@@ -71,13 +74,13 @@ _CHANGED = {
 }
 
 
-def emulated(argv):
+def emulated(argv: list[str]) -> list[str]:
     """The arguments of a guest without KVM and vhost."""
     return [_CHANGED.get(option, str)(value)
-            for option, value in zip([None, *argv], argv)]
+            for option, value in zip(['', *argv], argv)]
 
 
-def main(qemu, claim, argv):
+def main(qemu: str, claim: str, argv: list[str]) -> None:
     """Become *qemu*.
 
     :param qemu: path of the real one

@@ -12,11 +12,18 @@
 
 """The report: one HTML file that needs nothing else."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
 import datetime
+import pathlib
 import platform
 
 import jinja2
 
+from lab import environments
+from lab import evidence
 from lab import process
 from lab import runner
 from lab import workdir
@@ -28,7 +35,9 @@ _VERSIONS = (
 )
 
 
-def versions(environments):
+def versions(
+    environments: environments.Environments,
+) -> Iterator[tuple[str, str]]:
     """What was tested: names and versions, as pairs of text."""
     yield 'Nova', environments.version
     for package in ('keystone', 'glance', 'openstack_placement', 'neutron'):
@@ -39,7 +48,8 @@ def versions(environments):
     yield 'kernel', platform.release()
 
 
-def write(path, results, environments, seconds):
+def write(path: pathlib.Path, results: Sequence[evidence.Result],
+          environments: environments.Environments, seconds: float) -> None:
     """Write the report of all *results* to *path*.
 
     :param seconds: how long the whole run took

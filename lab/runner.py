@@ -12,12 +12,19 @@
 
 """Running scenarios, telling about it, and the table at the end."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Iterator
 import time
 
 from rich import box
+from rich import console
 from rich import table
 
+from lab import cloud
 from lab import environments
+from lab import evidence
 from lab import scenario
 from lab import scenarios
 
@@ -31,24 +38,24 @@ class Progress:
     On a terminal one line is rewritten; elsewhere each becomes a line.
     """
 
-    def __init__(self, console):
+    def __init__(self, console: console.Console) -> None:
         self.console = console
         self._begin = time.monotonic()
         self._status = console.status('')
         self._prefix = ''
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
         self._status.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._status.stop()
 
-    def begin(self, prefix):
+    def begin(self, prefix: str) -> None:
         """From now on what is told belongs to this."""
         self._prefix = prefix
 
-    def __call__(self, text):
+    def __call__(self, text: str) -> None:
         """Tell what is done next."""
         line = f'{self._prefix}: {text}' if self._prefix else text
         if self.console.is_terminal:
@@ -56,20 +63,23 @@ class Progress:
         else:
             self.done(line)
 
-    def done(self, line, style=None):
+    def done(self, line: str, style: str | None = None) -> None:
         """Tell something that stays on the screen."""
         seconds = int(time.monotonic() - self._begin)
         self.console.print(f'{seconds // 60:3}:{seconds % 60:02}  {line}',
                            style=style, highlight=False, soft_wrap=True)
 
 
-def runs(chosen):
+def runs(
+    chosen: Iterable[scenario.Scenario],
+) -> list[tuple[scenario.Scenario, scenario.Arrangement]]:
     """``(scenario, arrangement)`` in the order that restarts the least."""
     return [(item, arrangement) for arrangement in scenario.ARRANGEMENTS
             for item in chosen if arrangement in item.expected]
 
 
-def perform(cloud, chosen, progress):
+def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
+            progress: Progress) -> Iterator[evidence.Result]:
     """Yield the Result of every scenario in every arrangement it has."""
     possible = []
     for item in chosen:
@@ -100,7 +110,9 @@ def perform(cloud, chosen, progress):
         yield result
 
 
-def rows(results):
+def rows(
+    results: Iterable[evidence.Result],
+) -> Iterator[tuple[str, dict[str, evidence.Result], float]]:
     """One row for each scenario and pair of arrangements to compare.
 
     ``(name, {STOCK or MENDED: Result}, seconds)``
@@ -124,7 +136,8 @@ def rows(results):
             yield name, cells, sum(r.seconds for r in cells.values())
 
 
-def make_table(results, variant):
+def make_table(results: Iterable[evidence.Result],
+               variant: str) -> table.Table:
     """The table at the end, for rich."""
     result = table.Table(box=box.SIMPLE_HEAD)
     for column in ('scenario', 'stock', variant):
@@ -136,7 +149,7 @@ def make_table(results, variant):
     return result
 
 
-def _cell(result):
+def _cell(result: evidence.Result | None) -> str:
     if result is None:
         return ''
     style, verdict = _MARK[result.as_expected]

@@ -18,12 +18,23 @@ unmodified Nova and with a mended one, be it by the plugin or by the patches.
 keeps the evidence.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import dataclasses
+import pathlib
 import time
+from typing import Any
+from typing import TypeVar
+from typing import Union
 
 import fixtures
 
+from lab import cloud
 from lab import compute
 from lab import configuration
 from lab import disks
@@ -33,6 +44,13 @@ from lab import fabric
 from lab import guest
 from lab import process
 from lab import topology
+
+T = TypeVar('T')
+# `guest` is something else in the class Run.
+Guest = guest.Guest
+Migration = guest.Migration
+# by role of the host and name in LOGS
+Logs = Mapping[tuple[str, str], evidence.Marked]
 
 SOURCE, DESTINATION = topology.COMPUTES
 STOCK, MENDED = environments.STOCK, environments.MENDED
@@ -74,7 +92,7 @@ DESTINATION_ONLY = Arrangement('destination only', MENDED, STOCK, MENDED)
 ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
 
 
-def in_release(choices, major):
+def in_release(choices: Mapping[int, T], major: int) -> T:
     """What counts in a release of Nova, of ``{first such release: it}``."""
     return choices[max(first for first in choices if first <= major)]
 
@@ -92,9 +110,9 @@ class Said:
     log: str
     pattern: str
     since: int = 0
-    patched_since: int = 0
+    patched_since: int | None = 0
 
-    def must_appear(self, venvs):
+    def must_appear(self, venvs: environments.Environments) -> bool:
         """:param venvs: environments.Environments"""
         if venvs.variant == environments.PLUGIN:
             return venvs.major >= self.since
@@ -109,7 +127,7 @@ class Arrives:
     :param said: the lines that tell why it did
     """
 
-    said: tuple = ()
+    said: tuple[Said, ...] = ()
     text: str = 'arrives'
 
 
@@ -123,16 +141,20 @@ class Fails:
     :param survives: whether the guest runs on, where Nova says that it is
     """
 
-    said: tuple
-    record: tuple = ('failed', 'error')
-    vm_state: dict = dataclasses.field(
+    said: tuple[Said, ...]
+    record: tuple[str, ...] = ('failed', 'error')
+    vm_state: Mapping[int, str] = dataclasses.field(
         default_factory=lambda: {0: 'ACTIVE'})
     text: str = 'fails'
     survives: bool = True
 
-    def vm_state_in(self, major):
+    def vm_state_in(self, major: int) -> str:
         return in_release(self.vm_state, major)
 
+
+Outcome = Union[Arrives, Fails]
+# in any release, or by the first release with it, for `in_release`
+Expectation = Union[Outcome, Mapping[int, Outcome]]
 
 # From 2025.2 on, an exception that the rollback has already dealt with is
 # raised once more and puts the guest, which runs on, into ERROR.
@@ -152,21 +174,21 @@ class Scenario:
 
     name = ''
     title = ''
-    expected = {}
-    variants = environments.VARIANTS
-    options = {}
+    expected: Mapping[Arrangement, Expectation] = {}
+    variants: tuple[str, ...] = environments.VARIANTS
+    options: configuration.Options = {}
 
-    def expectation(self, arrangement, major):
+    def expectation(self, arrangement: Arrangement, major: int) -> Outcome:
         """Arrives or Fails, in a release of Nova."""
         expected = self.expected[arrangement]
-        return (in_release(expected, major) if isinstance(expected, dict)
-                else expected)
+        return (expected if isinstance(expected, (Arrives, Fails))
+                else in_release(expected, major))
 
-    def impossible(self):
+    def impossible(self) -> str:
         """Say why it cannot be shown on this machine, or nothing."""
         return ''
 
-    def run(self, run):
+    def run(self, run: Run) -> None:
         """The steps; *run* is a Run."""
         raise NotImplementedError
 
@@ -174,7 +196,9 @@ class Scenario:
 class Run(fixtures.Fixture):
     """One scenario in one arrangement, on a cloud that is up."""
 
-    def __init__(self, cloud, scenario, arrangement, progress):
+    def __init__(self, cloud: cloud.Cloud, scenario: Scenario,
+                 arrangement: Arrangement,
+                 progress: Callable[[str], object]) -> None:
         self.cloud = cloud
         self.scenario = scenario
         self.arrangement = arrangement
@@ -183,15 +207,15 @@ class Run(fixtures.Fixture):
         self.result = evidence.Result(scenario, arrangement, self.expected)
 
     @property
-    def mended(self):
+    def mended(self) -> bool:
         return self.arrangement is BOTH
 
     @property
-    def protected(self):
+    def protected(self) -> bool:
         """Whether any host is mended."""
         return self.arrangement is not NEITHER
 
-    def perform(self):
+    def perform(self) -> evidence.Result:
         """Run it to its end; whatever happens ends up in the Result."""
         begin = time.monotonic()
         try:
@@ -207,8 +231,11 @@ class Run(fixtures.Fixture):
 
     # What a scenario sets up.
 
-    def configure(self, source=None, destination=None, both=None,
-                  tap_queue_limit=None, arrangement=None):
+    def configure(self, source: configuration.Options | None = None,
+                  destination: configuration.Options | None = None,
+                  both: configuration.Options | None = None,
+                  tap_queue_limit: int | None = None,
+                  arrangement: Arrangement | None = None) -> None:
         """(Re)start nova-compute where its options are not yet these.
 
         :param source, destination, both: ``{(section, option): value}``
@@ -227,7 +254,8 @@ class Run(fixtures.Fixture):
         }
         self.cloud.configure(settings)
 
-    def guest(self, image=None, host=SOURCE, **wanted):
+    def guest(self, image: Any = None, host: str = SOURCE,
+              **wanted: Any) -> Guest:
         """A guest for *host*; it exists within a `with` statement.
 
         :param wanted: as guest.Guest takes it
@@ -236,29 +264,30 @@ class Run(fixtures.Fixture):
         return guest.Guest(self.cloud, image or self.cloud.multiqueue, host,
                            **wanted)
 
-    def boot(self, *arguments, **wanted):
+    def boot(self, *arguments: Any, **wanted: Any) -> Guest:
         """A guest that runs and answers until all is over."""
         return self.useFixture(self.guest(*arguments, **wanted))
 
-    def instances(self, host):
+    def instances(self, host: str) -> pathlib.Path:
         """The directory with the files of all guests on *host*."""
         return configuration.instances(self.cloud.hosts[host].root)
 
-    def snapshot(self, instance, name):
+    def snapshot(self, instance: Guest, name: str) -> disks.Snapshot:
         """What a disk of a guest, by its file's *name*, holds now."""
         host = self.cloud.hosts[instance.host]
         return self.useFixture(
             disks.Snapshot(host, instance.disk(host.name, name)))
 
-    def listen_ssh(self, *networks):
+    def listen_ssh(self, *networks: topology.Network) -> None:
         """Let sshd of both hosts answer on these networks only."""
         for server in self.cloud.ssh.values():
             server.listen(networks)
 
     # What a scenario does.
 
-    def migrate(self, instance, destination=DESTINATION, title='',
-                expected=None, during=None):
+    def migrate(self, instance: Guest, destination: str = DESTINATION,
+                title: str = '', expected: Outcome | None = None,
+                during: Callable[[], object] | None = None) -> bool:
         """Migrate a guest; all that was expected of it becomes checks.
 
         :param expected: Arrives or Fails; default: the scenario's
@@ -274,17 +303,18 @@ class Run(fixtures.Fixture):
         logs = self._mark(source, destination, instance)
         was = evidence.interfaces(instance.live_xml(source))
         with self._watched(step, instance):
-            step.migration = instance.migrate(destination, during)
-            self._judge(step, expected, logs)
+            migration = instance.migrate(destination, during)
+            step.migration = migration
+            self._judge(step, migration, expected, logs)
             if getattr(expected, 'survives', True):
-                self._check_alive(instance, step.migration)
+                self._check_alive(instance, migration)
             else:
                 self.check('guest does not answer any more',
                            not instance.answers())
-        self._keep_xml(step, instance, was, logs)
-        return step.migration.arrived
+        self._keep_xml(step, migration, instance, was, logs)
+        return migration.arrived
 
-    def _mark(self, source, destination, instance):
+    def _mark(self, source: str, destination: str, instance: Guest) -> Logs:
         """The logs of both hosts from now on, by (role, name)."""
         return {
             (role, log): evidence.Marked(
@@ -294,7 +324,7 @@ class Run(fixtures.Fixture):
             for log, path in LOGS.items()}
 
     @contextlib.contextmanager
-    def _watched(self, step, instance):
+    def _watched(self, step: evidence.Step, instance: Guest) -> Iterator[None]:
         """Ping the guest, and see what passes on the wires."""
         with contextlib.ExitStack() as stack:
             captures = [stack.enter_context(fabric.Capture(
@@ -306,8 +336,8 @@ class Run(fixtures.Fixture):
         step.networks = {capture.network.name for capture in captures
                          if capture.connections}
 
-    def _judge(self, step, expected, logs):
-        migration = step.migration
+    def _judge(self, step: evidence.Step, migration: Migration,
+               expected: Outcome, logs: Logs) -> None:
         if isinstance(expected, Fails):
             state = expected.vm_state_in(self.cloud.venvs.major)
             self.check_in('migration record', migration.status,
@@ -325,7 +355,7 @@ class Run(fixtures.Fixture):
             if said.must_appear(self.cloud.venvs):
                 self._check_said(step, said, logs)
 
-    def _check_said(self, step, said, logs):
+    def _check_said(self, step: evidence.Step, said: Said, logs: Logs) -> None:
         log = logs[said.host, said.log]
         line = log.find(said.pattern)
         if line:
@@ -335,7 +365,8 @@ class Run(fixtures.Fixture):
                    bool(line), line.short if line else 'nothing like it'
                    f'{process.tail(log.path, 5)}')
 
-    def _check_alive(self, instance, migration):
+    def _check_alive(self, instance: Guest,
+                     migration: Migration) -> None:
         """The guest runs on one host, where Nova says, and answers."""
         self.check_equal('hosts with the domain', instance.running_on(),
                          [migration.host])
@@ -352,43 +383,46 @@ class Run(fixtures.Fixture):
         self.check(f'boot id of the guest: {instance.boot_id}',
                    boot_id == instance.boot_id, f'{boot_id} {words}')
 
-    def _keep_xml(self, step, instance, was, logs):
+    def _keep_xml(self, step: evidence.Step, migration: Migration,
+                  instance: Guest, was: Sequence[str], logs: Logs) -> None:
         """The guest's interface on the source, compared with two others."""
         others = {'what Nova computed for the destination':
                   evidence.generated_interfaces(
                       logs[SOURCE, 'nova-compute'].text())}
-        if step.migration.arrived:
+        if migration.arrived:
             others['the guest on the destination'] = evidence.interfaces(
-                instance.live_xml(step.migration.destination))
+                instance.live_xml(migration.destination))
         step.xml = [(title, evidence.difference(was, other))
                     for title, other in others.items() if other]
 
     # What a scenario checks.
 
-    def check(self, statement, holds, found=''):
+    def check(self, statement: str, holds: object, found: object = '') -> None:
         self.result.checks.append(
             evidence.Check(statement, bool(holds), str(found)))
 
-    def check_equal(self, what, found, expected):
+    def check_equal(self, what: str, found: object, expected: object) -> None:
         self.check(f'{what}: {expected}', found == expected, found)
 
-    def check_kept(self, statement, holds, found=''):
+    def check_kept(self, statement: str, holds: object,
+                   found: object = '') -> None:
         """What a mended Nova keeps and unmodified Nova is seen to lose."""
         self.check(statement if self.protected else f'not so: {statement}',
                    bool(holds) == self.protected, found)
 
-    def check_in(self, what, found, expected):
+    def check_in(self, what: str, found: str, expected: Sequence[str]) -> None:
         self.check(f'{what}: {" or ".join(expected)}', found in expected,
                    found)
 
-    def check_source_says(self, statement, pattern, action):
+    def check_source_says(self, statement: str, pattern: str,
+                          action: Callable[[], object]) -> None:
         """Look for *pattern* in what its nova-compute says to an action."""
         log = evidence.Marked(SOURCE, self.cloud.compute[SOURCE].log)
         action()
         line = log.find(pattern)
         self.check(statement, line, line and line.short)
 
-    def check_queues(self, instance, host, expected):
+    def check_queues(self, instance: Guest, host: str, expected: int) -> None:
         """The guest's queue pairs, in the XML and seen by its kernel."""
         xml = instance.live_xml(host)
         self.check_equal(f'queues in the XML on {host}',
@@ -398,14 +432,14 @@ class Run(fixtures.Fixture):
             sum(queue.startswith('rx') for queue in instance.says(host)[1]),
             expected)
 
-    def check_wire(self, networks):
+    def check_wire(self, networks: Sequence[topology.Network]) -> None:
         """On which networks the last migration used port 22."""
         self.check_equal('ssh seen on', sorted(
             self.result.steps[-1].networks), sorted(
                 network.name for network in networks))
 
 
-def reason(error):
+def reason(error: BaseException) -> BaseException:
     """The first exception of those that fixtures have gathered."""
     while isinstance(error, fixtures.MultipleExceptions):
         _, error, _ = error.args[0]

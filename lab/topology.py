@@ -12,6 +12,9 @@
 
 """The hosts of the lab, its networks, and who has which address."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import dataclasses
 import ipaddress
 
@@ -34,15 +37,15 @@ class Network:
     ipv6: str = ''
 
     @property
-    def bridge(self):
+    def bridge(self) -> str:
         return f'br-{self.name}'
 
-    def address(self, host, version=4):
+    def address(self, host: str, version: int = 4) -> str:
         """The address of *host* (its name) as a string without prefix."""
         subnet = self.ipv6 if version == 6 else self.ipv4
         return str(ipaddress.ip_network(subnet)[_NUMBER[host]])
 
-    def addresses(self, host):
+    def addresses(self, host: str) -> Iterator[str]:
         """Every address of *host* here, each as ``address/prefix``."""
         for subnet in filter(None, (self.ipv4, self.ipv6)):
             network = ipaddress.ip_network(subnet)
@@ -62,7 +65,7 @@ PINGER = '192.168.50.1/24'
 FIRST_GUEST, LAST_GUEST = 10, 254
 
 
-def guest_addresses(number):
+def guest_addresses(number: int) -> tuple[str, str]:
     """MAC and IP address of a guest, which knows the latter by the former."""
     subnet = ipaddress.ip_network(GUEST_SUBNET)
     return f'fa:16:3e:00:00:{number:02x}', str(subnet[number])
@@ -79,13 +82,13 @@ PORTS = {
 }
 
 
-def url(service, path=''):
+def url(service: str, path: str = '') -> str:
     """Where the API of *service* (a key of PORTS) answers."""
     address = MANAGEMENT.address(CONTROLLER)
     return f'http://{address}:{PORTS[service]}{path}'
 
 
-def owner(address):
+def owner(address: str) -> tuple[str, str] | None:
     """``(host, network)`` names of an IPv4 or IPv6 address, or None."""
     for network in NETWORKS:
         for host in HOSTS:

@@ -19,6 +19,8 @@ own, so that the machine's /etc/passwd, /etc/group and /etc/sudoers are not
 changed.
 """
 
+from __future__ import annotations
+
 import pathlib
 
 NOVA = 'nova'
@@ -32,7 +34,8 @@ LIBVIRT_GROUP = 'libvirt'
 _GROUPS_OF_NOVA = (QEMU_GROUP, LIBVIRT_GROUP)
 
 
-def files(home, venvs):
+def files(home: pathlib.Path,
+          venvs: pathlib.Path) -> dict[str, tuple[str, int]]:
     """``{place below the root: (text, mode)}`` for a host.
 
     :param home: the home directory of nova
@@ -50,18 +53,18 @@ def files(home, venvs):
     }
 
 
-def _machine(name):
+def _machine(name: str) -> list[str]:
     """The lines of a file of the machine, without nova if it has that."""
     return [line for line in pathlib.Path('/etc', name).read_text(
         ).splitlines() if not line.startswith(f'{NOVA}:')]
 
 
-def _passwd(home):
+def _passwd(home: pathlib.Path) -> str:
     nova = f'{NOVA}:x:{NOVA_ID}:{NOVA_ID}::{home}:/bin/sh'
     return '\n'.join([*_machine('passwd'), nova, ''])
 
 
-def _group():
+def _group() -> str:
     lines = [f'{NOVA}:x:{NOVA_ID}:']
     for line in _machine('group'):
         name, password, number, members = line.split(':')

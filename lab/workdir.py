@@ -12,6 +12,8 @@
 
 """Where the lab keeps its files."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import pathlib
@@ -35,7 +37,7 @@ class WorkDir:
               that two hosts can use one path for different files
     """
 
-    def __init__(self, root=None):
+    def __init__(self, root: str | None = None) -> None:
         root = root or os.environ.get('NOVA_MIGFIX_LAB_DIR', DEFAULT)
         self.root = pathlib.Path(root).resolve()
         self.venvs = self.root / 'venvs'
@@ -45,7 +47,7 @@ class WorkDir:
         self.kept = self.run / 'kept.json'
         self.report = self.root / 'report.html'
 
-    def prepare(self):
+    def prepare(self) -> None:
         for directory in (self.venvs, self.cache, self.run, self.own):
             directory.mkdir(parents=True, exist_ok=True)
         closed = [directory for directory in (self.root, *self.root.parents)
@@ -56,7 +58,7 @@ class WorkDir:
                 f'nova and that of QEMU; set NOVA_MIGFIX_LAB_DIR to a '
                 f'directory that they can reach')
 
-    def lock(self):
+    def lock(self) -> None:
         """Refuse to share the directory with another run."""
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.root / 'lock', 'w')
@@ -68,6 +70,6 @@ class WorkDir:
                 f'NOVA_MIGFIX_LAB_DIR to use a directory of its own'
             ) from error
 
-    def forget_run(self):
+    def forget_run(self) -> None:
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir(parents=True)
