@@ -16,6 +16,9 @@ Each host fetches by another transport, so both are seen: compute2 by ssh
 when a guest comes from compute1, compute1 by rsync the other way round.
 """
 
+from __future__ import annotations
+
+from lab import configuration
 from lab import scenario
 from lab.scenarios import image_gone
 from lab import topology
@@ -26,16 +29,17 @@ class ImageGoneIpv6(image_gone.ImageGone):
     title = ('As before, by ssh and by rsync, with an IPv6 literal as '
              'live_migration_inbound_addr.')
 
-    def run(self, run):
-        run.configure(source=self.options(scenario.SOURCE, 'rsync'),
-                      destination=self.options(scenario.DESTINATION, 'ssh'))
+    def run(self, run: scenario.Run) -> None:
+        run.configure(source=options_of(scenario.SOURCE, 'rsync'),
+                      destination=options_of(scenario.DESTINATION, 'ssh'))
         guest = image_gone.boot_without_image(run)
         image_gone.migrate_twice(run, guest)
         if guest.host == scenario.DESTINATION:
             # It has only gone one way yet, by ssh.
             image_gone.migrate(run, guest, topology.MIGRATION)
 
-    @staticmethod
-    def options(host, transport):
-        return {scenario.INBOUND_ADDRESS: topology.MIGRATION.address(host, 6),
-                scenario.TRANSPORT: transport}
+
+def options_of(host: str, transport: str) -> configuration.Options:
+    """Return the options of nova.conf of one host."""
+    return {scenario.INBOUND_ADDRESS: topology.MIGRATION.address(host, 6),
+            scenario.TRANSPORT: transport}
