@@ -16,10 +16,13 @@ makes an empty file of the same size. A vfat config drive is a disk like any
 other and was never lost.
 """
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 
 from lab import disks
+from lab import guest
 from lab import scenario
 from lab import topology
 
@@ -58,7 +61,7 @@ class ConfigDrive(scenario.Scenario):
     # Before this release the ISO was copied, by the source's host name.
     lost_since = 30
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         for config_format, transport in itertools.product(
                 (ISO, VFAT), ('ssh', 'rsync')):
@@ -70,7 +73,8 @@ class ConfigDrive(scenario.Scenario):
                         config_format, transport) == (ISO, 'rsync'):
                     self.rebuild(run, instance)
 
-    def migrate(self, run, instance, config_format, transport):
+    def migrate(self, run: scenario.Run, instance: guest.Guest,
+                config_format: str, transport: str) -> None:
         """Look at the file and through the guest, before and after."""
         case = f'{config_format} by {transport}'
         before = sha256(run, instance)
@@ -89,7 +93,7 @@ class ConfigDrive(scenario.Scenario):
         for when, works in readings.items():
             keep(f'{case}: guest can read it {when}', works)
 
-    def rebuild(self, run, instance):
+    def rebuild(self, run: scenario.Run, instance: guest.Guest) -> None:
         """What unmodified Nova has emptied is told of, and comes back."""
         disks.empty(instance.files(instance.host) / FILE)
         run.migrate(instance, scenario.SOURCE, title='an emptied one',
@@ -102,13 +106,13 @@ class ConfigDrive(scenario.Scenario):
                   readable(instance, ISO))
 
 
-def sha256(run, instance):
+def sha256(run: scenario.Run, instance: guest.Guest) -> str:
     """The digest of the config drive on the host that has the guest."""
     path = instance.files(instance.host) / FILE
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def readable(instance, config_format):
+def readable(instance: guest.Guest, config_format: str) -> bool:
     """Whether the guest finds its own id there."""
     return instance.succeeds(_READ.format(
         mount=_MOUNT[config_format], id=instance.id))

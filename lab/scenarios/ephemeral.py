@@ -12,8 +12,13 @@
 
 """What the scenarios with ephemeral disks have in common."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import contextlib
 import os
+import pathlib
+from typing import Any
 
 import fixtures
 
@@ -51,7 +56,7 @@ LABEL_TOO_LONG = scenario.Fails(said=(scenario.Said(
 _UNLABELLED = {0: LABEL_TOO_LONG, 30: None}
 
 
-def unlabelled(run):
+def unlabelled(run: scenario.Run) -> scenario.Outcome | None:
     """What comes of a migration for which Nova has to make XFS.
 
     :returns: None for what is expected of the scenario
@@ -60,7 +65,7 @@ def unlabelled(run):
         _UNLABELLED, run.cloud.venvs.major)
 
 
-def not_fetched(reason):
+def not_fetched(reason: str) -> scenario.Said:
     """The destination says why, a pattern, it has not fetched a base."""
     return scenario.Said(
         scenario.DESTINATION, 'nova-compute',
@@ -73,7 +78,7 @@ _INTERVAL = 4
 _PASS = 'Verification complete'
 
 
-def eager_cache(spared):
+def eager_cache(spared: int) -> dict[tuple[str, str], Any]:
     """Options with which the image cache soon removes what nobody uses.
 
     :param spared: seconds for which it stays nevertheless
@@ -86,13 +91,13 @@ def eager_cache(spared):
     }
 
 
-def wait_for_cache_passes(run, spared):
+def wait_for_cache_passes(run: scenario.Run, spared: int) -> None:
     """Wait until each host with an image cache has removed what it can."""
     run.progress('image cache')
     logs = [service.log for host, service in run.cloud.compute.items()
             if (run.instances(host) / '_base').exists()]
 
-    def passes(log):
+    def passes(log: pathlib.Path) -> int:
         return log.read_text(errors='replace').count(_PASS)
 
     enough = {log: passes(log) + spared // _INTERVAL + 2 for log in logs}
@@ -134,18 +139,22 @@ md5sum -c /{place}/sums 2>&1 | grep -v ': OK'
 _PLACE = 'disk'
 
 
-def write(instance, kind, device='vdb', place=_PLACE):
+def write(instance: guest.Guest, kind: str, device: str = 'vdb',
+          place: str = _PLACE) -> None:
     """Mount a disk in the guest and write to it from now on."""
     instance.run(_WRITE.format(type=kind, device=device, place=place))
 
 
-def stop_writing(instance, place=_PLACE):
+def stop_writing(instance: guest.Guest, place: str = _PLACE) -> None:
     """All that was written is on the disk, which is not in use any more."""
     instance.run(f'sleep 3; kill $(cat /writer-{place}); sleep 1; '
                  f'umount /{place}; sync')
 
 
-def boot_and_write(run, kind, ephemerals=ONE_GB):
+def boot_and_write(
+    run: scenario.Run, kind: str,
+    ephemerals: Sequence[guest.Ephemeral] = ONE_GB,
+) -> tuple[guest.Guest, dict[str, str]]:
     """Boot a guest whose first disk has data, and is not in use any more.
 
     :returns: the guest, and what the file system was before
@@ -157,7 +166,8 @@ def boot_and_write(run, kind, ephemerals=ONE_GB):
     return instance, before
 
 
-def use(instance, kind, device='vdb', place=_PLACE):
+def use(instance: guest.Guest, kind: str, device: str = 'vdb',
+        place: str = _PLACE) -> str:
     """Use a disk in all ways after a migration; '' or what went wrong."""
     mount = f'mount -t {kind} /dev/{device} /{place}'
     verify = _VERIFY.format(place=place)
@@ -169,14 +179,15 @@ def use(instance, kind, device='vdb', place=_PLACE):
         f'umount /{place}; sync'))
 
 
-def verify(instance, kind, device='vdb', place=_PLACE):
+def verify(instance: guest.Guest, kind: str, device: str = 'vdb',
+           place: str = _PLACE) -> str:
     """Read all that was written, after a boot; '' or what went wrong."""
     return _first_failure(instance, (
         f'mkdir -p /{place} && mount -t {kind} /dev/{device} /{place}',
         _VERIFY.format(place=place), f'umount /{place}; sync'))
 
 
-def _first_failure(instance, scripts):
+def _first_failure(instance: guest.Guest, scripts: Sequence[str]) -> str:
     try:
         for script in scripts:
             instance.run(script)
@@ -185,33 +196,33 @@ def _first_failure(instance, scripts):
     return ''
 
 
-def _kernel_says(instance):
+def _kernel_says(instance: guest.Guest) -> str:
     try:
         return instance.run('dmesg | tail -n 15')
     except process.LabError as error:
         return str(error)
 
 
-def names(instance):
+def names(instance: guest.Guest) -> list[str]:
     """The names of the files of a guest's ephemeral disks."""
     return [f'disk.eph{number}'
             for number, _ in enumerate(instance.ephemerals)]
 
 
-def bases(run, host):
+def bases(run: scenario.Run, host: str) -> list[pathlib.Path]:
     """The bases in the image cache of *host* that Nova has made itself."""
     return [base for kind in ('ephemeral', 'swap')
             for base in run.instances(host).glob(f'_base/{kind}_*')]
 
 
-def forget_bases(run):
+def forget_bases(run: scenario.Run) -> None:
     """As if there had never been a guest with an ephemeral disk."""
     for host in topology.COMPUTES:
         for base in bases(run, host):
             base.unlink()
 
 
-def cache_foreign_base(run):
+def cache_foreign_base(run: scenario.Run) -> None:
     """Leave a base on the destination that another guest was booted with."""
     forget_bases(run)
     with run.guest(host=scenario.DESTINATION, ephemerals=ONE_GB):
@@ -220,7 +231,7 @@ def cache_foreign_base(run):
     run.check('a base on the destination', found, found)
 
 
-def cache_heavy_base(run, size=HEAVY):
+def cache_heavy_base(run: scenario.Run, size: int = HEAVY) -> None:
     """Leave a base on the source that takes its time, and space, to copy.
 
     What is added is in the second of four allocation groups, where a fresh
@@ -235,7 +246,7 @@ def cache_heavy_base(run, size=HEAVY):
         file.write(os.urandom(size))
 
 
-def boot_failure(run):
+def boot_failure(run: scenario.Run) -> str:
     """Why a guest with an ephemeral disk cannot be booted; '' if it can."""
     try:
         with run.guest(ephemerals=ONE_GB):
@@ -244,7 +255,8 @@ def boot_failure(run):
         return str(scenario.reason(error))
 
 
-def check_disk(run, instance, kind, before):
+def check_disk(run: scenario.Run, instance: guest.Guest, kind: str,
+               before: dict[str, str]) -> None:
     """Look at the disk of `boot_and_write` from outside.
 
     The guest has written type, label and UUID itself when it mounted it.
@@ -255,13 +267,14 @@ def check_disk(run, instance, kind, before):
     run.check_kept(f'the check of {kind} finds nothing', not faults, faults)
 
 
-def check_files(run, instance, kind):
+def check_files(run: scenario.Run, instance: guest.Guest, kind: str) -> None:
     """Look at the disk of `boot_and_write` in the guest."""
     failure = verify(instance, kind)
     run.check_kept('guest can use the disk', not failure, failure)
 
 
-def check_complete(run, instance, files=None):
+def check_complete(run: scenario.Run, instance: guest.Guest,
+                   files: Sequence[str] | None = None) -> None:
     """The guest's disks, or those with these names, need no base."""
     host = run.cloud.hosts[instance.host]
     for name in files or names(instance):
@@ -270,15 +283,15 @@ def check_complete(run, instance, files=None):
                   backing)
 
 
-def check_hard_reboot_fails(run, instance):
+def check_hard_reboot_fails(run: scenario.Run, instance: guest.Guest) -> None:
     """The guest has been stopped, and Nova cannot start it again."""
-    def reboot_in_vain():
+    def reboot_in_vain() -> None:
         with contextlib.suppress(process.LabError):
             instance.hard_reboot()
     run.check_source_says('no base can be made', TOO_LONG, reboot_in_vain)
 
 
-def check_nothing_left(run, instance):
+def check_nothing_left(run: scenario.Run, instance: guest.Guest) -> None:
     """The destination has no trace of a guest that did not come."""
     host = run.cloud.hosts[scenario.DESTINATION]
     left = host.run('find', configuration.instances(host.own), '-name',
@@ -286,7 +299,8 @@ def check_nothing_left(run, instance):
     run.check('nothing left on the destination', not left, left)
 
 
-def check_next_migration(run, instance, expected=KEEPS):
+def check_next_migration(run: scenario.Run, instance: guest.Guest,
+                         expected: scenario.Outcome = KEEPS) -> None:
     """What was in the way is gone: the guest moves, with its files."""
     run.migrate(instance, title='the next migration', expected=expected)
     failure = use(instance, 'xfs')

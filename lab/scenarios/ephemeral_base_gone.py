@@ -16,6 +16,9 @@ the bases of others are removed while they are in use. QEMU has them open
 still; a guest that is rebooted hard gets a new one that Nova makes.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
@@ -36,7 +39,7 @@ class EphemeralBaseGone(ephemeral.OldDisks):
             text='hard reboot and migration keep the disk'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.forget_bases(run)
@@ -63,7 +66,7 @@ class EphemeralBaseGone(ephemeral.OldDisks):
         ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
-    def check_saved(run, instance):
+    def check_saved(run: scenario.Run, instance: guest.Guest) -> None:
         """The guest has its data after a hard reboot, and needs no base."""
         made = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]
         run.check('no new base is made', not made, made)

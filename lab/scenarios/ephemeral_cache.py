@@ -17,6 +17,8 @@ unmodified Nova in any case; then the plugin comes, or does not, and with it an
 image cache that is cleaned often.
 """
 
+from __future__ import annotations
+
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
@@ -42,7 +44,7 @@ class EphemeralCache(scenario.Scenario):
         scenario.BOTH: scenario.Arrives(text='base and disk kept'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         options = {scenario.EPHEMERAL_FORMAT: self.kind}
         run.configure(both=options, arrangement=scenario.NEITHER)
         run.listen_ssh(topology.MIGRATION)
@@ -72,13 +74,14 @@ class EphemeralCache(scenario.Scenario):
         self.check(run, instance, 'hard reboot', before)
 
     @staticmethod
-    def clean(run, bases, title):
+    def clean(run: scenario.Run, bases: set[str], title: str) -> None:
         ephemeral.wait_for_cache_passes(run, _SPARED)
         left = {base.name for base in ephemeral.bases(run, scenario.SOURCE)}
         run.check_kept(f'{title}: no base is removed', left == bases,
                        f'{left} of {bases}')
 
-    def check(self, run, instance, title, before):
+    def check(self, run: scenario.Run, instance: guest.Guest, title: str,
+              before: dict[str, str]) -> None:
         """Look at the second disk, in the guest and from outside."""
         failure = ephemeral.verify(instance, self.kind, _DEVICE)
         run.check_kept(f'{title}: guest can use the disk', not failure,

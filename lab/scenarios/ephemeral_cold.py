@@ -16,6 +16,8 @@ alone can keep the disk: the source by making it complete when the guest is
 off, the destination by having the source's base.
 """
 
+from __future__ import annotations
+
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
@@ -32,7 +34,7 @@ class EphemeralCold(ephemeral.OldDisks):
                 scenario.BOTH: _KEEPS,
                 scenario.DESTINATION_ONLY: _KEEPS}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.cache_foreign_base(run)

@@ -14,6 +14,8 @@
 Unmodified Nova does not send it at all, so there is nothing to compare with.
 """
 
+from __future__ import annotations
+
 from lab import evidence
 from lab import fabric
 from lab import process
@@ -39,7 +41,7 @@ class EphemeralCut(ephemeral.OldDisks):
             scenario.SOURCE, 'nova-compute', _COMPLETED)),
         text='completed on the source, arrives, disk kept')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.cache_heavy_base(run)
@@ -54,7 +56,7 @@ class EphemeralCut(ephemeral.OldDisks):
         ephemeral.check_complete(run, instance)
 
     @staticmethod
-    def cut(run, link):
+    def cut(run: scenario.Run, link: fabric.Link) -> None:
         """Let the base not come through, but the guest afterwards."""
         instances = run.instances(scenario.DESTINATION)
         log = evidence.Marked(scenario.SOURCE,

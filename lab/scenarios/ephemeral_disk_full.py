@@ -14,6 +14,9 @@
 Unmodified Nova does not fetch it at all, so there is nothing to compare with.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import contextlib
 
 from lab import configuration
@@ -35,7 +38,7 @@ class EphemeralDiskFull(ephemeral.OldDisks):
             scenario.SOURCE, 'nova-compute', 'Live Migration failure: .*')),
         text='fails, guest goes on')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.cache_heavy_base(run)
@@ -50,7 +53,7 @@ class EphemeralDiskFull(ephemeral.OldDisks):
         ephemeral.check_next_migration(run, instance, scenario.Arrives())
 
 
-def wait_for_report(run, name):
+def wait_for_report(run: scenario.Run, name: str) -> None:
     """Wait until a host has reported its space, as it does each minute.
 
     Nova itself would refuse the migration if it knew of the small file system.
@@ -61,7 +64,7 @@ def wait_for_report(run, name):
 
 
 @contextlib.contextmanager
-def small_file_system(run, name):
+def small_file_system(run: scenario.Run, name: str) -> Iterator[None]:
     """Let a host have almost no space for the files of guests."""
     host = run.cloud.hosts[name]
     place = configuration.instances(host.own)

@@ -15,6 +15,8 @@ The metadata of a small one happen to lie in clusters that are copied: only a
 large one is seen to be damaged. What is copied must not grow with its size.
 """
 
+from __future__ import annotations
+
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral

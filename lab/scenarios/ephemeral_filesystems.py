@@ -16,6 +16,11 @@ asked for and to which disk it is for. On the source there is one base for all
 disks of a size, so that those of 1 GB are had by one guest after another.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab import disks
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
@@ -43,19 +48,20 @@ class EphemeralFilesystems(ephemeral.OldDisks):
         scenario.BOTH: ephemeral.KEEPS,
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         run.listen_ssh(topology.MIGRATION)
-        for disks in GUESTS:
+        for wanted in GUESTS:
             ephemeral.forget_bases(run)
-            with run.guest(ephemerals=disks) as instance:
-                self.migrate(run, instance, disks)
+            with run.guest(ephemerals=wanted) as instance:
+                self.migrate(run, instance, wanted)
 
-    def migrate(self, run, instance, disks):
+    def migrate(self, run: scenario.Run, instance: guest.Guest,
+                wanted: Sequence[guest.Ephemeral]) -> None:
         before = self.look(run, instance)
         kinds = [disk.identity()['TYPE'] for disk in before.values()]
         run.check_equal('file systems as asked for', kinds, [
-            wanted.guest_format or 'vfat' for wanted in disks])
+            disk.guest_format or 'vfat' for disk in wanted])
         if not run.migrate(instance, title=' '.join(kinds)):
             return
         for name, disk in self.look(run, instance).items():
@@ -71,7 +77,8 @@ class EphemeralFilesystems(ephemeral.OldDisks):
             run.check('no base made on the destination', not made, made)
 
     @staticmethod
-    def look(run, instance):
+    def look(run: scenario.Run,
+             instance: guest.Guest) -> dict[str, disks.Snapshot]:
         """A Snapshot of each disk, by the name of its file."""
         return {name: run.snapshot(instance, name)
                 for name in ephemeral.names(instance)}

@@ -15,6 +15,8 @@ A source makes the disk complete before it leaves, as the destination will not
 ask for its base; a destination asks for it by the source's host name.
 """
 
+from __future__ import annotations
+
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral

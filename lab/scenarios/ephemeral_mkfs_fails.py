@@ -15,6 +15,9 @@ Nova leaves the empty file that should have become the base, and every guest
 after that gets a disk of nothing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import contextlib
 
 from lab import host
@@ -30,7 +33,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
         scenario.BOTH: scenario.Arrives(text='next guest has its disk'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         ephemeral.forget_bases(run)
         with failing_mkfs(run.cloud.hosts[scenario.SOURCE]):
@@ -47,7 +50,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
         ephemeral.forget_bases(run)
 
     @staticmethod
-    def check_next_guest(run, title):
+    def check_next_guest(run: scenario.Run, title: str) -> None:
         with run.guest(ephemerals=ephemeral.ONE_GB) as instance:
             found = run.snapshot(instance, 'disk.eph0').identity()
         run.check_kept(f'{title}: the disk has a filesystem', (
@@ -55,7 +58,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
             found)
 
     @staticmethod
-    def leave_blank_base(run):
+    def leave_blank_base(run: scenario.Run) -> None:
         """What an earlier Nova has left in the image cache."""
         base, = ephemeral.bases(run, scenario.SOURCE)
         size = base.stat().st_size
@@ -65,7 +68,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
 
 
 @contextlib.contextmanager
-def failing_mkfs(on):
+def failing_mkfs(on: host.Host) -> Iterator[None]:
     """Let mkfs fail on one host."""
     on.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
     try:

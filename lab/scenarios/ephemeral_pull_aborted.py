@@ -16,6 +16,9 @@ libvirt says no more than that there is no job any more, as if it had ended
 well. Unmodified Nova pulls nothing, so there is nothing to compare with.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import process
 from lab import scenario
 from lab.scenarios import ephemeral
@@ -34,7 +37,7 @@ class EphemeralPullAborted(ephemeral.OldDisks):
         patched_since=None),),
         text='fails, guest goes on')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.cache_heavy_base(run, _SIZE)
@@ -50,7 +53,7 @@ class EphemeralPullAborted(ephemeral.OldDisks):
         run.check('guest has what it has written', not failure, failure)
 
     @staticmethod
-    def abort(run, instance):
+    def abort(run: scenario.Run, instance: guest.Guest) -> None:
         host = run.cloud.hosts[scenario.SOURCE]
         process.wait_for('a block pull', lambda: host.succeeds(
             'virsh', 'blockjob', instance.domain, 'vdb', '--abort'), poll=0)

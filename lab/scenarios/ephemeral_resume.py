@@ -16,8 +16,11 @@ the bases of others are removed while guests need them, and made when the next
 guest of that size is booted.
 """
 
+from __future__ import annotations
+
 import hashlib
 
+from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 
@@ -32,7 +35,7 @@ class EphemeralResume(ephemeral.OldDisks):
             text='resume fails; disk kept for its own base'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         ephemeral.forget_bases(run)
         instance, before = ephemeral.boot_and_write(run, self.kind)
@@ -57,7 +60,7 @@ class EphemeralResume(ephemeral.OldDisks):
         ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
-    def resume_in_vain(run, instance):
+    def resume_in_vain(run: scenario.Run, instance: guest.Guest) -> None:
         """QEMU does not find the base, and the disk stays as it is."""
         disk = instance.files(scenario.SOURCE) / 'disk.eph0'
         before = hashlib.sha256(disk.read_bytes()).hexdigest()

@@ -15,6 +15,8 @@ The image cache is emptied of all that is not used, again and again: what the
 disks need must not be among it.
 """
 
+from __future__ import annotations
+
 from lab import cloud
 from lab import guest
 from lab import scenario
@@ -37,7 +39,7 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
     grown = 4
     kind = 'ext4'
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         options = {scenario.EPHEMERAL_FORMAT: self.kind}
         run.configure(both=options)
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
@@ -71,16 +73,19 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
             self.check_files(run, instance, title)
 
     @staticmethod
-    def identities(run, instance):
+    def identities(run: scenario.Run,
+                   instance: guest.Guest) -> list[dict[str, str]]:
         return [run.snapshot(instance, name).identity()
                 for name in ephemeral.names(instance)]
 
-    def check(self, run, instance, title):
+    def check(self, run: scenario.Run, instance: guest.Guest,
+              title: str) -> None:
         found = self.identities(run, instance)
         run.check_kept(f'{title}: types, labels and UUIDs',
                        found == self.before, found)
 
-    def check_files(self, run, instance, title):
+    def check_files(self, run: scenario.Run, instance: guest.Guest,
+                    title: str) -> None:
         """What has been written, in the guest and from outside."""
         failure = ephemeral.verify(instance, self.kind)
         run.check(f'{title}: files in the guest', not failure, failure)

@@ -18,11 +18,17 @@ guest is lost if it is moved; then both are moved. The hosts are asked from the
 controller, over the management network.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import json
 import pathlib
 import sys
+from typing import Any
 
+from lab import cloud
 from lab import environments
+from lab import guest
 from lab import scenario
 from lab.scenarios import queues_grow
 from lab import topology
@@ -41,7 +47,7 @@ class Fleet(scenario.Scenario):
     configured = 4
     expected = {scenario.NEITHER: _FAILS, scenario.SOURCE_ONLY: _ARRIVES}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         run.configure(both={scenario.MAX_QUEUES: self.booted_with})
         guests = {host: run.boot(host=host) for host in topology.COMPUTES}
@@ -54,7 +60,9 @@ class Fleet(scenario.Scenario):
                     expected=_FAILS)
         self.check_mute(run)
 
-    def check(self, run, report, guests, host, covered):
+    def check(self, run: scenario.Run, report: Mapping[str, Any],
+              guests: Mapping[str, guest.Guest], host: str,
+              covered: bool) -> None:
         """What the report says of a host and the guest that runs there."""
         told = report[host]
         guest = guests[host]
@@ -70,7 +78,7 @@ class Fleet(scenario.Scenario):
                         'yes' if covered else 'no')
 
     @staticmethod
-    def check_mute(run):
+    def check_mute(run: scenario.Run) -> None:
         """A host that does not answer is in the report, too."""
         run.cloud.ssh[scenario.DESTINATION].listen(())
         report = ask(run)
@@ -80,7 +88,7 @@ class Fleet(scenario.Scenario):
                             report[host]['state'], state)
 
 
-def ask(run):
+def ask(run: scenario.Run) -> dict[str, Any]:
     """Run the playbook on the controller; returns hosts by name."""
     run.progress('ansible-playbook report.yml')
     controller = run.cloud.controller
@@ -98,7 +106,7 @@ def ask(run):
     return {host['host']: host for host in told['hosts']}
 
 
-def inventory_of(cloud):
+def inventory_of(cloud: cloud.Cloud) -> dict[str, Any]:
     """As Kolla Ansible has them, but without containers."""
     return {'compute': {
         'hosts': {host: {

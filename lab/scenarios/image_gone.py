@@ -17,8 +17,11 @@ the source's host name for it: the management network. Here sshd answers on
 the migration network first, and then on both.
 """
 
+from __future__ import annotations
+
 import hashlib
 
+from lab import guest
 from lab import scenario
 from lab import topology
 
@@ -27,6 +30,7 @@ class ImageGone(scenario.Scenario):
     """What both transports have in common."""
 
     title = 'The image is gone from Glance; copied from the source by {}.'
+    transport: str
     expected = {
         scenario.NEITHER: scenario.Fails(said=(scenario.Said(
             scenario.DESTINATION, 'nova-compute',
@@ -36,12 +40,12 @@ class ImageGone(scenario.Scenario):
             r'is fetched from the .*migration address'),)),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.TRANSPORT: self.transport})
         migrate_twice(run, boot_without_image(run))
 
 
-def migrate_twice(run, guest):
+def migrate_twice(run: scenario.Run, guest: guest.Guest) -> None:
     """First with sshd on the migration network, then on both.
 
     Who has arrived the first time goes back the second time.
@@ -51,7 +55,7 @@ def migrate_twice(run, guest):
             expected=scenario.Arrives())
 
 
-def boot_without_image(run):
+def boot_without_image(run: scenario.Run) -> guest.Guest:
     """A guest whose image only its host still has."""
     image = run.cloud.upload('gone')
     guest = run.boot(image)
@@ -59,7 +63,8 @@ def boot_without_image(run):
     return guest
 
 
-def migrate(run, guest, *networks, expected=None):
+def migrate(run: scenario.Run, guest: guest.Guest, *networks: topology.Network,
+            expected: scenario.Outcome | None = None) -> None:
     """Migrate to a host without the image, sshd answering on *networks*."""
     source = guest.host
     destination, = set(topology.COMPUTES) - {source}
@@ -73,7 +78,8 @@ def migrate(run, guest, *networks, expected=None):
                         else topology.MANAGEMENT])
 
 
-def check_copied(run, guest, source, destination):
+def check_copied(run: scenario.Run, guest: guest.Guest, source: str,
+                 destination: str) -> None:
     """The destination has got the very bytes of the source's base image."""
     digests = [hashlib.sha256(
         guest.base_image(host).read_bytes()).hexdigest()

@@ -12,6 +12,8 @@
 
 """The image is gone from Glance, files are copied by ssh."""
 
+from __future__ import annotations
+
 from lab.scenarios import image_gone
 
 

@@ -16,14 +16,18 @@ disk in them. If they are gone from Glance it copies them from the source by
 its host name, where sshd need not answer.
 """
 
-import hashlib
+from __future__ import annotations
 
+import hashlib
+from typing import Any
+
+from lab import guest
 from lab import image
 from lab import scenario
 from lab import topology
 
 
-def _fails(pattern):
+def _fails(pattern: str) -> scenario.Fails:
     return scenario.Fails(said=(scenario.Said(
         scenario.DESTINATION, 'nova-compute', pattern),))
 
@@ -43,7 +47,7 @@ class KernelRamdisk(scenario.Scenario):
     # oslo.utils finds a boot sector in it.
     inspected_since = 30
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         run.listen_ssh(topology.MIGRATION)
         parts = upload_parts(run)
@@ -67,13 +71,13 @@ class KernelRamdisk(scenario.Scenario):
             instance.hard_reboot()
             check_same(run, instance, digests)
 
-    def in_glance(self, run):
+    def in_glance(self, run: scenario.Run) -> scenario.Outcome | None:
         """What to expect, None: what stands above."""
         inspected = run.cloud.venvs.major >= self.inspected_since
         return None if inspected or run.protected else scenario.Arrives()
 
 
-def upload_parts(run):
+def upload_parts(run: scenario.Run) -> dict[str, Any]:
     """The kernel and the ramdisk of the guest as images of their own."""
     files = run.cloud.image
     return {
@@ -82,13 +86,14 @@ def upload_parts(run):
     }
 
 
-def sha256(instance):
+def sha256(instance: guest.Guest) -> dict[str, str]:
     """The digests of both files on the host that has the guest."""
     directory = instance.files(instance.host)
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
             for name in ('kernel', 'ramdisk')}
 
 
-def check_same(run, instance, digests):
+def check_same(run: scenario.Run, instance: guest.Guest,
+               digests: dict[str, str]) -> None:
     run.check_equal(f'kernel and ramdisk on {instance.host}, sha256',
                     sha256(instance), digests)

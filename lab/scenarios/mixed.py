@@ -16,6 +16,8 @@ Queues are kept by the source. A destination that is mended must not make
 anything worse, and migrations that work without it must work in each mix.
 """
 
+from __future__ import annotations
+
 from lab import scenario
 from lab.scenarios import plain
 from lab.scenarios import queues_grow
@@ -32,7 +34,7 @@ class Mixed(queues_grow.QueuesGrow):
         scenario.DESTINATION_ONLY: _AS_STOCK,
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.MAX_QUEUES: self.booted_with})
         guest = run.boot()
         plain.there_and_back(run, guest)

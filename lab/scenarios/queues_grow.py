@@ -17,6 +17,11 @@ configuration of the source; the running guest has the number it was booted
 with.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lab import guest
 from lab import scenario
 
 # What the destination's QEMU says when it is given the state of a device
@@ -36,13 +41,13 @@ class QueuesGrow(scenario.Scenario):
     title = 'max_queues raised from 2 to 4 on the source while a guest runs.'
     booted_with = 2
     configured = 4
-    expected = {
+    expected: Mapping[scenario.Arrangement, scenario.Outcome] = {
         scenario.NEITHER: scenario.Fails(
             said=(QEMU_REFUSES,), vm_state=scenario.ERROR_SINCE_32),
         scenario.BOTH: scenario.Arrives(said=(KEPT,)),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         guest = self.drift(run)
         if run.migrate(guest):
             run.check_queues(guest, scenario.DESTINATION, self.booted_with)
@@ -50,7 +55,7 @@ class QueuesGrow(scenario.Scenario):
                         expected=scenario.Arrives())
             run.check_queues(guest, scenario.SOURCE, self.booted_with)
 
-    def drift(self, run):
+    def drift(self, run: scenario.Run) -> guest.Guest:
         """A guest that has other queues than its host would give it now."""
         run.configure(source={scenario.MAX_QUEUES: self.booted_with})
         guest = run.boot()

@@ -16,6 +16,9 @@ Its kernel seems to be one that opens two queues of a tap device and no more
 (data/tap_queue_limit.c), as Linux before 4.0 opened eight.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 
 HAS, POSSIBLE = 4, 2
@@ -39,7 +42,7 @@ class QueuesRefused(scenario.Scenario):
             text='is refused'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(tap_queue_limit=POSSIBLE)
         guest = run.boot()
         run.check_queues(guest, scenario.SOURCE, HAS)
@@ -51,7 +54,7 @@ class QueuesRefused(scenario.Scenario):
                 prepared or guest.files(scenario.DESTINATION).exists()))
 
     @staticmethod
-    def check_refusal(run, guest):
+    def check_refusal(run: scenario.Run, guest: guest.Guest) -> None:
         """The reason names what an operator needs to act."""
         line, = run.result.steps[-1].lines or (None,)
         text = line.text if line else ''

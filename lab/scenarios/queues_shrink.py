@@ -12,6 +12,8 @@
 
 """max_queues is lowered on the source while a guest runs."""
 
+from __future__ import annotations
+
 from lab.scenarios import queues_grow
 
 

@@ -22,11 +22,14 @@ the guest is gone before libvirt says why, it takes the migration for completed
 and deletes the guest's disks on the source.
 """
 
+from __future__ import annotations
+
 import pathlib
 import shutil
 import tempfile
 
 from lab import evidence
+from lab import guest
 from lab import hypervisor
 from lab import scenario
 from lab import topology
@@ -70,7 +73,7 @@ class TlsRekey(scenario.Scenario):
                                 patched_since=None),)),
     }
 
-    def impossible(self):
+    def impossible(self) -> str:
         with tempfile.TemporaryDirectory() as directory:
             try:
                 eager_gnutls.make(hypervisor.QEMU, directory, COUNTED)
@@ -78,7 +81,7 @@ class TlsRekey(scenario.Scenario):
                 return str(error)
         return ''
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         self.give_certificates(run)
         for host in topology.COMPUTES:
             self.give_library(run, host)
@@ -97,7 +100,7 @@ class TlsRekey(scenario.Scenario):
             self.record(run, guest)
 
     @staticmethod
-    def record(run, guest):
+    def record(run: scenario.Run, guest: guest.Guest) -> None:
         """What is left, which depends on when Nova has asked."""
         left = [host for host in topology.COMPUTES
                 if guest.files(host).exists()]
@@ -105,7 +108,7 @@ class TlsRekey(scenario.Scenario):
         run.check('recorded: hosts with files of it', True, left)
 
     @staticmethod
-    def give_certificates(run):
+    def give_certificates(run: scenario.Run) -> None:
         """The same to both hosts, for the addresses that QEMU goes to."""
         with tempfile.TemporaryDirectory() as directory:
             certificates.write(pathlib.Path(directory), [
@@ -120,14 +123,14 @@ class TlsRekey(scenario.Scenario):
                     '/etc/libvirt/migration')
 
     @staticmethod
-    def give_library(run, host):
+    def give_library(run: scenario.Run, host: str) -> None:
         place = run.cloud.libvirt[host].gnutls
         place.mkdir()
         run.addCleanup(shutil.rmtree, place)
         eager_gnutls.make(hypervisor.QEMU, place, COUNTED)
 
     @staticmethod
-    def give_policy(run, host):
+    def give_policy(run: scenario.Run, host: str) -> None:
         policy.write(
             run.cloud.libvirt[host].gnutls / 'config', policy.merge(
                 policy.FAMILIES['debian'], policy.TLS12, ''), force=False)
