@@ -12,7 +12,11 @@
 
 """Measures, prints a table, and draws it."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import pathlib
 import shutil
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Optional
 
 import fixtures
 import matplotlib
@@ -33,6 +38,9 @@ from nova_migfix.transport import transfer
 matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
+# seconds by way and size, None if more than LIMIT
+Found = dict[tuple[str, int], Optional[float]]
+
 SIZES = (1, 10, 100, 1000)      # GB
 GIB = 1 << 30
 LIMIT = 900                     # seconds for one measurement
@@ -43,35 +51,40 @@ LARGEST = 3
 FASTER, THAN_AT = 20, 100
 
 
-def plugin(transport, base, directory, ssh):
+def plugin(transport: str, base: pathlib.Path, directory: pathlib.Path,
+           ssh: pathlib.Path) -> None:
     """What the destination does: pull, and make a complete disk."""
     CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
     transfer.pull(sshd.HOST, [str(base)], str(directory))
     disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
 
 
-def rsync(base, directory, ssh):
+def rsync(base: pathlib.Path, directory: pathlib.Path,
+          ssh: pathlib.Path) -> None:
     """What Nova does with ``remote_filesystem_transport = rsync``."""
     _run('rsync', '-r', '--sparse', f'{sshd.HOST}:{base}', directory,
          '--compress')
 
 
-def scp(base, directory, ssh):
+def scp(base: pathlib.Path, directory: pathlib.Path,
+        ssh: pathlib.Path) -> None:
     """What Nova does by default."""
     _run('scp', '-S', ssh, '-C', '-r', f'{sshd.HOST}:{base}', directory)
 
 
 PLUGIN, RSYNC, SCP = 'plugin by ssh', 'rsync --sparse', 'scp -C'
+# Each is called with the base, the target directory and the ssh program.
+WAYS: dict[str, Callable[[pathlib.Path, pathlib.Path, pathlib.Path], None]]
 WAYS = {PLUGIN: functools.partial(plugin, 'ssh'),
         'plugin by rsync': functools.partial(plugin, 'rsync'),
         RSYNC: rsync, SCP: scp}
 
 
-def _run(*command):
+def _run(*command: str | pathlib.Path) -> None:
     subprocess.run(command, check=True, timeout=LIMIT)
 
 
-def measure(way, base, ssh):
+def measure(way: str, base: pathlib.Path, ssh: pathlib.Path) -> float | None:
     """Return the seconds that it takes, None if more than LIMIT."""
     with tempfile.TemporaryDirectory(dir=base.parent) as directory:
         begin = time.monotonic()
@@ -82,13 +95,13 @@ def measure(way, base, ssh):
         return time.monotonic() - begin
 
 
-def measure_all(directory, ssh):
+def measure_all(directory: pathlib.Path, ssh: pathlib.Path) -> Found:
     """Return ``{(way, size): seconds or None}``, size by size in turn.
 
     A way that was too slow for one size is not tried with the next, nor scp,
     which writes every hole, without space for all of it.
     """
-    found = {}
+    found: Found = {}
     for size in SIZES:
         base = directory / f'ephemeral_{size}_40d1d2c'
         with open(base, 'wb') as file:
@@ -104,16 +117,16 @@ def measure_all(directory, ssh):
     return found
 
 
-def has_space(directory, size):
+def has_space(directory: pathlib.Path, size: int) -> bool:
     """Say whether *size* GB may be written, and some are left."""
     return shutil.disk_usage(directory).free > (size + 20) * GIB
 
 
-def shown(seconds):
+def shown(seconds: float | None) -> str:
     return f'> {LIMIT}' if seconds is None else f'{seconds:.2f}'
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable(['GB', *WAYS])
     result.align = 'r'
     for size in SIZES:
@@ -123,7 +136,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots()
     for way in WAYS:
         sizes = [size for size in SIZES if found.get((way, size)) is not None]
@@ -135,19 +148,19 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
+def problems(found: Found) -> Iterator[str]:
     """Yield what does not hold, a line each."""
-    if found[PLUGIN, SIZES[-1]] > LARGEST:
+    # A measurement that exceeded the limit took at least that long.
+    if (found[PLUGIN, SIZES[-1]] or LIMIT) > LARGEST:
         yield f'{SIZES[-1]} GB take more than {LARGEST} s'
     if (RSYNC, THAN_AT) not in found:
         yield f'{RSYNC} was not measured at {THAN_AT} GB'
-    # One that took too long took at least so long.
     elif ((found[RSYNC, THAN_AT] or LIMIT)
-            < FASTER * found[PLUGIN, THAN_AT]):
+            < FASTER * (found[PLUGIN, THAN_AT] or LIMIT)):
         yield f'not {FASTER} times faster than {RSYNC} at {THAN_AT} GB'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
                         help='where the plot is put; needs some GB meanwhile')

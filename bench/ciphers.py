@@ -20,7 +20,10 @@ machine does. The destination decides, as it does with a policy. What counts
 are ratios: machines differ.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterator
 import os
 import pathlib
 import statistics
@@ -61,7 +64,11 @@ class Cost(NamedTuple):
     duration: float
 
 
-def measure(name):
+# of every round, by name of the policy
+Found = dict[str, list[Cost]]
+
+
+def measure(name: str) -> Cost:
     with qemu_pair.Pair(MEMORY, priority=PRIORITIES[name]) as qemus:
         before = processor_time(qemus)
         qemus.migrate('return-path')
@@ -73,7 +80,7 @@ def measure(name):
     return cost
 
 
-def processor_time(qemus):
+def processor_time(qemus: qemu_pair.Pair) -> float:
     """How many seconds both have used until now, in user mode and kernel."""
     stats = [pathlib.Path(f'/proc/{process.pid}/stat').read_text()
              for process in qemus.processes.values()]
@@ -82,35 +89,35 @@ def processor_time(qemus):
     return sum(ticks) / os.sysconf('SC_CLK_TCK')
 
 
-def measure_all():
+def measure_all() -> Found:
     """Return every Cost by name; policies are measured in turn."""
-    found = {name: [] for name in PRIORITIES}
+    found: Found = {name: [] for name in PRIORITIES}
     for _ in range(ROUNDS):
         for name, costs in found.items():
             costs.append(measure(name))
     return found
 
 
-def medians(found):
+def medians(found: Found) -> dict[str, Cost]:
     return {name: Cost(*map(statistics.median, zip(*costs)))
             for name, costs in found.items()}
 
 
-def negotiated(name):
+def negotiated(name: str) -> str:
     """What QEMU agrees to under a policy."""
     answer = probe.probe(probe.find_qemu(), probe.find_user(),
                          priority=PRIORITIES[name])
     return f'{answer.version} {answer.cipher}'
 
 
-def ratios(found):
+def ratios(found: Found) -> dict[str, float]:
     """How many times the processor time of the default policy each takes."""
     costs = medians(found)
     return {name: cost.processor / costs[DEFAULT].processor
             for name, cost in costs.items()}
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable(
         ['', 'negotiated', 'processor, s', 'ratio', 'duration, s'])
     result.align = 'l'
@@ -121,7 +128,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 3), layout='constrained')
     default = medians(found)[DEFAULT].processor
     axes.boxplot([[cost.processor / default for cost in costs]
@@ -133,7 +140,7 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
+def problems(found: Found) -> Iterator[str]:
     """Yield what does not hold, a line each."""
     ratio = ratios(found)
     if ratio[UNRESTRICTED] * AT_MOST < 1:
@@ -143,7 +150,7 @@ def problems(found):
         yield f'ChaCha20 takes only {ratio[CHACHA20]:.2f} times as much'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
                         help='where the plot is put')

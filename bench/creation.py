@@ -21,7 +21,13 @@ The space in scratch directories is measured in a round of its own: whoever
 looks at them all the time takes time from mkfs.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import functools
 import multiprocessing
@@ -34,7 +40,10 @@ import sys
 import tempfile
 import threading
 import time
+from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
+from typing import Union
 
 import matplotlib
 import nova.conf
@@ -53,6 +62,7 @@ matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
 CONF = nova.conf.CONF
+T = TypeVar('T')
 KINDS = ('ext4', 'xfs', 'vfat', 'ntfs')
 
 # Pairs of measurements by GB; no further one of a case after BUDGET seconds.
@@ -74,8 +84,8 @@ SLOWEST, LARGEST = 10, 16
 class Way(NamedTuple):
     """How a disk is made."""
 
-    backend: type
-    create: object      # makes a file system, Nova's fetch_func
+    backend: Any        # a class of Nova's image backends
+    create: Callable[..., None]     # makes a file system, Nova's fetch_func
     is_full: bool       # its NTFS is written to the last block
 
 
@@ -101,7 +111,14 @@ class Space(NamedTuple):
     disk: int       # of the next guest
 
 
-def make(way, kind, size, guest):
+Round = tuple[Cost, Space]
+# or why there are none
+Rounds = Union[list[Round], str]
+# by kind and size: rounds by way, and bytes of scratch
+Found = dict[tuple[str, int], tuple[dict[str, Rounds], int]]
+
+
+def make(way: str, kind: str, size: int, guest: str) -> pathlib.Path:
     """Have a backend make a disk of *size* GB, as the driver asks it to."""
     path = pathlib.Path(CONF.instances_path) / guest / 'disk.eph0'
     path.parent.mkdir()
@@ -117,7 +134,8 @@ def make(way, kind, size, guest):
     return path
 
 
-def on_new_host(directory, function, *args):
+def on_new_host(directory: pathlib.Path, function: Callable[..., T],
+                *args: object) -> T:
     """Call a function in a process with an instances_path of its own.
 
     :raises multiprocessing.TimeoutError: it takes more than LIMIT seconds
@@ -127,7 +145,8 @@ def on_new_host(directory, function, *args):
         os.sync()       # what others have written is not to be waited for
         with multiprocessing.get_context('fork').Pool(
                 1, initializer=os.setsid) as pool:
-            process, = pool._pool
+            # no public name leads to the process
+            process, = pool._pool  # type: ignore[attr-defined]
             try:
                 return pool.apply_async(function, args).get(LIMIT)
             except multiprocessing.TimeoutError:
@@ -135,7 +154,7 @@ def on_new_host(directory, function, *args):
                 raise
 
 
-def allocated(paths):
+def allocated(paths: Iterable[pathlib.Path]) -> int:
     """Return the bytes of what is left of some files."""
     found = 0
     for path in paths:
@@ -144,7 +163,7 @@ def allocated(paths):
     return found
 
 
-def allocated_below(pattern):
+def allocated_below(pattern: str) -> int:
     os.sync()
     return allocated(pathlib.Path(CONF.instances_path).glob(pattern))
 
@@ -152,11 +171,11 @@ def allocated_below(pattern):
 class Peak(threading.Thread):
     """Looks at the scratch directories as long as the context lasts."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self._ended, self.bytes = threading.Event(), 0
 
-    def run(self):
+    def run(self) -> None:
         instances = pathlib.Path(CONF.instances_path)
         while not self._ended.wait(LOOK):
             # A directory may vanish while its files are listed.
@@ -165,16 +184,16 @@ class Peak(threading.Thread):
                     file for place in instances.glob('*/migfix-*')
                     for file in place.rglob('*')))
 
-    def __enter__(self):
+    def __enter__(self) -> Peak:
         self.start()
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, *_error: object) -> None:
         self._ended.set()
         self.join()
 
 
-def two_guests(way, kind, size):
+def two_guests(way: str, kind: str, size: int) -> Round:
     """Return what the disks of a host's first guest and the next one cost."""
     ticks = [time.monotonic()]
     for guest in ('first', 'next'):
@@ -185,14 +204,14 @@ def two_guests(way, kind, size):
                   allocated_below('next/disk.eph0')))
 
 
-def scratch_space(kind, size):
+def scratch_space(kind: str, size: int) -> int:
     """Return the most bytes in scratch directories while a disk is made."""
     with Peak() as peak:
         make(COMPLETE, kind, size, 'first')
     return peak.bytes
 
 
-def many_guests(way):
+def many_guests(way: str) -> tuple[float, int]:
     """Return the seconds and bytes of GUESTS disks on one host."""
     begin = time.monotonic()
     for guest in range(GUESTS):
@@ -202,7 +221,8 @@ def many_guests(way):
             + allocated_below('*/disk.eph0'))
 
 
-def reason_against(way, kind, size, directory):
+def reason_against(way: str, kind: str, size: int,
+                   directory: pathlib.Path) -> str:
     """Say why a disk is not made; '' if it is."""
     is_full = kind == 'ntfs' and WAYS[way].is_full
     if is_full and size > GUESTS_SIZE:
@@ -212,23 +232,25 @@ def reason_against(way, kind, size, directory):
             else '')
 
 
-def measure(kind, size, directory):
+def measure(kind: str, size: int,
+            directory: pathlib.Path) -> dict[str, Rounds]:
     """Return ``{way: [(Cost, Space), ...] or why there are none}``."""
-    found = {way: reason_against(way, kind, size, directory) or []
-             for way in WAYS}
-    ways = [way for way in WAYS if not found[way]]
+    reasons = {way: reason_against(way, kind, size, directory)
+               for way in WAYS}
+    found: dict[str, list[Round]] = {
+        way: [] for way, reason in reasons.items() if not reason}
     begin = time.monotonic()
     for done in range(ROUNDS[size]):
         if time.monotonic() - begin < BUDGET:
-            for way in ways if done % 2 else reversed(ways):
+            for way in found if done % 2 else reversed(found):
                 found[way].append(on_new_host(
                     directory, two_guests, way, kind, size))
-    return found
+    return {way: reason or found[way] for way, reason in reasons.items()}
 
 
-def measure_all(directory):
+def measure_all(directory: pathlib.Path) -> Found:
     """Return ``{(kind, size): ({way: see measure}, bytes of scratch)}``."""
-    found = {}
+    found: Found = {}
     for kind in KINDS:
         for size in SIZES:
             found[kind, size] = (
@@ -238,26 +260,27 @@ def measure_all(directory):
     return found
 
 
-def rounds_of(found, kind, size, way):
+def rounds_of(found: Found, kind: str, size: int, way: str) -> list[Round]:
     by_way, _scratch = found[kind, size]
-    return [] if isinstance(by_way[way], str) else by_way[way]
+    rounds = by_way[way]
+    return [] if isinstance(rounds, str) else rounds
 
 
-def medians(rounds):
+def medians(rounds: Sequence[Round]) -> Cost:
     return Cost(*map(statistics.median, zip(*(cost for cost, _ in rounds))))
 
 
-def shown(values):
+def shown(values: Sequence[float]) -> str:
     """Median and range."""
     return (f'{statistics.median(values):.2f} '
             f'({min(values):.2f}-{max(values):.2f})')
 
 
-def mib(size):
+def mib(size: float) -> str:
     return f'{size / units.Mi:.1f}'
 
 
-def row(rounds, scratch):
+def row(rounds: Rounds, scratch: int) -> list[object]:
     if isinstance(rounds, str):
         return [0, *[rounds] * 5]
     costs, spaces = zip(*rounds)
@@ -265,7 +288,7 @@ def row(rounds, scratch):
             mib(scratch)]
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable([
         'file system', 'GB', 'disk', 'rounds', 'first, s', 'next, s',
         'base, MiB', 'disk, MiB', 'scratch, MiB'])
@@ -277,7 +300,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, panels = pyplot.subplots(
         1, len(KINDS), sharey=True, figsize=(10, 3.5), layout='constrained')
     for kind, axes in zip(KINDS, panels):
@@ -298,7 +321,7 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
+def problems(found: Found) -> Iterator[str]:
     """Yield what does not hold, a line each."""
     largest = rounds_of(found, 'ext4', SIZES[-1], COMPLETE)
     if not largest or medians(largest).next > SLOWEST:
@@ -311,7 +334,7 @@ def problems(found):
         yield 'a complete disk has left something in _base'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
                         help='where the plot is put, and disks meanwhile')

@@ -17,6 +17,8 @@ the command itself, opens the page in Chromium and uses its filters. What a
 filter takes is the script and the layout that follows.
 """
 
+from __future__ import annotations
+
 import argparse
 import pathlib
 import subprocess
@@ -48,7 +50,7 @@ FILTERS = (('text', 'a'), ('text', ''), ('finding', 'vnic'),
            ('covered', 'no'), ('host', 'compute00'))
 
 
-def merge(directory):
+def merge(directory: pathlib.Path) -> float:
     """Seconds of the command, with the start of Python."""
     begin = time.monotonic()
     done = subprocess.run(
@@ -61,7 +63,8 @@ def merge(directory):
     return time.monotonic() - begin
 
 
-def measure(number, often):
+def measure(number: int,
+            often: float) -> tuple[int, float, float, float, float]:
     """Return seconds of each step, and the page's size in MB."""
     with tempfile.TemporaryDirectory() as name, browser.Browser() as page:
         directory = pathlib.Path(name)
@@ -74,7 +77,7 @@ def measure(number, often):
         return findings, html.stat().st_size / 1e6, merged, opened, slowest
 
 
-def main():
+def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     table = prettytable.PrettyTable([
         'hosts', 'findings', 'page, MB', 'merge, s', 'open, s', 'filter, s'])

@@ -23,7 +23,10 @@ the import of Nova's modules, of which "import" says how long it takes; nor
 Neutron, Glance and a destination, which are not asked here.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
 import os
 import pathlib
 import subprocess
@@ -49,7 +52,7 @@ LIMIT, AT = 2, 200
 GROWTH = 2.6
 
 
-def make(place, number):
+def make(place: pathlib.Path, number: int) -> pathlib.Path:
     """A hypervisor with *number* guests, four of which differ."""
     text = (base.DATA / 'hypervisor.xml').read_text().replace(
         '@INSTANCES@', str(place))
@@ -70,7 +73,7 @@ def make(place, number):
     return path
 
 
-def make_disks(place, guest):
+def make_disks(place: pathlib.Path, guest: etree._Element) -> None:
     for source in guest.iterfind('devices/disk/source'):
         path = pathlib.Path(source.get('file'))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +95,7 @@ class Seconds(NamedTuple):
     clock: float
 
 
-def seconds(action, *arguments):
+def seconds(action: Callable[..., object], *arguments: object) -> Seconds:
     before = os.times()
     action(*arguments)
     after = os.times()
@@ -100,14 +103,15 @@ def seconds(action, *arguments):
                    after.elapsed - before.elapsed)
 
 
-def ask_qemu_img(place):
+def ask_qemu_img(place: pathlib.Path) -> None:
     """What it costs to look into each disk by itself."""
     for path in place.glob('*/disk*'):
         subprocess.run(['qemu-img', 'info', '--force-share', path],
                        check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(number, report):
+def measure(number: int,
+            report: Callable[..., object]) -> list[tuple[Seconds, Seconds]]:
     """Return the Seconds of each round, by preflight and by qemu-img."""
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
@@ -119,7 +123,7 @@ def measure(number, report):
                 for _round in range(ROUNDS)]
 
 
-def main():
+def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     logging.register_options(CONF)
     conf.register_opts(CONF)

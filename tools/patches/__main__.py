@@ -68,7 +68,7 @@ def main() -> int:
             for row in checked.rows():
                 # All of it takes more than an hour.
                 print(*row, sep='  ', flush=True)
-                table.add_row(row)
+                table.add_row(list(row))
         except subprocess.CalledProcessError as error:
             checked.complaints.append(f'{error}\n{error.output or ""}')
         complaints += [f'{name}: {text}' for text in checked.complaints]

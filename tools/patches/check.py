@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import collections
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -172,8 +173,11 @@ class Series:
     def _is_here(self, module: str) -> bool:
         return (self._tree.path / (module.replace('.', '/') + '.py')).exists()
 
-    def _run_here(self, name: str, modules: Iterable[str],
-                  **options) -> dict[str, str]:
+    def _run_here(
+        self, name: str, modules: Iterable[str], *,
+        only: Callable[[str], bool] | None = None,
+        attempts: int = suites.ATTEMPTS,
+    ) -> dict[str, str]:
         modules = sorted(modules)
         if not modules:
             return {}
@@ -181,11 +185,12 @@ class Series:
         directory.mkdir(parents=True, exist_ok=True)
         with open(directory / f'{name}.log', 'w') as output:
             return suites.run(
-                directory / name, python=self._python, output=output,
+                directory / name, python=self._python, only=only,
+                attempts=attempts, output=output,
                 PYTHONPATH=str(self._tree.path),
                 # What git removes from a tree would be compiled each time.
                 PYTHONPYCACHEPREFIX=str(self._directory / 'bytecode'),
-                MIGFIX_COMPAT_MODULES=' '.join(modules), **options)
+                MIGFIX_COMPAT_MODULES=' '.join(modules))
 
     def _without(self, number: int, patch: pathlib.Path,
                  before: Mapping[str, str], after: Mapping[str, str]) -> str:
