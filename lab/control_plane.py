@@ -217,7 +217,7 @@ class ControlPlane(fixtures.Fixture):
                       log=self.host.log('setup-nova-manage'))
 
 
-def credentials() -> dict[str, str]:
+def credentials() -> dict[str, Any]:
     """What the SDK needs to be the administrator."""
     return {
         'auth_url': configuration.AUTH_URL,

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is on a guest's disk, read on its host and without the guest."""
+"""The content of a guest's disk, read on its host and without the guest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import fixtures
 
 from lab import host
 
-# What looks for faults and changes nothing, by type of filesystem.
+# Commands that check a filesystem and change nothing, by its type.
 _CHECKS = {
     'xfs': ('xfs_repair', '-n', '-f'),
     'ext3': ('e2fsck', '-fn'),
@@ -33,13 +33,13 @@ _CHECKS = {
 
 
 class Snapshot(fixtures.Fixture):
-    """All bytes of a disk at one moment, in a raw file without backing.
+    """A copy of a disk in a raw file without a backing file.
 
-    The guest may run, but has to have written what it is going to.
+    The guest may run, but must not write while the copy is made.
     """
 
     def __init__(self, host: host.Host, path: pathlib.Path) -> None:
-        """:param path: of the disk as its *host*, a Host, knows it"""
+        """:param path: of the disk in the mount namespace of *host*"""
         self.host = host
         self.disk = path
 
@@ -51,33 +51,33 @@ class Snapshot(fixtures.Fixture):
                       self.disk, self.path)
 
     def identity(self) -> dict[str, str]:
-        """``{'TYPE': ..., 'LABEL': ..., 'UUID': ...}`` of its filesystem."""
+        """Return TYPE, LABEL and UUID of its filesystem, those that it has."""
         _, found = _run('blkid', '--probe', '--output', 'export', self.path)
         return {name: value for name, value in re.findall(
             r'^(TYPE|LABEL|UUID)=(.*)$', found, re.M)}
 
     def faults(self) -> str:
-        """What the filesystem's own check finds, '' for nothing."""
+        """Return the findings of the filesystem's check, '' for none."""
         kind = self.identity().get('TYPE')
         if kind not in _CHECKS:
             return f'a filesystem of type {kind}'
         return _complaint(*_CHECKS[kind], self.path)
 
     def difference(self, other: Snapshot) -> str:
-        """Where another Snapshot begins to differ, '' for nowhere."""
+        """Return where another Snapshot first differs, '' for nowhere."""
         return _complaint('qemu-img', 'compare', '-f', 'raw', '-F', 'raw',
                           self.path, other.path)
 
 
 def backing_file(host: host.Host, path: pathlib.Path) -> str | None:
-    """What a disk on *host* needs to be complete, None for nothing."""
+    """Return the backing file of a disk on *host*, None if it has none."""
     found = host.run('qemu-img', 'info', '--force-share', '--output', 'json',
                      path)
     return json.loads(found).get('backing-filename')
 
 
 def empty(path: pathlib.Path) -> None:
-    """Leave as many zeros in a file as it had bytes."""
+    """Replace all bytes of a file by zeros."""
     size = path.stat().st_size
     with open(path, 'r+b') as file:
         file.truncate(0)
@@ -91,6 +91,6 @@ def _run(*command: str | pathlib.Path) -> tuple[int, str]:
 
 
 def _complaint(*command: str | pathlib.Path) -> str:
-    """What *command* prints if it does not end well."""
+    """Return the output of *command* if it fails, else ''."""
     status, output = _run(*command)
     return (output or f'exit status {status}') if status else ''

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a run leaves to be judged: log lines, XML, addresses, checks."""
+"""The evidence of a run: log lines, XML, addresses and checks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LogLine:
-    """One line that decided something, and where it can be found again."""
+    """A line of a log that decides a check, and its file and number."""
 
     host: str
     path: str
@@ -52,7 +52,7 @@ class LogLine:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about a run, whether it held, and what was found."""
+    """One statement about a run, whether it holds, and the finding."""
 
     statement: str
     holds: bool
@@ -65,7 +65,7 @@ class Step:
 
     title: str
     migration: guest.Migration | None = None
-    before: str = ''                    # state of the instance
+    before: str = ''                    # the instance's state before
     lines: list[LogLine] = dataclasses.field(default_factory=list)
     # (title, diff)
     xml: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -76,15 +76,15 @@ class Step:
 
 @dataclasses.dataclass
 class Result:
-    """All that is known about one scenario in one arrangement."""
+    """The outcome of one scenario in one arrangement."""
 
     scenario: lab.scenario.Scenario
     arrangement: lab.scenario.Arrangement
     expected: lab.scenario.Outcome
     seconds: float = 0
     error: str = ''
-    crashed: str = ''                   # how the guest itself failed
-    repeated: str = ''                  # and failed in a run before this
+    crashed: str = ''                   # why the guest itself failed
+    repeated: str = ''                  # `crashed` of an earlier attempt
     checks: list[Check] = dataclasses.field(default_factory=list)
     steps: list[Step] = dataclasses.field(default_factory=list)
 
@@ -94,14 +94,14 @@ class Result:
 
     @property
     def problems(self) -> list[str]:
-        """What was not as it should have been, as texts."""
+        """The error and the failed checks, as texts."""
         wrong = [f'{check.statement}; found: {check.found}'
                  for check in self.checks if not check.holds]
         return [self.error, *wrong] if self.error else wrong
 
     @property
     def expectation(self) -> str:
-        """The one word for what should come of it."""
+        """The expected outcome in a few words."""
         return self.expected.text
 
     @property
@@ -111,7 +111,7 @@ class Result:
 
 
 class Marked:
-    """A log from where it ends now."""
+    """The part of a log that is written after the object is created."""
 
     def __init__(self, host: str, path: pathlib.Path) -> None:
         self.host = host
@@ -125,7 +125,7 @@ class Marked:
             return []
 
     def find(self, pattern: str) -> LogLine | None:
-        """The first line since then that matches *pattern*, or None."""
+        """Return the first such line that matches *pattern*, or None."""
         for number, text in enumerate(self._read(), 1):
             if number > self._seen and re.search(pattern, text):
                 return LogLine(self.host, str(self.path), number, text)
@@ -136,15 +136,15 @@ class Marked:
 
 
 def interfaces(xml: str) -> list[str]:
-    """The network interfaces of a domain's XML, one line for each element.
+    """Return the interfaces of a domain's XML, one line for each element.
 
-    What says nothing to the guest is left out, and the address on the bus,
-    which Nova fills in at another place than the rest.
+    Elements without effect on the guest are left out, and so is the address
+    on the bus, which Nova fills in elsewhere.
     """
     lines = []
     for interface in etree.fromstring(xml).iter('interface'):
-        for gone in interface.xpath('alias | target | address'):
-            interface.remove(gone)
+        for child in interface.xpath('alias | target | address'):
+            interface.remove(child)
         etree.indent(interface)
         lines += etree.tostring(interface, encoding='unicode').split('\n')
     return [line.rstrip() for line in lines if line.strip()]
@@ -155,19 +155,19 @@ _VIF_CONFIGURATION = re.compile(
 
 
 def generated_interfaces(log_text: str) -> list[str]:
-    """The interfaces that Nova put into the destination's XML last."""
+    """Return the interfaces that Nova last logged for the destination."""
     found = _VIF_CONFIGURATION.findall(log_text)
     return interfaces(f'<domain>{found[-1]}</domain>') if found else []
 
 
 def difference(was: Sequence[str], becomes: Sequence[str]) -> str:
-    """A unified diff of two lists of lines; '' if they are equal."""
+    """Return a unified diff of two lists of lines; '' if they are equal."""
     return '\n'.join(list(difflib.unified_diff(
         was, becomes, lineterm='', n=20))[3:])
 
 
 def wire(captures: Iterable[fabric.Capture]) -> list[str]:
-    """Readable lines of what was captured, most telling first."""
+    """Return a readable line for each pair of addresses in the captures."""
     seen = []
     for capture in captures:
         for (source, destination), count in capture.connections.items():
@@ -183,6 +183,6 @@ def _named(address: str) -> str:
 
 
 def queues(xml: str) -> int:
-    """How many queue pairs the first interface of a domain has."""
+    """Return the number of queue pairs of a domain's first interface."""
     driver = etree.fromstring(xml).find('.//interface/driver')
     return int(driver.get('queues', 1)) if driver is not None else 1

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The wires between the hosts, and what is seen on them."""
+"""The networks between the hosts, and packet captures on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lab import topology
 
 
 class Fabric(fixtures.Fixture):
-    """A bridge for each network on the controller, a leg on each host."""
+    """A bridge on the controller and a veth pair to each host, per network."""
 
     def __init__(self, hosts: Mapping[str, host.Host]) -> None:
         """:param hosts: the Host fixtures by name"""
@@ -44,7 +44,7 @@ class Fabric(fixtures.Fixture):
                 self._leg(network, self.hosts[name])
         self.controller.run('ip', 'address', 'add', topology.PINGER,
                             'dev', topology.PROVIDER.bridge)
-        # Open vSwitch takes packets as they are: with checksums, please.
+        # Open vSwitch forwards packets without filling in their checksums.
         self.controller.run('ethtool', '--offload', topology.PROVIDER.bridge,
                             'tx', 'off')
 
@@ -57,8 +57,8 @@ class Fabric(fixtures.Fixture):
     def _leg(self, network: topology.Network, host: host.Host) -> None:
         port = _port(network, host.name)
         ip = self.controller.run
-        # The peer's process id is looked up where the lab runs, not on the
-        # controller: enter its network namespace only.
+        # ip resolves the peer's process id in its own PID namespace, so it
+        # has to stay in the lab's and enters the network namespace only.
         process.run(['nsenter', '--target', str(self.controller.pid), '--net',
                      'ip', 'link', 'add', port, 'type', 'veth', 'peer',
                      'name', network.name, 'netns', str(host.pid)])
@@ -69,13 +69,14 @@ class Fabric(fixtures.Fixture):
     def _address(self, host: host.Host, network: topology.Network,
                  device: str) -> None:
         for address in network.addresses(host.name):
-            # No duplicate address detection: an IPv6 address is used at once.
+            # Without duplicate address detection the IPv6 address is usable
+            # at once.
             nodad = ('nodad',) if ':' in address else ()
             host.run('ip', 'address', 'add', address, 'dev', device, *nodad)
 
 
 class Link:
-    """The controller's end of what joins a host to a network."""
+    """The controller's end of the veth pair from a network to a host."""
 
     def __init__(self, controller: host.Host, network: topology.Network,
                  host: str) -> None:
@@ -85,7 +86,10 @@ class Link:
 
     @contextlib.contextmanager
     def limited(self, rate: str) -> Iterator[None]:
-        """Let what the host is sent come at *rate* only."""
+        """Limit the traffic to the host.
+
+        :param rate: as ``tc`` expects it, such as '20mbit'
+        """
         device = ('dev', self.port, 'root')
         self.controller.run('tc', 'qdisc', 'add', *device, 'tbf', 'rate',
                             rate, 'burst', '64kb', 'latency', '400ms')
@@ -95,23 +99,24 @@ class Link:
             self.controller.run('tc', 'qdisc', 'del', *device)
 
     def cut(self) -> None:
-        """Let nothing pass; nobody is told."""
+        """Drop all packets; both hosts' interfaces stay up."""
         self.controller.run('ip', 'link', 'set', self.port, 'nomaster')
 
     def mend(self) -> None:
+        """Let packets pass again after `cut`."""
         self.controller.run('ip', 'link', 'set', self.port, 'master',
                             self.network.bridge)
 
 
 def _port(network: topology.Network, host: str) -> str:
-    """What the end of a leg on the controller is called."""
+    """Return the name of the veth end on the controller."""
     return f'{network.name}{topology.COMPUTES.index(host) + 1}'
 
 
 class Capture(fixtures.Fixture):
-    """What really passes on a network while the fixture is in use.
+    """A packet capture on a network for as long as the fixture is in use.
 
-    `connections` afterwards counts the packets to port 22 by
+    Afterwards `connections` counts the packets to port 22 by
     ``(source, destination)`` address.
     """
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute needs on a compute host: Open vSwitch, libvirt, sshd."""
+"""The services of a compute host: Open vSwitch, libvirt and sshd."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 log_filters = "3:remote 4:event"
 '''
 
-# Over TCP libvirt wants a name and a password, as with Kolla Ansible. The
-# other side, nova-compute or a source's libvirtd, finds them in auth.conf.
+# Over TCP libvirt requires a name and a password, as with Kolla Ansible. The
+# clients, nova-compute and a source's libvirtd, read them from auth.conf.
 _USER, _PASSWORD = 'nova', 'lab'
 _SASL = '''
 mech_list: digest-md5
@@ -58,7 +58,7 @@ password={_PASSWORD}
 credentials=default
 '''
 
-# Both hosts are in one control group tree and in one user namespace.
+# Both hosts share one control group tree and one user namespace.
 _QEMU = f'''
 user = "{users.QEMU}"
 group = "{users.QEMU_GROUP}"
@@ -91,8 +91,8 @@ Host *
     LogLevel ERROR
 '''
 
-# Run by QEMU's user, who can read neither the checkout nor an interpreter in
-# root's home.
+# QEMU's user runs it, and can read neither the checkout nor an interpreter
+# below root's home.
 _QEMU_WRAPPER = '''#!/usr/bin/python3
 import sys
 sys.path.insert(0, {directory!r})
@@ -102,7 +102,7 @@ qemu_tcg.main({qemu!r}, {claim!r}, sys.argv[1:])
 
 
 class Tools:
-    """What the compute hosts share, made once in the cache directory."""
+    """Files that the compute hosts share, made in the cache directory."""
 
     def __init__(self, cache: pathlib.Path) -> None:
         self.key = cache / 'ssh-key'
@@ -122,9 +122,9 @@ class Tools:
         self._make_wrapper()
 
     def _make_wrapper(self) -> None:
-        """The wrapper takes the place of QEMU, so the real one is copied.
+        """Make the wrapper, which is mounted over QEMU, and copy the real one.
 
-        QEMU finds its firmware relative to itself, hence the links.
+        QEMU finds its firmware relative to its own path, hence the links.
         """
         binary = self._sysroot / 'bin' / pathlib.Path(QEMU).name
         binary.parent.mkdir(parents=True, exist_ok=True)
@@ -141,11 +141,11 @@ class Tools:
 
 
 class Switch(fixtures.Fixture):
-    """Open vSwitch with the userspace datapath: needs no kernel module."""
+    """Open vSwitch with the userspace datapath, without a kernel module."""
 
     _DATABASE = '/run/openvswitch/conf.db'
     SOCKET = 'unix:/run/openvswitch/db.sock'
-    # for nova, which cannot open the socket; os-vif's default
+    # For the user nova, who cannot open the socket; os-vif's default.
     ADDRESS = 'tcp:127.0.0.1:6640'
 
     def __init__(self, host: host.Host) -> None:
@@ -168,7 +168,7 @@ class Switch(fixtures.Fixture):
 
 
 class Libvirt(fixtures.Fixture):
-    """libvirtd, reachable from the other host, with QEMU always emulating."""
+    """libvirtd, reachable from the other host; QEMU always emulates."""
 
     def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
@@ -202,14 +202,17 @@ class Libvirt(fixtures.Fixture):
             'virsh', 'version'))
 
     def environment(self, tap_queue_limit: int | None) -> dict[str, Any]:
-        """What a process needs so that it opens no more queues of a tap."""
+        """Return the variables with which a process opens that many queues.
+
+        :param tap_queue_limit: of one tap device; None: no limit
+        """
         if tap_queue_limit is None:
             return {}
         return {'LD_PRELOAD': self._tools.tap_queue_limit,
                 'TAP_QUEUE_LIMIT': tap_queue_limit}
 
     def limit_tap_queues(self, limit: int | None) -> None:
-        """Restart it if it must open more or fewer; guests run on."""
+        """Restart libvirtd if the limit has changed; guests keep running."""
         if limit != self._tap_queue_limit:
             self._tap_queue_limit = limit
             self._daemon.stop()
@@ -217,19 +220,19 @@ class Libvirt(fixtures.Fixture):
 
     @property
     def certificates(self) -> pathlib.Path:
-        """Where QEMU has those for migrations."""
+        """The directory with QEMU's certificates for migrations."""
         return self.host.root / 'etc/libvirt/migration'
 
     @property
     def gnutls(self) -> pathlib.Path:
-        """Where QEMU finds libraries before others, and a policy of TLS."""
+        """The directory of libraries that QEMU prefers, and its TLS policy."""
         return self.host.root / qemu_tcg.GNUTLS.lstrip('/')
 
     def virsh(self, *arguments: object) -> str:
         return self.host.run('virsh', *arguments)
 
     def domains(self) -> list[str]:
-        """The names of the domains that exist here, running or not."""
+        """Return the names of all domains here, running or not."""
         return self.virsh('list', '--all', '--name').split()
 
     def live_xml(self, domain: str) -> str:
@@ -237,7 +240,7 @@ class Libvirt(fixtures.Fixture):
 
 
 class SshServer(fixtures.Fixture):
-    """sshd on the networks that are asked for, and on no other."""
+    """sshd on the requested networks and on no other."""
 
     def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
@@ -253,7 +256,7 @@ class SshServer(fixtures.Fixture):
         self.host.give_to_nova(keys)
 
     def listen(self, networks: Sequence[topology.Network]) -> None:
-        """(Re)start it so that it answers on *networks*, () for none."""
+        """(Re)start sshd so that it answers on *networks*; () stops it."""
         if networks == self._networks:
             return
         if self._daemon:

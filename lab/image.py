@@ -12,8 +12,8 @@
 
 """The guest: a kernel, an initramfs and the disk image that boots them.
 
-The kernel is taken out of the distribution's package and not installed: the
-machine must not boot another kernel because it ran the lab.
+The kernel comes from the distribution's package, which is unpacked and not
+installed: the lab must not change the kernel that the machine boots.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from lab import workdir
 
 INIT = workdir.DATA / 'guest-init'
 
-# What the guest needs: its NIC, its disks, a CD-ROM drive and filesystems,
-# which the kernel asks for when they are mounted. What it has built in is not
-# found among its modules and left out.
+# Drivers for the guest's NIC, disks and CD-ROM drive, and filesystems with the
+# modules that the kernel requests when it mounts them. Modules that are built
+# into the kernel are left out.
 MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
            'crc32c_generic', 'crc32c_intel', 'ext4', 'isofs', 'nls_ascii',
            'nls_cp437', 'nls_iso8859_1', 'nls_utf8', 'vfat', 'xfs')
@@ -41,7 +41,8 @@ MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
 _KERNEL = {'debian': 'linux-image-cloud-amd64',
            'ubuntu': 'linux-image-virtual'}
 
-# Nobody between guest and controller fills in what a guest leaves out.
+# The guest computes all checksums and segments itself: no device between it
+# and the controller does.
 COMMAND_LINE = ('console=ttyS0 quiet panic=5 '
                 'virtio_net.csum=0 virtio_net.gso=0')
 
@@ -52,10 +53,7 @@ _PARTITION = _MEBI
 
 
 class GuestImage:
-    """Makes `disk` (qcow2), once for each version of the files it is from.
-
-    `kernel` and `initramfs` are what is on it.
-    """
+    """The guest's `disk` (qcow2), and the `kernel` and `initramfs` on it."""
 
     def __init__(self, cache: pathlib.Path) -> None:
         self._directory = cache / 'guest'
@@ -64,6 +62,10 @@ class GuestImage:
         self.initramfs = self._directory / 'initramfs'
 
     def make(self, log: pathlib.Path) -> None:
+        """Make the files, unless they exist and their sources are unchanged.
+
+        :param log: gets the output of all commands
+        """
         stamp = self._directory / 'made-of'
         wanted = hashlib.sha256(INIT.read_bytes() + pathlib.Path(
             __file__).read_bytes()).hexdigest()
@@ -79,7 +81,7 @@ class GuestImage:
 
 
 def _unpack_kernel(tree: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
-    """Download the distribution's kernel; returns where it is unpacked."""
+    """Download the distribution's kernel and unpack it into *tree*."""
     tree.mkdir()
     process.run(['apt-get', 'download', *_kernel_packages()], log=log,
                 cwd=tree, timeout=300)
@@ -92,7 +94,7 @@ def _unpack_kernel(tree: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
 
 
 def _kernel_packages() -> list[str]:
-    """The packages with a kernel and its modules, in this distribution."""
+    """Return the distribution's packages with a kernel and its modules."""
     found = [_KERNEL[_distribution()]]
     for package in found:
         depends = process.run(['apt-cache', 'depends', '--important', package])
@@ -103,7 +105,7 @@ def _kernel_packages() -> list[str]:
 
 
 def _distribution() -> str:
-    """Debian or Ubuntu, or what of the two this one is made from."""
+    """Return 'ubuntu' for Ubuntu and its derivatives, else 'debian'."""
     release = pathlib.Path('/etc/os-release').read_text()
     likes = ' '.join(re.findall(r'^ID(?:_LIKE)?="?([^"\n]+)', release, re.M))
     return 'ubuntu' if 'ubuntu' in likes else 'debian'
@@ -118,7 +120,7 @@ def _module_name(path: str | pathlib.Path) -> str:
 
 
 def _needed_modules(tree: pathlib.Path) -> set[pathlib.Path]:
-    """The paths of MODULES and of what they need."""
+    """Return the paths of MODULES and of their dependencies."""
     modules = _modules(tree)
     needs = {}
     for line in (modules / 'modules.dep').read_text().splitlines():
@@ -159,9 +161,9 @@ def _make_initramfs(tree: pathlib.Path, root: pathlib.Path,
 
 def _make_disk(vmlinuz: pathlib.Path, initramfs: pathlib.Path,
                disk: pathlib.Path, log: pathlib.Path) -> None:
-    """A disk with one FAT partition from which SYSLINUX boots the guest.
+    """Make a disk with a FAT partition from which SYSLINUX boots the guest.
 
-    It has a partition table because Nova inspects what it boots from.
+    It has a partition table because Nova inspects the images it boots from.
     """
     raw = disk.with_suffix('.raw')
     with open(raw, 'wb') as out:

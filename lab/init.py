@@ -12,16 +12,16 @@
 
 """The first process of a lab host.
 
-Run as a script in fresh mount, UTS, network and PID namespaces. It gives the
+Run as a script in new mount, UTS, network and PID namespaces. It gives the
 host a name and the few directories that must not be shared with the machine
-or with the other hosts, and then does what a pid 1 is for: reap orphans.
-When it dies the kernel ends every process of the host and frees its mounts
-and interfaces.
+or with the other hosts, and then reaps orphans, as a pid 1 has to. When it
+dies the kernel ends every process of the host and frees its mounts and
+interfaces.
 
     init.py NAME DIRECTORY MOUNT_POINT
 
-:param DIRECTORY: what belongs to this host alone; shown at MOUNT_POINT, and
-    the entries of PRIVATE below it at their usual places
+:param DIRECTORY: the files of this host alone; mounted at MOUNT_POINT, and
+    the entries of PRIVATE below it at their usual paths
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import socket
 import subprocess
 import sys
 
-# Places that exist wherever the packages are installed: nothing has to be
-# created in the machine's own file system to mount there.
+# Paths that the installed packages have created: the lab creates no mount
+# point in the machine's own file system.
 PRIVATE = (
     'etc/group',
     'etc/hosts',
@@ -48,10 +48,9 @@ PRIVATE = (
     'var/log/libvirt',
 )
 
-# Devices that libvirt, QEMU and Open vSwitch ask for. KVM and vhost are
-# there in name only: guests are emulated on every machine alike (see
-# data/qemu-tcg), so that the lab needs no hardware and behaves the same
-# everywhere.
+# Devices that libvirt, QEMU and Open vSwitch open. KVM and vhost are empty
+# placeholders: QEMU emulates all guests (see qemu_tcg.py), so that the lab
+# needs no hardware and behaves the same on every machine.
 DEVICES = ('null', 'zero', 'full', 'random', 'urandom', 'tty', 'net/tun')
 PLACEHOLDERS = ('kvm', 'vhost-net')
 LINKS = {'ptmx': 'pts/ptmx', 'fd': '/proc/self/fd', 'stdin': 'fd/0',
@@ -69,7 +68,7 @@ def mount_private(directory: pathlib.Path, mount_point: str) -> None:
 
 
 def mount_devices(dev: pathlib.Path) -> None:
-    """Replace /dev by one with nothing but the above."""
+    """Replace /dev by one with only DEVICES, PLACEHOLDERS and LINKS."""
     dev.mkdir(exist_ok=True)
     mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', str(dev))
     for name in ('net', 'pts', 'shm'):

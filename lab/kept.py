@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A lab that was left up: remembering it, and ending it later."""
+"""A lab that ``--keep`` leaves up: remember it, and end it later."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lab import process
 
 
 def _begin(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None if it is gone.
+    """Return the start time of a process in clock ticks; None if it is gone.
 
-    Together with the process id this names one process for ever.
+    Start time and process id together identify a process uniquely.
     """
     try:
         stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
@@ -35,14 +35,14 @@ def _begin(pid: int) -> str | None:
 
 
 def remember(path: pathlib.Path, hosts: Iterable[host.Host]) -> None:
-    """Note the first processes of *hosts* (Host fixtures) at *path*."""
+    """Write the first process of each host to *path*."""
     path.write_text(json.dumps(
         [{'host': host.name, 'pid': host.pid, 'begin': _begin(host.pid)}
          for host in hosts]))
 
 
 def end(path: pathlib.Path) -> list[str]:
-    """End what is noted at *path*; returns the names of the hosts ended."""
+    """End the hosts in the file *path*; return the names of those ended."""
     if not path.exists():
         return []
     left = [entry for entry in json.loads(path.read_text())

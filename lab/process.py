@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running programs and waiting for them, always with a bound."""
+"""Run programs and wait for them, always with a time limit."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ StrPath = Union[str, os.PathLike[str]]
 
 
 class LabError(Exception):
-    """Something the lab needs did not work; the text says what."""
+    """The lab cannot go on; the text names the failed step."""
 
 
 def tail(log: StrPath | None, lines: int = TAIL) -> str:
-    """The end of *log* as text, with its name; '' without a log."""
+    """Return the end of *log* as text, with its name; '' without a log."""
     if not log:
         return ''
     try:
@@ -51,11 +51,11 @@ def tail(log: StrPath | None, lines: int = TAIL) -> str:
 
 def run(argv: Iterable[object], *, timeout: float = 120,
         log: StrPath | None = None, **kwargs: Any) -> str:
-    """Run *argv* to its end and return what it printed.
+    """Run *argv* to its end and return its output.
 
-    :param timeout: seconds after which it is killed
-    :param log: file to which the output goes instead
-    :raises LabError: with the end of the output if it fails
+    :param timeout: seconds after which the program is killed
+    :param log: append the output to this file instead
+    :raises LabError: the program fails; the text has the end of its output
     """
     words = [str(word) for word in argv]
     with contextlib.ExitStack() as stack:
@@ -81,12 +81,14 @@ def run(argv: Iterable[object], *, timeout: float = 120,
 def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 120,
              log: StrPath | Callable[[], StrPath] | None = None,
              poll: float = 0.25) -> T:
-    """Call *condition* until it returns something true, and return that.
+    """Call *condition* until its result is true, and return the result.
 
-    :param what: what is waited for, for the error
+    :param what: the awaited event, for the error
     :param timeout: seconds
-    :param log: whose end explains why it did not happen; a path or a
-        function that returns one
+    :param log: the log whose end goes into the error; a path or a function
+        that returns one
+    :param poll: seconds between two calls
+    :raises LabError: the result is not true within *timeout* seconds
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -102,8 +104,8 @@ def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 120,
 def in_parallel(*calls: Callable[[], object]) -> None:
     """Call functions without arguments at the same time.
 
-    The first error is raised at once; what still runs then ends when the
-    host it runs on does.
+    The first error is raised at once. Calls that still run then end together
+    with the host on which they run programs.
     """
     pool = concurrent.futures.ThreadPoolExecutor(len(calls))
     futures = [pool.submit(call) for call in calls]
@@ -115,7 +117,7 @@ def in_parallel(*calls: Callable[[], object]) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The process ids below *pid*, the youngest generation first."""
+    """Return the ids of all descendants of *pid*, the deepest first."""
     try:
         children = pathlib.Path(
             f'/proc/{pid}/task/{pid}/children').read_text().split()
@@ -126,19 +128,19 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process that may just have ended."""
+    """Send a signal to a process; ignore that it has already ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 class Daemon:
-    """A program left running: a process that is ours to end."""
+    """A program that runs until `stop` is called."""
 
-    GRACE = 10
+    GRACE = 10      # seconds
 
     def __init__(self, name: str, argv: Iterable[object], log: StrPath,
                  **kwargs: Any) -> None:
-        """Start *argv*; what it prints is appended to *log*."""
+        """Start *argv* and append its output to *log*."""
         self.name = name
         self.log = pathlib.Path(log)
         with open(log, 'ab') as out:
@@ -149,7 +151,7 @@ class Daemon:
 
     @property
     def pids(self) -> list[int]:
-        """What runs for this daemon, the youngest first."""
+        """The ids of the daemon's processes, the deepest first."""
         return descendants(self._process.pid)
 
     def running(self) -> bool:
@@ -157,7 +159,7 @@ class Daemon:
 
     def wait_for(self, what: str, condition: Callable[[], T],
                  **kwargs: Any) -> T:
-        """As the function, but ends at once when the daemon has ended."""
+        """Wait like the function; raise LabError once the daemon has ended."""
         def alive() -> T:
             if not self.running():
                 raise LabError(f'{self.name} ended instead of: {what}'
@@ -167,7 +169,10 @@ class Daemon:
         return wait_for(what, alive, **kwargs)
 
     def stop(self, first: int = signal.SIGTERM) -> None:
-        """End it with a signal, and by force after GRACE seconds."""
+        """Send a signal, and SIGKILL after GRACE seconds.
+
+        :raises LabError: the daemon still runs
+        """
         for number in (first, signal.SIGKILL):
             for pid in self.pids:
                 kill(pid, number)

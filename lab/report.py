@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The report: one HTML file that needs nothing else."""
+"""The report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _VERSIONS = (
 def versions(
     environments: environments.Environments,
 ) -> Iterator[tuple[str, str]]:
-    """What was tested: names and versions, as pairs of text."""
+    """Yield the name and version of each tested program."""
     yield 'Nova', environments.version
     for package in ('keystone', 'glance', 'openstack_placement', 'neutron'):
         yield package, environments.control.version_of(package)
@@ -52,7 +52,7 @@ def write(path: pathlib.Path, results: Sequence[evidence.Result],
           environments: environments.Environments, seconds: float) -> None:
     """Write the report of all *results* to *path*.
 
-    :param seconds: how long the whole run took
+    :param seconds: the duration of the whole run
     """
     loader = jinja2.FileSystemLoader(workdir.DATA)
     environment = jinja2.Environment(

@@ -24,7 +24,7 @@ import re
 import shutil
 import subprocess
 
-import unidiff
+import unidiff.patch
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 PATCHES = CHECKOUT / 'patches'
@@ -115,8 +115,8 @@ def installed(
     return ''.join(map(str, files))
 
 
-def _files(patch: pathlib.Path) -> unidiff.PatchSet:
-    return unidiff.PatchSet(patch.read_text())
+def _files(patch: pathlib.Path) -> unidiff.patch.PatchSet:
+    return unidiff.patch.PatchSet(patch.read_text())
 
 
 def _moved(path: str, prefix: str) -> str:
