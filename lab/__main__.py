@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The command line of the lab; tools/run_lab.sh prepares what it needs."""
+"""The command line of the lab; tools/run_lab.sh installs its requirements."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         epilog=f'scenarios (default: all):\n{names}')
     parser.add_argument('scenario', nargs='*', metavar='SCENARIO')
     parser.add_argument('--keep', action='store_true',
-                        help='leave the lab up and say how to log in')
+                        help='leave the lab up and show how to log in')
     parser.add_argument('--down', action='store_true',
-                        help='end a lab that was left up, and nothing else')
+                        help='end a lab that was left up, and do nothing else')
     parser.add_argument('--nova', default=DEFAULT_NOVA, metavar='X.Y.Z',
                         help=f'release of Nova (default: {DEFAULT_NOVA})')
     parser.add_argument('--variant', choices=environments.VARIANTS,
                         default=environments.PLUGIN,
-                        help='what mends Nova (default: plugin)')
+                        help='how Nova is fixed (default: plugin)')
     arguments = parser.parse_intermixed_args(argv)
     unknown = set(arguments.scenario) - set(scenarios.ALL)
     if unknown:
@@ -82,7 +82,7 @@ def prepare(
     directories: workdir.WorkDir, version: str, variant: str,
     progress: runner.Progress,
 ) -> tuple[environments.Environments, image.GuestImage]:
-    """Make what is kept between runs; returns environments and image."""
+    """Make the environments and the image, which are kept between runs."""
     directories.prepare()
     venvs = environments.Environments(version, directories, variant)
     venvs.make(progress)
@@ -95,7 +95,7 @@ def prepare(
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Clean up to the end, whatever is pressed meanwhile."""
+    """Ignore signals during the context, so that a cleanup completes."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     yield
@@ -105,7 +105,7 @@ def uninterrupted() -> Iterator[None]:
 
 def run(arguments: argparse.Namespace, directories: workdir.WorkDir,
         screen: console.Console) -> list[evidence.Result]:
-    """Bring the lab up, run the scenarios; returns all Results."""
+    """Bring the lab up and run the scenarios; return all Results."""
     begin = time.monotonic()
     results: list[evidence.Result] = []
     with runner.Progress(screen) as progress:
@@ -137,7 +137,7 @@ def take_down(lab: cloud.Cloud, progress: runner.Progress) -> None:
     with uninterrupted():
         progress.begin('')
         progress('taking the lab down')
-        # Nothing is left to do when setting it up has failed.
+        # If the setup has failed, fixtures have already cleaned up.
         if lab.hosts and getattr(lab, '_cleanups', None):
             lab.cleanUp(raise_first=False)
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The whole of it: three hosts, their networks and all of OpenStack."""
+"""The complete lab: three hosts, their networks and all of OpenStack."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from lab import process
 from lab import topology
 from lab import workdir
 
-# More virtual CPUs than the machine may have; placement must not mind.
+# More virtual CPUs than the machine may have: for placement it is one.
 FLAVOR: dict[str, Any] = {
     'name': 'four-cpus', 'ram': 192, 'vcpus': 4, 'disk': 1}
-# The same with room to grow.
+# Changes to the flavor that make it larger, for a resize.
 LARGER = {'ram': 224}
 FLAVOR_SPECS = {'resources:VCPU': '1'}
 
@@ -50,10 +50,10 @@ _CLONE_NEWNET = 0x40000000
 
 
 class NetworkOf(fixtures.Fixture):
-    """The lab itself joins the network of a host.
+    """Move the lab's process into the network namespace of a host.
 
-    This way nothing of the lab is reachable from, or visible in, the
-    network of the machine. Only threads started afterwards follow.
+    So the machine's network neither reaches nor sees anything of the lab.
+    Only threads that are started afterwards are in the namespace as well.
     """
 
     def __init__(self, host: host.Host) -> None:
@@ -75,11 +75,11 @@ class NetworkOf(fixtures.Fixture):
 
 
 class Cloud(fixtures.Fixture):
-    """Everything up; `api` is the SDK's connection to it.
+    """All hosts and services, running; `api` is the SDK's connection.
 
     :param venvs: environments.Environments, made
     :param image: image.GuestImage, made
-    :param progress: called with what is done next, as text
+    :param progress: called with each step, as text
     """
 
     def __init__(self, directories: workdir.WorkDir,
@@ -138,7 +138,7 @@ class Cloud(fixtures.Fixture):
         self.ssh[name] = self.useFixture(hypervisor.SshServer(host, tools))
 
     def configure(self, settings: Mapping[str, compute.Settings]) -> None:
-        """Set compute hosts up as ``{host name: compute.Settings}``."""
+        """Apply ``{host name: compute.Settings}`` to compute hosts."""
         for name in settings:
             if name not in self.compute:
                 self.compute[name] = self.useFixture(compute.Compute(
@@ -149,24 +149,26 @@ class Cloud(fixtures.Fixture):
             service.wait()
 
     def ports_changed(self) -> None:
-        """From now on the Open vSwitch agents have something to look at."""
-        # One look may be under way: the one after it begins later than now.
+        """Note that ports have changed, for `wait_for_agents`."""
+        # An iteration may be under way: the second one that ends from now on
+        # has begun after the change.
         self._enough_looks = {service: service.agent_looks() + 2
                               for service in self.compute.values()}
 
     def wait_for_agents(self) -> None:
-        """Wait until the agents have seen the ports since they changed.
+        """Wait until the Open vSwitch agents have processed the changes.
 
-        A port that comes, goes and comes again in between is never set up,
-        and the flows of a new one go with an old one of the same number.
+        An agent never sets up a port that appears, vanishes and appears again
+        between two iterations, and deletes the flows of a new port together
+        with those of an old one of the same number.
         """
         process.wait_for(
-            'the Open vSwitch agents to look at their ports',
+            'the Open vSwitch agents to process their ports',
             lambda: all(service.agent_looks() >= looks
                         for service, looks in self._enough_looks.items()))
 
     def wait_for_space(self, host: str) -> None:
-        """Wait until Nova has told placement of disk space on *host*."""
+        """Wait until Nova has reported disk space on *host* to placement."""
         placement = self.api.placement
 
         def known() -> bool:
@@ -196,7 +198,7 @@ class Cloud(fixtures.Fixture):
         self.multiqueue = self.upload('guest', **MULTIQUEUE)
 
     def flavor(self, **changes: int) -> Any:
-        """FLAVOR with *changes*, made when it is asked for first."""
+        """Return FLAVOR with *changes*, created at the first call."""
         name = '-'.join([FLAVOR['name'], *[
             f'{key}-{value}' for key, value in sorted(changes.items())]])
         if name not in self._flavors:
@@ -207,7 +209,7 @@ class Cloud(fixtures.Fixture):
         return self._flavors[name]
 
     def create_port(self) -> Any:
-        """A port for another guest."""
+        """Create a port for another guest."""
         mac, address = topology.guest_addresses(next(self._guest_numbers))
         return self.api.network.create_port(
             network_id=self.network.id, mac_address=mac,
@@ -216,7 +218,7 @@ class Cloud(fixtures.Fixture):
     def upload(self, name: str, file: pathlib.Path | None = None,
                disk_format: str = 'qcow2', container_format: str = 'bare',
                **properties: str) -> Any:
-        """Put a file, by default the guest's disk, into Glance."""
+        """Upload a file, by default the guest's disk, to Glance."""
         return self.api.create_image(
             name, filename=str(file or self.image.disk),
             disk_format=disk_format, container_format=container_format,

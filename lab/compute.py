@@ -33,12 +33,12 @@ from lab import workdir
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a compute host is set up.
+    """The settings of a compute host.
 
     :param nova: environments.STOCK or environments.MENDED
     :param options: of nova.conf, ``{(section, option): value}``
-    :param tap_queue_limit: how many queues of one tap device its kernel
-        seems to open; None: as many as it does
+    :param tap_queue_limit: the most queues of one tap device that processes
+        can open; None: the limit of the kernel
     """
 
     nova: str = environments.STOCK
@@ -49,15 +49,15 @@ class Settings:
 
 _PLUGIN = {('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'}
 
-# Its programs come before the host's own ones.
+# The lab's programs take precedence over those of the host.
 _PATH = f'{workdir.DATA / "bin"}:{host.PATH}'
 
-# What nova-compute writes first, and when it can be reached by RPC.
+# The log lines of nova-compute at its start, and when it accepts RPC.
 _PLUGINS = re.compile('Loaded VIF plugins: .*')
 _STARTED = 'Join ServiceGroup membership for this service compute'
 
 
-# What the Open vSwitch agent writes when it has looked at all ports.
+# The log line of the Open vSwitch agent after each iteration over all ports.
 _LOOKED = re.compile(r'rpc_loop - iteration:\d+ completed')
 
 
@@ -68,7 +68,7 @@ class Compute(fixtures.Fixture):
 
     def __init__(self, on: host.Host, libvirt: hypervisor.Libvirt,
                  venvs: environments.Environments) -> None:
-        """:param on: the Host"""
+        """:param on: the host on which it runs"""
         self.host = on
         self.libvirt = libvirt
         self._venvs = venvs
@@ -102,12 +102,15 @@ class Compute(fixtures.Fixture):
             '--config-file', path)
 
     def agent_looks(self) -> int:
-        """How often the agent has looked at all ports until now."""
+        """Return how many iterations the Open vSwitch agent has completed."""
         log = self.host.log('openvswitch-agent')
         return len(_LOOKED.findall(log.read_text(errors='replace')))
 
     def apply(self, settings: Settings) -> bool:
-        """Begin to run with *settings*; returns whether to `wait`."""
+        """Start nova-compute with *settings*, unless it has them already.
+
+        :returns: whether it was started, and the caller has to `wait`
+        """
         limit = settings.tap_queue_limit
         environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
         venv = self._venvs.nova[settings.nova]
@@ -119,7 +122,7 @@ class Compute(fixtures.Fixture):
         if (text, environment) == self._running:
             return False
         if self._daemon:
-            # Nothing is under way that it could end gracefully.
+            # No operation is under way that a graceful stop would finish.
             self._daemon.stop(signal.SIGKILL)
         self.libvirt.limit_tap_queues(limit)
         path = self.host.write(self._CONFIGURATION, text)
@@ -132,11 +135,11 @@ class Compute(fixtures.Fixture):
         return True
 
     def _started(self) -> int:
-        """How often nova-compute has come up here."""
+        """Return how often nova-compute has started on this host."""
         return self.log.read_text(errors='replace').count(_STARTED)
 
     def wait(self) -> None:
-        """Wait until nova-compute takes messages."""
+        """Wait until nova-compute accepts RPC."""
         assert self._daemon
         self._daemon.wait_for(
             f'nova-compute of {self.host.name}',
@@ -144,7 +147,10 @@ class Compute(fixtures.Fixture):
         self._check_plugin()
 
     def _check_plugin(self) -> None:
-        """Any other Nova must not even have found it."""
+        """Check that nova-compute has loaded the plugin only if it must.
+
+        :raises LabError: it has not, or an unmodified Nova has
+        """
         plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
         if ('migfix' in plugins) != self._plugin:
             raise process.LabError(

@@ -32,7 +32,7 @@ REGION = 'RegionOne'
 PASSWORD = infrastructure.PASSWORD
 AUTH_URL = topology.url('identity', '/v3')
 
-# How a service logs in at keystone.
+# The credentials of a service at keystone.
 _SERVICE_USER = {
     'auth_type': 'password',
     'auth_url': AUTH_URL,
@@ -51,7 +51,7 @@ _FLAT_NETWORK = 'physnet1'
 
 
 def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """*sections* (dict of dicts) as the text of an oslo.config file."""
+    """Return *sections* as the text of an oslo.config file."""
     text = []
     for section, options in sections.items():
         text.append(f'[{section}]')
@@ -62,7 +62,7 @@ def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
 
 def write(host: host.Host, place: str,
           sections: Mapping[str, Mapping[str, Any]]) -> pathlib.Path:
-    """Write *sections* as a file of *host*; returns its path."""
+    """Write *sections* to a file of *host*; return its path."""
     return host.write(place, render(sections))
 
 
@@ -139,14 +139,17 @@ def neutron(host: host.Host, venv: environments.Venv) -> Sections:
     }
 
 
-# The contexts of the Open vSwitch agent that run as root on their own.
+# The privsep contexts of the Open vSwitch agent; each has its own daemon.
 _NEUTRON_PRIVSEP = ('privsep', 'privsep_dhcp_release', 'privsep_ovs_vsctl',
                     'privsep_namespace', 'privsep_conntrack', 'privsep_link')
 
 
 def openvswitch_agent(host: host.Host, venv: environments.Venv,
                       path: str) -> Sections:
-    """:param path: where this is going to be written"""
+    """Return the configuration of the Open vSwitch agent.
+
+    :param path: of this file, below the directory of the host
+    """
     state = host.root / 'neutron'
     helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
     return {
@@ -179,7 +182,7 @@ def _nova(host: host.Host, state: pathlib.Path) -> Sections:
             'my_ip': topology.MANAGEMENT.address(host.name),
             'transport_url': infrastructure.TRANSPORT_URL,
             'debug': True,
-            # The values of all options are no evidence.
+            # The logs are evidence; the values of all options are none.
             'log_options': False,
         },
         'glance': {'api_servers': topology.url('image')},
@@ -205,7 +208,7 @@ def nova_controller(host: host.Host) -> Sections:
     }
 
 
-# The contexts in which nova-compute and os-vif do what needs root.
+# The privsep contexts in which nova-compute and os-vif run as root.
 _NOVA_PRIVSEP = ('nova_sys_admin', 'vif_plug_ovs_privileged',
                  'vif_plug_linux_bridge_privileged', 'privsep_osbrick')
 
@@ -213,12 +216,11 @@ _NOVA_PRIVSEP = ('nova_sys_admin', 'vif_plug_ovs_privileged',
 def nova_compute(host: host.Host, venv: environments.Venv, path: str,
                  environment: Mapping[str, object],
                  options: Options) -> Sections:
-    """nova.conf of a compute host.
+    """Return nova.conf of a compute host.
 
-    :param path: where this is going to be written
-    :param environment: of what runs as root for nova-compute
-    :param options: what differs from a plain one: ``{(section, option):
-        value}``
+    :param path: of this file, below the directory of the host
+    :param environment: of the privsep daemons of nova-compute
+    :param options: additional or other options: ``{(section, option): value}``
     """
     result = _nova(host, host.home)
     result['DEFAULT'].update({
@@ -246,7 +248,7 @@ def nova_compute(host: host.Host, venv: environments.Venv, path: str,
         'libvirt': {
             'virt_type': 'kvm',
             'cpu_mode': 'none',
-            # as Kolla Ansible has it; asks for a password
+            # as Kolla Ansible sets it; requires a password
             'connection_uri': 'qemu+tcp://'
                 f'{topology.MANAGEMENT.address(host.name)}/system',
             'live_migration_inbound_addr':
@@ -264,5 +266,5 @@ def nova_compute(host: host.Host, venv: environments.Venv, path: str,
 
 
 def instances(base: pathlib.Path) -> pathlib.Path:
-    """Where nova-compute keeps its guests' files, below *base*."""
+    """Return the directory of the guests' files, below *base*."""
     return base / 'nova/instances'

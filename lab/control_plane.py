@@ -32,18 +32,18 @@ from lab import infrastructure
 from lab import process
 from lab import topology
 
-# a path and its arguments
+# A program and its arguments.
 Command = tuple[Any, ...]
 
-# oslo.config parses the arguments of the program, which are gunicorn's.
 # Seconds in which a service has to answer.
 _ANSWER = 240
 
+# oslo.config parses sys.argv, which has gunicorn's arguments.
 _GUNICORN = '''
 import sys
 
 timeout = 300
-# longer than a client lets a connection lie that it will use again
+# longer than clients keep idle connections
 keepalive = 75
 
 def post_fork(server, worker):
@@ -57,7 +57,7 @@ class Api:
 
     name: str
     service: str            # a key of topology.PORTS
-    environment: Mapping[str, str]  # to places below etc/
+    environment: Mapping[str, str]  # values are paths below etc/
     wsgi: str
     worker: str = 'gthread'
 
@@ -74,7 +74,7 @@ _APIS = (
         'neutron.wsgi.api:application'),
 )
 
-# The endpoints that keystone-manage does not make itself.
+# The endpoints that keystone-manage bootstrap does not create.
 _ENDPOINTS = {
     'image': topology.url('image'),
     'placement': topology.url('placement'),
@@ -84,7 +84,7 @@ _ENDPOINTS = {
 
 
 class ControlPlane(fixtures.Fixture):
-    """The APIs and what works behind them, from unmodified Nova."""
+    """The APIs and their workers, those of Nova from an unmodified one."""
 
     def __init__(self, host: host.Host, venvs: environments.Environments,
                  cache: pathlib.Path) -> None:
@@ -107,7 +107,7 @@ class ControlPlane(fixtures.Fixture):
         self._start_apis()
 
     def _seed(self) -> pathlib.Path:
-        """The databases depend on what made them, and on nothing else."""
+        """Return the path of the filled databases; it names their inputs."""
         digest = hashlib.sha256()
         for venv in (self.control, self.nova):
             digest.update(venv.made_of().encode())
@@ -126,7 +126,7 @@ class ControlPlane(fixtures.Fixture):
                 ('neutron/neutron.conf', configuration.neutron(host, venv)),
                 ('nova/nova.conf', configuration.nova_controller(host))):
             configuration.write(host, f'etc/{place}', sections)
-        # Nova's application looks for it beside nova.conf.
+        # Nova's application reads it from the directory of nova.conf.
         host.write('etc/nova/api-paste.ini',
                    self.nova.etc('nova/api-paste.ini').read_text())
         host.write('etc/gunicorn.py', _GUNICORN)
@@ -144,13 +144,13 @@ class ControlPlane(fixtures.Fixture):
                 self._etc('keystone/keystone.conf'))
 
     def _keys(self) -> tuple[Command, ...]:
-        """What makes the keys of keystone."""
+        """Return the commands that make keystone's keys."""
         owner = ('--keystone-user', 'root', '--keystone-group', 'root')
         return ((*self._keystone_manage, 'fernet_setup', *owner),
                 (*self._keystone_manage, 'credential_setup', *owner))
 
     def _chains(self) -> tuple[tuple[Command, ...], ...]:
-        """What makes the databases: two lists of commands."""
+        """Return two independent lists of commands that fill the databases."""
         keystone = self._keystone_manage
         nova = (self.nova.bin('nova-manage'), '--config-file',
                 self._etc('nova/nova.conf'))
@@ -203,7 +203,7 @@ class ControlPlane(fixtures.Fixture):
             env=environment)
 
     def start_workers(self) -> None:
-        """Start what needs the service user to exist."""
+        """Start the workers, which need the service user."""
         for name in ('nova-conductor', 'nova-scheduler'):
             self.host.start(name, self.nova.bin(name), '--config-file',
                             self._etc('nova/nova.conf'))
@@ -218,7 +218,7 @@ class ControlPlane(fixtures.Fixture):
 
 
 def credentials() -> dict[str, Any]:
-    """What the SDK needs to be the administrator."""
+    """Return the SDK's arguments for the administrator."""
     return {
         'auth_url': configuration.AUTH_URL,
         'username': 'admin',
@@ -231,7 +231,7 @@ def credentials() -> dict[str, Any]:
 
 
 def openrc() -> str:
-    """The same as a file to source, for who logs in."""
+    """Return the same as a shell script, for use after a login."""
     lines = [f'export OS_{key.upper()}={value}'
              for key, value in credentials().items()]
     return '\n'.join([*lines, 'export OS_IDENTITY_API_VERSION=3',
@@ -239,16 +239,19 @@ def openrc() -> str:
 
 
 def connect() -> Any:
-    """An openstacksdk connection; only inside the controller's network."""
+    """Return an openstacksdk connection.
+
+    It works inside the controller's network namespace only.
+    """
     return openstack.connect(
         load_yaml_config=False, load_envvars=False, api_timeout=_ANSWER,
         compute_default_microversion='2.90', **credentials())
 
 
 def make_service_user() -> None:
-    """The user all services share, and the endpoints of the services.
+    """Create the user of all services, and the endpoints of the services.
 
-    Only connections made afterwards see these endpoints.
+    Only connections that are made afterwards see these endpoints.
     """
     identity = connect().identity
     project = identity.create_project(name='service', domain_id='default')
@@ -269,7 +272,7 @@ def make_service_user() -> None:
 
 def login_hint(hosts: Mapping[str, host.Host],
                venv: environments.Venv) -> list[str]:
-    """How to get into a lab that was left up, as lines of text."""
+    """Return lines that say how to log in to a lab that is left up."""
     hint = [f'{name}: {" ".join(host.enter("bash"))}'
             for name, host in hosts.items()]
     controller = hosts[topology.CONTROLLER]

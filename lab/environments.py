@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The virtual environments: control plane, unmodified Nova, mended Nova.
+"""The virtual environments: control plane, unmodified Nova, fixed Nova.
 
-Three kinds, so that nothing is mixed up: `control` has everything but Nova,
-``nova-X.Y.Z`` has Nova as it is on the package index, and in the third it is
-mended in one of two ways: ``nova-X.Y.Z-plugin`` has nothing but the plugin's
-wheel added, ``nova-X.Y.Z-patched`` has Nova with the patch set.
+`control` has everything but Nova. ``nova-X.Y.Z`` has Nova from the package
+index. The third one has a fixed Nova, of one of two variants:
+``nova-X.Y.Z-plugin`` adds only the plugin's wheel, ``nova-X.Y.Z-patched`` has
+Nova with the patch set.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from lab import process
 from lab import workdir
 from tools.patches import series as patches
 
-# What a host runs, and in which way its Nova is mended.
+# The Nova of a host, and the variants of a fixed Nova.
 STOCK, MENDED = 'stock', 'mended'
 PLUGIN, PATCHED = VARIANTS = 'plugin', 'patched'
 
-# os-vif 5.2 imports pyroute2 but does not ask for it.
+# os-vif 5.2 imports pyroute2 but does not require it.
 _CONTROL = ('keystone', 'glance', 'openstack-placement', 'neutron',
             'python-openstackclient', 'pymysql', 'gunicorn', 'pyroute2')
 _COMPUTE = ('libvirt-python', 'pymysql', 'gunicorn', 'pyroute2')
 
-# The services of the control plane are resolved within the libraries of this
-# Nova: that gives services of the same age.
+# The constraints of this Nova apply to the services of the control plane, too,
+# and so lead to services of the same age.
 _CONTROL_SERIES = 34
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """What depends on the major version of Nova."""
+    """Properties of one major version of Nova."""
 
     python: str
     wsgi: str
@@ -64,10 +64,10 @@ class Series:
 
 _OLD_WSGI = 'nova.api.openstack.compute.wsgi:init_application()'
 _NEW_WSGI = 'nova.wsgi.osapi_compute:application'
-# nova/virt/__init__.py of these imports pkg_resources; nothing depends on it.
+# nova/virt/__init__.py of these imports pkg_resources without requiring it.
 _PKG_RESOURCES = ('setuptools<82',)
 
-# The user nova cannot do it later.
+# The user nova cannot write bytecode later.
 _OPTIONS = ('--compile-bytecode',)
 
 SERIES = {
@@ -81,7 +81,7 @@ SERIES = {
 
 
 def series(version: str) -> Series:
-    """The Series of a Nova *version*, ``'X.Y.Z'``."""
+    """Return the Series of a Nova *version*, ``'X.Y.Z'``."""
     try:
         return SERIES[int(version.split('.')[0])]
     except (KeyError, ValueError) as error:
@@ -98,17 +98,17 @@ def _constraints(number: int) -> pathlib.Path:
 
 
 def _python(wanted: str) -> str:
-    """The interpreter that runs the lab if it fits, else uv's choice."""
+    """Return the interpreter of the lab if it fits, else *wanted* for uv."""
     lower, upper = (tuple(map(int, bound.lstrip('>=<').split('.')))
                     for bound in wanted.split(','))
     fits = lower <= sys.version_info[:2] < upper
-    # what venv itself starts; typeshed does not have it
+    # The interpreter outside of any virtual environment; typeshed lacks it.
     base: str = sys._base_executable  # type: ignore[attr-defined]
     return base if fits else wanted
 
 
 class Venv:
-    """One virtual environment, made with uv and remade when it is stale."""
+    """One virtual environment, made by uv and remade when it is stale."""
 
     def __init__(self, path: pathlib.Path, python: str = '',
                  constraints: pathlib.Path | None = None) -> None:
@@ -120,7 +120,7 @@ class Venv:
         return self.path / 'bin' / name
 
     def etc(self, place: str) -> pathlib.Path:
-        """A file that a package ships below ``etc/``."""
+        """Return the path of a file that a package installs below ``etc/``."""
         return self.path / 'etc' / place
 
     @property
@@ -128,7 +128,7 @@ class Venv:
         return next(self.path.glob('lib/python3*/site-packages'))
 
     def version_of(self, package: str) -> str:
-        """The version of an installed *package*, named as its directory."""
+        """Return the version of a *package*, named as its directory."""
         metadata = next(self.site_packages.glob(f'{package}-*.dist-info'))
         return metadata.name[len(package) + 1:-len('.dist-info')]
 
@@ -161,7 +161,7 @@ class Venv:
         return self.path / 'made-of'
 
     def made_of(self) -> str:
-        """A digest of all that went into it; '' before it is made."""
+        """Return a digest of all inputs; '' before it is made."""
         return self._stamp.read_text() if self._stamp.exists() else ''
 
     def _install(self, *arguments: object, log: pathlib.Path) -> None:
@@ -190,7 +190,7 @@ class Venv:
         return digest.hexdigest()
 
     def modified_files(self, package: str) -> list[str]:
-        """Files of *package* that differ from what its wheel recorded."""
+        """Return the files of *package* that differ from its RECORD."""
         record = next(self.site_packages.glob(f'{package}-*.dist-info/RECORD'))
         with open(record, newline='') as rows:
             listed = [row for row in csv.reader(rows)
@@ -206,7 +206,7 @@ def _record_digest(path: pathlib.Path) -> str | None:
     return 'sha256=' + base64.urlsafe_b64encode(digest).decode().rstrip('=')
 
 
-# What a change of must lead to another wheel.
+# The inputs of the wheel: a change leads to another one.
 _SOURCES = ('nova_migfix/**/*', 'setup.cfg', 'pyproject.toml', 'setup.py')
 _NOT_BUILT = ('nova_migfix/tests/', '__pycache__')
 
@@ -221,9 +221,9 @@ def _sources() -> Iterator[pathlib.Path]:
 
 
 def build_wheel(cache: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
-    """A wheel of this checkout as it is now, built once for each state.
+    """Return a wheel of the checkout, built once for each state of it.
 
-    It is built from a copy: pbr writes into the tree it builds from.
+    It is built from a copy: pbr writes into the tree from which it builds.
     """
     digest = hashlib.sha256()
     for place in _sources():
@@ -252,12 +252,12 @@ def _copy_checkout(tree: pathlib.Path) -> None:
 
 
 def _wheel_version() -> str:
-    """Any version does: the lab must not depend on tags or on git."""
+    """Return a constant: the lab must not depend on tags or on git."""
     return '0.0.1.dev0'
 
 
 class Environments:
-    """All that one run needs, for one version of Nova.
+    """The virtual environments of one run, for one version of Nova.
 
     :param variant: one of VARIANTS
     """
@@ -282,7 +282,10 @@ class Environments:
         }
 
     def make(self, progress: Callable[[str], object]) -> None:
-        """Make what is missing or stale; *progress* is told what is done."""
+        """Make missing and stale environments.
+
+        :param progress: called with each step, as text
+        """
         log = self._directories.root / 'install.log'
         log.write_text('')
         progress('control plane from the package index')
@@ -305,7 +308,10 @@ class Environments:
         self._check_published(MENDED, patched)
 
     def _check_published(self, which: str, patched: set[str]) -> None:
-        """Nothing but what is *patched* differs from what was published."""
+        """Compare Nova's files, except *patched*, with the published ones.
+
+        :raises LabError: one of them differs
+        """
         venv = self.nova[which]
         modified = set(venv.modified_files('nova')) - patched
         if modified:

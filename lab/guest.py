@@ -34,17 +34,17 @@ from lab import cloud
 from lab import configuration
 from lab import process
 
-# States of a migration record that do not change any more.
+# Final states of a migration record.
 _FINAL = ('completed', 'failed', 'error', 'cancelled')
 
-# Seconds between two questions to an API; each costs it some work.
+# Seconds between two requests to an API, each of which takes processor time.
 _POLL = 0.5
 
-# After a failure Nova changes record and instance more than once: what was
-# found must have been so for this long, in seconds.
+# After a failure Nova changes record and instance more than once: their state
+# counts when it has not changed for so many seconds.
 _SETTLE = 3
 
-# Where the guest takes a script, and what it says when that has ended.
+# The port on which the guest runs scripts, and the last line of its answer.
 _SHELL = 23
 _EXIT = re.compile(r'exit (\d+)\n\Z')
 
@@ -53,18 +53,18 @@ _DEAD_VLAN = '4095'
 
 
 class Silent(process.LabError):
-    """A guest does not answer."""
+    """The guest does not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Migration:
-    """How one migration ended."""
+    """The outcome of one migration."""
 
     source: str
     destination: str
     status: str             # of the migration record
     vm_state: str           # of the instance: 'ACTIVE' or 'ERROR'
-    host: str               # where Nova says that the instance is
+    host: str               # of the instance, according to Nova
     seconds: float
 
     @property
@@ -74,7 +74,7 @@ class Migration:
 
 @dataclasses.dataclass
 class Pings:
-    """Echo requests answered and not answered while something happened."""
+    """Numbers of echo requests sent to a guest and lost."""
 
     INTERVAL = 0.2          # seconds
 
@@ -84,10 +84,10 @@ class Pings:
 
 @dataclasses.dataclass(frozen=True)
 class Ephemeral:
-    """An empty local disk that is asked for.
+    """A requested ephemeral disk.
 
     :param size: in GB
-    :param guest_format: the filesystem; None: what the host's default is
+    :param guest_format: the filesystem; None: the default of the host
     """
 
     size: int
@@ -95,7 +95,7 @@ class Ephemeral:
 
     @property
     def mapping(self) -> dict[str, Any]:
-        """It as an entry of block_device_mapping_v2."""
+        """The entry of block_device_mapping_v2."""
         mapping = {'source_type': 'blank', 'destination_type': 'local',
                    'boot_index': -1, 'volume_size': self.size,
                    'delete_on_termination': True}
@@ -110,11 +110,11 @@ class Guest(fixtures.Fixture):
     def __init__(self, cloud: cloud.Cloud, image: Any, host: str,
                  ephemerals: Sequence[Ephemeral] = (), swap: int = 0,
                  config_drive: bool = False) -> None:
-        """Prepare a request.
+        """Describe the guest; setUp boots it.
 
-        :param image: as `cloud.upload` returned it
-        :param host: a name
-        :param ephemerals: of Ephemeral, /dev/vdb and so on for the guest
+        :param image: as `cloud.upload` returns it
+        :param host: the name of the host on which the guest boots
+        :param ephemerals: /dev/vdb and so on in the guest
         :param swap: MiB of a swap disk, which comes after those
         """
         self.cloud = cloud
@@ -148,10 +148,10 @@ class Guest(fixtures.Fixture):
         self._booted()
 
     def _flavor(self, **changes: int) -> Any:
-        """With the disks asked for.
+        """Return a flavor with the requested disks.
 
-        Such a guest has one CPU: with several emulated ones and more disks
-        it loses interrupts now and then, and does not answer.
+        A guest with such disks has one CPU: with several emulated CPUs and
+        more disks it sometimes loses interrupts and does not answer.
         """
         size = sum(ephemeral.size for ephemeral in self.ephemerals)
         wanted = {'ephemeral': size} if size else {}
@@ -168,10 +168,10 @@ class Guest(fixtures.Fixture):
         return [root, *[ephemeral.mapping for ephemeral in self.ephemerals]]
 
     def _booted(self) -> None:
-        """Wait for it; from now on this is the boot that goes on.
+        """Wait until the guest answers, and remember this boot's id.
 
-        The agent may have missed a port that was replaced while it looked at
-        others. It looks again at one that is updated.
+        The agent may miss a port that is replaced while it processes others.
+        An update of the port makes the agent process it again.
         """
         try:
             self._wait_for_tag(timeout=20)
@@ -212,17 +212,17 @@ class Guest(fixtures.Fixture):
         return self._server().compute_host
 
     def files(self, host: str) -> pathlib.Path:
-        """The directory of the guest's files on *host*."""
+        """Return the directory of the guest's files on *host*."""
         root = self.cloud.hosts[host].root
         return configuration.instances(root) / self.id
 
     def disk(self, host: str, name: str) -> pathlib.Path:
-        """The path of one of them as *host* itself knows it."""
+        """Return the path of a disk, in the mount namespace of *host*."""
         own = self.cloud.hosts[host].own
         return configuration.instances(own) / self.id / name
 
     def base_image(self, host: str) -> pathlib.Path:
-        """The file of the image cache of *host* that backs the disk."""
+        """Return the disk's backing file in the image cache of *host*."""
         name = hashlib.sha1(self.image.id.encode()).hexdigest()
         return self.files(host).parent / '_base' / name
 
@@ -234,12 +234,12 @@ class Guest(fixtures.Fixture):
         return self.cloud.libvirt[host].live_xml(self.domain)
 
     def running_on(self) -> list[str]:
-        """The names of the hosts on which libvirt has the domain."""
+        """Return the names of the hosts on which libvirt has the domain."""
         return [name for name, libvirt in self.cloud.libvirt.items()
                 if self.domain in libvirt.domains()]
 
     def bindings(self) -> list[str]:
-        """The names of the hosts to which the port is bound."""
+        """Return the names of the hosts that the port has bindings for."""
         response = self.cloud.api.network.get(
             f'/ports/{self.port}/bindings')
         exceptions.raise_from_response(response)
@@ -247,9 +247,9 @@ class Guest(fixtures.Fixture):
                       for binding in response.json()['bindings'])
 
     def says(self, host: str) -> tuple[str, list[str]]:
-        """What the guest writes next on its console on *host*.
+        """Wait for the next line on the guest's console on *host*.
 
-        ``(boot id, names of its queues)``, as its kernel has them
+        :returns: ``(boot id, names of the queues)``, from the guest's kernel
         """
         console = self.files(host) / 'console.log'
         before = len(_said(console))
@@ -259,30 +259,30 @@ class Guest(fixtures.Fixture):
         return boot_id, queues.split()
 
     def last_words(self, host: str) -> str:
-        """What a kernel that crashed has written on its console."""
+        """Return the console lines of a kernel crash, '' without one."""
         console = self.files(host) / 'console.log'
         return '\n'.join(re.findall(
             r'.*(?:BUG|Oops|panic|RIP:|general protection).*',
             console.read_text(errors='replace'))[:5])
 
     def copied_memory(self, host: str) -> bool:
-        """Whether some of the guest's memory has left *host*."""
+        """Return whether *host* has sent some of the guest's memory."""
         job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)
         match = re.search(r'Memory processed: +([\d.]+)', job)
         return match is not None and float(match[1]) > 0
 
     def kill_qemu(self, host: str) -> None:
-        """Kill the guest's QEMU on one host, as a crash would."""
+        """Kill the guest's QEMU on one host, as if it crashed."""
         on = self.cloud.hosts[host]
         pid = on.run('cat', f'/run/libvirt/qemu/{self.domain}.pid').strip()
         on.run('kill', '-KILL', pid)
 
     def wait_reachable(self) -> None:
-        """Wait until the guest answers, where Nova says that it is.
+        """Wait until the guest answers on the instance's host.
 
         Its port needs a VLAN tag first, which the Open vSwitch agent sets.
 
-        :raises Silent: if it does not
+        :raises Silent: it does not answer
         """
         self._wait_for_tag()
         host = self.host
@@ -311,11 +311,11 @@ class Guest(fixtures.Fixture):
             'ping', '-c', '1', '-W', '1', self.address)
 
     def run(self, script: str, timeout: float = 60) -> str:
-        """Run a shell script in the guest; returns what it printed.
+        """Run a shell script in the guest and return its output.
 
-        What it leaves running must not hold on to its output.
+        Background processes of the script must not keep its output open.
 
-        :raises LabError: it failed, or did not end within *timeout* seconds
+        :raises LabError: it fails, or does not end within *timeout* seconds
         """
         begin = time.monotonic()
         output = b''
@@ -341,7 +341,7 @@ class Guest(fixtures.Fixture):
         return text[:status.start()]
 
     def succeeds(self, script: str) -> bool:
-        """Whether a script ends well in the guest."""
+        """Return whether a script succeeds in the guest."""
         try:
             self.run(script)
         except process.LabError:
@@ -350,9 +350,9 @@ class Guest(fixtures.Fixture):
 
     @contextlib.contextmanager
     def pinged(self, limit: int = 400) -> Iterator[Pings]:
-        """Ping the guest meanwhile; yields Pings that are filled at the end.
+        """Ping the guest during the context; yield Pings, filled at its end.
 
-        :param limit: seconds after which it stops by itself
+        :param limit: seconds after which the pings stop in any case
         """
         controller = self.cloud.controller
         pings = Pings()
@@ -377,9 +377,9 @@ class Guest(fixtures.Fixture):
     def migrate(self, destination: str,
                 during: Callable[[], object] | None = None,
                 timeout: float = 240) -> Migration:
-        """Migrate live, with the disks, and wait until all is settled.
+        """Migrate live, with the disks, and wait until states are final.
 
-        :param during: called once, right after the request was accepted
+        :param during: called once, right after Nova accepts the request
         """
         previous = self._last_record()
         if previous:
@@ -402,22 +402,25 @@ class Guest(fixtures.Fixture):
         self._booted()
 
     def ask_for_hard_reboot(self) -> None:
-        """Wait until Nova has done it, or has left the guest as it is."""
+        """Request a hard reboot and wait until the instance is ACTIVE.
+
+        It is ACTIVE as well when Nova refuses and leaves the guest alone.
+        """
         self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
     def suspend(self) -> None:
         self._act({'suspend': None}, 'SUSPENDED')
 
     def resume(self) -> None:
-        """It is not reachable until it is rebooted hard.
+        """Resume the guest; it is unreachable until a hard reboot.
 
-        Open vSwitch in user space does not see that the tap device is a new
-        one, as Nova leaves the port as it is.
+        Nova does not change the port, so Open vSwitch in user space does not
+        notice that the tap device is a new one.
         """
         self._act({'resume': None}, 'ACTIVE')
 
     def ask_in_vain_for_resume(self) -> str:
-        """Wait until Nova has given up; returns the state that is left."""
+        """Request a resume; return the state in which Nova gives up."""
         self._act({'resume': None}, 'SUSPENDED', 'ERROR')
         return self.vm_state
 
@@ -429,20 +432,20 @@ class Guest(fixtures.Fixture):
         self._booted()
 
     def cold_migrate(self) -> None:
-        """To the other host; confirmed."""
+        """Migrate cold to the other host and confirm."""
         self._act({'migrate': None}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
     def resize(self, **changes: int) -> None:
-        """To a flavor with *changes*; to the other host, confirmed."""
+        """Resize to a flavor with *changes* on the other host; confirm."""
         flavor = self._flavor(**changes)
         self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
     def _act(self, action: dict[str, Any], *states: str) -> None:
-        """Ask for an *action* and wait for one of these *states*."""
+        """Request an *action* and wait for one of these *states*."""
         self.cloud.ports_changed()
         self.cloud.wait_for_agents()
         response = self.cloud.api.compute.post(
@@ -460,8 +463,8 @@ class Guest(fixtures.Fixture):
         return server.status in states
 
     def _request_migration(self, destination: str) -> None:
-        # The SDK asks for an API version in which the request takes as long
-        # as the checks of both hosts, and fails with them.
+        # The SDK uses an API version in which the request waits for the
+        # prechecks of both hosts, and fails with them.
         response = self.cloud.api.compute.post(
             f'/servers/{self.id}/action', microversion='2.90',
             json={'os-migrateLive': {'host': destination,
@@ -486,7 +489,7 @@ class Guest(fixtures.Fixture):
 
 
 def _said(console: pathlib.Path) -> list[tuple[str, str]]:
-    """The pairs of boot id and queues in the guest's output."""
+    """Return the pairs of boot id and queues in the guest's output."""
     try:
         text = console.read_text(errors='replace')
     except OSError:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A host: namespaces in which services believe to be alone on a machine."""
+"""A host: the namespaces that make its services see a machine of their own."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ _ETC_HOSTS = ''.join(
 
 PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 
-# Nothing of who runs the lab: neither where Python looks for modules nor
-# which locale or proxy is used.
+# Without the caller's environment, such as Python's path, locale and proxy.
 _ENVIRONMENT = {
     'HOME': '/root',
     'LANG': 'C.UTF-8',
@@ -49,10 +48,9 @@ _ENVIRONMENT = {
 class Host(fixtures.Fixture):
     """Mount, UTS, network and PID namespaces with a first process.
 
-    No name of a namespace is registered and no interface is left in the
-    machine's own namespace: all of it exists as long as the first process
-    does. That one dies with the lab, even if the lab is killed, unless
-    *keep* is set.
+    No namespace has a name, and the machine's own namespace has no interface
+    of the lab: all of it exists as long as the first process. That dies with
+    the lab, even if the lab is killed, unless *keep* is set.
     """
 
     def __init__(self, name: str, workdir: workdir.WorkDir,
@@ -60,7 +58,7 @@ class Host(fixtures.Fixture):
         self.name = name
         self.root = workdir.run / name
         self.own = workdir.own
-        # of nova, as the host itself and as the machine knows it
+        # nova's home, in the mount namespace of the host and of the machine
         self.home, self.home_here = self.own / 'nova', self.root / 'nova'
         self.keep = keep
         self._venvs = workdir.venvs
@@ -111,7 +109,7 @@ class Host(fixtures.Fixture):
         self._unshare.wait(process.Daemon.GRACE)
 
     def write(self, place: str, text: str) -> pathlib.Path:
-        """Write a file of this host; returns its path."""
+        """Write a file of this host and return its path."""
         path = self.root / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -119,7 +117,7 @@ class Host(fixtures.Fixture):
 
     @staticmethod
     def give_to_nova(path: pathlib.Path) -> None:
-        """Let nova own *path* and all that is below it."""
+        """Make nova the owner of *path* and of all files below it."""
         for each in (path, *path.rglob('*')):
             os.chown(each, users.NOVA_ID, users.NOVA_ID)
 
@@ -127,7 +125,7 @@ class Host(fixtures.Fixture):
         return self.root / 'log' / f'{name}.log'
 
     def enter(self, *argv: object) -> tuple[str, ...]:
-        """The argument list that runs *argv* on this host."""
+        """Return the arguments that run *argv* on this host."""
         return ('nsenter', '--target', str(self.pid), '--mount', '--uts',
                 '--net', '--pid', '--', *map(str, argv))
 
@@ -136,7 +134,7 @@ class Host(fixtures.Fixture):
                            **kwargs)
 
     def succeeds(self, *argv: object, timeout: float = 20) -> bool:
-        """Whether *argv* ends well within *timeout* seconds."""
+        """Return whether *argv* succeeds within *timeout* seconds."""
         try:
             self.run(*argv, timeout=timeout)
         except process.LabError:
@@ -155,7 +153,7 @@ class Host(fixtures.Fixture):
         self, name: str, *argv: object,
         env: Mapping[str, object] | None = None,
     ) -> process.Daemon:
-        """As `start`; as the user nova and with its groups."""
+        """Start a daemon as `start` does, but as nova and with its groups."""
         return self.start(
             name, 'setpriv', '--reuid', users.NOVA, '--regid', users.NOVA,
             '--init-groups', *argv,

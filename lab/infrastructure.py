@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What OpenStack's services need below them: database and broker."""
+"""The database and the broker of OpenStack's services."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRANSPORT_URL = (
 
 
 def connection(database: str) -> str:
-    """The SQLAlchemy URL of one of DATABASES."""
+    """Return the SQLAlchemy URL of one of DATABASES."""
     return (f'mysql+pymysql://{USER}:{PASSWORD}@{_ADDRESS}/{database}'
             f'?charset=utf8mb3')
 
@@ -46,15 +46,15 @@ class Database(fixtures.Fixture):
     """MariaDB on the controller.
 
     Filling the databases takes as long as the rest of the control plane, so
-    what it leads to is kept and used again.
+    the filled databases are kept for later runs.
     """
 
     _SOCKET = '/run/mariadb.sock'
 
     def __init__(self, host: host.Host, seed: pathlib.Path) -> None:
-        """:param seed: a directory with filled databases, or to be made one
+        """Remember whether the seed exists, as `filled`.
 
-        `filled` says whether it was one.
+        :param seed: the directory of filled databases, which `keep` makes
         """
         self.host = host
         self.seed = seed
@@ -92,7 +92,7 @@ class Database(fixtures.Fixture):
             *self._client, '--execute=select 1'))
 
     def keep(self) -> None:
-        """Make the seed; nobody may be connected."""
+        """Make the seed from the databases; no client may be connected."""
         self._daemon.stop()
         copy = self.seed.with_suffix('.new')
         shutil.rmtree(copy, ignore_errors=True)
@@ -104,7 +104,7 @@ class Database(fixtures.Fixture):
 
 
 def _other_versions(seed: pathlib.Path) -> Iterable[pathlib.Path]:
-    """What is called the same up to the last dash."""
+    """Return all paths whose name is the same up to the last dash."""
     return seed.parent.glob(f'{seed.name.rpartition("-")[0]}-*')
 
 
@@ -131,7 +131,7 @@ class Broker(fixtures.Fixture):
             'RABBITMQ_PID_FILE': state / 'pid',
             'RABBITMQ_ENABLED_PLUGINS_FILE': state / 'enabled_plugins',
             'ERL_EPMD_ADDRESS': _ADDRESS,
-            # Idle schedulers must not spin: the machine may be small.
+            # Idle schedulers must not spin: the machine may have few CPUs.
             'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '+S 1:1 +sbwt none',
         }
         daemon = self.host.start(
@@ -142,7 +142,7 @@ class Broker(fixtures.Fixture):
 
 
 def answers(host: host.Host, port: int) -> bool:
-    """Whether something listens on *port* of *host*, IPv4, any address."""
+    """Return whether *host* listens on TCP *port*, on any address."""
     table = host.run('ss', '--listening', '--numeric', '--tcp',
                      '--no-header', f'sport = :{port}')
     return bool(table.strip())

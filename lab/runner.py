@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running scenarios, telling about it, and the table at the end."""
+"""Run scenarios, show the progress, and make the table at the end."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _MARK = {True: ('green', 'as expected'),
 
 
 class Progress:
-    """What is being done, shown while it is.
+    """Show the current step.
 
-    On a terminal one line is rewritten; elsewhere each becomes a line.
+    On a terminal one line is rewritten; elsewhere each step is a new line.
     """
 
     def __init__(self, console: console.Console) -> None:
@@ -52,11 +52,11 @@ class Progress:
         self._status.stop()
 
     def begin(self, prefix: str) -> None:
-        """From now on what is told belongs to this."""
+        """Show *prefix* before all following steps."""
         self._prefix = prefix
 
     def __call__(self, text: str) -> None:
-        """Tell what is done next."""
+        """Show the next step."""
         line = f'{self._prefix}: {text}' if self._prefix else text
         if self.console.is_terminal:
             self._status.update(line)
@@ -64,7 +64,7 @@ class Progress:
             self.done(line)
 
     def done(self, line: str, style: str | None = None) -> None:
-        """Tell something that stays on the screen."""
+        """Print a line that stays on the screen, with the time."""
         seconds = int(time.monotonic() - self._begin)
         self.console.print(f'{seconds // 60:3}:{seconds % 60:02}  {line}',
                            style=style, highlight=False, soft_wrap=True)
@@ -73,18 +73,18 @@ class Progress:
 def runs(
     chosen: Iterable[scenario.Scenario],
 ) -> list[tuple[scenario.Scenario, scenario.Arrangement]]:
-    """``(scenario, arrangement)`` in the order that restarts the least."""
+    """Return ``(scenario, arrangement)`` in the order with least restarts."""
     return [(item, arrangement) for arrangement in scenario.ARRANGEMENTS
             for item in chosen if arrangement in item.expected]
 
 
 def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
             progress: Progress) -> Iterator[evidence.Result]:
-    """Yield the Result of every scenario in every arrangement it has."""
+    """Yield the Result of each scenario in each of its arrangements."""
     possible = []
     for item in chosen:
         why = (item.impossible() if cloud.venvs.variant in item.variants
-               else f'it is not about what is {cloud.venvs.variant}')
+               else f'it is not for the variant {cloud.venvs.variant}')
         if why:
             progress.done(f'{item.name}: left out, {why}')
         else:
@@ -94,10 +94,10 @@ def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
         progress.begin(what)
         result = scenario.Run(cloud, item, arrangement, progress).perform()
         if result.crashed:
-            # Emulation loses writes (see qemu_tcg.py) and interrupts. What
-            # Nova does wrong happens again.
-            progress.done(f'{what}: the emulated guest crashed or fell '
-                          'silent; once more')
+            # Emulation loses writes (see qemu_tcg.py) and interrupts. A
+            # fault of Nova happens in the second run, too.
+            progress.done(f'{what}: the emulated guest crashed or does not '
+                          'answer; second run')
             crashed = result.crashed
             result = scenario.Run(cloud, item, arrangement,
                                   progress).perform()
@@ -113,9 +113,9 @@ def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
 def rows(
     results: Iterable[evidence.Result],
 ) -> Iterator[tuple[str, dict[str, evidence.Result], float]]:
-    """One row for each scenario and pair of arrangements to compare.
+    """Yield one row for each scenario and pair of arrangements to compare.
 
-    ``(name, {STOCK or MENDED: Result}, seconds)``
+    A row is ``(name, {STOCK or MENDED: Result}, seconds)``.
     """
     by_run = {(result.scenario.name, result.arrangement): result
               for result in results}
@@ -138,7 +138,7 @@ def rows(
 
 def make_table(results: Iterable[evidence.Result],
                variant: str) -> table.Table:
-    """The table at the end, for rich."""
+    """Return the table at the end, for rich."""
     result = table.Table(box=box.SIMPLE_HEAD)
     for column in ('scenario', 'stock', variant):
         result.add_column(column)

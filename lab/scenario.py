@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How scenarios are written, and what runs one.
+"""The base class of scenarios, and the class that runs one.
 
-A scenario says what is set up, what is done, and what must come of it with
-unmodified Nova and with a mended one, be it by the plugin or by the patches.
-`Run` is what its steps are written in: each of its methods does one thing and
-keeps the evidence.
+A scenario defines the setup, the steps, and the expected outcome with
+unmodified Nova and with a fixed one, which has the plugin or the patches. It
+calls the methods of `Run` for its steps: each of them does one thing and keeps
+the evidence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from lab import process
 from lab import topology
 
 T = TypeVar('T')
-# `guest` is something else in the class Run.
+# Run.guest hides the module from the annotations of that class.
 Guest = guest.Guest
 Migration = guest.Migration
 # by role of the host and name in LOGS
@@ -62,7 +62,7 @@ CONFIG_DRIVE_FORMAT = ('DEFAULT', 'config_drive_format')
 EPHEMERAL_FORMAT = ('DEFAULT', 'default_ephemeral_format')
 BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
 
-# Where the logs are, below the directory of a host.
+# The logs, below the directory of a host.
 LOGS = {
     'nova-compute': 'log/nova-compute.log',
     'libvirtd': 'var/log/libvirt/libvirtd.log',
@@ -72,7 +72,7 @@ LOGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """What runs on which compute host.
+    """The Nova, STOCK or MENDED, that runs on each compute host.
 
     :param column: of the table at the end: STOCK or MENDED
     """
@@ -88,21 +88,26 @@ SOURCE_ONLY = Arrangement('source only', MENDED, MENDED, STOCK)
 BOTH = Arrangement('both', MENDED, MENDED, MENDED)
 DESTINATION_ONLY = Arrangement('destination only', MENDED, STOCK, MENDED)
 
-# In this order as few nova-compute as possible have to be replaced.
+# In this order the fewest nova-compute services are replaced.
 ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
 
 
 def in_release(choices: Mapping[int, T], major: int) -> T:
-    """What counts in a release of Nova, of ``{first such release: it}``."""
+    """Return the choice for a release of Nova.
+
+    :param choices: ``{first release: choice from that release on}``
+    """
     return choices[max(first for first in choices if first <= major)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """A line that must appear: on which host, in which of LOGS, matching.
+    """A line that must appear in a log.
 
     :param host: SOURCE or DESTINATION *of the migration*
-    :param since: the first major version of Nova with which it must
+    :param log: a key of LOGS
+    :param pattern: a regular expression that the line matches
+    :param since: the first major version of Nova in which it must appear
     :param patched_since: the same with the patch set, None: never
     """
 
@@ -113,7 +118,7 @@ class Said:
     patched_since: int | None = 0
 
     def must_appear(self, venvs: environments.Environments) -> bool:
-        """:param venvs: environments.Environments"""
+        """Return whether the tested Nova must log the line."""
         if venvs.variant == environments.PLUGIN:
             return venvs.major >= self.since
         return self.patched_since is not None and venvs.major >= max(
@@ -124,7 +129,7 @@ class Said:
 class Arrives:
     """The migration completes and the guest runs on the destination.
 
-    :param said: the lines that tell why it did
+    :param said: the lines that prove the reason
     """
 
     said: tuple[Said, ...] = ()
@@ -133,12 +138,12 @@ class Arrives:
 
 @dataclasses.dataclass(frozen=True)
 class Fails:
-    """The migration fails, for this reason, and leaves the instance so.
+    """The migration fails, for this reason, and leaves this state.
 
     :param said: the lines that prove the reason
-    :param record: the states the migration record may end in
-    :param vm_state: of the instance, by the release from which on it is so
-    :param survives: whether the guest runs on, where Nova says that it is
+    :param record: the possible final states of the migration record
+    :param vm_state: of the instance, by the first release with that state
+    :param survives: whether the guest keeps running, on the instance's host
     """
 
     said: tuple[Said, ...]
@@ -153,22 +158,22 @@ class Fails:
 
 
 Outcome = Union[Arrives, Fails]
-# in any release, or by the first release with it, for `in_release`
+# For all releases, or by release as `in_release` expects it.
 Expectation = Union[Outcome, Mapping[int, Outcome]]
 
-# From 2025.2 on, an exception that the rollback has already dealt with is
-# raised once more and puts the guest, which runs on, into ERROR.
+# From 2025.2 on, Nova re-raises an exception after the rollback and puts the
+# instance into ERROR, although its guest keeps running.
 ERROR_SINCE_32 = {0: 'ACTIVE', 32: 'ERROR'}
 
 
 class Scenario:
-    """One file of `scenarios` defines one of these.
+    """The base class of scenarios; each is a module of `scenarios`.
 
     :cvar name: on the command line
     :cvar title: in the report, one sentence
-    :cvar expected: what comes of it, by Arrangement; where that depends on
-        the release, for `in_release`
-    :cvar variants: what mends Nova in it
+    :cvar expected: the outcome by Arrangement; where that depends on the
+        release, a mapping for `in_release`
+    :cvar variants: the variants of a fixed Nova that can run it
     :cvar options: of nova.conf on both hosts, ``{(section, option): value}``
     """
 
@@ -179,17 +184,17 @@ class Scenario:
     options: configuration.Options = {}
 
     def expectation(self, arrangement: Arrangement, major: int) -> Outcome:
-        """Arrives or Fails, in a release of Nova."""
+        """Return the expected outcome in a release of Nova."""
         expected = self.expected[arrangement]
         return (expected if isinstance(expected, (Arrives, Fails))
                 else in_release(expected, major))
 
     def impossible(self) -> str:
-        """Say why it cannot be shown on this machine, or nothing."""
+        """Return why this machine cannot run the scenario; '' if it can."""
         return ''
 
     def run(self, run: Run) -> None:
-        """The steps; *run* is a Run."""
+        """Perform the steps of the scenario."""
         raise NotImplementedError
 
 
@@ -212,11 +217,11 @@ class Run(fixtures.Fixture):
 
     @property
     def protected(self) -> bool:
-        """Whether any host is mended."""
+        """Whether any host has a fixed Nova."""
         return self.arrangement is not NEITHER
 
     def perform(self) -> evidence.Result:
-        """Run it to its end; whatever happens ends up in the Result."""
+        """Run the scenario; all errors go into the Result."""
         begin = time.monotonic()
         try:
             with self:
@@ -229,18 +234,18 @@ class Run(fixtures.Fixture):
         self.result.seconds = time.monotonic() - begin
         return self.result
 
-    # What a scenario sets up.
+    # Methods for the setup of a scenario.
 
     def configure(self, source: configuration.Options | None = None,
                   destination: configuration.Options | None = None,
                   both: configuration.Options | None = None,
                   tap_queue_limit: int | None = None,
                   arrangement: Arrangement | None = None) -> None:
-        """(Re)start nova-compute where its options are not yet these.
+        """(Re)start nova-compute where its options differ from these.
 
         :param source, destination, both: ``{(section, option): value}``
         :param tap_queue_limit: of the destination's kernel
-        :param arrangement: instead of the run's, before a change to it
+        :param arrangement: instead of the run's own arrangement
         """
         self.progress('nova-compute')
         arrangement = arrangement or self.arrangement
@@ -256,42 +261,42 @@ class Run(fixtures.Fixture):
 
     def guest(self, image: Any = None, host: str = SOURCE,
               **wanted: Any) -> Guest:
-        """A guest for *host*; it exists within a `with` statement.
+        """Return a guest for *host*; a `with` statement boots and deletes it.
 
-        :param wanted: as guest.Guest takes it
+        :param wanted: further arguments of guest.Guest
         """
         self.progress(f'guest on {host}')
         return guest.Guest(self.cloud, image or self.cloud.multiqueue, host,
                            **wanted)
 
     def boot(self, *arguments: Any, **wanted: Any) -> Guest:
-        """A guest that runs and answers until all is over."""
+        """Boot a guest and wait for its answer; the run's end deletes it."""
         return self.useFixture(self.guest(*arguments, **wanted))
 
     def instances(self, host: str) -> pathlib.Path:
-        """The directory with the files of all guests on *host*."""
+        """Return the directory with the files of all guests on *host*."""
         return configuration.instances(self.cloud.hosts[host].root)
 
     def snapshot(self, instance: Guest, name: str) -> disks.Snapshot:
-        """What a disk of a guest, by its file's *name*, holds now."""
+        """Copy a guest's disk, by the *name* of its file."""
         host = self.cloud.hosts[instance.host]
         return self.useFixture(
             disks.Snapshot(host, instance.disk(host.name, name)))
 
     def listen_ssh(self, *networks: topology.Network) -> None:
-        """Let sshd of both hosts answer on these networks only."""
+        """Make sshd of both hosts answer on these networks only."""
         for server in self.cloud.ssh.values():
             server.listen(networks)
 
-    # What a scenario does.
+    # Methods for the steps of a scenario.
 
     def migrate(self, instance: Guest, destination: str = DESTINATION,
                 title: str = '', expected: Outcome | None = None,
                 during: Callable[[], object] | None = None) -> bool:
-        """Migrate a guest; all that was expected of it becomes checks.
+        """Migrate a guest and check the expected outcome.
 
-        :param expected: Arrives or Fails; default: the scenario's
-        :param during: called while it migrates
+        :param expected: default: the scenario's
+        :param during: called during the migration
         :returns: whether the guest has arrived
         """
         expected = expected or self.expected
@@ -315,7 +320,7 @@ class Run(fixtures.Fixture):
         return migration.arrived
 
     def _mark(self, source: str, destination: str, instance: Guest) -> Logs:
-        """The logs of both hosts from now on, by (role, name)."""
+        """Return the logs of both hosts from now on, by (role, name)."""
         return {
             (role, log): evidence.Marked(
                 host, self.cloud.hosts[host].root / path.format(
@@ -325,7 +330,7 @@ class Run(fixtures.Fixture):
 
     @contextlib.contextmanager
     def _watched(self, step: evidence.Step, instance: Guest) -> Iterator[None]:
-        """Ping the guest, and see what passes on the wires."""
+        """Ping the guest and capture packets during the context."""
         with contextlib.ExitStack() as stack:
             captures = [stack.enter_context(fabric.Capture(
                 self.cloud.controller, network))
@@ -367,7 +372,7 @@ class Run(fixtures.Fixture):
 
     def _check_alive(self, instance: Guest,
                      migration: Migration) -> None:
-        """The guest runs on one host, where Nova says, and answers."""
+        """Check that the guest answers, on the instance's host only."""
         self.check_equal('hosts with the domain', instance.running_on(),
                          [migration.host])
         try:
@@ -385,7 +390,11 @@ class Run(fixtures.Fixture):
 
     def _keep_xml(self, step: evidence.Step, migration: Migration,
                   instance: Guest, was: Sequence[str], logs: Logs) -> None:
-        """The guest's interface on the source, compared with two others."""
+        """Keep how the guest's interface differs from that on the source.
+
+        Compared are the XML from Nova for the destination, and the guest's
+        XML there.
+        """
         others = {'what Nova computed for the destination':
                   evidence.generated_interfaces(
                       logs[SOURCE, 'nova-compute'].text())}
@@ -395,7 +404,7 @@ class Run(fixtures.Fixture):
         step.xml = [(title, evidence.difference(was, other))
                     for title, other in others.items() if other]
 
-    # What a scenario checks.
+    # Methods for the checks of a scenario.
 
     def check(self, statement: str, holds: object, found: object = '') -> None:
         self.result.checks.append(
@@ -406,7 +415,7 @@ class Run(fixtures.Fixture):
 
     def check_kept(self, statement: str, holds: object,
                    found: object = '') -> None:
-        """What a mended Nova keeps and unmodified Nova is seen to lose."""
+        """Check a statement that holds with a fixed Nova, and only then."""
         self.check(statement if self.protected else f'not so: {statement}',
                    bool(holds) == self.protected, found)
 
@@ -416,14 +425,14 @@ class Run(fixtures.Fixture):
 
     def check_source_says(self, statement: str, pattern: str,
                           action: Callable[[], object]) -> None:
-        """Look for *pattern* in what its nova-compute says to an action."""
+        """Check that the source's nova-compute logs *pattern* on an action."""
         log = evidence.Marked(SOURCE, self.cloud.compute[SOURCE].log)
         action()
         line = log.find(pattern)
         self.check(statement, line, line and line.short)
 
     def check_queues(self, instance: Guest, host: str, expected: int) -> None:
-        """The guest's queue pairs, in the XML and seen by its kernel."""
+        """Check the guest's queue pairs, in the XML and in its kernel."""
         xml = instance.live_xml(host)
         self.check_equal(f'queues in the XML on {host}',
                          evidence.queues(xml), expected)
@@ -433,14 +442,14 @@ class Run(fixtures.Fixture):
             expected)
 
     def check_wire(self, networks: Sequence[topology.Network]) -> None:
-        """On which networks the last migration used port 22."""
+        """Check on which networks the last migration used port 22."""
         self.check_equal('ssh seen on', sorted(
             self.result.steps[-1].networks), sorted(
                 network.name for network in networks))
 
 
 def reason(error: BaseException) -> BaseException:
-    """The first exception of those that fixtures have gathered."""
+    """Return the first of the exceptions that fixtures have gathered."""
     while isinstance(error, fixtures.MultipleExceptions):
         _, error, _ = error.args[0]
     return error

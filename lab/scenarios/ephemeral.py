@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the scenarios with ephemeral disks have in common."""
+"""Functions of the scenarios with ephemeral disks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from lab import process
 from lab import scenario
 from lab import topology
 
-# Bytes that a base has which is not as empty as a fresh one.
+# Bytes of data in a base that is not as empty as a new one.
 HEAVY = 64 << 20
 
 ONE_GB = (guest.Ephemeral(1),)
 
-# On unmodified Nova it is a success for Nova, but not for who has the disk.
+# On unmodified Nova the migration completes, but damages the disk.
 DAMAGES = scenario.Arrives(text='arrives, disk damaged')
 KEEPS = scenario.Arrives(said=(scenario.Said(
     scenario.DESTINATION, 'nova-compute',
@@ -43,13 +43,13 @@ KEEPS = scenario.Arrives(said=(scenario.Said(
 
 
 class OldDisks(scenario.Scenario):
-    """One with disks as unmodified Nova makes them: overlays on a base."""
+    """A scenario with the disks of unmodified Nova: overlays on a base."""
 
     options = {('migfix', 'ephemeral_overlays'): True}
 
 
-# Up to 29 a base that is made where a disk is needed, not created, has its own
-# name for a label, for which XFS and vfat have no room (LP 2061701).
+# Up to 29, Nova labels a base that it makes for an existing disk with the
+# base's file name, which is too long for XFS and vfat (LP 2061701).
 TOO_LONG = r'mkfs.* -[Ln] ephemeral_\d+_'
 LABEL_TOO_LONG = scenario.Fails(said=(scenario.Said(
     scenario.DESTINATION, 'nova-compute', TOO_LONG),))
@@ -57,31 +57,34 @@ _UNLABELLED = {0: LABEL_TOO_LONG, 30: None}
 
 
 def unlabelled(run: scenario.Run) -> scenario.Outcome | None:
-    """What comes of a migration for which Nova has to make XFS.
+    """Return the outcome of a migration for which Nova has to make XFS.
 
-    :returns: None for what is expected of the scenario
+    :returns: None for the expected outcome of the scenario
     """
     return None if run.protected else scenario.in_release(
         _UNLABELLED, run.cloud.venvs.major)
 
 
 def not_fetched(reason: str) -> scenario.Said:
-    """The destination says why, a pattern, it has not fetched a base."""
+    """Return the destination's line about a base that it has not fetched.
+
+    :param reason: a pattern
+    """
     return scenario.Said(
         scenario.DESTINATION, 'nova-compute',
         r'disk\.eph0 of instance \S+ (cannot be had|could not be fetched) '
         r'from [\d.]+: .*' + reason)
 
 
-# Seconds after which nova-compute looks into its image cache once more.
+# Seconds between two passes of nova-compute's image cache.
 _INTERVAL = 4
 _PASS = 'Verification complete'
 
 
 def eager_cache(spared: int) -> dict[tuple[str, str], Any]:
-    """Options with which the image cache soon removes what nobody uses.
+    """Return options with which the image cache soon removes unused files.
 
-    :param spared: seconds for which it stays nevertheless
+    :param spared: seconds for which it keeps an unused file
     """
     return {
         ('DEFAULT', 'periodic_fuzzy_delay'): 0,
@@ -92,7 +95,7 @@ def eager_cache(spared: int) -> dict[tuple[str, str], Any]:
 
 
 def wait_for_cache_passes(run: scenario.Run, spared: int) -> None:
-    """Wait until each host with an image cache has removed what it can."""
+    """Wait until each image cache has removed all files that it can."""
     run.progress('image cache')
     logs = [service.log for host, service in run.cloud.compute.items()
             if (run.instances(host) / '_base').exists()]
@@ -105,7 +108,7 @@ def wait_for_cache_passes(run: scenario.Run, spared: int) -> None:
         passes(log) >= enough[log] for log in logs), timeout=240)
 
 
-# Files are written, with their checksums, until there are enough.
+# Write files and their checksums in the background.
 _WRITE = '''
 mkdir -p /{place} && mount -t {type} /dev/{device} /{place} &&
     mkdir /{place}/written
@@ -120,7 +123,7 @@ cd /{place}/written || exit 1
 echo $! >/writer-{place}
 '''
 
-# New directories come to lie in all allocation groups.
+# The filesystem spreads new directories over all allocation groups.
 _USE = '''
 for number in $(seq 1 16); do
     mkdir /{place}/{directory}$number &&
@@ -135,18 +138,18 @@ md5sum -c /{place}/sums 2>&1 | grep -v ': OK'
 [ $? = 1 ]
 '''
 
-# The place where a disk is mounted in the guest.
+# The mount point of a disk in the guest.
 _PLACE = 'disk'
 
 
 def write(instance: guest.Guest, kind: str, device: str = 'vdb',
           place: str = _PLACE) -> None:
-    """Mount a disk in the guest and write to it from now on."""
+    """Mount a disk in the guest and start to write to it."""
     instance.run(_WRITE.format(type=kind, device=device, place=place))
 
 
 def stop_writing(instance: guest.Guest, place: str = _PLACE) -> None:
-    """All that was written is on the disk, which is not in use any more."""
+    """Stop the writing, unmount the disk and write all caches to it."""
     instance.run(f'sleep 3; kill $(cat /writer-{place}); sleep 1; '
                  f'umount /{place}; sync')
 
@@ -155,9 +158,9 @@ def boot_and_write(
     run: scenario.Run, kind: str,
     ephemerals: Sequence[guest.Ephemeral] = ONE_GB,
 ) -> tuple[guest.Guest, dict[str, str]]:
-    """Boot a guest whose first disk has data, and is not in use any more.
+    """Boot a guest, and write to its first disk and unmount it.
 
-    :returns: the guest, and what the file system was before
+    :returns: the guest, and the identity of the filesystem before
     """
     instance = run.boot(ephemerals=ephemerals)
     before = run.snapshot(instance, 'disk.eph0').identity()
@@ -168,7 +171,10 @@ def boot_and_write(
 
 def use(instance: guest.Guest, kind: str, device: str = 'vdb',
         place: str = _PLACE) -> str:
-    """Use a disk in all ways after a migration; '' or what went wrong."""
+    """Write to, read and remount a disk after a migration.
+
+    :returns: '', or the failure
+    """
     mount = f'mount -t {kind} /dev/{device} /{place}'
     verify = _VERIFY.format(place=place)
     return _first_failure(instance, (
@@ -181,7 +187,10 @@ def use(instance: guest.Guest, kind: str, device: str = 'vdb',
 
 def verify(instance: guest.Guest, kind: str, device: str = 'vdb',
            place: str = _PLACE) -> str:
-    """Read all that was written, after a boot; '' or what went wrong."""
+    """Mount a disk after a boot and check all files on it.
+
+    :returns: '', or the failure
+    """
     return _first_failure(instance, (
         f'mkdir -p /{place} && mount -t {kind} /dev/{device} /{place}',
         _VERIFY.format(place=place), f'umount /{place}; sync'))
@@ -204,26 +213,26 @@ def _kernel_says(instance: guest.Guest) -> str:
 
 
 def names(instance: guest.Guest) -> list[str]:
-    """The names of the files of a guest's ephemeral disks."""
+    """Return the names of the files of a guest's ephemeral disks."""
     return [f'disk.eph{number}'
             for number, _ in enumerate(instance.ephemerals)]
 
 
 def bases(run: scenario.Run, host: str) -> list[pathlib.Path]:
-    """The bases in the image cache of *host* that Nova has made itself."""
+    """Return the bases of ephemeral and swap disks in a host's image cache."""
     return [base for kind in ('ephemeral', 'swap')
             for base in run.instances(host).glob(f'_base/{kind}_*')]
 
 
 def forget_bases(run: scenario.Run) -> None:
-    """As if there had never been a guest with an ephemeral disk."""
+    """Delete the bases of ephemeral and swap disks on both hosts."""
     for host in topology.COMPUTES:
         for base in bases(run, host):
             base.unlink()
 
 
 def cache_foreign_base(run: scenario.Run) -> None:
-    """Leave a base on the destination that another guest was booted with."""
+    """Leave a base of another guest on the destination."""
     forget_bases(run)
     with run.guest(host=scenario.DESTINATION, ephemerals=ONE_GB):
         pass
@@ -232,10 +241,12 @@ def cache_foreign_base(run: scenario.Run) -> None:
 
 
 def cache_heavy_base(run: scenario.Run, size: int = HEAVY) -> None:
-    """Leave a base on the source that takes its time, and space, to copy.
+    """Leave a base on the source whose copy takes time and space.
 
-    What is added is in the second of four allocation groups, where a fresh
-    XFS has nothing but free space.
+    The added data lie in the second of four allocation groups, which is free
+    space in a new XFS.
+
+    :param size: of the added data, in bytes
     """
     forget_bases(run)
     with run.guest(ephemerals=ONE_GB):
@@ -247,7 +258,7 @@ def cache_heavy_base(run: scenario.Run, size: int = HEAVY) -> None:
 
 
 def boot_failure(run: scenario.Run) -> str:
-    """Why a guest with an ephemeral disk cannot be booted; '' if it can."""
+    """Boot a guest with an ephemeral disk; return the error, '' for none."""
     try:
         with run.guest(ephemerals=ONE_GB):
             return ''
@@ -257,9 +268,9 @@ def boot_failure(run: scenario.Run) -> str:
 
 def check_disk(run: scenario.Run, instance: guest.Guest, kind: str,
                before: dict[str, str]) -> None:
-    """Look at the disk of `boot_and_write` from outside.
+    """Check the disk of `boot_and_write` from the host.
 
-    The guest has written type, label and UUID itself when it mounted it.
+    The guest itself wrote type, label and UUID when it mounted the disk.
     """
     after = run.snapshot(instance, 'disk.eph0')
     run.check_equal('type, label and UUID', after.identity(), before)
@@ -268,14 +279,14 @@ def check_disk(run: scenario.Run, instance: guest.Guest, kind: str,
 
 
 def check_files(run: scenario.Run, instance: guest.Guest, kind: str) -> None:
-    """Look at the disk of `boot_and_write` in the guest."""
+    """Check the disk of `boot_and_write` in the guest."""
     failure = verify(instance, kind)
     run.check_kept('guest can use the disk', not failure, failure)
 
 
 def check_complete(run: scenario.Run, instance: guest.Guest,
                    files: Sequence[str] | None = None) -> None:
-    """The guest's disks, or those with these names, need no base."""
+    """Check that the guest's disks, or *files* of them, need no base."""
     host = run.cloud.hosts[instance.host]
     for name in files or names(instance):
         backing = disks.backing_file(host, instance.disk(host.name, name))
@@ -284,7 +295,7 @@ def check_complete(run: scenario.Run, instance: guest.Guest,
 
 
 def check_hard_reboot_fails(run: scenario.Run, instance: guest.Guest) -> None:
-    """The guest has been stopped, and Nova cannot start it again."""
+    """Check that Nova stops the guest and cannot start it again."""
     def reboot_in_vain() -> None:
         with contextlib.suppress(process.LabError):
             instance.hard_reboot()
@@ -292,7 +303,7 @@ def check_hard_reboot_fails(run: scenario.Run, instance: guest.Guest) -> None:
 
 
 def check_nothing_left(run: scenario.Run, instance: guest.Guest) -> None:
-    """The destination has no trace of a guest that did not come."""
+    """Check that a failed migration leaves no file on the destination."""
     host = run.cloud.hosts[scenario.DESTINATION]
     left = host.run('find', configuration.instances(host.own), '-name',
                     'migfix-*', '-o', '-name', f'{instance.id}*').split()
@@ -301,7 +312,7 @@ def check_nothing_left(run: scenario.Run, instance: guest.Guest) -> None:
 
 def check_next_migration(run: scenario.Run, instance: guest.Guest,
                          expected: scenario.Outcome = KEEPS) -> None:
-    """What was in the way is gone: the guest moves, with its files."""
+    """Check that the guest can migrate again, with its files."""
     run.migrate(instance, title='the next migration', expected=expected)
     failure = use(instance, 'xfs')
     run.check('guest can use the disk', not failure, failure)

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image cache removes the base of a second ephemeral disk.
+"""Let the image cache remove the base of a second ephemeral disk.
 
-Nova counts the size of an instance's first one only. The guest is booted on
-unmodified Nova in any case; then the plugin comes, or does not, and with it an
-image cache that is cleaned often.
+Nova counts the size of an instance's first one only. The guest boots on
+unmodified Nova in each arrangement; then nova-compute restarts, with the
+arrangement's Nova and with an image cache that runs often.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Seconds for which the image cache spares what nobody uses.
+# Seconds for which the image cache keeps unused files.
 _SPARED = 8
 
 _SECOND, _DEVICE = 'disk.eph1', 'vdc'
@@ -64,7 +64,7 @@ class EphemeralCache(scenario.Scenario):
             instance.start()
             self.check(run, instance, 'start', before)
         else:
-            # else the base that the hard reboot makes is removed as well
+            # Otherwise the cache removes the hard reboot's new base, too.
             run.configure(both=options)
             if ephemeral.unlabelled(run):
                 ephemeral.check_hard_reboot_fails(run, instance)
@@ -82,7 +82,7 @@ class EphemeralCache(scenario.Scenario):
 
     def check(self, run: scenario.Run, instance: guest.Guest, title: str,
               before: dict[str, str]) -> None:
-        """Look at the second disk, in the guest and from outside."""
+        """Check the second disk, in the guest and from the host."""
         failure = ephemeral.verify(instance, self.kind, _DEVICE)
         run.check_kept(f'{title}: guest can use the disk', not failure,
                        failure)

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A guest with a written XFS ephemeral disk is migrated cold.
+"""Migrate a guest cold that has written to an XFS ephemeral disk.
 
-Nova copies the overlay and makes the destination's base anew. Either host
-alone can keep the disk: the source by making it complete when the guest is
-off, the destination by having the source's base.
+Nova copies the overlay and makes a new base on the destination. Either host
+alone can keep the disk: the source completes it when the guest is off, the
+destination fetches the source's base.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The migration network is cut while the base is on its way.
+"""Cut the migration network while the destination fetches the base.
 
-Unmodified Nova does not send it at all, so there is nothing to compare with.
+Unmodified Nova does not transfer it, so there is no run to compare with.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Slow enough to cut it in the middle.
+# Slow enough to cut the network during the transfer.
 _RATE = '20mbit'
 
 _COMPLETES = r'disk\.eph0 is completed by (QEMU|a block pull)'
 _COMPLETED = r'disk\.eph0: made complete by (QEMU|a block pull) in [\d.]+ s'
 
-# Where plugin and patches put it meanwhile.
+# The base during the transfer, with the plugin and with the patches.
 _PLACES = ('migfix-*/*', '*/pull-*/*')
 
 
@@ -57,7 +57,7 @@ class EphemeralCut(ephemeral.OldDisks):
 
     @staticmethod
     def cut(run: scenario.Run, link: fabric.Link) -> None:
-        """Let the base not come through, but the guest afterwards."""
+        """Cut the network while it transfers the base, and restore it."""
         instances = run.instances(scenario.DESTINATION)
         log = evidence.Marked(scenario.SOURCE,
                               run.cloud.compute[scenario.SOURCE].log)

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Ephemeral disks of several sizes and filesystems, never written to.
+"""Migrate ephemeral disks of several sizes and filesystems, never written to.
 
-Nova makes the destination's base without regard to the filesystem that was
-asked for and to which disk it is for. On the source there is one base for all
-disks of a size, so that those of 1 GB are had by one guest after another.
+Nova makes the destination's base without regard to the requested filesystem
+and to the disk's number. On the source all disks of a size share one base, so
+each guest gets a 1 GB disk of another filesystem in turn.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Nova makes vfat only where nothing is asked for.
-# The disks of each guest. vfat is what a disk has that asks for nothing: Nova
-# takes no guest_format but ext2, ext3, ext4 and xfs.
+# The disks of each guest. vfat is the default without a guest_format: Nova
+# accepts no guest_format but ext2, ext3, ext4 and xfs.
 GUESTS = (
     (guest.Ephemeral(200, 'ext4'), guest.Ephemeral(1, 'ext4'),
      guest.Ephemeral(3), guest.Ephemeral(3)),
@@ -42,7 +41,7 @@ class EphemeralFilesystems(ephemeral.OldDisks):
     title = ('ext4 of 1 and 200 GB and two vfat of one size; ext3; vfat; '
              'all unwritten.')
     expected = {
-        # The destination makes vfat, which is the default, of each.
+        # The destination makes vfat, the default, for each disk.
         scenario.NEITHER: {0: ephemeral.LABEL_TOO_LONG,
                            30: ephemeral.DAMAGES},
         scenario.BOTH: ephemeral.KEEPS,
@@ -79,6 +78,6 @@ class EphemeralFilesystems(ephemeral.OldDisks):
     @staticmethod
     def look(run: scenario.Run,
              instance: guest.Guest) -> dict[str, disks.Snapshot]:
-        """A Snapshot of each disk, by the name of its file."""
+        """Return a Snapshot of each disk, by the name of its file."""
         return {name: run.snapshot(instance, name)
                 for name in ephemeral.names(instance)}

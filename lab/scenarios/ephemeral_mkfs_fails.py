@@ -9,10 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The filesystem of an ephemeral disk cannot be made, once.
+"""Let mkfs fail once for the base of an ephemeral disk.
 
-Nova leaves the empty file that should have become the base, and every guest
-after that gets a disk of nothing.
+Nova leaves the empty file in the image cache as the base, and all later guests
+get a blank disk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
         run.check_kept('no base is left in the image cache', not left, left)
         self.check_next_guest(run, 'the next guest')
         self.leave_blank_base(run)
-        # as it is by default
+        # the default
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs', **{
             option: False for option in self.options}})
         self.check_next_guest(run, 'with a blank base in the image cache')
@@ -59,7 +59,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
 
     @staticmethod
     def leave_blank_base(run: scenario.Run) -> None:
-        """What an earlier Nova has left in the image cache."""
+        """Put a blank base into the image cache, as an earlier Nova does."""
         base, = ephemeral.bases(run, scenario.SOURCE)
         size = base.stat().st_size
         base.unlink()
@@ -69,7 +69,7 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
 
 @contextlib.contextmanager
 def failing_mkfs(on: host.Host) -> Iterator[None]:
-    """Let mkfs fail on one host."""
+    """Make mkfs fail on one host during the context."""
     on.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
     try:
         yield
