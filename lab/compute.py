@@ -35,7 +35,7 @@ from lab import workdir
 class Settings:
     """The settings of a compute host.
 
-    :param nova: environments.STOCK or environments.MENDED
+    :param nova: environments.STOCK or environments.FIXED
     :param options: of nova.conf, ``{(section, option): value}``
     :param tap_queue_limit: the most queues of one tap device that processes
         can open; None: the limit of the kernel
@@ -114,7 +114,7 @@ class Compute(fixtures.Fixture):
         limit = settings.tap_queue_limit
         environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
         venv = self._venvs.nova[settings.nova]
-        plugin = (settings.nova == environments.MENDED
+        plugin = (settings.nova == environments.FIXED
                   and self._venvs.variant == environments.PLUGIN)
         text = configuration.render(configuration.nova_compute(
             self.host, venv, self._CONFIGURATION, environment,

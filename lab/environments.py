@@ -39,7 +39,7 @@ from lab import workdir
 from tools.patches import series as patches
 
 # The Nova of a host, and the variants of a fixed Nova.
-STOCK, MENDED = 'stock', 'mended'
+STOCK, FIXED = 'stock', 'fixed'
 PLUGIN, PATCHED = VARIANTS = 'plugin', 'patched'
 
 # os-vif 5.2 imports pyroute2 but does not require it.
@@ -277,7 +277,7 @@ class Environments:
         self.nova = {
             STOCK: Venv(path / f'nova-{version}', python,
                         _constraints(self.major)),
-            MENDED: Venv(path / f'nova-{version}-{variant}', python,
+            FIXED: Venv(path / f'nova-{version}-{variant}', python,
                          _constraints(self.major)),
         }
 
@@ -297,15 +297,15 @@ class Environments:
         if self.variant == PLUGIN:
             progress(f'Nova {self.version} with the plugin of this checkout')
             wheel = build_wheel(self._directories.cache, log)
-            self.nova[MENDED].make(nova, log, wheel)
+            self.nova[FIXED].make(nova, log, wheel)
         else:
             series = patches.of_nova(self.major)
             progress(f'Nova {self.version} with patches/{series}')
-            self.nova[MENDED].make(nova, log, series=series)
+            self.nova[FIXED].make(nova, log, series=series)
             patched = {path for patch in patches.read(series)
                        for path in patches.touched(patch)}
         self._check_published(STOCK, set())
-        self._check_published(MENDED, patched)
+        self._check_published(FIXED, patched)
 
     def _check_published(self, which: str, patched: set[str]) -> None:
         """Compare Nova's files, except *patched*, with the published ones.

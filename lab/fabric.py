@@ -102,7 +102,7 @@ class Link:
         """Drop all packets; both hosts' interfaces stay up."""
         self.controller.run('ip', 'link', 'set', self.port, 'nomaster')
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """Let packets pass again after `cut`."""
         self.controller.run('ip', 'link', 'set', self.port, 'master',
                             self.network.bridge)

@@ -115,7 +115,7 @@ def rows(
 ) -> Iterator[tuple[str, dict[str, evidence.Result], float]]:
     """Yield one row for each scenario and pair of arrangements to compare.
 
-    A row is ``(name, {STOCK or MENDED: Result}, seconds)``.
+    A row is ``(name, {STOCK or FIXED: Result}, seconds)``.
     """
     by_run = {(result.scenario.name, result.arrangement): result
               for result in results}
@@ -125,14 +125,14 @@ def rows(
                    if (name, arrangement) in by_run]
         stock = [r for r in of_name
                  if r.arrangement.column == environments.STOCK]
-        mended = [r for r in of_name
-                  if r.arrangement.column == environments.MENDED]
-        for index in range(max(len(stock), len(mended))):
+        fixed = [r for r in of_name
+                  if r.arrangement.column == environments.FIXED]
+        for index in range(max(len(stock), len(fixed))):
             cells = {}
             if index < len(stock):
                 cells[environments.STOCK] = stock[index]
-            if index < len(mended):
-                cells[environments.MENDED] = mended[index]
+            if index < len(fixed):
+                cells[environments.FIXED] = fixed[index]
             yield name, cells, sum(r.seconds for r in cells.values())
 
 
@@ -145,7 +145,7 @@ def make_table(results: Iterable[evidence.Result],
     result.add_column('time', justify='right')
     for name, cells, seconds in rows(results):
         result.add_row(name, *[_cell(cells.get(column)) for column in (
-            environments.STOCK, environments.MENDED)], f'{seconds:.0f} s')
+            environments.STOCK, environments.FIXED)], f'{seconds:.0f} s')
     return result
 
 

@@ -53,7 +53,7 @@ Migration = guest.Migration
 Logs = Mapping[tuple[str, str], evidence.Marked]
 
 SOURCE, DESTINATION = topology.COMPUTES
-STOCK, MENDED = environments.STOCK, environments.MENDED
+STOCK, FIXED = environments.STOCK, environments.FIXED
 
 MAX_QUEUES = ('libvirt', 'max_queues')
 TRANSPORT = ('libvirt', 'remote_filesystem_transport')
@@ -72,9 +72,9 @@ LOGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Arrangement:
-    """The Nova, STOCK or MENDED, that runs on each compute host.
+    """The Nova, STOCK or FIXED, that runs on each compute host.
 
-    :param column: of the table at the end: STOCK or MENDED
+    :param column: of the table at the end: STOCK or FIXED
     """
 
     name: str
@@ -84,9 +84,9 @@ class Arrangement:
 
 
 NEITHER = Arrangement('neither', STOCK, STOCK, STOCK)
-SOURCE_ONLY = Arrangement('source only', MENDED, MENDED, STOCK)
-BOTH = Arrangement('both', MENDED, MENDED, MENDED)
-DESTINATION_ONLY = Arrangement('destination only', MENDED, STOCK, MENDED)
+SOURCE_ONLY = Arrangement('source only', FIXED, FIXED, STOCK)
+BOTH = Arrangement('both', FIXED, FIXED, FIXED)
+DESTINATION_ONLY = Arrangement('destination only', FIXED, STOCK, FIXED)
 
 # In this order the fewest nova-compute services are replaced.
 ARRANGEMENTS = (NEITHER, SOURCE_ONLY, BOTH, DESTINATION_ONLY)
@@ -212,7 +212,7 @@ class Run(fixtures.Fixture):
         self.result = evidence.Result(scenario, arrangement, self.expected)
 
     @property
-    def mended(self) -> bool:
+    def fixed(self) -> bool:
         return self.arrangement is BOTH
 
     @property
@@ -366,7 +366,7 @@ class Run(fixtures.Fixture):
         if line:
             step.lines.append(line)
         role = 'source' if said.host == SOURCE else 'destination'
-        self.check(f'{said.log} log of the {role} says /{said.pattern}/',
+        self.check(f'{said.log} log of the {role} has /{said.pattern}/',
                    bool(line), line.short if line else 'nothing like it'
                    f'{process.tail(log.path, 5)}')
 

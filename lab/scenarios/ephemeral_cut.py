@@ -68,4 +68,4 @@ class EphemeralCut(ephemeral.OldDisks):
             link.cut()
         process.wait_for('the source to complete the disk itself', lambda:
                          log.find(_COMPLETES), log=log.path)
-        link.mend()
+        link.restore()

@@ -59,7 +59,7 @@ class EphemeralFilesystems(ephemeral.OldDisks):
                 wanted: Sequence[guest.Ephemeral]) -> None:
         before = self.look(run, instance)
         kinds = [disk.identity()['TYPE'] for disk in before.values()]
-        run.check_equal('file systems as asked for', kinds, [
+        run.check_equal('filesystems as requested', kinds, [
             disk.guest_format or 'vfat' for disk in wanted])
         if not run.migrate(instance, title=' '.join(kinds)):
             return

@@ -25,9 +25,10 @@ from lab import process
 from lab import scenario
 from lab.scenarios import ephemeral
 
+
 class EphemeralMkfsFails(ephemeral.OldDisks):
     name = 'ephemeral-mkfs-fails'
-    title = 'mkfs fails for one guest; the next one gets the disk it asks for.'
+    title = 'mkfs fails for one guest; the next one gets the requested disk.'
     expected = {
         scenario.NEITHER: scenario.Arrives(text='next guest has a blank disk'),
         scenario.BOTH: scenario.Arrives(text='next guest has its disk'),

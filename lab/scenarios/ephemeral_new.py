@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ephemeral and swap disks of a guest that is booted with the plugin.
+"""Move ephemeral and swap disks of a guest that boots with the plugin.
 
-On unmodified Nova all disks of a size share one base, the first one's, and the
-destination of a migration makes another base under what the guest has written.
+On unmodified Nova all disks of a size share the base of the first one, and the
+destination of a migration makes another base below the guest's overlay.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class EphemeralNew(scenario.Scenario):
         instance = run.boot(**wanted)
         self.before = self.identities(run, instance)
         self.check_own(run, others)
-        # which is what unmodified Nova makes of all
+        # Unmodified Nova makes the first disk's filesystem for all of them.
         devices = dict(KINDS) if run.protected else {'vdb': KINDS['vdb']}
         for device, kind in devices.items():
             ephemeral.write(instance, kind, device, device)
@@ -74,10 +74,10 @@ class EphemeralNew(scenario.Scenario):
 
     def check_own(self, run: scenario.Run,
                   others: list[dict[str, str]]) -> None:
-        """Each disk is as it was asked for, and like no other."""
+        """Check that each disk is as requested, with a UUID of its own."""
         found = [(disk.get('TYPE'), disk.get('LABEL'))
                  for disk in self.before]
-        run.check_kept('types and labels as asked for', found == [
+        run.check_kept('types and labels as requested', found == [
             *((kind, f'ephemeral{number}')
               for number, kind in enumerate(KINDS.values())),
             ('swap', None)], found)
@@ -86,7 +86,7 @@ class EphemeralNew(scenario.Scenario):
                        len(set(uuids)) == len(uuids), uuids)
 
     def go_on(self, run: scenario.Run, instance: guest.Guest) -> None:
-        """All else, with an image cache that has nothing for such disks."""
+        """Check all other operations, without any base in the image cache."""
         self.check(run, instance, 'live migration', boots=False)
         for title, action, boots in (
                 ('and back', lambda: run.migrate(
@@ -104,7 +104,7 @@ class EphemeralNew(scenario.Scenario):
 
     @staticmethod
     def suspend(run: scenario.Run, instance: guest.Guest) -> None:
-        """A guest that was resumed answers after a hard reboot only."""
+        """Suspend and resume; the guest answers after a hard reboot only."""
         instance.suspend()
         instance.resume()
         boot_id, _ = instance.says(instance.host)
@@ -112,13 +112,13 @@ class EphemeralNew(scenario.Scenario):
         instance.hard_reboot()
 
     def migrate_cold(self, instance: guest.Guest) -> None:
-        """Nova leaves the swap disk behind, and makes another one."""
+        """Migrate cold; Nova makes a new swap disk on the destination."""
         instance.cold_migrate()
         del self.before[-1]['UUID']
 
     def check(self, run: scenario.Run, instance: guest.Guest, title: str,
               boots: bool) -> None:
-        """Look at all disks, in the guest and from outside."""
+        """Check all disks, in the guest and from the host."""
         made = [base.name for host in topology.COMPUTES
                 for base in ephemeral.bases(run, host)]
         run.check(f'{title}: no base', not made, made)

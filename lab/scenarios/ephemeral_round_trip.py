@@ -9,10 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Two ephemeral disks through all that can be done with a guest.
+"""Take a guest with two ephemeral disks through all operations.
 
-The image cache is emptied of all that is not used, again and again: what the
-disks need must not be among it.
+The image cache repeatedly removes all unused files: it must keep the files
+that the disks need.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Seconds for which the image cache spares what nobody uses. What a migration
-# needs is not in use while that is prepared.
+# Seconds for which the image cache keeps unused files, among them those that a
+# migration needs while Nova prepares it.
 _SPARED = 60
 
 
@@ -35,7 +35,7 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
     expected = {scenario.NEITHER: ephemeral.DAMAGES,
                 scenario.BOTH: ephemeral.KEEPS}
     ephemerals = (guest.Ephemeral(1), guest.Ephemeral(2))
-    # GB of the flavor it is resized to; they are more than the disks have
+    # GB of the flavor for the resize, more than the disks have together
     grown = 4
     kind = 'ext4'
 
@@ -86,7 +86,7 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
 
     def check_files(self, run: scenario.Run, instance: guest.Guest,
                     title: str) -> None:
-        """What has been written, in the guest and from outside."""
+        """Check the files and the disks, in the guest and from the host."""
         failure = ephemeral.verify(instance, self.kind)
         run.check(f'{title}: files in the guest', not failure, failure)
         for name in ephemeral.names(instance):

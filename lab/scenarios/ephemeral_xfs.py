@@ -9,10 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""An XFS ephemeral disk is written to while its guest is migrated.
+"""Migrate a guest that writes to an XFS ephemeral disk.
 
-The overlay is copied, and Nova lays it on a base that the destination has
-made itself: another filesystem, with another UUID.
+Nova copies the overlay, and the destination makes its own base for it:
+another filesystem, with another UUID.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class EphemeralXfs(ephemeral.OldDisks):
 
     def migrate(self, run: scenario.Run, instance: guest.Guest, case: str,
                 expected: scenario.Outcome | None) -> None:
-        """Migrate a guest that writes to its disk; look at every layer."""
+        """Migrate a guest that writes to its disk, and check the disk."""
         before = run.snapshot(instance, 'disk.eph0').identity()
         ephemeral.write(instance, self.kind)
         if not run.migrate(instance, title=f'{case}, guest writes',

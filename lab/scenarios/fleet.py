@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/report.yml`` asks both hosts by ssh, and what it says comes true.
+"""Compare the report of ``ansible/report.yml`` with real migrations.
 
-A guest on each host has other queues than it would be given now. Of the host
-with the plugin the report says that they are kept, of the one without that the
-guest is lost if it is moved; then both are moved. The hosts are asked from the
-controller, over the management network.
+A guest on each host has another number of queues than the configuration gives
+to new guests. According to the report the host with the plugin keeps it, and a
+migration from the host without the plugin fails; then both guests migrate. The
+playbook runs on the controller and reaches the hosts by ssh over the
+management network.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _ARRIVES = queues_grow.QueuesGrow.expected[scenario.BOTH]
 
 class Fleet(scenario.Scenario):
     name = 'fleet'
-    title = ('ansible/report.yml tells of a guest on each host, whose queues '
-             'differ, what comes of its migration.')
+    title = ('ansible/report.yml predicts the migration of a guest on each '
+             'host, whose queues differ.')
     variants = (environments.PLUGIN,)
     booted_with = 2
     configured = 4
@@ -63,10 +64,10 @@ class Fleet(scenario.Scenario):
     def check(self, run: scenario.Run, report: Mapping[str, Any],
               guests: Mapping[str, guest.Guest], host: str,
               covered: bool) -> None:
-        """What the report says of a host and the guest that runs there."""
+        """Check the report about a host and the guest there."""
         told = report[host]
         guest = guests[host]
-        run.check_equal(f'{host} has been asked', told['state'], 'told')
+        run.check_equal(f'{host} has answered', told['state'], 'told')
         run.check_equal(f'guests on {host}', told['guests'], 1)
         run.check_equal(
             f'findings on {host}',
@@ -79,7 +80,7 @@ class Fleet(scenario.Scenario):
 
     @staticmethod
     def check_mute(run: scenario.Run) -> None:
-        """A host that does not answer is in the report, too."""
+        """Check that the report lists a host that does not answer."""
         run.cloud.ssh[scenario.DESTINATION].listen(())
         report = ask(run)
         for host, state in ((scenario.SOURCE, 'told'),
@@ -89,7 +90,7 @@ class Fleet(scenario.Scenario):
 
 
 def ask(run: scenario.Run) -> dict[str, Any]:
-    """Run the playbook on the controller; returns hosts by name."""
+    """Run the playbook on the controller; return the hosts by name."""
     run.progress('ansible-playbook report.yml')
     controller = run.cloud.controller
     report = controller.root / 'report'
@@ -107,7 +108,7 @@ def ask(run: scenario.Run) -> dict[str, Any]:
 
 
 def inventory_of(cloud: cloud.Cloud) -> dict[str, Any]:
-    """As Kolla Ansible has them, but without containers."""
+    """Return an inventory as Kolla Ansible's, but without containers."""
     return {'compute': {
         'hosts': {host: {
             'ansible_host': topology.MANAGEMENT.address(host),
@@ -124,6 +125,6 @@ def inventory_of(cloud: cloud.Cloud) -> dict[str, Any]:
             'ansible_remote_tmp': '/run/ansible',
             'nova_migfix_container_engine': '',
             'nova_migfix_bin': str(cloud.venvs.nova[
-                environments.MENDED].bin('')),
+                environments.FIXED].bin('')),
         },
     }}

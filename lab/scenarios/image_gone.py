@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image of a guest is gone from Glance when the guest migrates.
+"""Migrate a guest whose image is deleted from Glance.
 
-Nova then copies the base image from the source, by ssh or rsync, and takes
-the source's host name for it: the management network. Here sshd answers on
-the migration network first, and then on both.
+Nova then copies the base image from the source's host name, by ssh or rsync,
+over the management network. Here sshd answers on the migration network only,
+and then on both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lab import topology
 
 
 class ImageGone(scenario.Scenario):
-    """What both transports have in common."""
+    """The scenario for one transport."""
 
     title = 'The image is gone from Glance; copied from the source by {}.'
     transport: str
@@ -46,9 +46,9 @@ class ImageGone(scenario.Scenario):
 
 
 def migrate_twice(run: scenario.Run, guest: guest.Guest) -> None:
-    """First with sshd on the migration network, then on both.
+    """Migrate with sshd on the migration network, then with it on both.
 
-    Who has arrived the first time goes back the second time.
+    A guest that arrives the first time migrates back the second time.
     """
     migrate(run, guest, topology.MIGRATION)
     migrate(run, guest, topology.MANAGEMENT, topology.MIGRATION,
@@ -56,7 +56,7 @@ def migrate_twice(run: scenario.Run, guest: guest.Guest) -> None:
 
 
 def boot_without_image(run: scenario.Run) -> guest.Guest:
-    """A guest whose image only its host still has."""
+    """Boot a guest and delete its image from Glance."""
     image = run.cloud.upload('gone')
     guest = run.boot(image)
     run.cloud.api.image.delete_image(image)
@@ -74,13 +74,13 @@ def migrate(run: scenario.Run, guest: guest.Guest, *networks: topology.Network,
     if run.migrate(guest, destination, expected=expected,
                    title=f'{source} to {destination}, sshd on {names}'):
         check_copied(run, guest, source, destination)
-        run.check_wire([topology.MIGRATION if run.mended
+        run.check_wire([topology.MIGRATION if run.fixed
                         else topology.MANAGEMENT])
 
 
 def check_copied(run: scenario.Run, guest: guest.Guest, source: str,
                  destination: str) -> None:
-    """The destination has got the very bytes of the source's base image."""
+    """Check that both hosts have the same bytes as the base image."""
     digests = [hashlib.sha256(
         guest.base_image(host).read_bytes()).hexdigest()
         for host in (source, destination)]

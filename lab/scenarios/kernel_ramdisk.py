@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A guest is migrated whose image names a kernel and a ramdisk.
+"""Migrate a guest whose image has a kernel and a ramdisk.
 
-Nova fetches both from Glance once more and then looks for the format of a
-disk in them. If they are gone from Glance it copies them from the source by
-its host name, where sshd need not answer.
+Nova fetches both from Glance again and then inspects them for the format of a
+disk. If they are deleted from Glance it copies them from the source's host
+name, where sshd need not answer.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class KernelRamdisk(scenario.Scenario):
                     scenario.DESTINATION, 'nova-compute',
                     r'kernel taken from the source', patched_since=None),))}
 
-    # Nova's own inspection of images took a kernel for a raw disk; that of
-    # oslo.utils finds a boot sector in it.
+    # Older releases inspect images themselves and take a kernel for a raw
+    # disk; oslo.utils finds a boot sector in it.
     inspected_since = 30
 
     def run(self, run: scenario.Run) -> None:
@@ -72,13 +72,13 @@ class KernelRamdisk(scenario.Scenario):
             check_same(run, instance, digests)
 
     def in_glance(self, run: scenario.Run) -> scenario.Outcome | None:
-        """What to expect, None: what stands above."""
+        """Return the expected outcome, None for the scenario's."""
         inspected = run.cloud.venvs.major >= self.inspected_since
         return None if inspected or run.protected else scenario.Arrives()
 
 
 def upload_parts(run: scenario.Run) -> dict[str, Any]:
-    """The kernel and the ramdisk of the guest as images of their own."""
+    """Upload the guest's kernel and ramdisk as images of their own."""
     files = run.cloud.image
     return {
         'kernel': run.cloud.upload('kernel', files.kernel, 'aki', 'aki'),
@@ -87,7 +87,7 @@ def upload_parts(run: scenario.Run) -> dict[str, Any]:
 
 
 def sha256(instance: guest.Guest) -> dict[str, str]:
-    """The digests of both files on the host that has the guest."""
+    """Return the digests of both files on the guest's host."""
     directory = instance.files(instance.host)
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
             for name in ('kernel', 'ramdisk')}

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest migrates there and back; nothing has changed meanwhile."""
+"""Migrate a guest there and back without any change in between."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plain(scenario.Scenario):
 
 
 def there_and_back(run: scenario.Run, guest: guest.Guest) -> None:
-    """Migrate a guest to the other host and back, as it must always work."""
+    """Migrate a guest to the other host and back, which must always work."""
     for destination in (scenario.DESTINATION, scenario.SOURCE):
         run.migrate(guest, destination, expected=scenario.Arrives())
         pings = run.result.steps[-1].pings

@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""max_queues is raised on the source while a guest runs.
+"""Raise max_queues on the source while a guest runs.
 
-Nova computes the number of queues anew for the destination, from the present
-configuration of the source; the running guest has the number it was booted
-with.
+For the destination Nova recomputes the number of queues from the source's
+present configuration; the running guest still has its number from the boot.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from collections.abc import Mapping
 from lab import guest
 from lab import scenario
 
-# What the destination's QEMU says when it is given the state of a device
+# The error of the destination's QEMU when it receives the state of a device
 # with another number of queues.
 QEMU_REFUSES = scenario.Said(
     scenario.DESTINATION, 'qemu',
     r'get_pci_config_device: Bad config data|'
     r'Failed to load virtio-net:virtio')
 
-# What a mended Nova says of it.
+# The log line of a fixed Nova.
 KEPT = scenario.Said(scenario.SOURCE, 'nova-compute',
                      r'vNIC \S+: kept .*queues')
 
@@ -56,7 +55,7 @@ class QueuesGrow(scenario.Scenario):
             run.check_queues(guest, scenario.SOURCE, self.booted_with)
 
     def drift(self, run: scenario.Run) -> guest.Guest:
-        """A guest that has other queues than its host would give it now."""
+        """Boot a guest and change its host's number of queues afterwards."""
         run.configure(source={scenario.MAX_QUEUES: self.booted_with})
         guest = run.boot()
         run.check_queues(guest, scenario.SOURCE, self.booted_with)

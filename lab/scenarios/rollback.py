@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A migration fails when it is well under way.
+"""Let a migration fail while memory is copied.
 
-The QEMU that receives the guest is killed while memory is being copied. The
-source rolls back and the guest runs on; what is looked at is the state Nova
-leaves it in.
+The scenario kills the QEMU that receives the guest. The source rolls back and
+the guest keeps running; the scenario checks the instance's state afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from lab import guest
 from lab import process
 from lab import scenario
 
-# MiB/s: slow enough to be in the middle, fast enough for the next one.
+# MiB/s: slow enough to kill QEMU during the copy, fast enough for the next
+# migration.
 LIMIT = 8
 
 
