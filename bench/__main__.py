@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Measures, prints a table, and draws it."""
+"""Measure the transfer of backing files; print a table and draw a plot."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from nova_migfix.transport import transfer
 matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
-# seconds by way and size, None if more than LIMIT
+# Seconds by way and size in GB; None: more than LIMIT.
 Found = dict[tuple[str, int], Optional[float]]
 
 SIZES = (1, 10, 100, 1000)      # GB
 GIB = 1 << 30
 LIMIT = 900                     # seconds for one measurement
 
-# What has to hold: the largest disk by the plugin, in seconds; and the plugin
-# so many times faster than rsync with a disk of so many GB.
+# Requirements: the plugin takes at most LARGEST seconds for the largest disk,
+# and is FASTER times faster than rsync with a disk of THAN_AT GB.
 LARGEST = 3
 FASTER, THAN_AT = 20, 100
 
 
 def plugin(transport: str, base: pathlib.Path, directory: pathlib.Path,
            ssh: pathlib.Path) -> None:
-    """What the destination does: pull, and make a complete disk."""
+    """Pull the base and make a complete disk, as the plugin does."""
     CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
     transfer.pull(sshd.HOST, [str(base)], str(directory))
     disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
@@ -61,14 +61,14 @@ def plugin(transport: str, base: pathlib.Path, directory: pathlib.Path,
 
 def rsync(base: pathlib.Path, directory: pathlib.Path,
           ssh: pathlib.Path) -> None:
-    """What Nova does with ``remote_filesystem_transport = rsync``."""
+    """Copy as Nova does with ``remote_filesystem_transport = rsync``."""
     _run('rsync', '-r', '--sparse', f'{sshd.HOST}:{base}', directory,
          '--compress')
 
 
 def scp(base: pathlib.Path, directory: pathlib.Path,
         ssh: pathlib.Path) -> None:
-    """What Nova does by default."""
+    """Copy as Nova does by default."""
     _run('scp', '-S', ssh, '-C', '-r', f'{sshd.HOST}:{base}', directory)
 
 
@@ -85,7 +85,7 @@ def _run(*command: str | pathlib.Path) -> None:
 
 
 def measure(way: str, base: pathlib.Path, ssh: pathlib.Path) -> float | None:
-    """Return the seconds that it takes, None if more than LIMIT."""
+    """Return the seconds of one transfer, None if more than LIMIT."""
     with tempfile.TemporaryDirectory(dir=base.parent) as directory:
         begin = time.monotonic()
         try:
@@ -96,10 +96,10 @@ def measure(way: str, base: pathlib.Path, ssh: pathlib.Path) -> float | None:
 
 
 def measure_all(directory: pathlib.Path, ssh: pathlib.Path) -> Found:
-    """Return ``{(way, size): seconds or None}``, size by size in turn.
+    """Measure all ways, size by size; return the seconds.
 
-    A way that was too slow for one size is not tried with the next, nor scp,
-    which writes every hole, without space for all of it.
+    A way that exceeds LIMIT with one size is not tried with the next. scp,
+    which writes every hole, is tried only if there is space for the full size.
     """
     found: Found = {}
     for size in SIZES:
@@ -118,7 +118,7 @@ def measure_all(directory: pathlib.Path, ssh: pathlib.Path) -> Found:
 
 
 def has_space(directory: pathlib.Path, size: int) -> bool:
-    """Say whether *size* GB may be written, and some are left."""
+    """Return whether 20 GB stay free after *size* GB are written."""
     return shutil.disk_usage(directory).free > (size + 20) * GIB
 
 
@@ -149,7 +149,7 @@ def draw(found: Found, path: pathlib.Path) -> None:
 
 
 def problems(found: Found) -> Iterator[str]:
-    """Yield what does not hold, a line each."""
+    """Yield a line for each requirement that does not hold."""
     # A measurement that exceeded the limit took at least that long.
     if (found[PLUGIN, SIZES[-1]] or LIMIT) > LARGEST:
         yield f'{SIZES[-1]} GB take more than {LARGEST} s'
@@ -163,7 +163,7 @@ def problems(found: Found) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put; needs some GB meanwhile')
+                        help='for the plot; needs some GB temporarily')
     directory = parser.parse_args().directory
     CONF([], default_config_files=[])
     with sshd.Sshd() as server, fixtures.TempDir(

@@ -10,14 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a migration costs under each policy.
+"""Measure the cost of a migration under each TLS policy.
 
-``python -m bench.ciphers DIRECTORY`` migrates a guest over
-TLS between two real QEMUs on loopback, once under each policy in turn and
-several times, and draws the processor time of both. That limits how fast a
-migration can be, and unlike its duration does not depend on what else the
-machine does. The destination decides, as it does with a policy. What counts
-are ratios: machines differ.
+``python -m bench.ciphers DIRECTORY`` migrates a guest over TLS between two
+real QEMUs on loopback, several times under each policy in turn, and plots the
+processor time of both QEMUs. Processor time limits the speed of a migration
+and, unlike the duration, does not depend on other load of the machine. The
+policy applies to the destination, as in production. Only ratios count:
+machines differ.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from matplotlib import pyplot  # noqa: E402
 MEMORY = 512 * qemu_pair.MIB
 ROUNDS = 7
 
-# As QEMU is built with it by Debian, and as policies change it.
+# The default of Debian's QEMU, and the priorities of the policies.
 PRIORITIES = {
     'TLS 1.2, AES-256-GCM': policy.PRIORITIES[policy.TLS12],
     'TLS 1.3, AES-256-GCM': 'NORMAL',
@@ -51,20 +51,20 @@ PRIORITIES = {
 }
 DEFAULT, UNRESTRICTED, CHACHA20 = PRIORITIES
 
-# What has to hold: the default policy costs at most so many times what none
-# does, and the other one at least so many times the default, as long as the
-# processor has instructions for AES.
+# Requirements: the default policy costs at most AT_MOST times as much as no
+# policy, and the other one at least AT_LEAST times as much as the default, if
+# the processor has instructions for AES.
 AT_MOST, AT_LEAST = 1.25, 2
 
 
 class Cost(NamedTuple):
-    """Of one migration, in seconds."""
+    """The cost of one migration, in seconds."""
 
     processor: float
     duration: float
 
 
-# of every round, by name of the policy
+# The costs of all rounds, by name of the policy.
 Found = dict[str, list[Cost]]
 
 
@@ -81,7 +81,7 @@ def measure(name: str) -> Cost:
 
 
 def processor_time(qemus: qemu_pair.Pair) -> float:
-    """How many seconds both have used until now, in user mode and kernel."""
+    """Return the processor seconds of both QEMUs, in user and kernel mode."""
     stats = [pathlib.Path(f'/proc/{process.pid}/stat').read_text()
              for process in qemus.processes.values()]
     ticks = [int(ticks) for stat in stats
@@ -104,14 +104,14 @@ def medians(found: Found) -> dict[str, Cost]:
 
 
 def negotiated(name: str) -> str:
-    """What QEMU agrees to under a policy."""
+    """Return the TLS version and the cipher of QEMU under a policy."""
     answer = probe.probe(probe.find_qemu(), probe.find_user(),
                          priority=PRIORITIES[name])
     return f'{answer.version} {answer.cipher}'
 
 
 def ratios(found: Found) -> dict[str, float]:
-    """How many times the processor time of the default policy each takes."""
+    """Return each policy's processor time relative to the default's."""
     costs = medians(found)
     return {name: cost.processor / costs[DEFAULT].processor
             for name, cost in costs.items()}
@@ -141,7 +141,7 @@ def draw(found: Found, path: pathlib.Path) -> None:
 
 
 def problems(found: Found) -> Iterator[str]:
-    """Yield what does not hold, a line each."""
+    """Yield a line for each requirement that does not hold."""
     ratio = ratios(found)
     if ratio[UNRESTRICTED] * AT_MOST < 1:
         yield f'TLS 1.2 takes {1 / ratio[UNRESTRICTED]:.2f} times as much'
@@ -153,7 +153,7 @@ def problems(found: Found) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put')
+                        help='for the plot')
     directory = parser.parse_args().directory
     found = measure_all()
     draw(found, directory / 'ciphers.svg')

@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a complete disk costs, against an overlay on a shared base file.
+"""Compare the cost of a complete disk with an overlay on a shared base file.
 
-``python -m bench.creation DIRECTORY`` has Nova's backend for
-qcow2 and the plugin's make an ephemeral disk for the first guest on a host and
-for the next one, in pairs, of which each begins with the other one. It prints
-medians and ranges, and draws the time against the size.
+``python -m bench.creation DIRECTORY`` makes an ephemeral disk for the first
+guest on a host and for the next one, by Nova's qcow2 backend and by the
+plugin's. It measures both in pairs and alternates which one begins. It prints
+medians and ranges, and plots the time against the size.
 
-The space in scratch directories is measured in a round of its own: whoever
-looks at them all the time takes time from mkfs.
+The space in scratch directories is measured in a separate round: the
+measurement itself takes time from mkfs.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CONF = nova.conf.CONF
 T = TypeVar('T')
 KINDS = ('ext4', 'xfs', 'vfat', 'ntfs')
 
-# Pairs of measurements by GB; no further one of a case after BUDGET seconds.
+# Pairs of measurements by GB; a case gets no further one after BUDGET seconds.
 ROUNDS = {1: 3, 20: 3, 200: 2, 1000: 2}
 SIZES = tuple(ROUNDS)
 BUDGET = 20
@@ -73,20 +73,20 @@ BUDGET = 20
 LIMIT = 90                      # seconds for one measurement
 SPARE = 10                      # GB that stay free
 
-GUESTS, GUESTS_SIZE = 20, 20    # so many disks of so many GB
-LOOK = 0.002                    # seconds between two looks at what there is
+GUESTS, GUESTS_SIZE = 20, 20    # number of disks, and their size in GB
+LOOK = 0.002                    # seconds between two measurements of space
 
-# What has to hold for ext4: the most seconds for a disk of the largest size,
-# and the most MiB of a disk of GUESTS_SIZE.
+# Requirements for ext4: the most seconds for a disk of the largest size, and
+# the most MiB of a disk of GUESTS_SIZE.
 SLOWEST, LARGEST = 10, 16
 
 
 class Way(NamedTuple):
-    """How a disk is made."""
+    """A way to make a disk."""
 
     backend: Any        # a class of Nova's image backends
-    create: Callable[..., None]     # makes a file system, Nova's fetch_func
-    is_full: bool       # its NTFS is written to the last block
+    create: Callable[..., None]     # makes a file system; Nova's fetch_func
+    is_full: bool       # whether its NTFS is written to the last block
 
 
 OVERLAY, COMPLETE = 'overlay', 'complete'
@@ -98,28 +98,28 @@ WAYS = {
 
 
 class Cost(NamedTuple):
-    """Of the first guest's disk on a host and the next one's."""
+    """Seconds for the first guest's disk on a host and the next one's."""
 
     first: float
     next: float
 
 
 class Space(NamedTuple):
-    """Bytes that are allocated."""
+    """Allocated bytes."""
 
     base: int
     disk: int       # of the next guest
 
 
 Round = tuple[Cost, Space]
-# or why there are none
+# A text says why there are none.
 Rounds = Union[list[Round], str]
-# by kind and size: rounds by way, and bytes of scratch
+# By kind and size: the rounds by way, and the bytes of scratch space.
 Found = dict[tuple[str, int], tuple[dict[str, Rounds], int]]
 
 
 def make(way: str, kind: str, size: int, guest: str) -> pathlib.Path:
-    """Have a backend make a disk of *size* GB, as the driver asks it to."""
+    """Make a disk of *size* GB by a backend, with the driver's arguments."""
     path = pathlib.Path(CONF.instances_path) / guest / 'disk.eph0'
     path.parent.mkdir()
     backend, create, _is_full = WAYS[way]
@@ -136,26 +136,26 @@ def make(way: str, kind: str, size: int, guest: str) -> pathlib.Path:
 
 def on_new_host(directory: pathlib.Path, function: Callable[..., T],
                 *args: object) -> T:
-    """Call a function in a process with an instances_path of its own.
+    """Call a function in a process with its own, empty instances_path.
 
     :raises multiprocessing.TimeoutError: it takes more than LIMIT seconds
     """
     with tempfile.TemporaryDirectory(dir=directory) as path:
         CONF.set_override('instances_path', path)
-        os.sync()       # what others have written is not to be waited for
+        os.sync()       # the measurement must not wait for earlier writes
         with multiprocessing.get_context('fork').Pool(
                 1, initializer=os.setsid) as pool:
-            # no public name leads to the process
+            # The pool has no public attribute for the process.
             process, = pool._pool  # type: ignore[attr-defined]
             try:
                 return pool.apply_async(function, args).get(LIMIT)
             except multiprocessing.TimeoutError:
-                os.killpg(process.pid, signal.SIGKILL)      # and its mkfs
+                os.killpg(process.pid, signal.SIGKILL)      # with its mkfs
                 raise
 
 
 def allocated(paths: Iterable[pathlib.Path]) -> int:
-    """Return the bytes of what is left of some files."""
+    """Return the allocated bytes of files; some may no longer exist."""
     found = 0
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -169,7 +169,7 @@ def allocated_below(pattern: str) -> int:
 
 
 class Peak(threading.Thread):
-    """Looks at the scratch directories as long as the context lasts."""
+    """Measure the largest size of the scratch directories in a context."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -178,7 +178,7 @@ class Peak(threading.Thread):
     def run(self) -> None:
         instances = pathlib.Path(CONF.instances_path)
         while not self._ended.wait(LOOK):
-            # A directory may vanish while its files are listed.
+            # A directory may vanish during the listing of its files.
             with contextlib.suppress(FileNotFoundError):
                 self.bytes = max(self.bytes, allocated(
                     file for place in instances.glob('*/migfix-*')
@@ -194,7 +194,7 @@ class Peak(threading.Thread):
 
 
 def two_guests(way: str, kind: str, size: int) -> Round:
-    """Return what the disks of a host's first guest and the next one cost."""
+    """Return time and space of the disks of a host's first two guests."""
     ticks = [time.monotonic()]
     for guest in ('first', 'next'):
         make(way, kind, size, guest)
@@ -223,7 +223,7 @@ def many_guests(way: str) -> tuple[float, int]:
 
 def reason_against(way: str, kind: str, size: int,
                    directory: pathlib.Path) -> str:
-    """Say why a disk is not made; '' if it is."""
+    """Return why a disk is not measured; '' if it is."""
     is_full = kind == 'ntfs' and WAYS[way].is_full
     if is_full and size > GUESTS_SIZE:
         return 'writes all zeros'
@@ -234,7 +234,7 @@ def reason_against(way: str, kind: str, size: int,
 
 def measure(kind: str, size: int,
             directory: pathlib.Path) -> dict[str, Rounds]:
-    """Return ``{way: [(Cost, Space), ...] or why there are none}``."""
+    """Return the rounds of each way for one kind and size."""
     reasons = {way: reason_against(way, kind, size, directory)
                for way in WAYS}
     found: dict[str, list[Round]] = {
@@ -249,7 +249,7 @@ def measure(kind: str, size: int,
 
 
 def measure_all(directory: pathlib.Path) -> Found:
-    """Return ``{(kind, size): ({way: see measure}, bytes of scratch)}``."""
+    """Measure all kinds and sizes, and print each result."""
     found: Found = {}
     for kind in KINDS:
         for size in SIZES:
@@ -271,7 +271,7 @@ def medians(rounds: Sequence[Round]) -> Cost:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Median and range."""
+    """Return median and range as text."""
     return (f'{statistics.median(values):.2f} '
             f'({min(values):.2f}-{max(values):.2f})')
 
@@ -322,7 +322,7 @@ def draw(found: Found, path: pathlib.Path) -> None:
 
 
 def problems(found: Found) -> Iterator[str]:
-    """Yield what does not hold, a line each."""
+    """Yield a line for each requirement that does not hold."""
     largest = rounds_of(found, 'ext4', SIZES[-1], COMPLETE)
     if not largest or medians(largest).next > SLOWEST:
         yield f'{SIZES[-1]} GB take more than {SLOWEST} s'
@@ -337,11 +337,11 @@ def problems(found: Found) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put, and disks meanwhile')
+                        help='for the plot and, temporarily, the disks')
     directory = parser.parse_args().directory
     conf.register_opts(CONF)
     CONF([], project='nova', default_config_files=[])
-    # Nova's daemon with more rights is not needed for one's own files.
+    # Own files need no privsep daemon.
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
     os.environ['PATH'] += ':/usr/sbin:/sbin'
     many = {way: on_new_host(directory, many_guests, way) for way in WAYS}

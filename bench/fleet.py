@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What it takes to merge what many hosts have told, and to read it.
+"""Measure the merge of the reports of many hosts, and the merged page.
 
-``python -m bench.fleet`` makes hosts up, merges them with
-the command itself, opens the page in Chromium and uses its filters. What a
-filter takes is the script and the layout that follows.
+``python -m bench.fleet`` generates reports of hosts, merges them by the real
+command, opens the page in Chromium and uses its filters. The time of a filter
+includes its script and the layout afterwards.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import prettytable
 from nova_migfix.tests.fleet import browser
 from nova_migfix.tests import hosts
 
-# hosts, and in how many of their guests each finding is
+# The number of hosts, and the share of guests with each finding.
 CASES = ((100, .25), (300, .25), (1000, .25), (1000, 1))
 GUESTS = 50
 ROUNDS = 3
 
-# What has to hold, in seconds: to merge and to open; and for each filter.
+# Requirements, in seconds: merge and opening together, and each filter.
 LIMIT = 10
 FILTER_LIMIT = 0.5
 
@@ -45,13 +45,13 @@ const field = document.getElementById('{}');
 field.value = '{}';
 field.dispatchEvent(new Event('input', {{bubbles: true}}))
 '''
-# One after the other, all stay.
+# Applied one after the other, without a reset.
 FILTERS = (('text', 'a'), ('text', ''), ('finding', 'vnic'),
            ('covered', 'no'), ('host', 'compute00'))
 
 
 def merge(directory: pathlib.Path) -> float:
-    """Seconds of the command, with the start of Python."""
+    """Return the seconds of the command, with the start of Python."""
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, '-m', 'nova_migfix.cmd.status', 'report',
@@ -65,7 +65,11 @@ def merge(directory: pathlib.Path) -> float:
 
 def measure(number: int,
             often: float) -> tuple[int, float, float, float, float]:
-    """Return seconds of each step, and the page's size in MB."""
+    """Return findings, the page's size in MB, and seconds of each step.
+
+    :param number: of hosts
+    :param often: the share of guests with each finding
+    """
     with tempfile.TemporaryDirectory() as name, browser.Browser() as page:
         directory = pathlib.Path(name)
         hosts.write_many(directory, number, GUESTS, often)

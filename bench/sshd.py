@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""An sshd on loopback and the ssh that leads to it."""
+"""An sshd on loopback, and an ssh that connects to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _STARTS_WITHIN = 10     # seconds
 
 
 class Sshd(fixtures.Fixture):
-    """Puts an ``ssh`` first into PATH for which *HOST* is this machine."""
+    """Start sshd and put an ``ssh`` first into PATH that connects to it.
+
+    For that ssh the host name *HOST* is this machine.
+    """
 
     def _setUp(self) -> None:
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
