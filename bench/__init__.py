@@ -13,8 +13,8 @@
 """Measure the transfer of a backing file to the destination.
 
 ``python -m bench DIRECTORY`` copies new file systems of several sizes from one
-directory to another through a real sshd on loopback, in each of three ways,
-and plots time against size.
+directory to another through a real sshd on loopback, by the plugin, rsync and
+scp, and plots time against size.
 
 The modules ``ciphers``, ``creation``, ``fleet`` and ``preflight`` are further
 benchmarks, such as ``python -m bench.ciphers DIRECTORY``.
