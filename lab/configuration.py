@@ -66,7 +66,7 @@ def write(host: host.Host, place: str,
     return host.write(place, render(sections))
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 

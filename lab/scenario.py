@@ -49,7 +49,7 @@ T = TypeVar('T')
 # Run.guest hides the module from the annotations of that class.
 Guest = guest.Guest
 Migration = guest.Migration
-# by role of the host and name in LOGS
+# By role of the host and key of LOGS.
 Logs = Mapping[tuple[str, str], evidence.Marked]
 
 SOURCE, DESTINATION = topology.COMPUTES
@@ -395,7 +395,7 @@ class Run(fixtures.Fixture):
         Compared are the XML from Nova for the destination, and the guest's
         XML there.
         """
-        others = {'what Nova computed for the destination':
+        others = {'the XML that Nova computed for the destination':
                   evidence.generated_interfaces(
                       logs[SOURCE, 'nova-compute'].text())}
         if migration.arrived:

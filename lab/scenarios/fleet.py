@@ -65,17 +65,17 @@ class Fleet(scenario.Scenario):
               guests: Mapping[str, guest.Guest], host: str,
               covered: bool) -> None:
         """Check the report about a host and the guest there."""
-        told = report[host]
+        row = report[host]
         guest = guests[host]
-        run.check_equal(f'{host} has answered', told['state'], 'told')
-        run.check_equal(f'guests on {host}', told['guests'], 1)
+        run.check_equal(f'{host} has answered', row['state'], 'told')
+        run.check_equal(f'guests on {host}', row['guests'], 1)
         run.check_equal(
             f'findings on {host}',
-            [(row['instance'], row['finding'], row['running'],
-              row['computed'], row['covered']) for row in told['findings']],
+            [(one['instance'], one['finding'], one['running'],
+              one['computed'], one['covered']) for one in row['findings']],
             [(guest.id, 'vnic', str(self.booted_with), str(self.configured),
               'yes' if covered else 'no')])
-        run.check_equal(f'{host} can be drained', told['drain'],
+        run.check_equal(f'{host} can be drained', row['drain'],
                         'yes' if covered else 'no')
 
     @staticmethod
@@ -103,8 +103,8 @@ def ask(run: scenario.Run) -> dict[str, Any]:
         '--inventory', inventory, '--extra-vars',
         f'nova_migfix_report={report}',
         workdir.CHECKOUT / 'ansible/report.yml')
-    told = json.loads(report.with_suffix('.json').read_text())
-    return {host['host']: host for host in told['hosts']}
+    merged = json.loads(report.with_suffix('.json').read_text())
+    return {host['host']: host for host in merged['hosts']}
 
 
 def inventory_of(cloud: cloud.Cloud) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def migrate(run: scenario.Run, guest: guest.Guest, *networks: topology.Network,
 
 def check_copied(run: scenario.Run, guest: guest.Guest, source: str,
                  destination: str) -> None:
-    """Check that both hosts have the same bytes as the base image."""
+    """Check that the base image is equal on both hosts."""
     digests = [hashlib.sha256(
         guest.base_image(host).read_bytes()).hexdigest()
         for host in (source, destination)]
