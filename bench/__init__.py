@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What it costs to have a backing file on the destination.
+"""Measure the transfer of a backing file to the destination.
 
-``python -m bench DIRECTORY`` takes new file systems of
-several sizes from one directory to another through a real sshd on loopback,
-in the three ways there are, and draws time against size.
+``python -m bench DIRECTORY`` copies new file systems of several sizes from one
+directory to another through a real sshd on loopback, by the plugin, rsync and
+scp, and plots time against size.
 
-``python -m bench.ciphers DIRECTORY``: see there, and as to
-``preflight`` and ``fleet``.
+The modules ``ciphers``, ``creation``, ``fleet`` and ``preflight`` are further
+benchmarks, such as ``python -m bench.ciphers DIRECTORY``.
 """

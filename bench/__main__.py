@@ -10,9 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Measures, prints a table, and draws it."""
+"""Measure the transfer of backing files; print a table and draw a plot."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
 import functools
 import pathlib
 import shutil
@@ -20,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Optional
 
 import fixtures
 import matplotlib
@@ -33,46 +38,54 @@ from nova_migfix.transport import transfer
 matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
+# Seconds by way and size in GB; None: more than LIMIT.
+Found = dict[tuple[str, int], Optional[float]]
+
 SIZES = (1, 10, 100, 1000)      # GB
 GIB = 1 << 30
 LIMIT = 900                     # seconds for one measurement
 
-# What has to hold: the largest disk by the plugin, in seconds; and the plugin
-# so many times faster than rsync with a disk of so many GB.
+# Requirements: the plugin takes at most LARGEST seconds for the largest disk,
+# and is FASTER times faster than rsync with a disk of THAN_AT GB.
 LARGEST = 3
 FASTER, THAN_AT = 20, 100
 
 
-def plugin(transport, base, directory, ssh):
-    """What the destination does: pull, and make a complete disk."""
+def plugin(transport: str, base: pathlib.Path, directory: pathlib.Path,
+           ssh: pathlib.Path) -> None:
+    """Pull the base and make a complete disk, as the plugin does."""
     CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
     transfer.fetch(sshd.HOST, [str(base)], str(directory))
     disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
 
 
-def rsync(base, directory, ssh):
-    """What Nova does with ``remote_filesystem_transport = rsync``."""
+def rsync(base: pathlib.Path, directory: pathlib.Path,
+          ssh: pathlib.Path) -> None:
+    """Copy as Nova does with ``remote_filesystem_transport = rsync``."""
     _run('rsync', '-r', '--sparse', f'{sshd.HOST}:{base}', directory,
          '--compress')
 
 
-def scp(base, directory, ssh):
-    """What Nova does by default."""
+def scp(base: pathlib.Path, directory: pathlib.Path,
+        ssh: pathlib.Path) -> None:
+    """Copy as Nova does by default."""
     _run('scp', '-S', ssh, '-C', '-r', f'{sshd.HOST}:{base}', directory)
 
 
 PLUGIN, RSYNC, SCP = 'plugin by ssh', 'rsync --sparse', 'scp -C'
+# Each is called with the base, the target directory and the ssh program.
+WAYS: dict[str, Callable[[pathlib.Path, pathlib.Path, pathlib.Path], None]]
 WAYS = {PLUGIN: functools.partial(plugin, 'ssh'),
         'plugin by rsync': functools.partial(plugin, 'rsync'),
         RSYNC: rsync, SCP: scp}
 
 
-def _run(*command):
+def _run(*command: str | pathlib.Path) -> None:
     subprocess.run(command, check=True, timeout=LIMIT)
 
 
-def measure(way, base, ssh):
-    """Return the seconds that it takes, None if more than LIMIT."""
+def measure(way: str, base: pathlib.Path, ssh: pathlib.Path) -> float | None:
+    """Return the seconds of one transfer, None if more than LIMIT."""
     with tempfile.TemporaryDirectory(dir=base.parent) as directory:
         begin = time.monotonic()
         try:
@@ -82,13 +95,13 @@ def measure(way, base, ssh):
         return time.monotonic() - begin
 
 
-def measure_all(directory, ssh):
-    """Return ``{(way, size): seconds or None}``, size by size in turn.
+def measure_all(directory: pathlib.Path, ssh: pathlib.Path) -> Found:
+    """Measure all ways, size by size; return the seconds.
 
-    A way that was too slow for one size is not tried with the next, nor scp,
-    which writes every hole, without space for all of it.
+    A way that exceeds LIMIT with one size is not tried with the next. scp,
+    which writes every hole, is tried only if there is space for the full size.
     """
-    found = {}
+    found: Found = {}
     for size in SIZES:
         base = directory / f'ephemeral_{size}_40d1d2c'
         with open(base, 'wb') as file:
@@ -104,16 +117,16 @@ def measure_all(directory, ssh):
     return found
 
 
-def has_space(directory, size):
-    """Say whether *size* GB may be written, and some are left."""
+def has_space(directory: pathlib.Path, size: int) -> bool:
+    """Return whether 20 GB stay free after *size* GB are written."""
     return shutil.disk_usage(directory).free > (size + 20) * GIB
 
 
-def shown(seconds):
+def shown(seconds: float | None) -> str:
     return f'> {LIMIT}' if seconds is None else f'{seconds:.2f}'
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable(['GB', *WAYS])
     result.align = 'r'
     for size in SIZES:
@@ -123,7 +136,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots()
     for way in WAYS:
         sizes = [size for size in SIZES if found.get((way, size)) is not None]
@@ -135,22 +148,22 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
-    """Yield what does not hold, a line each."""
-    if found[PLUGIN, SIZES[-1]] > LARGEST:
+def problems(found: Found) -> Iterator[str]:
+    """Yield a line for each requirement that does not hold."""
+    # A measurement that exceeded the limit took at least that long.
+    if (found[PLUGIN, SIZES[-1]] or LIMIT) > LARGEST:
         yield f'{SIZES[-1]} GB take more than {LARGEST} s'
     if (RSYNC, THAN_AT) not in found:
         yield f'{RSYNC} was not measured at {THAN_AT} GB'
-    # One that took too long took at least so long.
     elif ((found[RSYNC, THAN_AT] or LIMIT)
-            < FASTER * found[PLUGIN, THAN_AT]):
+            < FASTER * (found[PLUGIN, THAN_AT] or LIMIT)):
         yield f'not {FASTER} times faster than {RSYNC} at {THAN_AT} GB'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put; needs some GB meanwhile')
+                        help='for the plot; needs some GB temporarily')
     directory = parser.parse_args().directory
     CONF([], default_config_files=[])
     with sshd.Sshd() as server, fixtures.TempDir(

@@ -10,17 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a migration costs under each policy.
+"""Measure the cost of a migration under each TLS policy.
 
-``python -m bench.ciphers DIRECTORY`` migrates a guest over
-TLS between two real QEMUs on loopback, once under each policy in turn and
-several times, and draws the processor time of both. That limits how fast a
-migration can be, and unlike its duration does not depend on what else the
-machine does. The destination decides, as it does with a policy. What counts
-are ratios: machines differ.
+``python -m bench.ciphers DIRECTORY`` migrates a guest over TLS between two
+real QEMUs on loopback, several times under each policy in turn, and plots the
+processor time of both QEMUs. Processor time limits the speed of a migration
+and, unlike the duration, does not depend on other load of the machine. The
+policy applies to the destination, as in production. Only ratios count:
+machines differ.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Iterator
 import os
 import pathlib
 import statistics
@@ -40,7 +43,7 @@ from matplotlib import pyplot  # noqa: E402
 MEMORY = 512 * qemu_pair.MIB
 ROUNDS = 7
 
-# As QEMU is built with it by Debian, and as policies change it.
+# The default of Debian's QEMU, and the priorities of the policies.
 PRIORITIES = {
     'TLS 1.2, AES-256-GCM': policy.PRIORITIES[policy.TLS12],
     'TLS 1.3, AES-256-GCM': 'NORMAL',
@@ -48,20 +51,24 @@ PRIORITIES = {
 }
 DEFAULT, UNRESTRICTED, CHACHA20 = PRIORITIES
 
-# What has to hold: the default policy costs at most so many times what none
-# does, and the other one at least so many times the default, as long as the
-# processor has instructions for AES.
+# Requirements: the default policy costs at most AT_MOST times as much as no
+# policy, and the other one at least AT_LEAST times as much as the default, if
+# the processor has instructions for AES.
 AT_MOST, AT_LEAST = 1.25, 2
 
 
 class Cost(NamedTuple):
-    """Of one migration, in seconds."""
+    """The cost of one migration, in seconds."""
 
     processor: float
     duration: float
 
 
-def measure(name):
+# The costs of all rounds, by name of the policy.
+Found = dict[str, list[Cost]]
+
+
+def measure(name: str) -> Cost:
     with qemu_pair.Pair(MEMORY, priority=PRIORITIES[name]) as qemus:
         before = processor_time(qemus)
         qemus.migrate('return-path')
@@ -73,8 +80,8 @@ def measure(name):
     return cost
 
 
-def processor_time(qemus):
-    """How many seconds both have used until now, in user mode and kernel."""
+def processor_time(qemus: qemu_pair.Pair) -> float:
+    """Return the processor seconds of both QEMUs, in user and kernel mode."""
     stats = [pathlib.Path(f'/proc/{process.pid}/stat').read_text()
              for process in qemus.processes.values()]
     ticks = [int(ticks) for stat in stats
@@ -82,35 +89,35 @@ def processor_time(qemus):
     return sum(ticks) / os.sysconf('SC_CLK_TCK')
 
 
-def measure_all():
+def measure_all() -> Found:
     """Return every Cost by name; policies are measured in turn."""
-    found = {name: [] for name in PRIORITIES}
+    found: Found = {name: [] for name in PRIORITIES}
     for _ in range(ROUNDS):
         for name, costs in found.items():
             costs.append(measure(name))
     return found
 
 
-def medians(found):
+def medians(found: Found) -> dict[str, Cost]:
     return {name: Cost(*map(statistics.median, zip(*costs)))
             for name, costs in found.items()}
 
 
-def negotiated(name):
-    """What QEMU agrees to under a policy."""
+def negotiated(name: str) -> str:
+    """Return the TLS version and the cipher of QEMU under a policy."""
     answer = probe.probe(probe.find_qemu(), probe.find_user(),
                          priority=PRIORITIES[name])
     return f'{answer.version} {answer.cipher}'
 
 
-def ratios(found):
-    """How many times the processor time of the default policy each takes."""
+def ratios(found: Found) -> dict[str, float]:
+    """Return each policy's processor time relative to the default's."""
     costs = medians(found)
     return {name: cost.processor / costs[DEFAULT].processor
             for name, cost in costs.items()}
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable(
         ['', 'negotiated', 'processor, s', 'ratio', 'duration, s'])
     result.align = 'l'
@@ -121,7 +128,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 3), layout='constrained')
     default = medians(found)[DEFAULT].processor
     axes.boxplot([[cost.processor / default for cost in costs]
@@ -133,8 +140,8 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
-    """Yield what does not hold, a line each."""
+def problems(found: Found) -> Iterator[str]:
+    """Yield a line for each requirement that does not hold."""
     ratio = ratios(found)
     if ratio[UNRESTRICTED] * AT_MOST < 1:
         yield f'TLS 1.2 takes {1 / ratio[UNRESTRICTED]:.2f} times as much'
@@ -143,10 +150,10 @@ def problems(found):
         yield f'ChaCha20 takes only {ratio[CHACHA20]:.2f} times as much'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put')
+                        help='for the plot')
     directory = parser.parse_args().directory
     found = measure_all()
     draw(found, directory / 'ciphers.svg')

@@ -10,18 +10,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a complete disk costs, against an overlay on a shared base file.
+"""Compare the cost of a complete disk with an overlay on a shared base file.
 
-``python -m bench.creation DIRECTORY`` has Nova's backend for
-qcow2 and the plugin's make an ephemeral disk for the first guest on a host and
-for the next one, in pairs, of which each begins with the other one. It prints
-medians and ranges, and draws the time against the size.
+``python -m bench.creation DIRECTORY`` makes an ephemeral disk for the first
+guest on a host and for the next one, by Nova's qcow2 backend and by the
+plugin's. It measures both in pairs and alternates which one begins. It prints
+medians and ranges, and plots the time against the size.
 
-The space in scratch directories is measured in a round of its own: whoever
-looks at them all the time takes time from mkfs.
+The space in scratch directories is measured in a separate round: the
+measurement itself takes time from mkfs.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import functools
 import multiprocessing
@@ -34,7 +40,10 @@ import sys
 import tempfile
 import threading
 import time
+from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
+from typing import Union
 
 import matplotlib
 import nova.conf
@@ -53,9 +62,10 @@ matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
 
 CONF = nova.conf.CONF
+T = TypeVar('T')
 KINDS = ('ext4', 'xfs', 'vfat', 'ntfs')
 
-# Pairs of measurements by GB; no further one of a case after BUDGET seconds.
+# Pairs of measurements by GB; a case gets no further one after BUDGET seconds.
 ROUNDS = {1: 3, 20: 3, 200: 2, 1000: 2}
 SIZES = tuple(ROUNDS)
 BUDGET = 20
@@ -63,20 +73,20 @@ BUDGET = 20
 LIMIT = 90                      # seconds for one measurement
 SPARE = 10                      # GB that stay free
 
-GUESTS, GUESTS_SIZE = 20, 20    # so many disks of so many GB
-LOOK = 0.002                    # seconds between two looks at what there is
+GUESTS, GUESTS_SIZE = 20, 20    # number of disks, and their size in GB
+LOOK = 0.002                    # seconds between two measurements of space
 
-# What has to hold for ext4: the most seconds for a disk of the largest size,
-# and the most MiB of a disk of GUESTS_SIZE.
+# Requirements for ext4: the most seconds for a disk of the largest size, and
+# the most MiB of a disk of GUESTS_SIZE.
 SLOWEST, LARGEST = 10, 16
 
 
 class Way(NamedTuple):
-    """How a disk is made."""
+    """A way to make a disk."""
 
-    backend: type
-    create: object      # makes a file system, Nova's fetch_func
-    is_full: bool       # its NTFS is written to the last block
+    backend: Any        # a class of Nova's image backends
+    create: Callable[..., None]     # makes a file system; Nova's fetch_func
+    is_full: bool       # whether its NTFS is written to the last block
 
 
 OVERLAY, COMPLETE = 'overlay', 'complete'
@@ -88,21 +98,28 @@ WAYS = {
 
 
 class Cost(NamedTuple):
-    """Of the first guest's disk on a host and the next one's."""
+    """Seconds for the first guest's disk on a host and the next one's."""
 
     first: float
     next: float
 
 
 class Space(NamedTuple):
-    """Bytes that are allocated."""
+    """Allocated bytes."""
 
     base: int
     disk: int       # of the next guest
 
 
-def make(way, kind, size, guest):
-    """Have a backend make a disk of *size* GB, as the driver asks it to."""
+Round = tuple[Cost, Space]
+# A text says why there are none.
+Rounds = Union[list[Round], str]
+# By kind and size: the rounds by way, and the bytes of scratch space.
+Found = dict[tuple[str, int], tuple[dict[str, Rounds], int]]
+
+
+def make(way: str, kind: str, size: int, guest: str) -> pathlib.Path:
+    """Make a disk of *size* GB by a backend, with the driver's arguments."""
     path = pathlib.Path(CONF.instances_path) / guest / 'disk.eph0'
     path.parent.mkdir()
     backend, create, _is_full = WAYS[way]
@@ -117,26 +134,28 @@ def make(way, kind, size, guest):
     return path
 
 
-def on_new_host(directory, function, *args):
-    """Call a function in a process with an instances_path of its own.
+def on_new_host(directory: pathlib.Path, function: Callable[..., T],
+                *args: object) -> T:
+    """Call a function in a process with its own, empty instances_path.
 
     :raises multiprocessing.TimeoutError: it takes more than LIMIT seconds
     """
     with tempfile.TemporaryDirectory(dir=directory) as path:
         CONF.set_override('instances_path', path)
-        os.sync()       # what others have written is not to be waited for
+        os.sync()       # the measurement must not wait for earlier writes
         with multiprocessing.get_context('fork').Pool(
                 1, initializer=os.setsid) as pool:
-            process, = pool._pool
+            # The pool has no public attribute for the process.
+            process, = pool._pool  # type: ignore[attr-defined]
             try:
                 return pool.apply_async(function, args).get(LIMIT)
             except multiprocessing.TimeoutError:
-                os.killpg(process.pid, signal.SIGKILL)      # and its mkfs
+                os.killpg(process.pid, signal.SIGKILL)      # with its mkfs
                 raise
 
 
-def allocated(paths):
-    """Return the bytes of what is left of some files."""
+def allocated(paths: Iterable[pathlib.Path]) -> int:
+    """Return the allocated bytes of files; some may no longer exist."""
     found = 0
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -144,38 +163,38 @@ def allocated(paths):
     return found
 
 
-def allocated_below(pattern):
+def allocated_below(pattern: str) -> int:
     os.sync()
     return allocated(pathlib.Path(CONF.instances_path).glob(pattern))
 
 
 class Peak(threading.Thread):
-    """Looks at the scratch directories as long as the context lasts."""
+    """Measure the largest size of the scratch directories in a context."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self._ended, self.bytes = threading.Event(), 0
 
-    def run(self):
+    def run(self) -> None:
         instances = pathlib.Path(CONF.instances_path)
         while not self._ended.wait(LOOK):
-            # A directory may vanish while its files are listed.
+            # A directory may vanish during the listing of its files.
             with contextlib.suppress(FileNotFoundError):
                 self.bytes = max(self.bytes, allocated(
                     file for place in instances.glob('*/migfix-*')
                     for file in place.rglob('*')))
 
-    def __enter__(self):
+    def __enter__(self) -> Peak:
         self.start()
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, *_error: object) -> None:
         self._ended.set()
         self.join()
 
 
-def two_guests(way, kind, size):
-    """Return what the disks of a host's first guest and the next one cost."""
+def two_guests(way: str, kind: str, size: int) -> Round:
+    """Return time and space of the disks of a host's first two guests."""
     ticks = [time.monotonic()]
     for guest in ('first', 'next'):
         make(way, kind, size, guest)
@@ -185,14 +204,14 @@ def two_guests(way, kind, size):
                   allocated_below('next/disk.eph0')))
 
 
-def scratch_space(kind, size):
+def scratch_space(kind: str, size: int) -> int:
     """Return the most bytes in scratch directories while a disk is made."""
     with Peak() as peak:
         make(COMPLETE, kind, size, 'first')
     return peak.bytes
 
 
-def many_guests(way):
+def many_guests(way: str) -> tuple[float, int]:
     """Return the seconds and bytes of GUESTS disks on one host."""
     begin = time.monotonic()
     for guest in range(GUESTS):
@@ -202,8 +221,9 @@ def many_guests(way):
             + allocated_below('*/disk.eph0'))
 
 
-def reason_against(way, kind, size, directory):
-    """Say why a disk is not made; '' if it is."""
+def reason_against(way: str, kind: str, size: int,
+                   directory: pathlib.Path) -> str:
+    """Return why a disk is not measured; '' if it is."""
     is_full = kind == 'ntfs' and WAYS[way].is_full
     if is_full and size > GUESTS_SIZE:
         return 'writes all zeros'
@@ -212,23 +232,25 @@ def reason_against(way, kind, size, directory):
             else '')
 
 
-def measure(kind, size, directory):
-    """Return ``{way: [(Cost, Space), ...] or why there are none}``."""
-    found = {way: reason_against(way, kind, size, directory) or []
-             for way in WAYS}
-    ways = [way for way in WAYS if not found[way]]
+def measure(kind: str, size: int,
+            directory: pathlib.Path) -> dict[str, Rounds]:
+    """Return the rounds of each way for one kind and size."""
+    reasons = {way: reason_against(way, kind, size, directory)
+               for way in WAYS}
+    found: dict[str, list[Round]] = {
+        way: [] for way, reason in reasons.items() if not reason}
     begin = time.monotonic()
     for done in range(ROUNDS[size]):
         if time.monotonic() - begin < BUDGET:
-            for way in ways if done % 2 else reversed(ways):
+            for way in found if done % 2 else reversed(found):
                 found[way].append(on_new_host(
                     directory, two_guests, way, kind, size))
-    return found
+    return {way: reason or found[way] for way, reason in reasons.items()}
 
 
-def measure_all(directory):
-    """Return ``{(kind, size): ({way: see measure}, bytes of scratch)}``."""
-    found = {}
+def measure_all(directory: pathlib.Path) -> Found:
+    """Measure all kinds and sizes, and print each result."""
+    found: Found = {}
     for kind in KINDS:
         for size in SIZES:
             found[kind, size] = (
@@ -238,26 +260,27 @@ def measure_all(directory):
     return found
 
 
-def rounds_of(found, kind, size, way):
+def rounds_of(found: Found, kind: str, size: int, way: str) -> list[Round]:
     by_way, _scratch = found[kind, size]
-    return [] if isinstance(by_way[way], str) else by_way[way]
+    rounds = by_way[way]
+    return [] if isinstance(rounds, str) else rounds
 
 
-def medians(rounds):
+def medians(rounds: Sequence[Round]) -> Cost:
     return Cost(*map(statistics.median, zip(*(cost for cost, _ in rounds))))
 
 
-def shown(values):
-    """Median and range."""
+def shown(values: Sequence[float]) -> str:
+    """Return median and range as text."""
     return (f'{statistics.median(values):.2f} '
             f'({min(values):.2f}-{max(values):.2f})')
 
 
-def mib(size):
+def mib(size: float) -> str:
     return f'{size / units.Mi:.1f}'
 
 
-def row(rounds, scratch):
+def row(rounds: Rounds, scratch: int) -> list[object]:
     if isinstance(rounds, str):
         return [0, *[rounds] * 5]
     costs, spaces = zip(*rounds)
@@ -265,7 +288,7 @@ def row(rounds, scratch):
             mib(scratch)]
 
 
-def table(found):
+def table(found: Found) -> prettytable.PrettyTable:
     result = prettytable.PrettyTable([
         'file system', 'GB', 'disk', 'rounds', 'first, s', 'next, s',
         'base, MiB', 'disk, MiB', 'scratch, MiB'])
@@ -277,7 +300,7 @@ def table(found):
     return result
 
 
-def draw(found, path):
+def draw(found: Found, path: pathlib.Path) -> None:
     figure, panels = pyplot.subplots(
         1, len(KINDS), sharey=True, figsize=(10, 3.5), layout='constrained')
     for kind, axes in zip(KINDS, panels):
@@ -298,8 +321,8 @@ def draw(found, path):
     figure.savefig(path)
 
 
-def problems(found):
-    """Yield what does not hold, a line each."""
+def problems(found: Found) -> Iterator[str]:
+    """Yield a line for each requirement that does not hold."""
     largest = rounds_of(found, 'ext4', SIZES[-1], COMPLETE)
     if not largest or medians(largest).next > SLOWEST:
         yield f'{SIZES[-1]} GB take more than {SLOWEST} s'
@@ -311,14 +334,14 @@ def problems(found):
         yield 'a complete disk has left something in _base'
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='where the plot is put, and disks meanwhile')
+                        help='for the plot and, temporarily, the disks')
     directory = parser.parse_args().directory
     conf.register_opts(CONF)
     CONF([], project='nova', default_config_files=[])
-    # Nova's daemon with more rights is not needed for one's own files.
+    # Own files need no privsep daemon.
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
     os.environ['PATH'] += ':/usr/sbin:/sbin'
     many = {way: on_new_host(directory, many_guests, way) for way in WAYS}

@@ -10,12 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What it takes to merge what many hosts have told, and to read it.
+"""Measure the merge of the reports of many hosts, and the merged page.
 
-``python -m bench.fleet`` makes hosts up, merges them with
-the command itself, opens the page in Chromium and uses its filters. What a
-filter takes is the script and the layout that follows.
+``python -m bench.fleet`` generates reports of hosts, merges them by the real
+command, opens the page in Chromium and uses its filters. The time of a filter
+includes its script and the layout afterwards.
 """
+
+from __future__ import annotations
 
 import argparse
 import pathlib
@@ -29,12 +31,12 @@ import prettytable
 from nova_migfix.tests.fleet import browser
 from nova_migfix.tests import hosts
 
-# hosts, and in how many of their guests each finding is
+# The number of hosts, and the share of guests with each finding.
 CASES = ((100, .25), (300, .25), (1000, .25), (1000, 1))
 GUESTS = 50
 ROUNDS = 3
 
-# What has to hold, in seconds: to merge and to open; and for each filter.
+# Requirements, in seconds: merge and opening together, and each filter.
 LIMIT = 10
 FILTER_LIMIT = 0.5
 
@@ -43,13 +45,13 @@ const field = document.getElementById('{}');
 field.value = '{}';
 field.dispatchEvent(new Event('input', {{bubbles: true}}))
 '''
-# One after the other, all stay.
+# Applied one after the other, without a reset.
 FILTERS = (('text', 'a'), ('text', ''), ('finding', 'vnic'),
            ('covered', 'no'), ('host', 'compute00'))
 
 
-def merge(directory):
-    """Seconds of the command, with the start of Python."""
+def merge(directory: pathlib.Path) -> float:
+    """Return the seconds of the command, with the start of Python."""
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, '-m', 'nova_migfix.cmd.status', 'report',
@@ -61,8 +63,13 @@ def merge(directory):
     return time.monotonic() - begin
 
 
-def measure(number, often):
-    """Return seconds of each step, and the page's size in MB."""
+def measure(number: int,
+            often: float) -> tuple[int, float, float, float, float]:
+    """Return findings, the page's size in MB, and seconds of each step.
+
+    :param number: of hosts
+    :param often: the share of guests with each finding
+    """
     with tempfile.TemporaryDirectory() as name, browser.Browser() as page:
         directory = pathlib.Path(name)
         hosts.write_many(directory, number, GUESTS, often)
@@ -74,7 +81,7 @@ def measure(number, often):
         return findings, html.stat().st_size / 1e6, merged, opened, slowest
 
 
-def main():
+def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     table = prettytable.PrettyTable([
         'hosts', 'findings', 'page, MB', 'merge, s', 'open, s', 'filter, s'])

@@ -9,21 +9,24 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What ``preflight`` takes, for twice as many guests each time.
+"""Measure ``preflight`` for increasing numbers of guests.
 
-Guests are libvirt's own, of its test driver, with disks of which the third
-have ephemeral ones. Each number is measured in turn, several times, and so is
-what it would take to ask qemu-img for the backing file of each disk. What it
-takes is judged by the processor's time, which others on the machine do not
-change; the clock's stands beside it.
+The guests are those of libvirt's test driver; one in four has ephemeral disks.
+Each number of guests is measured several times, and so is a call of qemu-img
+for the backing file of each disk, for comparison. The requirements are about
+processor time, which other load of the machine does not change; the table has
+the elapsed time as well.
 
-Measured is what ``preflight`` itself tells as its seconds: libvirt, guests,
-disks and what Nova would make of them. Not in it are the start of Python and
-the import of Nova's modules, of which "import" says how long it takes; nor
-Neutron, Glance and a destination, which are not asked here.
+The measurement covers libvirt, guests, disks and Nova's computations, as do
+the seconds that ``preflight`` itself reports. It excludes the start of Python
+and the import of Nova's modules, which is printed as "import", and Neutron,
+Glance and a destination, which this benchmark does not use.
 """
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
 import os
 import pathlib
 import subprocess
@@ -44,13 +47,14 @@ CONF = nova.conf.CONF
 GUESTS = (50, 100, 200)
 ROUNDS = 3
 
-# What has to hold: seconds for so many, and the growth for twice as many.
+# Requirements: the most seconds for AT guests, and the largest growth for
+# twice as many.
 LIMIT, AT = 2, 200
 GROWTH = 2.6
 
 
-def make(place, number):
-    """A hypervisor with *number* guests, four of which differ."""
+def make(place: pathlib.Path, number: int) -> pathlib.Path:
+    """Make a hypervisor with *number* guests of four kinds."""
     text = (base.DATA / 'hypervisor.xml').read_text().replace(
         '@INSTANCES@', str(place))
     kinds = etree.fromstring(text).findall('domain')[:4]
@@ -70,7 +74,7 @@ def make(place, number):
     return path
 
 
-def make_disks(place, guest):
+def make_disks(place: pathlib.Path, guest: etree._Element) -> None:
     for source in guest.iterfind('devices/disk/source'):
         path = pathlib.Path(source.get('file'))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ class Seconds(NamedTuple):
     clock: float
 
 
-def seconds(action, *arguments):
+def seconds(action: Callable[..., object], *arguments: object) -> Seconds:
     before = os.times()
     action(*arguments)
     after = os.times()
@@ -100,14 +104,15 @@ def seconds(action, *arguments):
                    after.elapsed - before.elapsed)
 
 
-def ask_qemu_img(place):
-    """What it costs to look into each disk by itself."""
+def ask_qemu_img(place: pathlib.Path) -> None:
+    """Run qemu-img for each disk."""
     for path in place.glob('*/disk*'):
         subprocess.run(['qemu-img', 'info', '--force-share', path],
                        check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(number, report):
+def measure(number: int,
+            report: Callable[..., object]) -> list[tuple[Seconds, Seconds]]:
     """Return the Seconds of each round, by preflight and by qemu-img."""
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
@@ -119,7 +124,7 @@ def measure(number, report):
                 for _round in range(ROUNDS)]
 
 
-def main():
+def main() -> int:
     argparse.ArgumentParser(description=__doc__).parse_args()
     logging.register_options(CONF)
     conf.register_opts(CONF)

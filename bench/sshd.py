@@ -10,7 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""An sshd on loopback and the ssh that leads to it."""
+"""An sshd on loopback, and an ssh that connects to it."""
+
+from __future__ import annotations
 
 import getpass
 import pathlib
@@ -26,9 +28,12 @@ _STARTS_WITHIN = 10     # seconds
 
 
 class Sshd(fixtures.Fixture):
-    """Puts an ``ssh`` first into PATH for which *HOST* is this machine."""
+    """Start sshd and put an ``ssh`` first into PATH that connects to it.
 
-    def _setUp(self):
+    For that ssh the host name *HOST* is this machine.
+    """
+
+    def _setUp(self) -> None:
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         for key in ('host', 'user'):
             subprocess.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '',
@@ -41,7 +46,7 @@ class Sshd(fixtures.Fixture):
         self.useFixture(fixtures.EnvironmentVariable(
             'PATH', f'{self.ssh.parent}:/usr/bin:/bin:/usr/sbin:/sbin'))
 
-    def _start(self, directory, port):
+    def _start(self, directory: pathlib.Path, port: int) -> None:
         config = directory / 'sshd_config'
         config.write_text(
             f'HostKey {directory}/host\n'
@@ -51,7 +56,8 @@ class Sshd(fixtures.Fixture):
             f'ListenAddress 127.0.0.1:{port}\n')
         pathlib.Path('/run/sshd').mkdir(exist_ok=True)
         daemon = subprocess.Popen(
-            [shutil.which('sshd', path='/usr/sbin'), '-D', '-f', config])
+            [shutil.which('sshd', path='/usr/sbin') or 'sshd', '-D', '-f',
+             config])
         self.addCleanup(daemon.wait, _STARTS_WITHIN)
         self.addCleanup(daemon.terminate)
         deadline = time.monotonic() + _STARTS_WITHIN
@@ -64,7 +70,7 @@ class Sshd(fixtures.Fixture):
                     raise
                 time.sleep(0.1)
 
-    def _make_client(self, directory, port):
+    def _make_client(self, directory: pathlib.Path, port: int) -> None:
         config = directory / 'ssh_config'
         config.write_text(
             f'Host {HOST}\n HostName 127.0.0.1\n Port {port}\n'

@@ -10,13 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The command line of the lab; tools/run_lab.sh prepares what it needs."""
+"""The command line of the lab; tools/run_lab.sh installs its requirements."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from collections.abc import Iterator
 import contextlib
 import signal
 import sys
 import time
+import types
+from typing import NoReturn
 
 import fixtures
 from rich import console
@@ -24,6 +30,7 @@ from rich import console
 from lab import cloud
 from lab import control_plane
 from lab import environments
+from lab import evidence
 from lab import hypervisor
 from lab import image
 from lab import kept
@@ -39,7 +46,7 @@ DEFAULT_NOVA = '34.0.0'
 PASSED, FAILED, BROKEN, INTERRUPTED = 0, 1, 2, 130
 
 
-def parse(argv):
+def parse(argv: list[str]) -> argparse.Namespace:
     names = '\n'.join(f'  {item.name:24}{item.title}'
                       for item in scenarios.ALL.values())
     parser = argparse.ArgumentParser(
@@ -50,14 +57,14 @@ def parse(argv):
         epilog=f'scenarios (default: all):\n{names}')
     parser.add_argument('scenario', nargs='*', metavar='SCENARIO')
     parser.add_argument('--keep', action='store_true',
-                        help='leave the lab up and say how to log in')
+                        help='leave the lab up and show how to log in')
     parser.add_argument('--down', action='store_true',
-                        help='end a lab that was left up, and nothing else')
+                        help='end a lab that was left up, and do nothing else')
     parser.add_argument('--nova', default=DEFAULT_NOVA, metavar='X.Y.Z',
                         help=f'release of Nova (default: {DEFAULT_NOVA})')
     parser.add_argument('--variant', choices=environments.VARIANTS,
                         default=environments.PLUGIN,
-                        help='what mends Nova (default: plugin)')
+                        help='how Nova is fixed (default: plugin)')
     arguments = parser.parse_intermixed_args(argv)
     unknown = set(arguments.scenario) - set(scenarios.ALL)
     if unknown:
@@ -66,13 +73,16 @@ def parse(argv):
     return arguments
 
 
-def chosen(names):
+def chosen(names: Iterable[str]) -> list[scenario.Scenario]:
     return [item for name, item in scenarios.ALL.items()
             if not names or name in names]
 
 
-def prepare(directories, version, variant, progress):
-    """Make what is kept between runs; returns environments and image."""
+def prepare(
+    directories: workdir.WorkDir, version: str, variant: str,
+    progress: runner.Progress,
+) -> tuple[environments.Environments, image.GuestImage]:
+    """Make the environments and the image, which are kept between runs."""
     directories.prepare()
     venvs = environments.Environments(version, directories, variant)
     venvs.make(progress)
@@ -84,8 +94,8 @@ def prepare(directories, version, variant, progress):
 
 
 @contextlib.contextmanager
-def uninterrupted():
-    """Clean up to the end, whatever is pressed meanwhile."""
+def uninterrupted() -> Iterator[None]:
+    """Ignore signals during the context, so that a cleanup completes."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     yield
@@ -93,10 +103,11 @@ def uninterrupted():
         signal.signal(number, handler)
 
 
-def run(arguments, directories, screen):
-    """Bring the lab up, run the scenarios; returns all Results."""
+def run(arguments: argparse.Namespace, directories: workdir.WorkDir,
+        screen: console.Console) -> list[evidence.Result]:
+    """Bring the lab up and run the scenarios; return all Results."""
     begin = time.monotonic()
-    results = []
+    results: list[evidence.Result] = []
     with runner.Progress(screen) as progress:
         venvs, disk = prepare(directories, arguments.nova, arguments.variant,
                               progress)
@@ -122,20 +133,20 @@ def run(arguments, directories, screen):
     return results
 
 
-def take_down(lab, progress):
+def take_down(lab: cloud.Cloud, progress: runner.Progress) -> None:
     with uninterrupted():
         progress.begin('')
         progress('taking the lab down')
-        # Nothing is left to do when setting it up has failed.
+        # If the setup has failed, fixtures have already cleaned up.
         if lab.hosts and getattr(lab, '_cleanups', None):
             lab.cleanUp(raise_first=False)
 
 
-def interrupt(number, frame):
+def interrupt(number: int, frame: types.FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     arguments = parse(argv)
     screen = console.Console()
     directories = workdir.WorkDir()

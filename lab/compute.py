@@ -12,47 +12,52 @@
 
 """nova-compute and the Open vSwitch agent of one compute host."""
 
+from __future__ import annotations
+
 import dataclasses
+import pathlib
 import re
 import signal
 import types
+from typing import Any
 
 import fixtures
 
 from lab import configuration
 from lab import environments
 from lab import host
+from lab import hypervisor
 from lab import process
 from lab import workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a compute host is set up.
+    """The settings of a compute host.
 
-    :param nova: environments.STOCK or environments.MENDED
+    :param nova: environments.STOCK or environments.FIXED
     :param options: of nova.conf, ``{(section, option): value}``
-    :param tap_queue_limit: how many queues of one tap device its kernel
-        seems to open; None: as many as it does
+    :param tap_queue_limit: the most queues of one tap device that processes
+        can open; None: the limit of the kernel
     """
 
     nova: str = environments.STOCK
-    options: dict = dataclasses.field(
+    options: configuration.Options = dataclasses.field(
         default_factory=lambda: types.MappingProxyType({}))
-    tap_queue_limit: int = None
+    tap_queue_limit: int | None = None
 
 
 _PLUGIN = {('DEFAULT', 'compute_driver'): 'migfix.LibvirtDriver'}
 
-# Its programs come before the host's own ones.
+# The lab's programs take precedence over those of the host.
 _PATH = f'{workdir.DATA / "bin"}:{host.PATH}'
 
-# What nova-compute writes first, and when it can be reached by RPC.
+# The log lines of nova-compute at its start, and when it accepts RPC.
 _PLUGINS = re.compile('Loaded VIF plugins: .*')
 _STARTED = 'Join ServiceGroup membership for this service compute'
 
 
-# What the Open vSwitch agent writes when it has looked at all ports.
+# The log line of the Open vSwitch agent after each iteration over all ports.
 _LOOKED = re.compile(r'rpc_loop - iteration:\d+ completed')
 
 
@@ -61,15 +66,16 @@ class Compute(fixtures.Fixture):
 
     _CONFIGURATION = 'etc/nova/nova.conf'
 
-    def __init__(self, on, libvirt, venvs):
-        """:param on: the Host"""
+    def __init__(self, on: host.Host, libvirt: hypervisor.Libvirt,
+                 venvs: environments.Environments) -> None:
+        """:param on: the host on which it runs"""
         self.host = on
         self.libvirt = libvirt
         self._venvs = venvs
-        self._daemon = None
-        self._running = None
+        self._daemon: process.Daemon | None = None
+        self._running: tuple[str, dict[str, Any]] | None = None
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         configuration.instances(self.host.root).mkdir()
         self.host.give_to_nova(self.host.home_here)
         self.log.touch()
@@ -77,15 +83,15 @@ class Compute(fixtures.Fixture):
         self._start_agent()
 
     @property
-    def log(self):
+    def log(self) -> pathlib.Path:
         return self.host.log('nova-compute')
 
     @property
-    def configuration(self):
+    def configuration(self) -> pathlib.Path:
         """The path of its nova.conf."""
         return self.host.root / self._CONFIGURATION
 
-    def _start_agent(self):
+    def _start_agent(self) -> None:
         place = 'etc/neutron/openvswitch_agent.ini'
         venv = self._venvs.control
         path = configuration.write(
@@ -95,17 +101,20 @@ class Compute(fixtures.Fixture):
             'openvswitch-agent', venv.bin('neutron-openvswitch-agent'),
             '--config-file', path)
 
-    def agent_looks(self):
-        """How often the agent has looked at all ports until now."""
+    def agent_looks(self) -> int:
+        """Return how many iterations the Open vSwitch agent has completed."""
         log = self.host.log('openvswitch-agent')
         return len(_LOOKED.findall(log.read_text(errors='replace')))
 
-    def apply(self, settings):
-        """Begin to run with *settings*; returns whether to `wait`."""
+    def apply(self, settings: Settings) -> bool:
+        """Start nova-compute with *settings*, unless it has them already.
+
+        :returns: whether it was started, and the caller has to `wait`
+        """
         limit = settings.tap_queue_limit
         environment = {**self.libvirt.environment(limit), 'PATH': _PATH}
         venv = self._venvs.nova[settings.nova]
-        plugin = (settings.nova == environments.MENDED
+        plugin = (settings.nova == environments.FIXED
                   and self._venvs.variant == environments.PLUGIN)
         text = configuration.render(configuration.nova_compute(
             self.host, venv, self._CONFIGURATION, environment,
@@ -113,7 +122,7 @@ class Compute(fixtures.Fixture):
         if (text, environment) == self._running:
             return False
         if self._daemon:
-            # Nothing is under way that it could end gracefully.
+            # No operation is under way that a graceful stop would finish.
             self._daemon.stop(signal.SIGKILL)
         self.libvirt.limit_tap_queues(limit)
         path = self.host.write(self._CONFIGURATION, text)
@@ -125,19 +134,23 @@ class Compute(fixtures.Fixture):
         self._plugin = plugin
         return True
 
-    def _started(self):
-        """How often nova-compute has come up here."""
+    def _started(self) -> int:
+        """Return how often nova-compute has started on this host."""
         return self.log.read_text(errors='replace').count(_STARTED)
 
-    def wait(self):
-        """Wait until nova-compute takes messages."""
+    def wait(self) -> None:
+        """Wait until nova-compute accepts RPC."""
+        assert self._daemon
         self._daemon.wait_for(
             f'nova-compute of {self.host.name}',
             lambda: self._started() > self._seen, log=self.log, timeout=180)
         self._check_plugin()
 
-    def _check_plugin(self):
-        """Any other Nova must not even have found it."""
+    def _check_plugin(self) -> None:
+        """Check that nova-compute has loaded the plugin only if it must.
+
+        :raises LabError: it has not, or an unmodified Nova has
+        """
         plugins = _PLUGINS.findall(self.log.read_text(errors='replace'))[-1]
         if ('migfix' in plugins) != self._plugin:
             raise process.LabError(

@@ -12,15 +12,27 @@
 
 """The configuration files of the services, as tables."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+import pathlib
+from typing import Any
+
+from lab import environments
+from lab import host
 from lab import hypervisor
 from lab import infrastructure
 from lab import topology
+
+# {section: {option: value}}, and {(section, option): value}
+Sections = dict[str, dict[str, Any]]
+Options = Mapping[tuple[str, str], Any]
 
 REGION = 'RegionOne'
 PASSWORD = infrastructure.PASSWORD
 AUTH_URL = topology.url('identity', '/v3')
 
-# How a service logs in at keystone.
+# The credentials of a service at keystone.
 _SERVICE_USER = {
     'auth_type': 'password',
     'auth_url': AUTH_URL,
@@ -38,8 +50,8 @@ _AUTHTOKEN = {**_SERVICE_USER,
 _FLAT_NETWORK = 'physnet1'
 
 
-def render(sections):
-    """*sections* (dict of dicts) as the text of an oslo.config file."""
+def render(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return *sections* as the text of an oslo.config file."""
     text = []
     for section, options in sections.items():
         text.append(f'[{section}]')
@@ -48,16 +60,17 @@ def render(sections):
     return '\n'.join(text) + '\n'
 
 
-def write(host, place, sections):
-    """Write *sections* as a file of *host*; returns its path."""
+def write(host: host.Host, place: str,
+          sections: Mapping[str, Mapping[str, Any]]) -> pathlib.Path:
+    """Write *sections* to a file of *host*; return its path."""
     return host.write(place, render(sections))
 
 
-def _value(value):
+def _value(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def keystone(host):
+def keystone(host: host.Host) -> Sections:
     etc = host.root / 'etc/keystone'
     return {
         'DEFAULT': {'log_file': host.log('keystone')},
@@ -68,7 +81,7 @@ def keystone(host):
     }
 
 
-def placement(host):
+def placement(host: host.Host) -> Sections:
     return {
         'DEFAULT': {'log_file': host.log('placement')},
         'placement_database': {
@@ -78,7 +91,7 @@ def placement(host):
     }
 
 
-def glance(host, venv):
+def glance(host: host.Host, venv: environments.Venv) -> Sections:
     return {
         'DEFAULT': {'log_file': host.log('glance'),
                     'enabled_backends': 'files:file'},
@@ -91,7 +104,7 @@ def glance(host, venv):
     }
 
 
-def neutron(host, venv):
+def neutron(host: host.Host, venv: environments.Venv) -> Sections:
     state = host.root / 'neutron'
     return {
         'DEFAULT': {
@@ -126,13 +139,17 @@ def neutron(host, venv):
     }
 
 
-# The contexts of the Open vSwitch agent that run as root on their own.
+# The privsep contexts of the Open vSwitch agent; each has its own daemon.
 _NEUTRON_PRIVSEP = ('privsep', 'privsep_dhcp_release', 'privsep_ovs_vsctl',
                     'privsep_namespace', 'privsep_conntrack', 'privsep_link')
 
 
-def openvswitch_agent(host, venv, path):
-    """:param path: where this is going to be written"""
+def openvswitch_agent(host: host.Host, venv: environments.Venv,
+                      path: str) -> Sections:
+    """Return the configuration of the Open vSwitch agent.
+
+    :param path: of this file, below the directory of the host
+    """
     state = host.root / 'neutron'
     helper = f'{venv.bin("privsep-helper")} --config-file {host.root / path}'
     return {
@@ -158,14 +175,14 @@ def openvswitch_agent(host, venv, path):
     }
 
 
-def _nova(host, state):
+def _nova(host: host.Host, state: pathlib.Path) -> Sections:
     return {
         'DEFAULT': {
             'state_path': state,
             'my_ip': topology.MANAGEMENT.address(host.name),
             'transport_url': infrastructure.TRANSPORT_URL,
             'debug': True,
-            # The values of all options are no evidence.
+            # The logs are evidence; the values of all options are none.
             'log_options': False,
         },
         'glance': {'api_servers': topology.url('image')},
@@ -178,7 +195,7 @@ def _nova(host, state):
     }
 
 
-def nova_controller(host):
+def nova_controller(host: host.Host) -> Sections:
     result = _nova(host, host.root / 'nova')
     result['DEFAULT'].update({'log_dir': host.root / 'log',
                               'max_local_block_devices': -1})
@@ -191,18 +208,19 @@ def nova_controller(host):
     }
 
 
-# The contexts in which nova-compute and os-vif do what needs root.
+# The privsep contexts in which nova-compute and os-vif run as root.
 _NOVA_PRIVSEP = ('nova_sys_admin', 'vif_plug_ovs_privileged',
                  'vif_plug_linux_bridge_privileged', 'privsep_osbrick')
 
 
-def nova_compute(host, venv, path, environment, options):
-    """nova.conf of a compute host.
+def nova_compute(host: host.Host, venv: environments.Venv, path: str,
+                 environment: Mapping[str, object],
+                 options: Options) -> Sections:
+    """Return nova.conf of a compute host.
 
-    :param path: where this is going to be written
-    :param environment: of what runs as root for nova-compute
-    :param options: what differs from a plain one: ``{(section, option):
-        value}``
+    :param path: of this file, below the directory of the host
+    :param environment: of the privsep daemons of nova-compute
+    :param options: additional or other options: ``{(section, option): value}``
     """
     result = _nova(host, host.home)
     result['DEFAULT'].update({
@@ -230,7 +248,7 @@ def nova_compute(host, venv, path, environment, options):
         'libvirt': {
             'virt_type': 'kvm',
             'cpu_mode': 'none',
-            # as Kolla Ansible has it; asks for a password
+            # as Kolla Ansible sets it; requires a password
             'connection_uri': 'qemu+tcp://'
                 f'{topology.MANAGEMENT.address(host.name)}/system',
             'live_migration_inbound_addr':
@@ -247,6 +265,6 @@ def nova_compute(host, venv, path, environment, options):
     return result
 
 
-def instances(base):
-    """Where nova-compute keeps its guests' files, below *base*."""
+def instances(base: pathlib.Path) -> pathlib.Path:
+    """Return the directory of the guests' files, below *base*."""
     return base / 'nova/instances'

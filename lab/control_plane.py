@@ -12,30 +12,38 @@
 
 """Keystone, Glance, Placement, Neutron and Nova on the controller."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
 import pathlib
 import sys
+from typing import Any
 
 import fixtures
 import openstack
 
 from lab import configuration
 from lab import environments
+from lab import host
 from lab import infrastructure
 from lab import process
 from lab import topology
 
-# oslo.config parses the arguments of the program, which are gunicorn's.
+# A program and its arguments.
+Command = tuple[Any, ...]
+
 # Seconds in which a service has to answer.
 _ANSWER = 240
 
+# oslo.config parses sys.argv, which has gunicorn's arguments.
 _GUNICORN = '''
 import sys
 
 timeout = 300
-# longer than a client lets a connection lie that it will use again
+# longer than clients keep idle connections
 keepalive = 75
 
 def post_fork(server, worker):
@@ -49,7 +57,7 @@ class Api:
 
     name: str
     service: str            # a key of topology.PORTS
-    environment: dict       # to places below etc/
+    environment: Mapping[str, str]  # values are paths below etc/
     wsgi: str
     worker: str = 'gthread'
 
@@ -66,7 +74,7 @@ _APIS = (
         'neutron.wsgi.api:application'),
 )
 
-# The endpoints that keystone-manage does not make itself.
+# The endpoints that keystone-manage bootstrap does not create.
 _ENDPOINTS = {
     'image': topology.url('image'),
     'placement': topology.url('placement'),
@@ -76,16 +84,17 @@ _ENDPOINTS = {
 
 
 class ControlPlane(fixtures.Fixture):
-    """The APIs and what works behind them, from unmodified Nova."""
+    """The APIs and their workers, those of Nova from an unmodified one."""
 
-    def __init__(self, host, venvs, cache):
+    def __init__(self, host: host.Host, venvs: environments.Environments,
+                 cache: pathlib.Path) -> None:
         self.host = host
         self._cache = cache
         self.control = venvs.control
         self.nova = venvs.nova[environments.STOCK]
         self._series = venvs.series
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self._configure()
         database = self.useFixture(
             infrastructure.Database(self.host, self._seed()))
@@ -97,18 +106,18 @@ class ControlPlane(fixtures.Fixture):
             database.keep()
         self._start_apis()
 
-    def _seed(self):
-        """The databases depend on what made them, and on nothing else."""
+    def _seed(self) -> pathlib.Path:
+        """Return the path of the filled databases; it names their inputs."""
         digest = hashlib.sha256()
         for venv in (self.control, self.nova):
             digest.update(venv.made_of().encode())
         for module in (sys.modules[__name__], infrastructure, topology):
-            digest.update(pathlib.Path(module.__file__).read_bytes())
+            digest.update(pathlib.Path(str(module.__file__)).read_bytes())
         digest.update(process.run(['mariadbd', '--version']).encode())
         name = f'{self.nova.path.name}-databases-{digest.hexdigest()[:16]}'
         return self._cache / name
 
-    def _configure(self):
+    def _configure(self) -> None:
         host, venv = self.host, self.control
         for place, sections in (
                 ('keystone/keystone.conf', configuration.keystone(host)),
@@ -117,7 +126,7 @@ class ControlPlane(fixtures.Fixture):
                 ('neutron/neutron.conf', configuration.neutron(host, venv)),
                 ('nova/nova.conf', configuration.nova_controller(host))):
             configuration.write(host, f'etc/{place}', sections)
-        # Nova's application looks for it beside nova.conf.
+        # Nova's application reads it from the directory of nova.conf.
         host.write('etc/nova/api-paste.ini',
                    self.nova.etc('nova/api-paste.ini').read_text())
         host.write('etc/gunicorn.py', _GUNICORN)
@@ -126,22 +135,22 @@ class ControlPlane(fixtures.Fixture):
             (host.root / 'etc/keystone' / key).mkdir(mode=0o700)
         (host.root / 'images').mkdir()
 
-    def _etc(self, place):
+    def _etc(self, place: str) -> pathlib.Path:
         return self.host.root / 'etc' / place
 
     @property
-    def _keystone_manage(self):
+    def _keystone_manage(self) -> Command:
         return (self.control.bin('keystone-manage'), '--config-file',
                 self._etc('keystone/keystone.conf'))
 
-    def _keys(self):
-        """What makes the keys of keystone."""
+    def _keys(self) -> tuple[Command, ...]:
+        """Return the commands that make keystone's keys."""
         owner = ('--keystone-user', 'root', '--keystone-group', 'root')
         return ((*self._keystone_manage, 'fernet_setup', *owner),
                 (*self._keystone_manage, 'credential_setup', *owner))
 
-    def _chains(self):
-        """What makes the databases: two lists of commands."""
+    def _chains(self) -> tuple[tuple[Command, ...], ...]:
+        """Return two independent lists of commands that fill the databases."""
         keystone = self._keystone_manage
         nova = (self.nova.bin('nova-manage'), '--config-file',
                 self._etc('nova/nova.conf'))
@@ -165,23 +174,22 @@ class ControlPlane(fixtures.Fixture):
              (*nova, 'cell_v2', 'create_cell', '--name', 'cell1')),
         )
 
-    def _in_turn(self, *commands):
+    def _in_turn(self, *commands: Command) -> None:
         for command in commands:
             log = self.host.log(f'setup-{command[0].name}')
             self.host.run(*command, log=log, timeout=400)
 
-    def _start_apis(self):
+    def _start_apis(self) -> None:
         apis = (*_APIS, Api(
             'nova-api', 'compute', {'OS_NOVA_CONFIG_DIR': 'nova'},
             self._series.wsgi, self._series.worker))
         daemons = [self._start_api(api) for api in apis]
         for api, daemon in zip(apis, daemons):
-            daemon.wait_for(f'{api.name} answers', lambda api=api:
-                            self.host.succeeds('curl', '--silent', '--output',
-                                               '/dev/null',
-                                               topology.url(api.service)))
+            daemon.wait_for(f'{api.name} answers', functools.partial(
+                self.host.succeeds, 'curl', '--silent', '--output',
+                '/dev/null', topology.url(api.service)))
 
-    def _start_api(self, api):
+    def _start_api(self, api: Api) -> process.Daemon:
         venv = self.nova if api.service == 'compute' else self.control
         size = (('--workers', '4') if api.worker == 'sync'
                 else ('--workers', '1', '--threads', '8'))
@@ -194,23 +202,23 @@ class ControlPlane(fixtures.Fixture):
             '--bind', address, api.wsgi,
             env=environment)
 
-    def start_workers(self):
-        """Start what needs the service user to exist."""
+    def start_workers(self) -> None:
+        """Start the workers, which need the service user."""
         for name in ('nova-conductor', 'nova-scheduler'):
             self.host.start(name, self.nova.bin(name), '--config-file',
                             self._etc('nova/nova.conf'))
         self.host.start('neutron-rpc', self.control.bin('neutron-rpc-server'),
                         '--config-file', self._etc('neutron/neutron.conf'))
 
-    def discover_computes(self):
+    def discover_computes(self) -> None:
         self.host.run(self.nova.bin('nova-manage'), '--config-file',
                       self._etc('nova/nova.conf'), 'cell_v2',
                       'discover_hosts',
                       log=self.host.log('setup-nova-manage'))
 
 
-def credentials():
-    """What the SDK needs to be the administrator."""
+def credentials() -> dict[str, Any]:
+    """Return the SDK's arguments for the administrator."""
     return {
         'auth_url': configuration.AUTH_URL,
         'username': 'admin',
@@ -222,25 +230,28 @@ def credentials():
     }
 
 
-def openrc():
-    """The same as a file to source, for who logs in."""
+def openrc() -> str:
+    """Return the same as a shell script, for use after a login."""
     lines = [f'export OS_{key.upper()}={value}'
              for key, value in credentials().items()]
     return '\n'.join([*lines, 'export OS_IDENTITY_API_VERSION=3',
                       'export PYTHONWARNINGS=ignore']) + '\n'
 
 
-def connect():
-    """An openstacksdk connection; only inside the controller's network."""
+def connect() -> Any:
+    """Return an openstacksdk connection.
+
+    It works inside the controller's network namespace only.
+    """
     return openstack.connect(
         load_yaml_config=False, load_envvars=False, api_timeout=_ANSWER,
         compute_default_microversion='2.90', **credentials())
 
 
-def make_service_user():
-    """The user all services share, and the endpoints of the services.
+def make_service_user() -> None:
+    """Create the user of all services, and the endpoints of the services.
 
-    Only connections made afterwards see these endpoints.
+    Only connections that are made afterwards see these endpoints.
     """
     identity = connect().identity
     project = identity.create_project(name='service', domain_id='default')
@@ -259,8 +270,9 @@ def make_service_user():
                 region_id=configuration.REGION)
 
 
-def login_hint(hosts, venv):
-    """How to get into a lab that was left up, as lines of text."""
+def login_hint(hosts: Mapping[str, host.Host],
+               venv: environments.Venv) -> list[str]:
+    """Return lines that say how to log in to a lab that is left up."""
     hint = [f'{name}: {" ".join(host.enter("bash"))}'
             for name, host in hosts.items()]
     controller = hosts[topology.CONTROLLER]

@@ -10,15 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is on a guest's disk, read on its host and without the guest."""
+"""The content of a guest's disk, read on its host and without the guest."""
+
+from __future__ import annotations
 
 import json
+import pathlib
 import re
 import subprocess
 
 import fixtures
 
-# What looks for faults and changes nothing, by type of filesystem.
+from lab import host
+
+# Commands that check a filesystem and change nothing, by its type.
 _CHECKS = {
     'xfs': ('xfs_repair', '-n', '-f'),
     'ext3': ('e2fsck', '-fn'),
@@ -28,64 +33,64 @@ _CHECKS = {
 
 
 class Snapshot(fixtures.Fixture):
-    """All bytes of a disk at one moment, in a raw file without backing.
+    """A copy of a disk in a raw file without a backing file.
 
-    The guest may run, but has to have written what it is going to.
+    The guest may run, but must not write while the copy is made.
     """
 
-    def __init__(self, host, path):
-        """:param path: of the disk as its *host*, a Host, knows it"""
+    def __init__(self, host: host.Host, path: pathlib.Path) -> None:
+        """:param path: of the disk in the mount namespace of *host*"""
         self.host = host
         self.disk = path
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         directory = self.useFixture(
             fixtures.TempDir(rootdir=str(self.host.root)))
         self.path = directory.join('raw')
         self.host.run('qemu-img', 'convert', '--force-share', '-O', 'raw',
                       self.disk, self.path)
 
-    def identity(self):
-        """``{'TYPE': ..., 'LABEL': ..., 'UUID': ...}`` of its filesystem."""
+    def identity(self) -> dict[str, str]:
+        """Return TYPE, LABEL and UUID of its filesystem, those that it has."""
         _, found = _run('blkid', '--probe', '--output', 'export', self.path)
         return {name: value for name, value in re.findall(
             r'^(TYPE|LABEL|UUID)=(.*)$', found, re.M)}
 
-    def faults(self):
-        """What the filesystem's own check finds, '' for nothing."""
+    def faults(self) -> str:
+        """Return the findings of the filesystem's check, '' for none."""
         kind = self.identity().get('TYPE')
         if kind not in _CHECKS:
             return f'a filesystem of type {kind}'
         return _complaint(*_CHECKS[kind], self.path)
 
-    def difference(self, other):
-        """Where another Snapshot begins to differ, '' for nowhere."""
+    def difference(self, other: Snapshot) -> str:
+        """Return where another Snapshot first differs, '' for nowhere."""
         return _complaint('qemu-img', 'compare', '-f', 'raw', '-F', 'raw',
                           self.path, other.path)
 
 
-def backing_file(host, path):
-    """What a disk on *host* needs to be complete, None for nothing."""
+def backing_file(host: host.Host, path: pathlib.Path) -> str | None:
+    """Return the backing file of a disk on *host*, None if it has none."""
     found = host.run('qemu-img', 'info', '--force-share', '--output', 'json',
                      path)
     return json.loads(found).get('backing-filename')
 
 
-def empty(path):
-    """Leave as many zeros in a file as it had bytes."""
+def empty(path: pathlib.Path) -> None:
+    """Replace all bytes of a file by zeros."""
     size = path.stat().st_size
     with open(path, 'r+b') as file:
         file.truncate(0)
         file.truncate(size)
 
 
-def _run(*command):
+def _run(*command: str | pathlib.Path) -> tuple[int, str]:
     done = subprocess.run(command, text=True, errors='replace', timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return done.returncode, done.stdout.strip()
 
 
-def _complaint(*command):
-    """What *command* prints if it does not end well."""
+def _complaint(*command: str | pathlib.Path) -> str:
+    """Return the output of *command* if it fails, else ''."""
     status, output = _run(*command)
     return (output or f'exit status {status}') if status else ''

@@ -10,20 +10,31 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a run leaves to be judged: log lines, XML, addresses, checks."""
+"""The evidence of a run: log lines, XML, addresses and checks."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import difflib
+import pathlib
 import re
+from typing import TYPE_CHECKING
 
 from lxml import etree
 
+from lab import fabric
+from lab import guest
 from lab import topology
+
+if TYPE_CHECKING:
+    import lab.scenario
 
 
 @dataclasses.dataclass(frozen=True)
 class LogLine:
-    """One line that decided something, and where it can be found again."""
+    """A line of a log that decides a check, and its file and number."""
 
     host: str
     path: str
@@ -33,7 +44,7 @@ class LogLine:
     _LONGEST = 600
 
     @property
-    def short(self):
+    def short(self) -> str:
         if len(self.text) <= self._LONGEST:
             return self.text
         return self.text[:self._LONGEST] + ' ...'
@@ -41,7 +52,7 @@ class LogLine:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement about a run, whether it held, and what was found."""
+    """One statement about a run, whether it holds, and the finding."""
 
     statement: str
     holds: bool
@@ -53,86 +64,87 @@ class Step:
     """The evidence of one migration."""
 
     title: str
-    migration: object = None
-    before: str = ''                    # state of the instance
-    lines: list = dataclasses.field(default_factory=list)
-    xml: list = dataclasses.field(default_factory=list)  # (title, diff)
-    wire: list = dataclasses.field(default_factory=list)
-    networks: set = dataclasses.field(default_factory=set)
-    pings: object = None
+    migration: guest.Migration | None = None
+    before: str = ''                    # the instance's state before
+    lines: list[LogLine] = dataclasses.field(default_factory=list)
+    # (title, diff)
+    xml: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    wire: list[str] = dataclasses.field(default_factory=list)
+    networks: set[str] = dataclasses.field(default_factory=set)
+    pings: guest.Pings | None = None
 
 
 @dataclasses.dataclass
 class Result:
-    """All that is known about one scenario in one arrangement."""
+    """The outcome of one scenario in one arrangement."""
 
-    scenario: object
-    arrangement: object
-    expected: object
+    scenario: lab.scenario.Scenario
+    arrangement: lab.scenario.Arrangement
+    expected: lab.scenario.Outcome
     seconds: float = 0
     error: str = ''
-    crashed: str = ''                   # how the guest itself failed
-    repeated: str = ''                  # and failed in a run before this
-    checks: list = dataclasses.field(default_factory=list)
-    steps: list = dataclasses.field(default_factory=list)
+    crashed: str = ''                   # why the guest itself failed
+    repeated: str = ''                  # `crashed` of an earlier attempt
+    checks: list[Check] = dataclasses.field(default_factory=list)
+    steps: list[Step] = dataclasses.field(default_factory=list)
 
     @property
-    def as_expected(self):
+    def as_expected(self) -> bool:
         return bool(self.checks) and not self.problems
 
     @property
-    def problems(self):
-        """What was not as it should have been, as texts."""
+    def problems(self) -> list[str]:
+        """The error and the failed checks, as texts."""
         wrong = [f'{check.statement}; found: {check.found}'
                  for check in self.checks if not check.holds]
         return [self.error, *wrong] if self.error else wrong
 
     @property
-    def expectation(self):
-        """The one word for what should come of it."""
+    def expectation(self) -> str:
+        """The expected outcome in a few words."""
         return self.expected.text
 
     @property
-    def anchor(self):
+    def anchor(self) -> str:
         return f'{self.scenario.name}-{self.arrangement.name}'.replace(
             ' ', '-')
 
 
 class Marked:
-    """A log from where it ends now."""
+    """The part of a log that is written after the object is created."""
 
-    def __init__(self, host, path):
+    def __init__(self, host: str, path: pathlib.Path) -> None:
         self.host = host
         self.path = path
         self._seen = len(self._read())
 
-    def _read(self):
+    def _read(self) -> list[str]:
         try:
             return self.path.read_text(errors='replace').splitlines()
         except OSError:
             return []
 
-    def find(self, pattern):
-        """The first line since then that matches *pattern*, or None."""
+    def find(self, pattern: str) -> LogLine | None:
+        """Return the first such line that matches *pattern*, or None."""
         for number, text in enumerate(self._read(), 1):
             if number > self._seen and re.search(pattern, text):
                 return LogLine(self.host, str(self.path), number, text)
         return None
 
-    def text(self):
+    def text(self) -> str:
         return '\n'.join(self._read()[self._seen:])
 
 
-def interfaces(xml):
-    """The network interfaces of a domain's XML, one line for each element.
+def interfaces(xml: str) -> list[str]:
+    """Return the interfaces of a domain's XML, one line for each element.
 
-    What says nothing to the guest is left out, and the address on the bus,
-    which Nova fills in at another place than the rest.
+    Elements without effect on the guest are left out, and so is the address
+    on the bus, which Nova fills in elsewhere.
     """
     lines = []
     for interface in etree.fromstring(xml).iter('interface'):
-        for gone in interface.xpath('alias | target | address'):
-            interface.remove(gone)
+        for child in interface.xpath('alias | target | address'):
+            interface.remove(child)
         etree.indent(interface)
         lines += etree.tostring(interface, encoding='unicode').split('\n')
     return [line.rstrip() for line in lines if line.strip()]
@@ -142,20 +154,20 @@ _VIF_CONFIGURATION = re.compile(
     r'vif config: (<interface.*?</interface>)', re.DOTALL)
 
 
-def generated_interfaces(log_text):
-    """The interfaces that Nova put into the destination's XML last."""
+def generated_interfaces(log_text: str) -> list[str]:
+    """Return the interfaces that Nova last logged for the destination."""
     found = _VIF_CONFIGURATION.findall(log_text)
     return interfaces(f'<domain>{found[-1]}</domain>') if found else []
 
 
-def difference(was, becomes):
-    """A unified diff of two lists of lines; '' if they are equal."""
+def difference(was: Sequence[str], becomes: Sequence[str]) -> str:
+    """Return a unified diff of two lists of lines; '' if they are equal."""
     return '\n'.join(list(difflib.unified_diff(
         was, becomes, lineterm='', n=20))[3:])
 
 
-def wire(captures):
-    """Readable lines of what was captured, most telling first."""
+def wire(captures: Iterable[fabric.Capture]) -> list[str]:
+    """Return a readable line for each pair of addresses in the captures."""
     seen = []
     for capture in captures:
         for (source, destination), count in capture.connections.items():
@@ -165,12 +177,12 @@ def wire(captures):
     return seen
 
 
-def _named(address):
+def _named(address: str) -> str:
     where = topology.owner(address)
     return f'{address} ({where[0]})' if where else address
 
 
-def queues(xml):
-    """How many queue pairs the first interface of a domain has."""
+def queues(xml: str) -> int:
+    """Return the number of queue pairs of a domain's first interface."""
     driver = etree.fromstring(xml).find('.//interface/driver')
     return int(driver.get('queues', 1)) if driver is not None else 1

@@ -12,31 +12,39 @@
 
 """A guest and its migrations."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import hashlib
+import pathlib
 import re
 import signal
 import socket
 import time
+from typing import Any
 
 import fixtures
 from openstack import exceptions
 
+from lab import cloud
 from lab import configuration
 from lab import process
 
-# States of a migration record that do not change any more.
+# Final states of a migration record.
 _FINAL = ('completed', 'failed', 'error', 'cancelled')
 
-# Seconds between two questions to an API; each costs it some work.
+# Seconds between two requests to an API, each of which takes processor time.
 _POLL = 0.5
 
-# After a failure Nova changes record and instance more than once: what was
-# found must have been so for this long, in seconds.
+# After a failure Nova changes record and instance more than once: their state
+# counts when it has not changed for so many seconds.
 _SETTLE = 3
 
-# Where the guest takes a script, and what it says when that has ended.
+# The port on which the guest runs scripts, and the last line of its answer.
 _SHELL = 23
 _EXIT = re.compile(r'exit (\d+)\n\Z')
 
@@ -45,28 +53,28 @@ _DEAD_VLAN = '4095'
 
 
 class Silent(process.LabError):
-    """A guest does not answer."""
+    """The guest does not answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Migration:
-    """How one migration ended."""
+    """The outcome of one migration."""
 
     source: str
     destination: str
     status: str             # of the migration record
     vm_state: str           # of the instance: 'ACTIVE' or 'ERROR'
-    host: str               # where Nova says that the instance is
+    host: str               # of the instance, according to Nova
     seconds: float
 
     @property
-    def arrived(self):
+    def arrived(self) -> bool:
         return self.status == 'completed' and self.host == self.destination
 
 
 @dataclasses.dataclass
 class Pings:
-    """Echo requests answered and not answered while something happened."""
+    """Numbers of echo requests sent to a guest and lost."""
 
     INTERVAL = 0.2          # seconds
 
@@ -76,18 +84,18 @@ class Pings:
 
 @dataclasses.dataclass(frozen=True)
 class Ephemeral:
-    """An empty local disk that is asked for.
+    """A requested ephemeral disk.
 
     :param size: in GB
-    :param guest_format: the filesystem; None: what the host's default is
+    :param guest_format: the filesystem; None: the default of the host
     """
 
     size: int
-    guest_format: str = None
+    guest_format: str | None = None
 
     @property
-    def mapping(self):
-        """It as an entry of block_device_mapping_v2."""
+    def mapping(self) -> dict[str, Any]:
+        """The entry of block_device_mapping_v2."""
         mapping = {'source_type': 'blank', 'destination_type': 'local',
                    'boot_index': -1, 'volume_size': self.size,
                    'delete_on_termination': True}
@@ -99,13 +107,14 @@ class Ephemeral:
 class Guest(fixtures.Fixture):
     """An instance, from its boot on a given host until it is deleted."""
 
-    def __init__(self, cloud, image, host, ephemerals=(), swap=0,
-                 config_drive=False):
-        """Prepare a request.
+    def __init__(self, cloud: cloud.Cloud, image: Any, host: str,
+                 ephemerals: Sequence[Ephemeral] = (), swap: int = 0,
+                 config_drive: bool = False) -> None:
+        """Describe the guest; setUp boots it.
 
-        :param image: as `cloud.upload` returned it
-        :param host: a name
-        :param ephemerals: of Ephemeral, /dev/vdb and so on for the guest
+        :param image: as `cloud.upload` returns it
+        :param host: the name of the host on which the guest boots
+        :param ephemerals: /dev/vdb and so on in the guest
         :param swap: MiB of a swap disk, which comes after those
         """
         self.cloud = cloud
@@ -115,7 +124,7 @@ class Guest(fixtures.Fixture):
         self._config_drive = config_drive
         self._first_host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         api = self.cloud.api
         self.cloud.wait_for_agents()
         port = self.cloud.create_port()
@@ -138,11 +147,11 @@ class Guest(fixtures.Fixture):
         self.domain = self._server().instance_name
         self._booted()
 
-    def _flavor(self, **changes):
-        """With the disks asked for.
+    def _flavor(self, **changes: int) -> Any:
+        """Return a flavor with the requested disks.
 
-        Such a guest has one CPU: with several emulated ones and more disks
-        it loses interrupts now and then, and does not answer.
+        A guest with such disks has one CPU: with several emulated CPUs and
+        more disks it sometimes loses interrupts and does not answer.
         """
         size = sum(ephemeral.size for ephemeral in self.ephemerals)
         wanted = {'ephemeral': size} if size else {}
@@ -152,17 +161,17 @@ class Guest(fixtures.Fixture):
             wanted['vcpus'] = 1
         return self.cloud.flavor(**{**wanted, **changes})
 
-    def _mappings(self):
+    def _mappings(self) -> list[dict[str, Any]]:
         root = {'uuid': self.image.id, 'source_type': 'image',
                 'destination_type': 'local', 'boot_index': 0,
                 'delete_on_termination': True}
         return [root, *[ephemeral.mapping for ephemeral in self.ephemerals]]
 
-    def _booted(self):
-        """Wait for it; from now on this is the boot that goes on.
+    def _booted(self) -> None:
+        """Wait until the guest answers, and remember this boot's id.
 
-        The agent may have missed a port that was replaced while it looked at
-        others. It looks again at one that is updated.
+        The agent may miss a port that is replaced while it processes others.
+        An update of the port makes the agent process it again.
         """
         try:
             self._wait_for_tag(timeout=20)
@@ -172,75 +181,75 @@ class Guest(fixtures.Fixture):
         self.wait_reachable()
         self.boot_id, _ = self.says(self.host)
 
-    def _delete(self):
+    def _delete(self) -> None:
         api = self.cloud.api
         api.compute.delete_server(self.id)
         process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
         self.cloud.ports_changed()
 
-    def _gone(self):
+    def _gone(self) -> bool:
         try:
             self._server()
         except exceptions.NotFoundException:
             return True
         return False
 
-    def _server(self):
+    def _server(self) -> Any:
         return self.cloud.api.compute.get_server(self.id)
 
-    def _active(self):
+    def _active(self) -> bool:
         server = self._server()
         if server.status == 'ERROR':
             raise process.LabError(f'guest not started: {server.fault}')
         return server.status == 'ACTIVE'
 
     @property
-    def vm_state(self):
+    def vm_state(self) -> str:
         return self._server().status
 
     @property
-    def host(self):
+    def host(self) -> str:
         return self._server().compute_host
 
-    def files(self, host):
-        """The directory of the guest's files on *host*."""
+    def files(self, host: str) -> pathlib.Path:
+        """Return the directory of the guest's files on *host*."""
         root = self.cloud.hosts[host].root
         return configuration.instances(root) / self.id
 
-    def disk(self, host, name):
-        """The path of one of them as *host* itself knows it."""
+    def disk(self, host: str, name: str) -> pathlib.Path:
+        """Return the path of a disk, in the mount namespace of *host*."""
         own = self.cloud.hosts[host].own
         return configuration.instances(own) / self.id / name
 
-    def base_image(self, host):
-        """The file of the image cache of *host* that backs the disk."""
+    def base_image(self, host: str) -> pathlib.Path:
+        """Return the disk's backing file in the image cache of *host*."""
         name = hashlib.sha1(self.image.id.encode()).hexdigest()
         return self.files(host).parent / '_base' / name
 
-    def qemu_log(self, host):
+    def qemu_log(self, host: str) -> pathlib.Path:
         root = self.cloud.hosts[host].root
         return root / f'var/log/libvirt/qemu/{self.domain}.log'
 
-    def live_xml(self, host):
+    def live_xml(self, host: str) -> str:
         return self.cloud.libvirt[host].live_xml(self.domain)
 
-    def running_on(self):
-        """The names of the hosts on which libvirt has the domain."""
+    def running_on(self) -> list[str]:
+        """Return the names of the hosts on which libvirt has the domain."""
         return [name for name, libvirt in self.cloud.libvirt.items()
                 if self.domain in libvirt.domains()]
 
-    def bindings(self):
-        """The names of the hosts to which the port is bound."""
+    def bindings(self) -> list[str]:
+        """Return the names of the hosts that the port has bindings for."""
         response = self.cloud.api.network.get(
             f'/ports/{self.port}/bindings')
         exceptions.raise_from_response(response)
         return sorted(binding['host']
                       for binding in response.json()['bindings'])
 
-    def says(self, host):
-        """What the guest writes next on its console on *host*.
+    def says(self, host: str) -> tuple[str, list[str]]:
+        """Wait for the next line on the guest's console on *host*.
 
-        ``(boot id, names of its queues)``, as its kernel has them
+        :returns: ``(boot id, names of the queues)``, from the guest's kernel
         """
         console = self.files(host) / 'console.log'
         before = len(_said(console))
@@ -249,31 +258,31 @@ class Guest(fixtures.Fixture):
             lambda: _said(console)[before:], log=console)[-1]
         return boot_id, queues.split()
 
-    def last_words(self, host):
-        """What a kernel that crashed has written on its console."""
+    def last_words(self, host: str) -> str:
+        """Return the console lines of a kernel crash, '' without one."""
         console = self.files(host) / 'console.log'
         return '\n'.join(re.findall(
             r'.*(?:BUG|Oops|panic|RIP:|general protection).*',
             console.read_text(errors='replace'))[:5])
 
-    def copied_memory(self, host):
-        """Whether some of the guest's memory has left *host*."""
+    def copied_memory(self, host: str) -> bool:
+        """Return whether *host* has sent some of the guest's memory."""
         job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)
         match = re.search(r'Memory processed: +([\d.]+)', job)
-        return bool(match) and float(match[1]) > 0
+        return match is not None and float(match[1]) > 0
 
-    def kill_qemu(self, host):
-        """Kill the guest's QEMU on one host, as a crash would."""
+    def kill_qemu(self, host: str) -> None:
+        """Kill the guest's QEMU on one host, as if it crashed."""
         on = self.cloud.hosts[host]
         pid = on.run('cat', f'/run/libvirt/qemu/{self.domain}.pid').strip()
         on.run('kill', '-KILL', pid)
 
-    def wait_reachable(self):
-        """Wait until the guest answers, where Nova says that it is.
+    def wait_reachable(self) -> None:
+        """Wait until the guest answers on the instance's host.
 
         Its port needs a VLAN tag first, which the Open vSwitch agent sets.
 
-        :raises Silent: if it does not
+        :raises Silent: it does not answer
         """
         self._wait_for_tag()
         host = self.host
@@ -284,29 +293,29 @@ class Guest(fixtures.Fixture):
         except process.LabError as error:
             raise Silent(error) from None
 
-    def _wait_for_tag(self, timeout=120):
+    def _wait_for_tag(self, timeout: float = 120) -> None:
         host = self.host
         process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
                          lambda: self._tagged(host), timeout=timeout,
                          log=self.cloud.hosts[host].log('openvswitch-agent'))
 
-    def _tagged(self, host):
+    def _tagged(self, host: str) -> bool:
         tap = f'tap{self.port[:11]}'
         tag = self.cloud.hosts[host].run(
             'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port', tap,
             'tag').strip()
         return tag.isdigit() and tag != _DEAD_VLAN
 
-    def answers(self):
+    def answers(self) -> bool:
         return self.cloud.controller.succeeds(
             'ping', '-c', '1', '-W', '1', self.address)
 
-    def run(self, script, timeout=60):
-        """Run a shell script in the guest; returns what it printed.
+    def run(self, script: str, timeout: float = 60) -> str:
+        """Run a shell script in the guest and return its output.
 
-        What it leaves running must not hold on to its output.
+        Background processes of the script must not keep its output open.
 
-        :raises LabError: it failed, or did not end within *timeout* seconds
+        :raises LabError: it fails, or does not end within *timeout* seconds
         """
         begin = time.monotonic()
         output = b''
@@ -331,8 +340,8 @@ class Guest(fixtures.Fixture):
             raise process.LabError(f'in the guest: {script}: failed\n{text}')
         return text[:status.start()]
 
-    def succeeds(self, script):
-        """Whether a script ends well in the guest."""
+    def succeeds(self, script: str) -> bool:
+        """Return whether a script succeeds in the guest."""
         try:
             self.run(script)
         except process.LabError:
@@ -340,10 +349,10 @@ class Guest(fixtures.Fixture):
         return True
 
     @contextlib.contextmanager
-    def pinged(self, limit=400):
-        """Ping the guest meanwhile; yields Pings that are filled at the end.
+    def pinged(self, limit: int = 400) -> Iterator[Pings]:
+        """Ping the guest during the context; yield Pings, filled at its end.
 
-        :param limit: seconds after which it stops by itself
+        :param limit: seconds after which the pings stop in any case
         """
         controller = self.cloud.controller
         pings = Pings()
@@ -361,14 +370,16 @@ class Guest(fixtures.Fixture):
                 sent, received = map(int, summary.groups())
                 pings.sent, pings.lost = sent, sent - received
 
-    def _last_record(self):
+    def _last_record(self) -> Any:
         records = self.cloud.api.compute.migrations(instance_uuid=self.id)
         return max(records, key=lambda record: int(record.id), default=None)
 
-    def migrate(self, destination, during=None, timeout=240):
-        """Migrate live, with the disks, and wait until all is settled.
+    def migrate(self, destination: str,
+                during: Callable[[], object] | None = None,
+                timeout: float = 240) -> Migration:
+        """Migrate live, with the disks, and wait until states are final.
 
-        :param during: called once, right after the request was accepted
+        :param during: called once, right after Nova accepts the request
         """
         previous = self._last_record()
         if previous:
@@ -386,52 +397,55 @@ class Guest(fixtures.Fixture):
         return Migration(source, destination, record.status, server.status,
                          server.compute_host, time.monotonic() - begin)
 
-    def hard_reboot(self):
+    def hard_reboot(self) -> None:
         self.ask_for_hard_reboot()
         self._booted()
 
-    def ask_for_hard_reboot(self):
-        """Wait until Nova has done it, or has left the guest as it is."""
+    def ask_for_hard_reboot(self) -> None:
+        """Request a hard reboot and wait until the instance is ACTIVE.
+
+        It is ACTIVE as well when Nova refuses and leaves the guest alone.
+        """
         self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
-    def suspend(self):
+    def suspend(self) -> None:
         self._act({'suspend': None}, 'SUSPENDED')
 
-    def resume(self):
-        """It is not reachable until it is rebooted hard.
+    def resume(self) -> None:
+        """Resume the guest; it is unreachable until a hard reboot.
 
-        Open vSwitch in user space does not see that the tap device is a new
-        one, as Nova leaves the port as it is.
+        Nova does not change the port, so Open vSwitch in user space does not
+        notice that the tap device is a new one.
         """
         self._act({'resume': None}, 'ACTIVE')
 
-    def ask_in_vain_for_resume(self):
-        """Wait until Nova has given up; returns the state that is left."""
+    def ask_in_vain_for_resume(self) -> str:
+        """Request a resume; return the state in which Nova gives up."""
         self._act({'resume': None}, 'SUSPENDED', 'ERROR')
         return self.vm_state
 
-    def stop(self):
+    def stop(self) -> None:
         self._act({'os-stop': None}, 'SHUTOFF')
 
-    def start(self):
+    def start(self) -> None:
         self._act({'os-start': None}, 'ACTIVE')
         self._booted()
 
-    def cold_migrate(self):
-        """To the other host; confirmed."""
+    def cold_migrate(self) -> None:
+        """Migrate cold to the other host and confirm."""
         self._act({'migrate': None}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def resize(self, **changes):
-        """To a flavor with *changes*; to the other host, confirmed."""
+    def resize(self, **changes: int) -> None:
+        """Resize to a flavor with *changes* on the other host; confirm."""
         flavor = self._flavor(**changes)
         self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
         self._act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def _act(self, action, *states):
-        """Ask for an *action* and wait for one of these *states*."""
+    def _act(self, action: dict[str, Any], *states: str) -> None:
+        """Request an *action* and wait for one of these *states*."""
         self.cloud.ports_changed()
         self.cloud.wait_for_agents()
         response = self.cloud.api.compute.post(
@@ -440,7 +454,7 @@ class Guest(fixtures.Fixture):
         process.wait_for(f'{next(iter(action))} of {self.domain}',
                          lambda: self._is(states), timeout=240, poll=_POLL)
 
-    def _is(self, states):
+    def _is(self, states: Sequence[str]) -> bool:
         server = self._server()
         if server.task_state:
             return False
@@ -448,16 +462,16 @@ class Guest(fixtures.Fixture):
             raise process.LabError(f'guest in ERROR: {server.fault}')
         return server.status in states
 
-    def _request_migration(self, destination):
-        # The SDK asks for an API version in which the request takes as long
-        # as the checks of both hosts, and fails with them.
+    def _request_migration(self, destination: str) -> None:
+        # The SDK uses an API version in which the request waits for the
+        # prechecks of both hosts, and fails with them.
         response = self.cloud.api.compute.post(
             f'/servers/{self.id}/action', microversion='2.90',
             json={'os-migrateLive': {'host': destination,
                                      'block_migration': 'auto'}})
         exceptions.raise_from_response(response)
 
-    def _settled(self, previous):
+    def _settled(self, previous: Any) -> bool:
         state = self._state()
         if state[0] == (previous and previous.id) or state[1] not in _FINAL:
             return False
@@ -467,15 +481,15 @@ class Guest(fixtures.Fixture):
             time.sleep(_SETTLE)
         return state == self._state()
 
-    def _state(self):
+    def _state(self) -> tuple[Any, ...]:
         record, server = self._last_record(), self._server()
         if not record:
             return None, None, server.status, server.task_state
         return record.id, record.status, server.status, server.task_state
 
 
-def _said(console):
-    """The pairs of boot id and queues in the guest's output."""
+def _said(console: pathlib.Path) -> list[tuple[str, str]]:
+    """Return the pairs of boot id and queues in the guest's output."""
     try:
         text = console.read_text(errors='replace')
     except OSError:

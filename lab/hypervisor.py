@@ -10,13 +10,18 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute needs on a compute host: Open vSwitch, libvirt, sshd."""
+"""The services of a compute host: Open vSwitch, libvirt and sshd."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import pathlib
 import shutil
+from typing import Any
 
 import fixtures
 
+from lab import host
 from lab import infrastructure
 from lab import process
 from lab import qemu_tcg
@@ -37,8 +42,8 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 log_filters = "3:remote 4:event"
 '''
 
-# Over TCP libvirt wants a name and a password, as with Kolla Ansible. The
-# other side, nova-compute or a source's libvirtd, finds them in auth.conf.
+# Over TCP libvirt requires a name and a password, as with Kolla Ansible. The
+# clients, nova-compute and a source's libvirtd, read them from auth.conf.
 _USER, _PASSWORD = 'nova', 'lab'
 _SASL = '''
 mech_list: digest-md5
@@ -53,7 +58,7 @@ password={_PASSWORD}
 credentials=default
 '''
 
-# Both hosts are in one control group tree and in one user namespace.
+# Both hosts share one control group tree and one user namespace.
 _QEMU = f'''
 user = "{users.QEMU}"
 group = "{users.QEMU_GROUP}"
@@ -86,8 +91,8 @@ Host *
     LogLevel ERROR
 '''
 
-# Run by QEMU's user, who can read neither the checkout nor an interpreter in
-# root's home.
+# QEMU's user runs it, and can read neither the checkout nor an interpreter
+# below root's home.
 _QEMU_WRAPPER = '''#!/usr/bin/python3
 import sys
 sys.path.insert(0, {directory!r})
@@ -97,16 +102,16 @@ qemu_tcg.main({qemu!r}, {claim!r}, sys.argv[1:])
 
 
 class Tools:
-    """What the compute hosts share, made once in the cache directory."""
+    """Files that the compute hosts share, made in the cache directory."""
 
-    def __init__(self, cache):
+    def __init__(self, cache: pathlib.Path) -> None:
         self.key = cache / 'ssh-key'
         self.wrapper = cache / 'qemu-wrapper'
         self.tap_queue_limit = cache / 'tap_queue_limit.so'
         self._claim = cache / 'kvm_claim.so'
         self._sysroot = cache / 'qemu'
 
-    def make(self):
+    def make(self) -> None:
         if not self.key.exists():
             process.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '',
                          '-f', self.key])
@@ -116,10 +121,10 @@ class Tools:
                          '-o', library, source, '-ldl'])
         self._make_wrapper()
 
-    def _make_wrapper(self):
-        """The wrapper takes the place of QEMU, so the real one is copied.
+    def _make_wrapper(self) -> None:
+        """Make the wrapper, which is mounted over QEMU, and copy the real one.
 
-        QEMU finds its firmware relative to itself, hence the links.
+        QEMU finds its firmware relative to its own path, hence the links.
         """
         binary = self._sysroot / 'bin' / pathlib.Path(QEMU).name
         binary.parent.mkdir(parents=True, exist_ok=True)
@@ -136,17 +141,17 @@ class Tools:
 
 
 class Switch(fixtures.Fixture):
-    """Open vSwitch with the userspace datapath: needs no kernel module."""
+    """Open vSwitch with the userspace datapath, without a kernel module."""
 
     _DATABASE = '/run/openvswitch/conf.db'
     SOCKET = 'unix:/run/openvswitch/db.sock'
-    # for nova, which cannot open the socket; os-vif's default
+    # For the user nova, who cannot open the socket; os-vif's default.
     ADDRESS = 'tcp:127.0.0.1:6640'
 
-    def __init__(self, host):
+    def __init__(self, host: host.Host) -> None:
         self.host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self.host.run('ovsdb-tool', 'create', self._DATABASE,
                       '/usr/share/openvswitch/vswitch.ovsschema')
         ovsdb = self.host.start(
@@ -163,15 +168,15 @@ class Switch(fixtures.Fixture):
 
 
 class Libvirt(fixtures.Fixture):
-    """libvirtd, reachable from the other host, with QEMU always emulating."""
+    """libvirtd, reachable from the other host; QEMU always emulates."""
 
-    def __init__(self, host, tools):
+    def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
         self._tools = tools
-        self._daemon = None
-        self._tap_queue_limit = None
+        self._daemon: process.Daemon
+        self._tap_queue_limit: int | None = None
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         number = topology.COMPUTES.index(self.host.name) + 1
         self.host.write('etc/libvirt/libvirtd.conf', _LIBVIRTD.format(
             uuid=f'0000000{number}-1111-4222-8333-00000000000{number}',
@@ -182,73 +187,76 @@ class Libvirt(fixtures.Fixture):
         self.host.run('mount', '--bind', self._tools.wrapper, QEMU)
         self._start()
 
-    def _require_password(self):
+    def _require_password(self) -> None:
         self.host.write('etc/libvirt/auth.conf', _AUTH)
         self.host.run('mount', '--bind', self.host.write(
             'etc/sasl2/libvirt.conf', _SASL), '/etc/sasl2/libvirt.conf')
         self.host.run('saslpasswd2', '-c', '-p', '-a', 'libvirt', '-f',
                       '/etc/libvirt/passwd.db', _USER, input=_PASSWORD)
 
-    def _start(self):
+    def _start(self) -> None:
         environment = self.environment(self._tap_queue_limit)
         self._daemon = self.host.start('libvirtd', 'libvirtd', '--listen',
                                        env=environment)
         self._daemon.wait_for('libvirtd answers', lambda: self.host.succeeds(
             'virsh', 'version'))
 
-    def environment(self, tap_queue_limit):
-        """What a process needs so that it opens no more queues of a tap."""
+    def environment(self, tap_queue_limit: int | None) -> dict[str, Any]:
+        """Return the variables with which a process opens that many queues.
+
+        :param tap_queue_limit: of one tap device; None: no limit
+        """
         if tap_queue_limit is None:
             return {}
         return {'LD_PRELOAD': self._tools.tap_queue_limit,
                 'TAP_QUEUE_LIMIT': tap_queue_limit}
 
-    def limit_tap_queues(self, limit):
-        """Restart it if it must open more or fewer; guests run on."""
+    def limit_tap_queues(self, limit: int | None) -> None:
+        """Restart libvirtd if the limit has changed; guests keep running."""
         if limit != self._tap_queue_limit:
             self._tap_queue_limit = limit
             self._daemon.stop()
             self._start()
 
     @property
-    def certificates(self):
-        """Where QEMU has those for migrations."""
+    def certificates(self) -> pathlib.Path:
+        """The directory with QEMU's certificates for migrations."""
         return self.host.root / 'etc/libvirt/migration'
 
     @property
-    def gnutls(self):
-        """Where QEMU finds libraries before others, and a policy of TLS."""
+    def gnutls(self) -> pathlib.Path:
+        """The directory of libraries that QEMU prefers, and its TLS policy."""
         return self.host.root / qemu_tcg.GNUTLS.lstrip('/')
 
-    def virsh(self, *arguments):
+    def virsh(self, *arguments: object) -> str:
         return self.host.run('virsh', *arguments)
 
-    def domains(self):
-        """The names of the domains that exist here, running or not."""
+    def domains(self) -> list[str]:
+        """Return the names of all domains here, running or not."""
         return self.virsh('list', '--all', '--name').split()
 
-    def live_xml(self, domain):
+    def live_xml(self, domain: str) -> str:
         return self.virsh('dumpxml', domain)
 
 
 class SshServer(fixtures.Fixture):
-    """sshd on the networks that are asked for, and on no other."""
+    """sshd on the requested networks and on no other."""
 
-    def __init__(self, host, tools):
+    def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
         self.key = tools.key
-        self._daemon = None
-        self._networks = ()
+        self._daemon: process.Daemon | None = None
+        self._networks: Sequence[topology.Network] = ()
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         self.host.write('etc/ssh/ssh_config', _SSH)
         keys = self.host.home_here / '.ssh'
         keys.mkdir(mode=0o700)
         shutil.copy(self.key, keys / 'id_ed25519')
         self.host.give_to_nova(keys)
 
-    def listen(self, networks):
-        """(Re)start it so that it answers on *networks*, () for none."""
+    def listen(self, networks: Sequence[topology.Network]) -> None:
+        """(Re)start sshd so that it answers on *networks*; () stops it."""
         if networks == self._networks:
             return
         if self._daemon:
@@ -258,7 +266,7 @@ class SshServer(fixtures.Fixture):
         if networks:
             self._start()
 
-    def _start(self):
+    def _start(self) -> None:
         addresses = [leg.split('/')[0] for network in self._networks
                      for leg in network.addresses(self.host.name)]
         configuration = self.host.write('etc/ssh/sshd_config', _SSHD.format(

@@ -12,9 +12,11 @@
 
 """The guest: a kernel, an initramfs and the disk image that boots them.
 
-The kernel is taken out of the distribution's package and not installed: the
-machine must not boot another kernel because it ran the lab.
+The kernel comes from the distribution's package, which is unpacked and not
+installed: the lab must not change the kernel that the machine boots.
 """
+
+from __future__ import annotations
 
 import gzip
 import hashlib
@@ -29,9 +31,9 @@ from lab import workdir
 
 INIT = workdir.DATA / 'guest-init'
 
-# What the guest needs: its NIC, its disks, a CD-ROM drive and filesystems,
-# which the kernel asks for when they are mounted. What it has built in is not
-# found among its modules and left out.
+# Drivers for the guest's NIC, disks and CD-ROM drive, and filesystems with the
+# modules that the kernel requests when it mounts them. Modules that are built
+# into the kernel are left out.
 MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
            'crc32c_generic', 'crc32c_intel', 'ext4', 'isofs', 'nls_ascii',
            'nls_cp437', 'nls_iso8859_1', 'nls_utf8', 'vfat', 'xfs')
@@ -39,7 +41,8 @@ MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
 _KERNEL = {'debian': 'linux-image-cloud-amd64',
            'ubuntu': 'linux-image-virtual'}
 
-# Nobody between guest and controller fills in what a guest leaves out.
+# The guest computes all checksums and segments itself: no device between it
+# and the controller does.
 COMMAND_LINE = ('console=ttyS0 quiet panic=5 '
                 'virtio_net.csum=0 virtio_net.gso=0')
 
@@ -50,18 +53,19 @@ _PARTITION = _MEBI
 
 
 class GuestImage:
-    """Makes `disk` (qcow2), once for each version of the files it is from.
+    """The guest's `disk` (qcow2), and the `kernel` and `initramfs` on it."""
 
-    `kernel` and `initramfs` are what is on it.
-    """
-
-    def __init__(self, cache):
+    def __init__(self, cache: pathlib.Path) -> None:
         self._directory = cache / 'guest'
         self.disk = self._directory / 'disk.qcow2'
         self.kernel = self._directory / 'vmlinuz'
         self.initramfs = self._directory / 'initramfs'
 
-    def make(self, log):
+    def make(self, log: pathlib.Path) -> None:
+        """Make the files, unless they exist and their sources are unchanged.
+
+        :param log: gets the output of all commands
+        """
         stamp = self._directory / 'made-of'
         wanted = hashlib.sha256(INIT.read_bytes() + pathlib.Path(
             __file__).read_bytes()).hexdigest()
@@ -76,8 +80,8 @@ class GuestImage:
         stamp.write_text(wanted)
 
 
-def _unpack_kernel(tree, log):
-    """Download the distribution's kernel; returns where it is unpacked."""
+def _unpack_kernel(tree: pathlib.Path, log: pathlib.Path) -> pathlib.Path:
+    """Download the distribution's kernel and unpack it into *tree*."""
     tree.mkdir()
     process.run(['apt-get', 'download', *_kernel_packages()], log=log,
                 cwd=tree, timeout=300)
@@ -89,8 +93,8 @@ def _unpack_kernel(tree, log):
     return tree
 
 
-def _kernel_packages():
-    """The packages with a kernel and its modules, in this distribution."""
+def _kernel_packages() -> list[str]:
+    """Return the distribution's packages with a kernel and its modules."""
     found = [_KERNEL[_distribution()]]
     for package in found:
         depends = process.run(['apt-cache', 'depends', '--important', package])
@@ -100,23 +104,23 @@ def _kernel_packages():
     return found
 
 
-def _distribution():
-    """Debian or Ubuntu, or what of the two this one is made from."""
+def _distribution() -> str:
+    """Return 'ubuntu' for Ubuntu and its derivatives, else 'debian'."""
     release = pathlib.Path('/etc/os-release').read_text()
     likes = ' '.join(re.findall(r'^ID(?:_LIKE)?="?([^"\n]+)', release, re.M))
     return 'ubuntu' if 'ubuntu' in likes else 'debian'
 
 
-def _modules(tree):
+def _modules(tree: pathlib.Path) -> pathlib.Path:
     return next((tree / 'lib/modules').iterdir())
 
 
-def _module_name(path):
+def _module_name(path: str | pathlib.Path) -> str:
     return pathlib.Path(path).name.split('.ko')[0].replace('-', '_')
 
 
-def _needed_modules(tree):
-    """The paths of MODULES and of what they need."""
+def _needed_modules(tree: pathlib.Path) -> set[pathlib.Path]:
+    """Return the paths of MODULES and of their dependencies."""
     modules = _modules(tree)
     needs = {}
     for line in (modules / 'modules.dep').read_text().splitlines():
@@ -126,7 +130,7 @@ def _needed_modules(tree):
             for path in needs.get(name, ())}
 
 
-def _uncompressed(module):
+def _uncompressed(module: pathlib.Path) -> bytes:
     if module.suffix == '.xz':
         return lzma.decompress(module.read_bytes())
     if module.suffix == '.zst':
@@ -136,7 +140,8 @@ def _uncompressed(module):
     return module.read_bytes()
 
 
-def _make_initramfs(tree, root, initramfs, log):
+def _make_initramfs(tree: pathlib.Path, root: pathlib.Path,
+                    initramfs: pathlib.Path, log: pathlib.Path) -> None:
     modules = root / 'lib/modules' / _modules(tree).name
     for directory in ('bin', 'sbin', 'proc', 'sys', 'dev', modules):
         (root / directory).mkdir(parents=True)
@@ -154,10 +159,11 @@ def _make_initramfs(tree, root, initramfs, log):
     initramfs.write_bytes(gzip.compress(archive.read_bytes(), mtime=0))
 
 
-def _make_disk(vmlinuz, initramfs, disk, log):
-    """A disk with one FAT partition from which SYSLINUX boots the guest.
+def _make_disk(vmlinuz: pathlib.Path, initramfs: pathlib.Path,
+               disk: pathlib.Path, log: pathlib.Path) -> None:
+    """Make a disk with a FAT partition from which SYSLINUX boots the guest.
 
-    It has a partition table because Nova inspects what it boots from.
+    It has a partition table because Nova inspects the images it boots from.
     """
     raw = disk.with_suffix('.raw')
     with open(raw, 'wb') as out:

@@ -10,12 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What OpenStack's services need below them: database and broker."""
+"""The database and the broker of OpenStack's services."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+import pathlib
 import shutil
 
 import fixtures
 
+from lab import host
 from lab import process
 from lab import topology
 
@@ -31,8 +36,8 @@ TRANSPORT_URL = (
     f'rabbit://{USER}:{PASSWORD}@{_ADDRESS}:{topology.PORTS["amqp"]}/')
 
 
-def connection(database):
-    """The SQLAlchemy URL of one of DATABASES."""
+def connection(database: str) -> str:
+    """Return the SQLAlchemy URL of one of DATABASES."""
     return (f'mysql+pymysql://{USER}:{PASSWORD}@{_ADDRESS}/{database}'
             f'?charset=utf8mb3')
 
@@ -41,15 +46,15 @@ class Database(fixtures.Fixture):
     """MariaDB on the controller.
 
     Filling the databases takes as long as the rest of the control plane, so
-    what it leads to is kept and used again.
+    the filled databases are kept for later runs.
     """
 
     _SOCKET = '/run/mariadb.sock'
 
-    def __init__(self, host, seed):
-        """:param seed: a directory with filled databases, or to be made one
+    def __init__(self, host: host.Host, seed: pathlib.Path) -> None:
+        """Remember whether the seed exists, as `filled`.
 
-        `filled` says whether it was one.
+        :param seed: the directory of filled databases, which `keep` makes
         """
         self.host = host
         self.seed = seed
@@ -57,7 +62,7 @@ class Database(fixtures.Fixture):
         self._data = host.root / 'mysql'
         self._client = ('mariadb', f'--socket={self._SOCKET}', '--user=root')
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         if self.filled:
             shutil.copytree(self.seed, self._data)
         else:
@@ -69,14 +74,14 @@ class Database(fixtures.Fixture):
                  f"GRANT ALL ON {name}.* TO '{USER}'@'%' "
                  f"IDENTIFIED BY '{PASSWORD}';" for name in DATABASES]))
 
-    def _install(self):
+    def _install(self) -> None:
         self._data.mkdir()
         process.run(['mariadb-install-db', '--no-defaults', '--user=root',
                      f'--datadir={self._data}', '--skip-test-db',
                      '--auth-root-authentication-method=normal'],
                     log=self.host.log('mariadb-install'))
 
-    def _start(self):
+    def _start(self) -> None:
         self._daemon = self.host.start(
             'mariadb', 'mariadbd', '--no-defaults', '--user=root',
             f'--datadir={self._data}', f'--socket={self._SOCKET}',
@@ -86,8 +91,8 @@ class Database(fixtures.Fixture):
         self._daemon.wait_for('MariaDB answers', lambda: self.host.succeeds(
             *self._client, '--execute=select 1'))
 
-    def keep(self):
-        """Make the seed; nobody may be connected."""
+    def keep(self) -> None:
+        """Make the seed from the databases; no client may be connected."""
         self._daemon.stop()
         copy = self.seed.with_suffix('.new')
         shutil.rmtree(copy, ignore_errors=True)
@@ -98,18 +103,18 @@ class Database(fixtures.Fixture):
         self._start()
 
 
-def _other_versions(seed):
-    """What is called the same up to the last dash."""
+def _other_versions(seed: pathlib.Path) -> Iterable[pathlib.Path]:
+    """Return all paths whose name is the same up to the last dash."""
     return seed.parent.glob(f'{seed.name.rpartition("-")[0]}-*')
 
 
 class Broker(fixtures.Fixture):
     """RabbitMQ on the controller."""
 
-    def __init__(self, host):
+    def __init__(self, host: host.Host) -> None:
         self.host = host
 
-    def _setUp(self):
+    def _setUp(self) -> None:
         state = self.host.root / 'rabbitmq'
         state.mkdir()
         self.host.write('etc/rabbitmq.conf', (
@@ -126,7 +131,7 @@ class Broker(fixtures.Fixture):
             'RABBITMQ_PID_FILE': state / 'pid',
             'RABBITMQ_ENABLED_PLUGINS_FILE': state / 'enabled_plugins',
             'ERL_EPMD_ADDRESS': _ADDRESS,
-            # Idle schedulers must not spin: the machine may be small.
+            # Idle schedulers must not spin: the machine may have few CPUs.
             'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '+S 1:1 +sbwt none',
         }
         daemon = self.host.start(
@@ -136,8 +141,8 @@ class Broker(fixtures.Fixture):
             self.host, topology.PORTS['amqp']))
 
 
-def answers(host, port):
-    """Whether something listens on *port* of *host*, IPv4, any address."""
+def answers(host: host.Host, port: int) -> bool:
+    """Return whether *host* listens on TCP *port*, on any address."""
     table = host.run('ss', '--listening', '--numeric', '--tcp',
                      '--no-header', f'sport = :{port}')
     return bool(table.strip())

@@ -12,17 +12,19 @@
 
 """The first process of a lab host.
 
-Run as a script in fresh mount, UTS, network and PID namespaces. It gives the
+Run as a script in new mount, UTS, network and PID namespaces. It gives the
 host a name and the few directories that must not be shared with the machine
-or with the other hosts, and then does what a pid 1 is for: reap orphans.
-When it dies the kernel ends every process of the host and frees its mounts
-and interfaces.
+or with the other hosts, and then reaps orphans, as a pid 1 has to. When it
+dies the kernel ends every process of the host and frees its mounts and
+interfaces.
 
     init.py NAME DIRECTORY MOUNT_POINT
 
-:param DIRECTORY: what belongs to this host alone; shown at MOUNT_POINT, and
-    the entries of PRIVATE below it at their usual places
+:param DIRECTORY: the files of this host alone; mounted at MOUNT_POINT, and
+    the entries of PRIVATE below it at their usual paths
 """
+
+from __future__ import annotations
 
 import os
 import pathlib
@@ -31,8 +33,8 @@ import socket
 import subprocess
 import sys
 
-# Places that exist wherever the packages are installed: nothing has to be
-# created in the machine's own file system to mount there.
+# Paths that the installed packages have created: the lab creates no mount
+# point in the machine's own file system.
 PRIVATE = (
     'etc/group',
     'etc/hosts',
@@ -46,28 +48,27 @@ PRIVATE = (
     'var/log/libvirt',
 )
 
-# Devices that libvirt, QEMU and Open vSwitch ask for. KVM and vhost are
-# there in name only: guests are emulated on every machine alike (see
-# data/qemu-tcg), so that the lab needs no hardware and behaves the same
-# everywhere.
+# Devices that libvirt, QEMU and Open vSwitch open. KVM and vhost are empty
+# placeholders: QEMU emulates all guests (see qemu_tcg.py), so that the lab
+# needs no hardware and behaves the same on every machine.
 DEVICES = ('null', 'zero', 'full', 'random', 'urandom', 'tty', 'net/tun')
 PLACEHOLDERS = ('kvm', 'vhost-net')
 LINKS = {'ptmx': 'pts/ptmx', 'fd': '/proc/self/fd', 'stdin': 'fd/0',
          'stdout': 'fd/1', 'stderr': 'fd/2'}
 
 
-def mount(*arguments):
+def mount(*arguments: str) -> None:
     subprocess.run(('mount',) + arguments, check=True)
 
 
-def mount_private(directory, mount_point):
+def mount_private(directory: pathlib.Path, mount_point: str) -> None:
     mount('--bind', str(directory), mount_point)
     for place in PRIVATE:
         mount('--bind', str(directory / place), f'/{place}')
 
 
-def mount_devices(dev):
-    """Replace /dev by one with nothing but the above."""
+def mount_devices(dev: pathlib.Path) -> None:
+    """Replace /dev by one with only DEVICES, PLACEHOLDERS and LINKS."""
     dev.mkdir(exist_ok=True)
     mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', str(dev))
     for name in ('net', 'pts', 'shm'):
@@ -85,8 +86,8 @@ def mount_devices(dev):
     mount('--rbind', str(dev), '/dev')
 
 
-def main(name, directory, mount_point):
-    directory = pathlib.Path(directory)
+def main(name: str, directory: str, mount_point: str) -> None:
+    own = pathlib.Path(directory)
     socket.sethostname(name)
     mount('--make-rprivate', '/')
     mount('-t', 'proc', 'proc', '/proc')
@@ -94,10 +95,10 @@ def main(name, directory, mount_point):
     mount('-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', '/run')
     for place in ('lock', 'libvirt', 'openvswitch', 'sshd'):
         pathlib.Path('/run', place).mkdir()
-    mount_private(directory, mount_point)
-    mount_devices(directory / 'dev')
+    mount_private(own, mount_point)
+    mount_devices(own / 'dev')
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    (directory / 'ready').touch()
+    (own / 'ready').touch()
     while True:
         signal.pause()
 

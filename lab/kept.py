@@ -10,18 +10,22 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A lab that was left up: remembering it, and ending it later."""
+"""A lab that ``--keep`` leaves up: remember it, and end it later."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 import json
 import pathlib
 
+from lab import host
 from lab import process
 
 
-def _begin(pid):
-    """When a process began, in the kernel's ticks; None if it is gone.
+def _begin(pid: int) -> str | None:
+    """Return the start time of a process in clock ticks; None if it is gone.
 
-    Together with the process id this names one process for ever.
+    Start time and process id together identify a process uniquely.
     """
     try:
         stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
@@ -30,15 +34,15 @@ def _begin(pid):
     return stat.rpartition(')')[2].split()[19]
 
 
-def remember(path, hosts):
-    """Note the first processes of *hosts* (Host fixtures) at *path*."""
+def remember(path: pathlib.Path, hosts: Iterable[host.Host]) -> None:
+    """Write the first process of each host to *path*."""
     path.write_text(json.dumps(
         [{'host': host.name, 'pid': host.pid, 'begin': _begin(host.pid)}
          for host in hosts]))
 
 
-def end(path):
-    """End what is noted at *path*; returns the names of the hosts ended."""
+def end(path: pathlib.Path) -> list[str]:
+    """End the hosts in the file *path*; return the names of those ended."""
     if not path.exists():
         return []
     left = [entry for entry in json.loads(path.read_text())

@@ -10,8 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running programs and waiting for them, always with a bound."""
+"""Run programs and wait for them, always with a time limit."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterable
 import concurrent.futures
 import contextlib
 import os
@@ -19,16 +23,23 @@ import pathlib
 import signal
 import subprocess
 import time
+from typing import Any
+from typing import IO
+from typing import TypeVar
+from typing import Union
 
 TAIL = 15
 
+T = TypeVar('T')
+StrPath = Union[str, os.PathLike[str]]
+
 
 class LabError(Exception):
-    """Something the lab needs did not work; the text says what."""
+    """The lab cannot go on; the text names the failed step."""
 
 
-def tail(log, lines=TAIL):
-    """The end of *log* as text, with its name; '' without a log."""
+def tail(log: StrPath | None, lines: int = TAIL) -> str:
+    """Return the end of *log* as text, with its name; '' without a log."""
     if not log:
         return ''
     try:
@@ -38,41 +49,46 @@ def tail(log, lines=TAIL):
     return f'\nEnd of {log}:\n' + '\n'.join(text.splitlines()[-lines:])
 
 
-def run(argv, *, timeout=120, log=None, **kwargs):
-    """Run *argv* to its end and return what it printed.
+def run(argv: Iterable[object], *, timeout: float = 120,
+        log: StrPath | None = None, **kwargs: Any) -> str:
+    """Run *argv* to its end and return its output.
 
-    :param timeout: seconds after which it is killed
-    :param log: file to which the output goes instead
-    :raises LabError: with the end of the output if it fails
+    :param timeout: seconds after which the program is killed
+    :param log: append the output to this file instead
+    :raises LabError: the program fails; the text has the end of its output
     """
-    argv = [str(word) for word in argv]
+    words = [str(word) for word in argv]
     with contextlib.ExitStack() as stack:
-        out = subprocess.PIPE
+        out: IO[str] | int = subprocess.PIPE
         if log:
             out = stack.enter_context(open(log, 'a'))
         try:
             done = subprocess.run(
-                argv, stdout=out, stderr=subprocess.STDOUT, text=True,
+                words, stdout=out, stderr=subprocess.STDOUT, text=True,
                 errors='replace', timeout=timeout,
                 stdin=None if 'input' in kwargs else subprocess.DEVNULL,
                 start_new_session=True, **kwargs)
         except subprocess.TimeoutExpired as error:
-            raise LabError(f'{" ".join(argv)}: not done after {timeout} s'
+            raise LabError(f'{" ".join(words)}: not done after {timeout} s'
                            f'{tail(log)}') from error
     if done.returncode:
         output = '\n'.join((done.stdout or '').splitlines()[-TAIL:])
-        raise LabError(f'{" ".join(argv)}: exit status {done.returncode}\n'
+        raise LabError(f'{" ".join(words)}: exit status {done.returncode}\n'
                        f'{output}{tail(log)}')
     return done.stdout or ''
 
 
-def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
-    """Call *condition* until it returns something true, and return that.
+def wait_for(what: str, condition: Callable[[], T], *, timeout: float = 120,
+             log: StrPath | Callable[[], StrPath] | None = None,
+             poll: float = 0.25) -> T:
+    """Call *condition* until its result is true, and return the result.
 
-    :param what: what is waited for, for the error
+    :param what: the awaited event, for the error
     :param timeout: seconds
-    :param log: whose end explains why it did not happen; a path or a
-        function that returns one
+    :param log: the log whose end goes into the error; a path or a function
+        that returns one
+    :param poll: seconds between two calls
+    :raises LabError: the result is not true within *timeout* seconds
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -85,11 +101,11 @@ def wait_for(what, condition, *, timeout=120, log=None, poll=0.25):
         time.sleep(poll)
 
 
-def in_parallel(*calls):
+def in_parallel(*calls: Callable[[], object]) -> None:
     """Call functions without arguments at the same time.
 
-    The first error is raised at once; what still runs then ends when the
-    host it runs on does.
+    The first error is raised at once. Calls that still run then end together
+    with the host on which they run programs.
     """
     pool = concurrent.futures.ThreadPoolExecutor(len(calls))
     futures = [pool.submit(call) for call in calls]
@@ -100,8 +116,8 @@ def in_parallel(*calls):
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def descendants(pid):
-    """The process ids below *pid*, the youngest generation first."""
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all descendants of *pid*, the deepest first."""
     try:
         children = pathlib.Path(
             f'/proc/{pid}/task/{pid}/children').read_text().split()
@@ -111,19 +127,20 @@ def descendants(pid):
     return [deep for child in below for deep in descendants(child)] + below
 
 
-def kill(pid, number=signal.SIGKILL):
-    """Send a signal to a process that may just have ended."""
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal to a process; ignore that it has already ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 class Daemon:
-    """A program left running: a process that is ours to end."""
+    """A program that runs until `stop` is called."""
 
-    GRACE = 10
+    GRACE = 10      # seconds
 
-    def __init__(self, name, argv, log, **kwargs):
-        """Start *argv*; what it prints is appended to *log*."""
+    def __init__(self, name: str, argv: Iterable[object], log: StrPath,
+                 **kwargs: Any) -> None:
+        """Start *argv* and append its output to *log*."""
         self.name = name
         self.log = pathlib.Path(log)
         with open(log, 'ab') as out:
@@ -133,16 +150,17 @@ class Daemon:
                 **kwargs)
 
     @property
-    def pids(self):
-        """What runs for this daemon, the youngest first."""
+    def pids(self) -> list[int]:
+        """The ids of the daemon's processes, the deepest first."""
         return descendants(self._process.pid)
 
-    def running(self):
+    def running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, what, condition, **kwargs):
-        """As the function, but ends at once when the daemon has ended."""
-        def alive():
+    def wait_for(self, what: str, condition: Callable[[], T],
+                 **kwargs: Any) -> T:
+        """Wait like the function; raise LabError once the daemon has ended."""
+        def alive() -> T:
             if not self.running():
                 raise LabError(f'{self.name} ended instead of: {what}'
                                f'{tail(self.log)}')
@@ -150,8 +168,11 @@ class Daemon:
         kwargs.setdefault('log', self.log)
         return wait_for(what, alive, **kwargs)
 
-    def stop(self, first=signal.SIGTERM):
-        """End it with a signal, and by force after GRACE seconds."""
+    def stop(self, first: int = signal.SIGTERM) -> None:
+        """Send a signal, and SIGKILL after GRACE seconds.
+
+        :raises LabError: the daemon still runs
+        """
         for number in (first, signal.SIGKILL):
             for pid in self.pids:
                 kill(pid, number)

@@ -10,47 +10,51 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What libvirt takes for QEMU: the real one, always emulating.
+"""The wrapper that libvirt starts as QEMU; it always emulates.
 
-Nova asks for the number of queues only with ``virt_type = kvm``, so libvirt
-has to believe in KVM. When it asks what QEMU can do, the real QEMU answers
-with the library `data/kvm_claim.c` loaded, which says that KVM is there; when
-it starts a guest, KVM becomes TCG and vhost is left out.
+Nova requests multiple queues only with ``virt_type = kvm``, so libvirt has to
+find KVM. When libvirt probes QEMU's capabilities, the wrapper starts the real
+QEMU with the library `data/kvm_claim.c`, which claims that KVM exists; when
+libvirt starts a guest, the wrapper replaces KVM by TCG and removes vhost.
 
-Only the standard library is used: every QEMU of the lab starts through this.
+It uses only the standard library: each QEMU of the lab starts through it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 import json
 import os
 
 
-# The host's own, not the machine's: it may be given a library that is loaded
-# instead of the machine's, and a policy in the place of /etc/gnutls/config.
+# A directory of the host, not of the machine. A scenario may put a library
+# there, which QEMU loads instead of the machine's, and a policy, which
+# replaces /etc/gnutls/config.
 GNUTLS = '/etc/libvirt/gnutls'
 
-# QEMU before 9.0 loses what an emulated CPU writes while memory is copied:
-# where a block of memory is a multiple of 64 pages it clears the dirty bits
-# word by word and leaves the pages in the CPU's TLB, which then sets none
-# again (mended by "physmem: Fix migration dirty bitmap coherency with TCG
-# memory access"). Two pages less, and it goes page by page, as it should.
+# QEMU before 9.0 loses writes of an emulated CPU while memory is copied: where
+# a block of memory is a multiple of 64 pages it clears the dirty bits word by
+# word and leaves the pages in the CPU's TLB, which then sets no dirty bit
+# again (fixed by "physmem: Fix migration dirty bitmap coherency with TCG
+# memory access"). With two pages less QEMU goes page by page, correctly.
 _LESS = 8192  # bytes; QEMU rounds the memory of a guest to this
 
 
-def _memory(value):
-    """The value of -m, in MiB as libvirt writes it, a little smaller."""
+def _memory(value: str) -> str:
+    """Return the value of -m, in MiB from libvirt, reduced by _LESS."""
     return f'{(int(value) * 1024 * 1024 - _LESS) // 1024}k'
 
 
-def _backend(value):
-    """The memory backend of the machine, made as small as -m says."""
+def _backend(value: str) -> str:
+    """Return the machine's memory backend, reduced by _LESS like -m."""
     backend = json.loads(value)
     if backend.get('id') == 'pc.ram':
         backend['size'] -= _LESS
     return json.dumps(backend)
 
 
-def _netdev(value):
-    """A tap without vhost."""
+def _netdev(value: str) -> str:
+    """Return the value of -netdev without vhost."""
     if value.startswith('{'):
         netdev = json.loads(value)
         return json.dumps({key: netdev[key] for key in netdev
@@ -59,9 +63,9 @@ def _netdev(value):
                     if not part.startswith('vhost'))
 
 
-_CHANGED = {
-    # One thread for all CPUs: they would wait for one another with the few
-    # processors of a machine that tests.
+_CHANGED: dict[str, Callable[[str], str]] = {
+    # One thread for all CPUs: several ones would wait for one another on a
+    # machine with few processors.
     '-accel': lambda value: ('tcg,thread=single' if value == 'kvm'
                              else value),
     '-m': _memory,
@@ -71,18 +75,18 @@ _CHANGED = {
 }
 
 
-def emulated(argv):
-    """The arguments of a guest without KVM and vhost."""
+def emulated(argv: list[str]) -> list[str]:
+    """Return the arguments of a guest without KVM and vhost."""
     return [_CHANGED.get(option, str)(value)
-            for option, value in zip([None, *argv], argv)]
+            for option, value in zip(['', *argv], argv)]
 
 
-def main(qemu, claim, argv):
-    """Become *qemu*.
+def main(qemu: str, claim: str, argv: list[str]) -> None:
+    """Replace this process by *qemu*.
 
-    :param qemu: path of the real one
-    :param claim: the library for a QEMU that is only asked what it can do
-    :param argv: as libvirt gave them
+    :param qemu: the path of the real QEMU
+    :param claim: the library for a QEMU whose capabilities libvirt probes
+    :param argv: QEMU's arguments from libvirt
     """
     environment = {
         **os.environ, 'LD_LIBRARY_PATH': GNUTLS,

@@ -10,13 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The report: one HTML file that needs nothing else."""
+"""The report: one self-contained HTML file."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
 import datetime
+import pathlib
 import platform
 
 import jinja2
 
+from lab import environments
+from lab import evidence
 from lab import process
 from lab import runner
 from lab import workdir
@@ -28,8 +35,10 @@ _VERSIONS = (
 )
 
 
-def versions(environments):
-    """What was tested: names and versions, as pairs of text."""
+def versions(
+    environments: environments.Environments,
+) -> Iterator[tuple[str, str]]:
+    """Yield the name and version of each tested program."""
     yield 'Nova', environments.version
     for package in ('keystone', 'glance', 'openstack_placement', 'neutron'):
         yield package, environments.control.version_of(package)
@@ -39,10 +48,11 @@ def versions(environments):
     yield 'kernel', platform.release()
 
 
-def write(path, results, environments, seconds):
+def write(path: pathlib.Path, results: Sequence[evidence.Result],
+          environments: environments.Environments, seconds: float) -> None:
     """Write the report of all *results* to *path*.
 
-    :param seconds: how long the whole run took
+    :param seconds: the duration of the whole run
     """
     loader = jinja2.FileSystemLoader(workdir.DATA)
     environment = jinja2.Environment(

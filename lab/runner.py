@@ -10,14 +10,21 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running scenarios, telling about it, and the table at the end."""
+"""Run scenarios, show the progress, and make the table at the end."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Iterator
 import time
 
 from rich import box
+from rich import console
 from rich import table
 
+from lab import cloud
 from lab import environments
+from lab import evidence
 from lab import scenario
 from lab import scenarios
 
@@ -26,55 +33,58 @@ _MARK = {True: ('green', 'as expected'),
 
 
 class Progress:
-    """What is being done, shown while it is.
+    """Show the current step.
 
-    On a terminal one line is rewritten; elsewhere each becomes a line.
+    On a terminal one line is rewritten; elsewhere each step is a new line.
     """
 
-    def __init__(self, console):
+    def __init__(self, console: console.Console) -> None:
         self.console = console
         self._begin = time.monotonic()
         self._status = console.status('')
         self._prefix = ''
 
-    def __enter__(self):
+    def __enter__(self) -> Progress:
         self._status.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._status.stop()
 
-    def begin(self, prefix):
-        """From now on what is told belongs to this."""
+    def begin(self, prefix: str) -> None:
+        """Show *prefix* before all following steps."""
         self._prefix = prefix
 
-    def __call__(self, text):
-        """Tell what is done next."""
+    def __call__(self, text: str) -> None:
+        """Show the next step."""
         line = f'{self._prefix}: {text}' if self._prefix else text
         if self.console.is_terminal:
             self._status.update(line)
         else:
             self.done(line)
 
-    def done(self, line, style=None):
-        """Tell something that stays on the screen."""
+    def done(self, line: str, style: str | None = None) -> None:
+        """Print a line that stays on the screen, with the time."""
         seconds = int(time.monotonic() - self._begin)
         self.console.print(f'{seconds // 60:3}:{seconds % 60:02}  {line}',
                            style=style, highlight=False, soft_wrap=True)
 
 
-def runs(chosen):
-    """``(scenario, arrangement)`` in the order that restarts the least."""
+def runs(
+    chosen: Iterable[scenario.Scenario],
+) -> list[tuple[scenario.Scenario, scenario.Arrangement]]:
+    """Return ``(scenario, arrangement)`` in the order with least restarts."""
     return [(item, arrangement) for arrangement in scenario.ARRANGEMENTS
             for item in chosen if arrangement in item.expected]
 
 
-def perform(cloud, chosen, progress):
-    """Yield the Result of every scenario in every arrangement it has."""
+def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
+            progress: Progress) -> Iterator[evidence.Result]:
+    """Yield the Result of each scenario in each of its arrangements."""
     possible = []
     for item in chosen:
         why = (item.impossible() if cloud.venvs.variant in item.variants
-               else f'it is not about what is {cloud.venvs.variant}')
+               else f'it is not for the variant {cloud.venvs.variant}')
         if why:
             progress.done(f'{item.name}: left out, {why}')
         else:
@@ -84,10 +94,10 @@ def perform(cloud, chosen, progress):
         progress.begin(what)
         result = scenario.Run(cloud, item, arrangement, progress).perform()
         if result.crashed:
-            # Emulation loses writes (see qemu_tcg.py) and interrupts. What
-            # Nova does wrong happens again.
-            progress.done(f'{what}: the emulated guest crashed or fell '
-                          'silent; once more')
+            # Emulation loses writes (see qemu_tcg.py) and interrupts. A
+            # fault of Nova happens in the second run, too.
+            progress.done(f'{what}: the emulated guest crashed or does not '
+                          'answer; second run')
             crashed = result.crashed
             result = scenario.Run(cloud, item, arrangement,
                                   progress).perform()
@@ -100,10 +110,12 @@ def perform(cloud, chosen, progress):
         yield result
 
 
-def rows(results):
-    """One row for each scenario and pair of arrangements to compare.
+def rows(
+    results: Iterable[evidence.Result],
+) -> Iterator[tuple[str, dict[str, evidence.Result], float]]:
+    """Yield one row for each scenario and pair of arrangements to compare.
 
-    ``(name, {STOCK or MENDED: Result}, seconds)``
+    A row is ``(name, {STOCK or FIXED: Result}, seconds)``.
     """
     by_run = {(result.scenario.name, result.arrangement): result
               for result in results}
@@ -113,30 +125,31 @@ def rows(results):
                    if (name, arrangement) in by_run]
         stock = [r for r in of_name
                  if r.arrangement.column == environments.STOCK]
-        mended = [r for r in of_name
-                  if r.arrangement.column == environments.MENDED]
-        for index in range(max(len(stock), len(mended))):
+        fixed = [r for r in of_name
+                  if r.arrangement.column == environments.FIXED]
+        for index in range(max(len(stock), len(fixed))):
             cells = {}
             if index < len(stock):
                 cells[environments.STOCK] = stock[index]
-            if index < len(mended):
-                cells[environments.MENDED] = mended[index]
+            if index < len(fixed):
+                cells[environments.FIXED] = fixed[index]
             yield name, cells, sum(r.seconds for r in cells.values())
 
 
-def make_table(results, variant):
-    """The table at the end, for rich."""
+def make_table(results: Iterable[evidence.Result],
+               variant: str) -> table.Table:
+    """Return the table at the end, for rich."""
     result = table.Table(box=box.SIMPLE_HEAD)
     for column in ('scenario', 'stock', variant):
         result.add_column(column)
     result.add_column('time', justify='right')
     for name, cells, seconds in rows(results):
         result.add_row(name, *[_cell(cells.get(column)) for column in (
-            environments.STOCK, environments.MENDED)], f'{seconds:.0f} s')
+            environments.STOCK, environments.FIXED)], f'{seconds:.0f} s')
     return result
 
 
-def _cell(result):
+def _cell(result: evidence.Result | None) -> str:
     if result is None:
         return ''
     style, verdict = _MARK[result.as_expected]

@@ -10,16 +10,19 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The hosts of the lab, its networks, and who has which address."""
+"""The hosts of the lab, its networks and all addresses."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import dataclasses
 import ipaddress
 
 CONTROLLER = 'controller'
 COMPUTES = ('compute1', 'compute2')
 
-# The host part of each address. The lab lives in network namespaces of its
-# own, so none of these can collide with what the machine itself uses.
+# The host part of each address. The lab has its own network namespaces, so no
+# address can collide with one of the machine.
 _NUMBER = {CONTROLLER: 1, 'compute1': 11, 'compute2': 12}
 
 HOSTS = tuple(_NUMBER)
@@ -27,23 +30,23 @@ HOSTS = tuple(_NUMBER)
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One layer 2 segment: a bridge on the controller, a leg on each host."""
+    """One layer 2 segment, a bridge on the controller."""
 
     name: str
     ipv4: str = ''
     ipv6: str = ''
 
     @property
-    def bridge(self):
+    def bridge(self) -> str:
         return f'br-{self.name}'
 
-    def address(self, host, version=4):
-        """The address of *host* (its name) as a string without prefix."""
+    def address(self, host: str, version: int = 4) -> str:
+        """Return the address of *host* (its name) without the prefix."""
         subnet = self.ipv6 if version == 6 else self.ipv4
         return str(ipaddress.ip_network(subnet)[_NUMBER[host]])
 
-    def addresses(self, host):
-        """Every address of *host* here, each as ``address/prefix``."""
+    def addresses(self, host: str) -> Iterator[str]:
+        """Yield each address of *host* here as ``address/prefix``."""
         for subnet in filter(None, (self.ipv4, self.ipv6)):
             network = ipaddress.ip_network(subnet)
             yield f'{network[_NUMBER[host]]}/{network.prefixlen}'
@@ -62,13 +65,13 @@ PINGER = '192.168.50.1/24'
 FIRST_GUEST, LAST_GUEST = 10, 254
 
 
-def guest_addresses(number):
-    """MAC and IP address of a guest, which knows the latter by the former."""
+def guest_addresses(number: int) -> tuple[str, str]:
+    """Return MAC and IP address of a guest; it derives the IP from the MAC."""
     subnet = ipaddress.ip_network(GUEST_SUBNET)
     return f'fa:16:3e:00:00:{number:02x}', str(subnet[number])
 
 
-# What answers on the controller's management address.
+# Ports on the controller's management address.
 PORTS = {
     'identity': 5000,
     'image': 9292,
@@ -79,14 +82,14 @@ PORTS = {
 }
 
 
-def url(service, path=''):
-    """Where the API of *service* (a key of PORTS) answers."""
+def url(service: str, path: str = '') -> str:
+    """Return the URL of the API of *service* (a key of PORTS)."""
     address = MANAGEMENT.address(CONTROLLER)
     return f'http://{address}:{PORTS[service]}{path}'
 
 
-def owner(address):
-    """``(host, network)`` names of an IPv4 or IPv6 address, or None."""
+def owner(address: str) -> tuple[str, str] | None:
+    """Return the names ``(host, network)`` of an IP address, or None."""
     for network in NETWORKS:
         for host in HOSTS:
             if any(leg.split('/')[0] == address

@@ -14,26 +14,29 @@
 
 nova-compute runs as nova, which becomes root for privsep only. QEMU runs as
 the user of the distribution's package, and libvirt gives that user the files
-of a guest while it runs (dynamic ownership). Each host has these files of its
-own, so that the machine's /etc/passwd, /etc/group and /etc/sudoers are not
-changed.
+of a guest while it runs (dynamic ownership). Each host has its own
+/etc/passwd, /etc/group and /etc/sudoers, so that the machine's files stay
+unchanged.
 """
+
+from __future__ import annotations
 
 import pathlib
 
 NOVA = 'nova'
-# Of user and group, as in Kolla's images.
+# The id of the user and of the group nova, as in Kolla's images.
 NOVA_ID = 42436
 
 QEMU, QEMU_GROUP = 'libvirt-qemu', 'kvm'
 LIBVIRT_GROUP = 'libvirt'
 
-# As Debian's packages have it.
+# Debian's packages put nova into the same groups.
 _GROUPS_OF_NOVA = (QEMU_GROUP, LIBVIRT_GROUP)
 
 
-def files(home, venvs):
-    """``{place below the root: (text, mode)}`` for a host.
+def files(home: pathlib.Path,
+          venvs: pathlib.Path) -> dict[str, tuple[str, int]]:
+    """Return ``{path below the root: (text, mode)}`` for a host.
 
     :param home: the home directory of nova
     :param venvs: the directory with all virtual environments
@@ -41,27 +44,27 @@ def files(home, venvs):
     return {
         'etc/passwd': (_passwd(home), 0o644),
         'etc/group': (_group(), 0o644),
-        # sshd refuses an account that is locked, as root often is.
+        # sshd refuses locked accounts, and root's is often locked.
         'etc/shadow': (''.join(f'{user}:*:19000:0:99999:7:::\n'
                                for user in ('root', NOVA)), 0o600),
-        # A line of sudo's own would keep nova from choosing PATH.
+        # Without the secure_path of the machine's file, which overrides PATH.
         'etc/sudoers': (f'{NOVA} ALL = (root) NOPASSWD:SETENV: '
                         f'{venvs}/*/bin/privsep-helper\n', 0o440),
     }
 
 
-def _machine(name):
-    """The lines of a file of the machine, without nova if it has that."""
+def _machine(name: str) -> list[str]:
+    """Return the lines of one of the machine's files, without user nova."""
     return [line for line in pathlib.Path('/etc', name).read_text(
         ).splitlines() if not line.startswith(f'{NOVA}:')]
 
 
-def _passwd(home):
+def _passwd(home: pathlib.Path) -> str:
     nova = f'{NOVA}:x:{NOVA_ID}:{NOVA_ID}::{home}:/bin/sh'
     return '\n'.join([*_machine('passwd'), nova, ''])
 
 
-def _group():
+def _group() -> str:
     lines = [f'{NOVA}:x:{NOVA_ID}:']
     for line in _machine('group'):
         name, password, number, members = line.split(':')

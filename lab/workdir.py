@@ -10,7 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Where the lab keeps its files."""
+"""The working directory of the lab."""
+
+from __future__ import annotations
 
 import fcntl
 import os
@@ -19,6 +21,7 @@ import shutil
 import stat
 
 from lab import process
+from lab import users
 
 DEFAULT = '/var/tmp/nova-migfix-lab'
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -26,16 +29,16 @@ DATA = pathlib.Path(__file__).resolve().parent / 'data'
 
 
 class WorkDir:
-    """One directory; only `run` is emptied when a run begins.
+    """Paths below the working directory; each run empties `run` only.
 
     venvs/    virtual environments, kept between runs
     cache/    the guest's kernel and image, the keys of sshd
     run/      one directory for each host: its configuration, logs, disks
-    own/      a mount point: every host finds its own run/<name> there, so
+    own/      a mount point: each host sees its own run/<name> there, so
               that two hosts can use one path for different files
     """
 
-    def __init__(self, root=None):
+    def __init__(self, root: str | None = None) -> None:
         root = root or os.environ.get('NOVA_MIGFIX_LAB_DIR', DEFAULT)
         self.root = pathlib.Path(root).resolve()
         self.venvs = self.root / 'venvs'
@@ -45,19 +48,26 @@ class WorkDir:
         self.kept = self.run / 'kept.json'
         self.report = self.root / 'report.html'
 
-    def prepare(self):
+    def prepare(self) -> None:
+        """Make the directories.
+
+        :raises LabError: other users cannot reach them
+        """
         for directory in (self.venvs, self.cache, self.run, self.own):
             directory.mkdir(parents=True, exist_ok=True)
         closed = [directory for directory in (self.root, *self.root.parents)
                   if not directory.stat().st_mode & stat.S_IXOTH]
         if closed:
             raise process.LabError(
-                f'{closed[0]} is closed to users other than its own, such as '
-                f'nova and that of QEMU; set NOVA_MIGFIX_LAB_DIR to a '
-                f'directory that they can reach')
+                f'only its owner can enter {closed[0]}, but the users nova '
+                f'and {users.QEMU} have to; set NOVA_MIGFIX_LAB_DIR to a '
+                f'directory that all users can enter')
 
-    def lock(self):
-        """Refuse to share the directory with another run."""
+    def lock(self) -> None:
+        """Lock the directory until this process ends.
+
+        :raises LabError: another run has locked it
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.root / 'lock', 'w')
         try:
@@ -68,6 +78,7 @@ class WorkDir:
                 f'NOVA_MIGFIX_LAB_DIR to use a directory of its own'
             ) from error
 
-    def forget_run(self):
+    def forget_run(self) -> None:
+        """Delete all files of the previous run."""
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir(parents=True)

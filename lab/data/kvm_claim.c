@@ -13,7 +13,7 @@
  */
 
 /*
- * Loaded into a QEMU that libvirt probes: its answer to "query-kvm" becomes
+ * Loaded into a QEMU that libvirt probes: changes its answer to "query-kvm" so
  * that KVM is enabled. See qemu_tcg.py for the reason.
  */
 #define _GNU_SOURCE

@@ -13,11 +13,11 @@
  */
 
 /*
- * Loaded into what opens tap devices: the kernel seems to open no more than
- * TAP_QUEUE_LIMIT queues of one device, as Linux before 4.0 did with 8.
+ * Loaded into processes that open tap devices: limits each device to
+ * TAP_QUEUE_LIMIT queues, as Linux before 4.0 limits it to 8.
  *
- * The queues are counted where the kernel itself shows them, in the fdinfo of
- * this process: nothing has to be remembered, so no close() can be missed.
+ * It counts the queues in the kernel's fdinfo of this process and keeps no
+ * count of its own, so it cannot miss a close().
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The scenarios, in the order in which they are run."""
+"""The scenarios, in the order in which they run."""
 
 from lab.scenarios import config_drive
 from lab.scenarios import ephemeral_base_gone

@@ -9,23 +9,26 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A guest with a config drive is migrated, with its disks.
+"""Live-migrate a guest with a config drive, with its disks.
 
-libvirt does not copy what is read-only, and from 30.1 on Nova neither: it
-makes an empty file of the same size. A vfat config drive is a disk like any
-other and was never lost.
+libvirt does not copy read-only disks, and from 30.1 on Nova does not either:
+it makes an empty file of the same size. A vfat config drive is a writable disk
+and is never lost.
 """
+
+from __future__ import annotations
 
 import hashlib
 import itertools
 
 from lab import disks
+from lab import guest
 from lab import scenario
 from lab import topology
 
 FILE = 'disk.config'
 
-# The formats and what the guest sees of them.
+# The formats, and how the guest mounts them.
 ISO, VFAT = 'iso9660', 'vfat'
 _MOUNT = {
     ISO: 'mount -o ro -t iso9660 /dev/sr0 /config',
@@ -55,10 +58,10 @@ class ConfigDrive(scenario.Scenario):
     emptied = scenario.Arrives(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
         r'WARNING .*has nothing but zeros.* reboot the instance hard'),))
-    # Before this release the ISO was copied, by the source's host name.
+    # Older releases copy the ISO, from the source's host name.
     lost_since = 30
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         for config_format, transport in itertools.product(
                 (ISO, VFAT), ('ssh', 'rsync')):
@@ -70,8 +73,9 @@ class ConfigDrive(scenario.Scenario):
                         config_format, transport) == (ISO, 'rsync'):
                     self.rebuild(run, instance)
 
-    def migrate(self, run, instance, config_format, transport):
-        """Look at the file and through the guest, before and after."""
+    def migrate(self, run: scenario.Run, instance: guest.Guest,
+                config_format: str, transport: str) -> None:
+        """Check the file and the guest's view of it, before and after."""
         case = f'{config_format} by {transport}'
         before = sha256(run, instance)
         run.check(f'{case}: guest can read it', readable(
@@ -89,8 +93,8 @@ class ConfigDrive(scenario.Scenario):
         for when, works in readings.items():
             keep(f'{case}: guest can read it {when}', works)
 
-    def rebuild(self, run, instance):
-        """What unmodified Nova has emptied is told of, and comes back."""
+    def rebuild(self, run: scenario.Run, instance: guest.Guest) -> None:
+        """Check the warning about an emptied file, and that it is rebuilt."""
         disks.empty(instance.files(instance.host) / FILE)
         run.migrate(instance, scenario.SOURCE, title='an emptied one',
                     expected=self.emptied)
@@ -102,13 +106,13 @@ class ConfigDrive(scenario.Scenario):
                   readable(instance, ISO))
 
 
-def sha256(run, instance):
-    """The digest of the config drive on the host that has the guest."""
+def sha256(run: scenario.Run, instance: guest.Guest) -> str:
+    """Return the digest of the config drive on the guest's host."""
     path = instance.files(instance.host) / FILE
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def readable(instance, config_format):
-    """Whether the guest finds its own id there."""
+def readable(instance: guest.Guest, config_format: str) -> bool:
+    """Return whether the guest reads its own id from the config drive."""
     return instance.succeeds(_READ.format(
         mount=_MOUNT[config_format], id=instance.id))

@@ -10,10 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the scenarios with ephemeral disks have in common."""
+"""Functions of the scenarios with ephemeral disks."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 import contextlib
 import os
+import pathlib
+from typing import Any
 
 import fixtures
 
@@ -24,12 +29,12 @@ from lab import process
 from lab import scenario
 from lab import topology
 
-# Bytes that a base has which is not as empty as a fresh one.
+# Bytes of data in a base that is not as empty as a new one.
 HEAVY = 64 << 20
 
 ONE_GB = (guest.Ephemeral(1),)
 
-# On unmodified Nova it is a success for Nova, but not for who has the disk.
+# On unmodified Nova the migration completes, but damages the disk.
 DAMAGES = scenario.Arrives(text='arrives, disk damaged')
 KEEPS = scenario.Arrives(said=(scenario.Said(
     scenario.DESTINATION, 'nova-compute',
@@ -38,45 +43,48 @@ KEEPS = scenario.Arrives(said=(scenario.Said(
 
 
 class OldDisks(scenario.Scenario):
-    """One with disks as unmodified Nova makes them: overlays on a base."""
+    """A scenario with the disks of unmodified Nova: overlays on a base."""
 
     options = {('migfix', 'ephemeral_overlays'): True}
 
 
-# Up to 29 a base that is made where a disk is needed, not created, has its own
-# name for a label, for which XFS and vfat have no room (LP 2061701).
+# Up to 29, Nova labels a base that it makes for an existing disk with the
+# base's file name, which is too long for XFS and vfat (LP 2061701).
 TOO_LONG = r'mkfs.* -[Ln] ephemeral_\d+_'
 LABEL_TOO_LONG = scenario.Fails(said=(scenario.Said(
     scenario.DESTINATION, 'nova-compute', TOO_LONG),))
 _UNLABELLED = {0: LABEL_TOO_LONG, 30: None}
 
 
-def unlabelled(run):
-    """What comes of a migration for which Nova has to make XFS.
+def unlabelled(run: scenario.Run) -> scenario.Outcome | None:
+    """Return the outcome of a migration for which Nova has to make XFS.
 
-    :returns: None for what is expected of the scenario
+    :returns: None for the expected outcome of the scenario
     """
     return None if run.protected else scenario.in_release(
         _UNLABELLED, run.cloud.venvs.major)
 
 
-def not_fetched(reason):
-    """The destination says why, a pattern, it has not fetched a base."""
+def not_fetched(reason: str) -> scenario.Said:
+    """Return the destination's line about a base that it has not fetched.
+
+    :param reason: a pattern
+    """
     return scenario.Said(
         scenario.DESTINATION, 'nova-compute',
         r'disk\.eph0 of instance \S+ (cannot be had|could not be fetched) '
         r'from [\d.]+: .*' + reason)
 
 
-# Seconds after which nova-compute looks into its image cache once more.
+# Seconds between two passes of nova-compute's image cache.
 _INTERVAL = 4
 _PASS = 'Verification complete'
 
 
-def eager_cache(spared):
-    """Options with which the image cache soon removes what nobody uses.
+def eager_cache(spared: int) -> dict[tuple[str, str], Any]:
+    """Return options with which the image cache soon removes unused files.
 
-    :param spared: seconds for which it stays nevertheless
+    :param spared: seconds for which it keeps an unused file
     """
     return {
         ('DEFAULT', 'periodic_fuzzy_delay'): 0,
@@ -86,13 +94,13 @@ def eager_cache(spared):
     }
 
 
-def wait_for_cache_passes(run, spared):
-    """Wait until each host with an image cache has removed what it can."""
+def wait_for_cache_passes(run: scenario.Run, spared: int) -> None:
+    """Wait until each image cache has removed all files that it can."""
     run.progress('image cache')
     logs = [service.log for host, service in run.cloud.compute.items()
             if (run.instances(host) / '_base').exists()]
 
-    def passes(log):
+    def passes(log: pathlib.Path) -> int:
         return log.read_text(errors='replace').count(_PASS)
 
     enough = {log: passes(log) + spared // _INTERVAL + 2 for log in logs}
@@ -100,7 +108,7 @@ def wait_for_cache_passes(run, spared):
         passes(log) >= enough[log] for log in logs), timeout=240)
 
 
-# Files are written, with their checksums, until there are enough.
+# Write files and their checksums in the background.
 _WRITE = '''
 mkdir -p /{place} && mount -t {type} /dev/{device} /{place} &&
     mkdir /{place}/written
@@ -115,7 +123,7 @@ cd /{place}/written || exit 1
 echo $! >/writer-{place}
 '''
 
-# New directories come to lie in all allocation groups.
+# The filesystem spreads new directories over all allocation groups.
 _USE = '''
 for number in $(seq 1 16); do
     mkdir /{place}/{directory}$number &&
@@ -130,25 +138,29 @@ md5sum -c /{place}/sums 2>&1 | grep -v ': OK'
 [ $? = 1 ]
 '''
 
-# The place where a disk is mounted in the guest.
+# The mount point of a disk in the guest.
 _PLACE = 'disk'
 
 
-def write(instance, kind, device='vdb', place=_PLACE):
-    """Mount a disk in the guest and write to it from now on."""
+def write(instance: guest.Guest, kind: str, device: str = 'vdb',
+          place: str = _PLACE) -> None:
+    """Mount a disk in the guest and start to write to it."""
     instance.run(_WRITE.format(type=kind, device=device, place=place))
 
 
-def stop_writing(instance, place=_PLACE):
-    """All that was written is on the disk, which is not in use any more."""
+def stop_writing(instance: guest.Guest, place: str = _PLACE) -> None:
+    """Stop the writing, unmount the disk and write all caches to it."""
     instance.run(f'sleep 3; kill $(cat /writer-{place}); sleep 1; '
                  f'umount /{place}; sync')
 
 
-def boot_and_write(run, kind, ephemerals=ONE_GB):
-    """Boot a guest whose first disk has data, and is not in use any more.
+def boot_and_write(
+    run: scenario.Run, kind: str,
+    ephemerals: Sequence[guest.Ephemeral] = ONE_GB,
+) -> tuple[guest.Guest, dict[str, str]]:
+    """Boot a guest, and write to its first disk and unmount it.
 
-    :returns: the guest, and what the file system was before
+    :returns: the guest, and the identity of the filesystem before
     """
     instance = run.boot(ephemerals=ephemerals)
     before = run.snapshot(instance, 'disk.eph0').identity()
@@ -157,8 +169,12 @@ def boot_and_write(run, kind, ephemerals=ONE_GB):
     return instance, before
 
 
-def use(instance, kind, device='vdb', place=_PLACE):
-    """Use a disk in all ways after a migration; '' or what went wrong."""
+def use(instance: guest.Guest, kind: str, device: str = 'vdb',
+        place: str = _PLACE) -> str:
+    """Write to, read and remount a disk after a migration.
+
+    :returns: '', or the failure
+    """
     mount = f'mount -t {kind} /dev/{device} /{place}'
     verify = _VERIFY.format(place=place)
     return _first_failure(instance, (
@@ -169,14 +185,18 @@ def use(instance, kind, device='vdb', place=_PLACE):
         f'umount /{place}; sync'))
 
 
-def verify(instance, kind, device='vdb', place=_PLACE):
-    """Read all that was written, after a boot; '' or what went wrong."""
+def verify(instance: guest.Guest, kind: str, device: str = 'vdb',
+           place: str = _PLACE) -> str:
+    """Mount a disk after a boot and check all files on it.
+
+    :returns: '', or the failure
+    """
     return _first_failure(instance, (
         f'mkdir -p /{place} && mount -t {kind} /dev/{device} /{place}',
         _VERIFY.format(place=place), f'umount /{place}; sync'))
 
 
-def _first_failure(instance, scripts):
+def _first_failure(instance: guest.Guest, scripts: Sequence[str]) -> str:
     try:
         for script in scripts:
             instance.run(script)
@@ -185,34 +205,34 @@ def _first_failure(instance, scripts):
     return ''
 
 
-def _kernel_says(instance):
+def _kernel_says(instance: guest.Guest) -> str:
     try:
         return instance.run('dmesg | tail -n 15')
     except process.LabError as error:
         return str(error)
 
 
-def names(instance):
-    """The names of the files of a guest's ephemeral disks."""
+def names(instance: guest.Guest) -> list[str]:
+    """Return the names of the files of a guest's ephemeral disks."""
     return [f'disk.eph{number}'
             for number, _ in enumerate(instance.ephemerals)]
 
 
-def bases(run, host):
-    """The bases in the image cache of *host* that Nova has made itself."""
+def bases(run: scenario.Run, host: str) -> list[pathlib.Path]:
+    """Return the bases of ephemeral and swap disks in a host's image cache."""
     return [base for kind in ('ephemeral', 'swap')
             for base in run.instances(host).glob(f'_base/{kind}_*')]
 
 
-def forget_bases(run):
-    """As if there had never been a guest with an ephemeral disk."""
+def forget_bases(run: scenario.Run) -> None:
+    """Delete the bases of ephemeral and swap disks on both hosts."""
     for host in topology.COMPUTES:
         for base in bases(run, host):
             base.unlink()
 
 
-def cache_foreign_base(run):
-    """Leave a base on the destination that another guest was booted with."""
+def cache_foreign_base(run: scenario.Run) -> None:
+    """Leave a base of another guest on the destination."""
     forget_bases(run)
     with run.guest(host=scenario.DESTINATION, ephemerals=ONE_GB):
         pass
@@ -220,11 +240,13 @@ def cache_foreign_base(run):
     run.check('a base on the destination', found, found)
 
 
-def cache_heavy_base(run, size=HEAVY):
-    """Leave a base on the source that takes its time, and space, to copy.
+def cache_heavy_base(run: scenario.Run, size: int = HEAVY) -> None:
+    """Leave a base on the source whose copy takes time and space.
 
-    What is added is in the second of four allocation groups, where a fresh
-    XFS has nothing but free space.
+    The added data lie in the second of four allocation groups, which is free
+    space in a new XFS.
+
+    :param size: of the added data, in bytes
     """
     forget_bases(run)
     with run.guest(ephemerals=ONE_GB):
@@ -235,8 +257,8 @@ def cache_heavy_base(run, size=HEAVY):
         file.write(os.urandom(size))
 
 
-def boot_failure(run):
-    """Why a guest with an ephemeral disk cannot be booted; '' if it can."""
+def boot_failure(run: scenario.Run) -> str:
+    """Boot a guest with an ephemeral disk; return the error, '' for none."""
     try:
         with run.guest(ephemerals=ONE_GB):
             return ''
@@ -244,10 +266,11 @@ def boot_failure(run):
         return str(scenario.reason(error))
 
 
-def check_disk(run, instance, kind, before):
-    """Look at the disk of `boot_and_write` from outside.
+def check_disk(run: scenario.Run, instance: guest.Guest, kind: str,
+               before: dict[str, str]) -> None:
+    """Check the disk of `boot_and_write` from the host.
 
-    The guest has written type, label and UUID itself when it mounted it.
+    The guest itself wrote type, label and UUID when it mounted the disk.
     """
     after = run.snapshot(instance, 'disk.eph0')
     run.check_equal('type, label and UUID', after.identity(), before)
@@ -255,14 +278,15 @@ def check_disk(run, instance, kind, before):
     run.check_kept(f'the check of {kind} finds nothing', not faults, faults)
 
 
-def check_files(run, instance, kind):
-    """Look at the disk of `boot_and_write` in the guest."""
+def check_files(run: scenario.Run, instance: guest.Guest, kind: str) -> None:
+    """Check the disk of `boot_and_write` in the guest."""
     failure = verify(instance, kind)
     run.check_kept('guest can use the disk', not failure, failure)
 
 
-def check_complete(run, instance, files=None):
-    """The guest's disks, or those with these names, need no base."""
+def check_complete(run: scenario.Run, instance: guest.Guest,
+                   files: Sequence[str] | None = None) -> None:
+    """Check that the guest's disks, or *files* of them, need no base."""
     host = run.cloud.hosts[instance.host]
     for name in files or names(instance):
         backing = disks.backing_file(host, instance.disk(host.name, name))
@@ -270,24 +294,25 @@ def check_complete(run, instance, files=None):
                   backing)
 
 
-def check_hard_reboot_fails(run, instance):
-    """The guest has been stopped, and Nova cannot start it again."""
-    def reboot_in_vain():
+def check_hard_reboot_fails(run: scenario.Run, instance: guest.Guest) -> None:
+    """Check that Nova stops the guest and cannot start it again."""
+    def reboot_in_vain() -> None:
         with contextlib.suppress(process.LabError):
             instance.hard_reboot()
     run.check_source_says('no base can be made', TOO_LONG, reboot_in_vain)
 
 
-def check_nothing_left(run, instance):
-    """The destination has no trace of a guest that did not come."""
+def check_nothing_left(run: scenario.Run, instance: guest.Guest) -> None:
+    """Check that a failed migration leaves no file on the destination."""
     host = run.cloud.hosts[scenario.DESTINATION]
     left = host.run('find', configuration.instances(host.own), '-name',
                     'migfix-*', '-o', '-name', f'{instance.id}*').split()
     run.check('nothing left on the destination', not left, left)
 
 
-def check_next_migration(run, instance, expected=KEEPS):
-    """What was in the way is gone: the guest moves, with its files."""
+def check_next_migration(run: scenario.Run, instance: guest.Guest,
+                         expected: scenario.Outcome = KEEPS) -> None:
+    """Check that the guest can migrate again, with its files."""
     run.migrate(instance, title='the next migration', expected=expected)
     failure = use(instance, 'xfs')
     run.check('guest can use the disk', not failure, failure)

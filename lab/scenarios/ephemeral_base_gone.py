@@ -9,13 +9,16 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The base of a running guest's disk is removed, and the guest rebooted.
+"""Remove the base of a running guest's disk, and reboot the guest hard.
 
 Nova's image cache knows the size of an instance's first ephemeral disk only:
-the bases of others are removed while they are in use. QEMU has them open
-still; a guest that is rebooted hard gets a new one that Nova makes.
+it removes the bases of others while they are in use. QEMU still has them open;
+at a hard reboot Nova makes a new base for the guest.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
@@ -36,13 +39,13 @@ class EphemeralBaseGone(ephemeral.OldDisks):
             text='hard reboot and migration keep the disk'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.forget_bases(run)
         instance, before = ephemeral.boot_and_write(
             run, self.kind, ephemeral.ONE_GB * 2)
-        # nothing is written to the second disk
+        # The guest never writes to the second disk.
         never = run.snapshot(instance, 'disk.eph1').identity()
         ephemeral.forget_bases(run)
         run.progress('hard reboot')
@@ -63,8 +66,8 @@ class EphemeralBaseGone(ephemeral.OldDisks):
         ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
-    def check_saved(run, instance):
-        """The guest has its data after a hard reboot, and needs no base."""
+    def check_saved(run: scenario.Run, instance: guest.Guest) -> None:
+        """Check that the guest has its data and needs no base."""
         made = [base.name for base in ephemeral.bases(run, scenario.SOURCE)]
         run.check('no new base is made', not made, made)
         ephemeral.check_complete(run, instance)

@@ -10,19 +10,21 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image cache removes the base of a second ephemeral disk.
+"""Let the image cache remove the base of a second ephemeral disk.
 
-Nova counts the size of an instance's first one only. The guest is booted on
-unmodified Nova in any case; then the plugin comes, or does not, and with it an
-image cache that is cleaned often.
+Nova counts the size of an instance's first one only. The guest boots on
+unmodified Nova in each arrangement; then nova-compute restarts, with the
+arrangement's Nova and with an image cache that runs often.
 """
+
+from __future__ import annotations
 
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Seconds for which the image cache spares what nobody uses.
+# Seconds for which the image cache keeps unused files.
 _SPARED = 8
 
 _SECOND, _DEVICE = 'disk.eph1', 'vdc'
@@ -42,7 +44,7 @@ class EphemeralCache(scenario.Scenario):
         scenario.BOTH: scenario.Arrives(text='base and disk kept'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         options = {scenario.EPHEMERAL_FORMAT: self.kind}
         run.configure(both=options, arrangement=scenario.NEITHER)
         run.listen_ssh(topology.MIGRATION)
@@ -62,7 +64,7 @@ class EphemeralCache(scenario.Scenario):
             instance.start()
             self.check(run, instance, 'start', before)
         else:
-            # else the base that the hard reboot makes is removed as well
+            # Otherwise the cache removes the hard reboot's new base, too.
             run.configure(both=options)
             if ephemeral.unlabelled(run):
                 ephemeral.check_hard_reboot_fails(run, instance)
@@ -72,14 +74,15 @@ class EphemeralCache(scenario.Scenario):
         self.check(run, instance, 'hard reboot', before)
 
     @staticmethod
-    def clean(run, bases, title):
+    def clean(run: scenario.Run, bases: set[str], title: str) -> None:
         ephemeral.wait_for_cache_passes(run, _SPARED)
         left = {base.name for base in ephemeral.bases(run, scenario.SOURCE)}
         run.check_kept(f'{title}: no base is removed', left == bases,
                        f'{left} of {bases}')
 
-    def check(self, run, instance, title, before):
-        """Look at the second disk, in the guest and from outside."""
+    def check(self, run: scenario.Run, instance: guest.Guest, title: str,
+              before: dict[str, str]) -> None:
+        """Check the second disk, in the guest and from the host."""
         failure = ephemeral.verify(instance, self.kind, _DEVICE)
         run.check_kept(f'{title}: guest can use the disk', not failure,
                        failure)

@@ -9,12 +9,14 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A guest with a written XFS ephemeral disk is migrated cold.
+"""Migrate a guest cold that has written to an XFS ephemeral disk.
 
-Nova copies the overlay and makes the destination's base anew. Either host
-alone can keep the disk: the source by making it complete when the guest is
-off, the destination by having the source's base.
+Nova copies the overlay and makes a new base on the destination. Either host
+alone can keep the disk: the source completes it when the guest is off, the
+destination fetches the source's base.
 """
+
+from __future__ import annotations
 
 from lab import scenario
 from lab.scenarios import ephemeral
@@ -32,7 +34,7 @@ class EphemeralCold(ephemeral.OldDisks):
                 scenario.BOTH: _KEEPS,
                 scenario.DESTINATION_ONLY: _KEEPS}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.cache_foreign_base(run)

@@ -9,10 +9,12 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The migration network is cut while the base is on its way.
+"""Cut the migration network while the destination fetches the base.
 
-Unmodified Nova does not send it at all, so there is nothing to compare with.
+Unmodified Nova does not transfer it, so there is no run to compare with.
 """
+
+from __future__ import annotations
 
 from lab import evidence
 from lab import fabric
@@ -21,13 +23,13 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Slow enough to cut it in the middle.
+# Slow enough to cut the network during the transfer.
 _RATE = '20mbit'
 
 _COMPLETES = r'disk\.eph0 is completed by (QEMU|a block pull)'
 _COMPLETED = r'disk\.eph0: made complete by (QEMU|a block pull) in [\d.]+ s'
 
-# Where plugin and patches put it meanwhile.
+# The base during the transfer, with the plugin and with the patches.
 _PLACES = ('migfix-*/*', '*/pull-*/*')
 
 
@@ -39,7 +41,7 @@ class EphemeralCut(ephemeral.OldDisks):
             scenario.SOURCE, 'nova-compute', _COMPLETED)),
         text='completed on the source, arrives, disk kept')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.cache_heavy_base(run)
@@ -54,8 +56,8 @@ class EphemeralCut(ephemeral.OldDisks):
         ephemeral.check_complete(run, instance)
 
     @staticmethod
-    def cut(run, link):
-        """Let the base not come through, but the guest afterwards."""
+    def cut(run: scenario.Run, link: fabric.Link) -> None:
+        """Cut the network while it transfers the base, and restore it."""
         instances = run.instances(scenario.DESTINATION)
         log = evidence.Marked(scenario.SOURCE,
                               run.cloud.compute[scenario.SOURCE].log)
@@ -66,4 +68,4 @@ class EphemeralCut(ephemeral.OldDisks):
             link.cut()
         process.wait_for('the source to complete the disk itself', lambda:
                          log.find(_COMPLETES), log=log.path)
-        link.mend()
+        link.restore()

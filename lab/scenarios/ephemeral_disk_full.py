@@ -9,11 +9,14 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""There is no space for the base of an ephemeral disk on the destination.
+"""Leave no space for the base of an ephemeral disk on the destination.
 
-Unmodified Nova does not fetch it at all, so there is nothing to compare with.
+Unmodified Nova does not fetch it, so there is no run to compare with.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import contextlib
 
 from lab import configuration
@@ -35,7 +38,7 @@ class EphemeralDiskFull(ephemeral.OldDisks):
             scenario.SOURCE, 'nova-compute', 'Live Migration failure: .*')),
         text='fails, guest goes on')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MIGRATION)
         ephemeral.cache_heavy_base(run)
@@ -46,14 +49,15 @@ class EphemeralDiskFull(ephemeral.OldDisks):
             run.migrate(instance, title='no space')
             ephemeral.check_nothing_left(run, instance)
         run.cloud.wait_for_space(scenario.DESTINATION)
-        # The source has completed the disk.
+        # The disk is already complete: the source has completed it.
         ephemeral.check_next_migration(run, instance, scenario.Arrives())
 
 
-def wait_for_report(run, name):
-    """Wait until a host has reported its space, as it does each minute.
+def wait_for_report(run: scenario.Run, name: str) -> None:
+    """Wait for a host's report of its space, which is due each minute.
 
-    Nova itself would refuse the migration if it knew of the small file system.
+    A later report would have the small file system, and Nova itself would
+    refuse the migration.
     """
     log = evidence.Marked(name, run.cloud.compute[name].log)
     process.wait_for('the report of resources', lambda: log.find(
@@ -61,8 +65,8 @@ def wait_for_report(run, name):
 
 
 @contextlib.contextmanager
-def small_file_system(run, name):
-    """Let a host have almost no space for the files of guests."""
+def small_file_system(run: scenario.Run, name: str) -> Iterator[None]:
+    """Leave a host almost no space for the files of guests."""
     host = run.cloud.hosts[name]
     place = configuration.instances(host.own)
     options = f'size={_SIZE},mode=755,uid={users.NOVA},gid={users.NOVA}'

@@ -9,11 +9,14 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A large ext4 ephemeral disk is written to while its guest is migrated.
+"""Migrate a guest that writes to a large ext4 ephemeral disk.
 
-The metadata of a small one happen to lie in clusters that are copied: only a
-large one is seen to be damaged. What is copied must not grow with its size.
+The metadata of a small ext4 happen to lie in clusters that are copied: only a
+large one shows the damage. The amount of copied data must not grow with the
+size.
 """
+
+from __future__ import annotations
 
 from lab import guest
 from lab import scenario

@@ -9,21 +9,25 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Ephemeral disks of several sizes and filesystems, never written to.
+"""Migrate ephemeral disks of several sizes and filesystems, never written to.
 
-Nova makes the destination's base without regard to the filesystem that was
-asked for and to which disk it is for. On the source there is one base for all
-disks of a size, so that those of 1 GB are had by one guest after another.
+Nova makes the destination's base without regard to the requested filesystem
+and to the disk's number. On the source all disks of a size share one base, so
+each guest gets a 1 GB disk of another filesystem in turn.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lab import disks
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Nova makes vfat only where nothing is asked for.
-# The disks of each guest. vfat is what a disk has that asks for nothing: Nova
-# takes no guest_format but ext2, ext3, ext4 and xfs.
+# The disks of each guest. vfat is the default without a guest_format: Nova
+# accepts no guest_format but ext2, ext3, ext4 and xfs.
 GUESTS = (
     (guest.Ephemeral(200, 'ext4'), guest.Ephemeral(1, 'ext4'),
      guest.Ephemeral(3), guest.Ephemeral(3)),
@@ -37,25 +41,26 @@ class EphemeralFilesystems(ephemeral.OldDisks):
     title = ('ext4 of 1 and 200 GB and two vfat of one size; ext3; vfat; '
              'all unwritten.')
     expected = {
-        # The destination makes vfat, which is the default, of each.
+        # The destination makes vfat, the default, for each disk.
         scenario.NEITHER: {0: ephemeral.LABEL_TOO_LONG,
                            30: ephemeral.DAMAGES},
         scenario.BOTH: ephemeral.KEEPS,
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         run.listen_ssh(topology.MIGRATION)
-        for disks in GUESTS:
+        for wanted in GUESTS:
             ephemeral.forget_bases(run)
-            with run.guest(ephemerals=disks) as instance:
-                self.migrate(run, instance, disks)
+            with run.guest(ephemerals=wanted) as instance:
+                self.migrate(run, instance, wanted)
 
-    def migrate(self, run, instance, disks):
+    def migrate(self, run: scenario.Run, instance: guest.Guest,
+                wanted: Sequence[guest.Ephemeral]) -> None:
         before = self.look(run, instance)
         kinds = [disk.identity()['TYPE'] for disk in before.values()]
-        run.check_equal('file systems as asked for', kinds, [
-            wanted.guest_format or 'vfat' for wanted in disks])
+        run.check_equal('filesystems as requested', kinds, [
+            disk.guest_format or 'vfat' for disk in wanted])
         if not run.migrate(instance, title=' '.join(kinds)):
             return
         for name, disk in self.look(run, instance).items():
@@ -71,7 +76,8 @@ class EphemeralFilesystems(ephemeral.OldDisks):
             run.check('no base made on the destination', not made, made)
 
     @staticmethod
-    def look(run, instance):
-        """A Snapshot of each disk, by the name of its file."""
+    def look(run: scenario.Run,
+             instance: guest.Guest) -> dict[str, disks.Snapshot]:
+        """Return a Snapshot of each disk, by the name of its file."""
         return {name: run.snapshot(instance, name)
                 for name in ephemeral.names(instance)}

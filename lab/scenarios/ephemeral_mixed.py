@@ -9,11 +9,14 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""One host is mended, and XFS that is written to.
+"""Migrate a guest that writes to XFS while only one host has a fixed Nova.
 
-A source makes the disk complete before it leaves, as the destination will not
-ask for its base; a destination asks for it by the source's host name.
+A fixed source completes the disk before the migration, as an unmodified
+destination does not fetch its base; a fixed destination fetches the base from
+the source's host name.
 """
+
+from __future__ import annotations
 
 from lab import guest
 from lab import scenario
@@ -28,8 +31,8 @@ _BY_SOURCE = scenario.Said(
 
 class EphemeralMixed(ephemeral_xfs.EphemeralXfs):
     name = 'ephemeral-mixed'
-    title = 'One host is mended; 20 GB XFS under writing.'
-    # A copy costs less than a pull.
+    title = 'One host has a fixed Nova; 20 GB XFS under writing.'
+    # A copy of a base costs less than a block pull.
     ephemerals = (guest.Ephemeral(20),)
     networks = (topology.MANAGEMENT, topology.MIGRATION)
     expected = {

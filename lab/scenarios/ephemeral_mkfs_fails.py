@@ -9,12 +9,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The filesystem of an ephemeral disk cannot be made, once.
+"""Let mkfs fail once for the base of an ephemeral disk.
 
-Nova leaves the empty file that should have become the base, and every guest
-after that gets a disk of nothing.
+Nova leaves the empty file in the image cache as the base, and all later guests
+get a blank disk.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 import contextlib
 
 from lab import host
@@ -22,15 +25,16 @@ from lab import process
 from lab import scenario
 from lab.scenarios import ephemeral
 
+
 class EphemeralMkfsFails(ephemeral.OldDisks):
     name = 'ephemeral-mkfs-fails'
-    title = 'mkfs fails for one guest; the next one gets the disk it asks for.'
+    title = 'mkfs fails for one guest; the next one gets the requested disk.'
     expected = {
         scenario.NEITHER: scenario.Arrives(text='next guest has a blank disk'),
         scenario.BOTH: scenario.Arrives(text='next guest has its disk'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         ephemeral.forget_bases(run)
         with failing_mkfs(run.cloud.hosts[scenario.SOURCE]):
@@ -40,14 +44,14 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
         run.check_kept('no base is left in the image cache', not left, left)
         self.check_next_guest(run, 'the next guest')
         self.leave_blank_base(run)
-        # as it is by default
+        # the default
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs', **{
             option: False for option in self.options}})
         self.check_next_guest(run, 'with a blank base in the image cache')
         ephemeral.forget_bases(run)
 
     @staticmethod
-    def check_next_guest(run, title):
+    def check_next_guest(run: scenario.Run, title: str) -> None:
         with run.guest(ephemerals=ephemeral.ONE_GB) as instance:
             found = run.snapshot(instance, 'disk.eph0').identity()
         run.check_kept(f'{title}: the disk has a filesystem', (
@@ -55,8 +59,8 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
             found)
 
     @staticmethod
-    def leave_blank_base(run):
-        """What an earlier Nova has left in the image cache."""
+    def leave_blank_base(run: scenario.Run) -> None:
+        """Put a blank base into the image cache, as an earlier Nova does."""
         base, = ephemeral.bases(run, scenario.SOURCE)
         size = base.stat().st_size
         base.unlink()
@@ -65,8 +69,8 @@ class EphemeralMkfsFails(ephemeral.OldDisks):
 
 
 @contextlib.contextmanager
-def failing_mkfs(on):
-    """Let mkfs fail on one host."""
+def failing_mkfs(on: host.Host) -> Iterator[None]:
+    """Make mkfs fail on one host during the context."""
     on.run('mount', '--bind', '/bin/false', '/usr/sbin/mkfs')
     try:
         yield

@@ -10,19 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Ephemeral and swap disks of a guest that is booted with the plugin.
+"""Move ephemeral and swap disks of a guest that boots with the plugin.
 
-On unmodified Nova all disks of a size share one base, the first one's, and the
-destination of a migration makes another base under what the guest has written.
+On unmodified Nova all disks of a size share the base of the first one, and the
+destination of a migration makes another base below the guest's overlay.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Of one size, with the device in the guest of each.
-DISKS = {'vdb': guest.Ephemeral(1, 'xfs'), 'vdc': guest.Ephemeral(1, 'ext4')}
+# The filesystem of each disk, by its device in the guest; all have one size.
+KINDS = {'vdb': 'xfs', 'vdc': 'ext4'}
 SWAP, SWAP_DEVICE = 64, 'vdd'
 _NAMES = ('disk.eph0', 'disk.eph1', 'disk.swap')
 
@@ -40,45 +44,49 @@ class EphemeralNew(scenario.Scenario):
         scenario.BOTH: scenario.Arrives(text='arrives, disks kept'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.forget_bases(run)
-        wanted = {'ephemerals': tuple(DISKS.values()), 'swap': SWAP}
+        wanted: dict[str, Any] = {
+            'ephemerals': [guest.Ephemeral(1, kind)
+                           for kind in KINDS.values()],
+            'swap': SWAP}
         with run.guest(**wanted) as other:
             others = self.identities(run, other)
         instance = run.boot(**wanted)
         self.before = self.identities(run, instance)
         self.check_own(run, others)
-        # which is what unmodified Nova makes of all
-        devices = dict(DISKS) if run.protected else {'vdb': DISKS['vdb']}
-        for device, disk in devices.items():
-            ephemeral.write(instance, disk.guest_format, device, device)
+        # Unmodified Nova makes the first disk's filesystem for all of them.
+        devices = dict(KINDS) if run.protected else {'vdb': KINDS['vdb']}
+        for device, kind in devices.items():
+            ephemeral.write(instance, kind, device, device)
         instance.run(_SWAP_ON)
         ephemeral.forget_bases(run)
         if not run.migrate(instance):
             return
-        failures = [ephemeral.use(instance, disk.guest_format, device, device)
-                    for device, disk in devices.items()]
+        failures = [ephemeral.use(instance, kind, device, device)
+                    for device, kind in devices.items()]
         run.check_kept('written disks can be used', not any(failures),
                        failures)
         if run.protected:
             self.go_on(run, instance)
 
-    def check_own(self, run, others):
-        """Each disk is as it was asked for, and like no other."""
+    def check_own(self, run: scenario.Run,
+                  others: list[dict[str, str]]) -> None:
+        """Check that each disk is as requested, with a UUID of its own."""
         found = [(disk.get('TYPE'), disk.get('LABEL'))
                  for disk in self.before]
-        run.check_kept('types and labels as asked for', found == [
-            *((disk.guest_format, f'ephemeral{number}')
-              for number, disk in enumerate(DISKS.values())),
+        run.check_kept('types and labels as requested', found == [
+            *((kind, f'ephemeral{number}')
+              for number, kind in enumerate(KINDS.values())),
             ('swap', None)], found)
         uuids = [disk.get('UUID') for disk in (*self.before, *others)]
         run.check_kept('no two disks of two guests have one UUID',
                        len(set(uuids)) == len(uuids), uuids)
 
-    def go_on(self, run, instance):
-        """All else, with an image cache that has nothing for such disks."""
+    def go_on(self, run: scenario.Run, instance: guest.Guest) -> None:
+        """Check all other operations, without any base in the image cache."""
         self.check(run, instance, 'live migration', boots=False)
         for title, action, boots in (
                 ('and back', lambda: run.migrate(
@@ -95,28 +103,28 @@ class EphemeralNew(scenario.Scenario):
                         scenario.DESTINATION)
 
     @staticmethod
-    def suspend(run, instance):
-        """A guest that was resumed answers after a hard reboot only."""
+    def suspend(run: scenario.Run, instance: guest.Guest) -> None:
+        """Suspend and resume; the guest answers after a hard reboot only."""
         instance.suspend()
         instance.resume()
         boot_id, _ = instance.says(instance.host)
         run.check_equal('boot id of the guest', boot_id, instance.boot_id)
         instance.hard_reboot()
 
-    def migrate_cold(self, instance):
-        """Nova leaves the swap disk behind, and makes another one."""
+    def migrate_cold(self, instance: guest.Guest) -> None:
+        """Migrate cold; Nova makes a new swap disk on the destination."""
         instance.cold_migrate()
         del self.before[-1]['UUID']
 
-    def check(self, run, instance, title, boots):
-        """Look at all disks, in the guest and from outside."""
+    def check(self, run: scenario.Run, instance: guest.Guest, title: str,
+              boots: bool) -> None:
+        """Check all disks, in the guest and from the host."""
         made = [base.name for host in topology.COMPUTES
                 for base in ephemeral.bases(run, host)]
         run.check(f'{title}: no base', not made, made)
         ephemeral.check_complete(run, instance, _NAMES)
-        for device, disk in DISKS.items():
-            failure = ephemeral.verify(instance, disk.guest_format, device,
-                                       device)
+        for device, kind in KINDS.items():
+            failure = ephemeral.verify(instance, kind, device, device)
             run.check(f'{title}: files on {device}', not failure, failure)
         run.check(f'{title}: swap', instance.succeeds(
             _SWAP_ON if boots else _USED))
@@ -130,5 +138,6 @@ class EphemeralNew(scenario.Scenario):
             run.check(f'{title}: {name} has no faults', not faults, faults)
 
     @staticmethod
-    def identities(run, instance):
+    def identities(run: scenario.Run,
+                   instance: guest.Guest) -> list[dict[str, str]]:
         return [run.snapshot(instance, name).identity() for name in _NAMES]

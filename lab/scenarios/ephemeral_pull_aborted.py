@@ -10,31 +10,34 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The block pull of a source, for an unmodified destination, is aborted.
+"""Abort the source's block pull for an unmodified destination.
 
-libvirt says no more than that there is no job any more, as if it had ended
-well. Unmodified Nova pulls nothing, so there is nothing to compare with.
+libvirt then reports only that there is no job, as after a successful pull.
+Unmodified Nova pulls nothing, so there is no run to compare with.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import process
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Bytes: enough to abort it in the middle.
+# Bytes of data, enough to abort the pull before it ends.
 _SIZE = 200 << 20
 
 
 class EphemeralPullAborted(ephemeral.OldDisks):
     name = 'ephemeral-pull-aborted'
-    title = 'A block pull on the source is aborted; then it is not.'
+    title = 'A block pull on the source is aborted; the next is not.'
     expected = {scenario.SOURCE_ONLY: scenario.Fails(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
         'the block pull ended before (it|the disk) was complete',
         patched_since=None),),
         text='fails, guest goes on')}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         ephemeral.cache_heavy_base(run, _SIZE)
@@ -47,10 +50,10 @@ class EphemeralPullAborted(ephemeral.OldDisks):
         run.migrate(instance, title='the next migration',
                     expected=scenario.Arrives())
         failure = ephemeral.verify(instance, 'xfs')
-        run.check('guest has what it has written', not failure, failure)
+        run.check('guest has its files', not failure, failure)
 
     @staticmethod
-    def abort(run, instance):
+    def abort(run: scenario.Run, instance: guest.Guest) -> None:
         host = run.cloud.hosts[scenario.SOURCE]
         process.wait_for('a block pull', lambda: host.succeeds(
             'virsh', 'blockjob', instance.domain, 'vdb', '--abort'), poll=0)

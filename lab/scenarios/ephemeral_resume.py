@@ -9,15 +9,18 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The base of a suspended guest's disk is made anew for another guest.
+"""Resume a guest after Nova has made a new base for another guest.
 
 Nova's image cache knows the size of an instance's first ephemeral disk only:
-the bases of others are removed while guests need them, and made when the next
-guest of that size is booted.
+it removes the bases of others while guests need them, and Nova makes new ones
+when the next guest with a disk of that size boots.
 """
+
+from __future__ import annotations
 
 import hashlib
 
+from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 
@@ -32,7 +35,7 @@ class EphemeralResume(ephemeral.OldDisks):
             text='resume fails; disk kept for its own base'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         ephemeral.forget_bases(run)
         instance, before = ephemeral.boot_and_write(run, self.kind)
@@ -57,15 +60,15 @@ class EphemeralResume(ephemeral.OldDisks):
         ephemeral.check_files(run, instance, self.kind)
 
     @staticmethod
-    def resume_in_vain(run, instance):
-        """QEMU does not find the base, and the disk stays as it is."""
+    def resume_in_vain(run: scenario.Run, instance: guest.Guest) -> None:
+        """Check that the resume fails without the base and keeps the disk."""
         disk = instance.files(scenario.SOURCE) / 'disk.eph0'
         before = hashlib.sha256(disk.read_bytes()).hexdigest()
         states = []
         run.check_source_says(
             'QEMU finds no base', 'ephemeral_.*No such file or directory',
             lambda: states.append(instance.ask_in_vain_for_resume()))
-        # Nova's own answer; a hard reboot leads out of it.
+        # Nova's own state after the failure; a hard reboot resets it.
         run.check_equal('state of the instance', states, ['ERROR'])
         after = hashlib.sha256(disk.read_bytes()).hexdigest()
         run.check_equal('disk.eph0, sha256', after, before)

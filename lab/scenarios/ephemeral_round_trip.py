@@ -9,11 +9,13 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Two ephemeral disks through all that can be done with a guest.
+"""Take a guest with two ephemeral disks through all operations.
 
-The image cache is emptied of all that is not used, again and again: what the
-disks need must not be among it.
+The image cache repeatedly removes all unused files: it must keep the files
+that the disks need.
 """
+
+from __future__ import annotations
 
 from lab import cloud
 from lab import guest
@@ -21,8 +23,8 @@ from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
 
-# Seconds for which the image cache spares what nobody uses. What a migration
-# needs is not in use while that is prepared.
+# Seconds for which the image cache keeps unused files, among them those that a
+# migration needs while Nova prepares it.
 _SPARED = 60
 
 
@@ -33,11 +35,11 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
     expected = {scenario.NEITHER: ephemeral.DAMAGES,
                 scenario.BOTH: ephemeral.KEEPS}
     ephemerals = (guest.Ephemeral(1), guest.Ephemeral(2))
-    # GB of the flavor it is resized to; they are more than the disks have
+    # GB of the flavor for the resize, more than the disks have together
     grown = 4
     kind = 'ext4'
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         options = {scenario.EPHEMERAL_FORMAT: self.kind}
         run.configure(both=options)
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
@@ -71,17 +73,20 @@ class EphemeralRoundTrip(ephemeral.OldDisks):
             self.check_files(run, instance, title)
 
     @staticmethod
-    def identities(run, instance):
+    def identities(run: scenario.Run,
+                   instance: guest.Guest) -> list[dict[str, str]]:
         return [run.snapshot(instance, name).identity()
                 for name in ephemeral.names(instance)]
 
-    def check(self, run, instance, title):
+    def check(self, run: scenario.Run, instance: guest.Guest,
+              title: str) -> None:
         found = self.identities(run, instance)
         run.check_kept(f'{title}: types, labels and UUIDs',
                        found == self.before, found)
 
-    def check_files(self, run, instance, title):
-        """What has been written, in the guest and from outside."""
+    def check_files(self, run: scenario.Run, instance: guest.Guest,
+                    title: str) -> None:
+        """Check the files and the disks, in the guest and from the host."""
         failure = ephemeral.verify(instance, self.kind)
         run.check(f'{title}: files in the guest', not failure, failure)
         for name in ephemeral.names(instance):

@@ -9,12 +9,15 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""An XFS ephemeral disk is written to while its guest is migrated.
+"""Migrate a guest that writes to an XFS ephemeral disk.
 
-The overlay is copied, and Nova lays it on a base that the destination has
-made itself: another filesystem, with another UUID.
+Nova copies the overlay, and the destination makes its own base for it:
+another filesystem, with another UUID.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 from lab.scenarios import ephemeral
 from lab import topology
@@ -28,11 +31,11 @@ class EphemeralXfs(ephemeral.OldDisks):
     ephemerals = ephemeral.ONE_GB
     cases = {'no base there': ephemeral.forget_bases,
              'foreign base there': ephemeral.cache_foreign_base}
-    networks = (topology.MIGRATION,)
+    networks: tuple[topology.Network, ...] = (topology.MIGRATION,)
     expected = {scenario.NEITHER: ephemeral.DAMAGES,
                 scenario.BOTH: ephemeral.KEEPS}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.EPHEMERAL_FORMAT: self.kind})
         run.listen_ssh(*self.networks)
         for case, prepare in self.cases.items():
@@ -42,8 +45,9 @@ class EphemeralXfs(ephemeral.OldDisks):
             with run.guest(ephemerals=self.ephemerals) as instance:
                 self.migrate(run, instance, case, expected)
 
-    def migrate(self, run, instance, case, expected):
-        """Migrate a guest that writes to its disk; look at every layer."""
+    def migrate(self, run: scenario.Run, instance: guest.Guest, case: str,
+                expected: scenario.Outcome | None) -> None:
+        """Migrate a guest that writes to its disk, and check the disk."""
         before = run.snapshot(instance, 'disk.eph0').identity()
         ephemeral.write(instance, self.kind)
         if not run.migrate(instance, title=f'{case}, guest writes',

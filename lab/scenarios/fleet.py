@@ -10,19 +10,26 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/report.yml`` asks both hosts by ssh, and what it says comes true.
+"""Compare the report of ``ansible/report.yml`` with real migrations.
 
-A guest on each host has other queues than it would be given now. Of the host
-with the plugin the report says that they are kept, of the one without that the
-guest is lost if it is moved; then both are moved. The hosts are asked from the
-controller, over the management network.
+A guest on each host has another number of queues than the configuration gives
+to new guests. According to the report the host with the plugin keeps it, and a
+migration from the host without the plugin fails; then both guests migrate. The
+playbook runs on the controller and reaches the hosts by ssh over the
+management network.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 import json
 import pathlib
 import sys
+from typing import Any
 
+from lab import cloud
 from lab import environments
+from lab import guest
 from lab import scenario
 from lab.scenarios import queues_grow
 from lab import topology
@@ -34,14 +41,14 @@ _ARRIVES = queues_grow.QueuesGrow.expected[scenario.BOTH]
 
 class Fleet(scenario.Scenario):
     name = 'fleet'
-    title = ('ansible/report.yml tells of a guest on each host, whose queues '
-             'differ, what comes of its migration.')
+    title = ('ansible/report.yml predicts the migration of a guest on each '
+             'host, whose queues differ.')
     variants = (environments.PLUGIN,)
     booted_with = 2
     configured = 4
     expected = {scenario.NEITHER: _FAILS, scenario.SOURCE_ONLY: _ARRIVES}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         run.configure(both={scenario.MAX_QUEUES: self.booted_with})
         guests = {host: run.boot(host=host) for host in topology.COMPUTES}
@@ -54,24 +61,26 @@ class Fleet(scenario.Scenario):
                     expected=_FAILS)
         self.check_mute(run)
 
-    def check(self, run, report, guests, host, covered):
-        """What the report says of a host and the guest that runs there."""
-        told = report[host]
+    def check(self, run: scenario.Run, report: Mapping[str, Any],
+              guests: Mapping[str, guest.Guest], host: str,
+              covered: bool) -> None:
+        """Check the report about a host and the guest there."""
+        row = report[host]
         guest = guests[host]
-        run.check_equal(f'{host} has been asked', told['state'], 'told')
-        run.check_equal(f'guests on {host}', told['guests'], 1)
+        run.check_equal(f'{host} has answered', row['state'], 'told')
+        run.check_equal(f'guests on {host}', row['guests'], 1)
         run.check_equal(
             f'findings on {host}',
-            [(row['instance'], row['finding'], row['running'],
-              row['computed'], row['covered']) for row in told['findings']],
+            [(one['instance'], one['finding'], one['running'],
+              one['computed'], one['covered']) for one in row['findings']],
             [(guest.id, 'vnic', str(self.booted_with), str(self.configured),
               'yes' if covered else 'no')])
-        run.check_equal(f'{host} can be drained', told['drain'],
+        run.check_equal(f'{host} can be drained', row['drain'],
                         'yes' if covered else 'no')
 
     @staticmethod
-    def check_mute(run):
-        """A host that does not answer is in the report, too."""
+    def check_mute(run: scenario.Run) -> None:
+        """Check that the report lists a host that does not answer."""
         run.cloud.ssh[scenario.DESTINATION].listen(())
         report = ask(run)
         for host, state in ((scenario.SOURCE, 'told'),
@@ -80,8 +89,8 @@ class Fleet(scenario.Scenario):
                             report[host]['state'], state)
 
 
-def ask(run):
-    """Run the playbook on the controller; returns hosts by name."""
+def ask(run: scenario.Run) -> dict[str, Any]:
+    """Run the playbook on the controller; return the hosts by name."""
     run.progress('ansible-playbook report.yml')
     controller = run.cloud.controller
     report = controller.root / 'report'
@@ -94,12 +103,12 @@ def ask(run):
         '--inventory', inventory, '--extra-vars',
         f'nova_migfix_report={report}',
         workdir.CHECKOUT / 'ansible/report.yml')
-    told = json.loads(report.with_suffix('.json').read_text())
-    return {host['host']: host for host in told['hosts']}
+    merged = json.loads(report.with_suffix('.json').read_text())
+    return {host['host']: host for host in merged['hosts']}
 
 
-def inventory_of(cloud):
-    """As Kolla Ansible has them, but without containers."""
+def inventory_of(cloud: cloud.Cloud) -> dict[str, Any]:
+    """Return an inventory as Kolla Ansible's, but without containers."""
     return {'compute': {
         'hosts': {host: {
             'ansible_host': topology.MANAGEMENT.address(host),
@@ -116,6 +125,6 @@ def inventory_of(cloud):
             'ansible_remote_tmp': '/run/ansible',
             'nova_migfix_container_engine': '',
             'nova_migfix_bin': str(cloud.venvs.nova[
-                environments.MENDED].bin('')),
+                environments.FIXED].bin('')),
         },
     }}

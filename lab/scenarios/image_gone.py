@@ -10,23 +10,27 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image of a guest is gone from Glance when the guest migrates.
+"""Migrate a guest whose image is deleted from Glance.
 
-Nova then copies the base image from the source, by ssh or rsync, and takes
-the source's host name for it: the management network. Here sshd answers on
-the migration network first, and then on both.
+Nova then copies the base image from the source's host name, by ssh or rsync,
+over the management network. Here sshd answers on the migration network only,
+and then on both.
 """
+
+from __future__ import annotations
 
 import hashlib
 
+from lab import guest
 from lab import scenario
 from lab import topology
 
 
 class ImageGone(scenario.Scenario):
-    """What both transports have in common."""
+    """The scenario for one transport."""
 
     title = 'The image is gone from Glance; copied from the source by {}.'
+    transport: str
     expected = {
         scenario.NEITHER: scenario.Fails(said=(scenario.Said(
             scenario.DESTINATION, 'nova-compute',
@@ -36,30 +40,31 @@ class ImageGone(scenario.Scenario):
             r'is fetched from the .*migration address'),)),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.TRANSPORT: self.transport})
         migrate_twice(run, boot_without_image(run))
 
 
-def migrate_twice(run, guest):
-    """First with sshd on the migration network, then on both.
+def migrate_twice(run: scenario.Run, guest: guest.Guest) -> None:
+    """Migrate with sshd on the migration network, then with it on both.
 
-    Who has arrived the first time goes back the second time.
+    A guest that arrives the first time migrates back the second time.
     """
     migrate(run, guest, topology.MIGRATION)
     migrate(run, guest, topology.MANAGEMENT, topology.MIGRATION,
             expected=scenario.Arrives())
 
 
-def boot_without_image(run):
-    """A guest whose image only its host still has."""
+def boot_without_image(run: scenario.Run) -> guest.Guest:
+    """Boot a guest and delete its image from Glance."""
     image = run.cloud.upload('gone')
     guest = run.boot(image)
     run.cloud.api.image.delete_image(image)
     return guest
 
 
-def migrate(run, guest, *networks, expected=None):
+def migrate(run: scenario.Run, guest: guest.Guest, *networks: topology.Network,
+            expected: scenario.Outcome | None = None) -> None:
     """Migrate to a host without the image, sshd answering on *networks*."""
     source = guest.host
     destination, = set(topology.COMPUTES) - {source}
@@ -69,12 +74,13 @@ def migrate(run, guest, *networks, expected=None):
     if run.migrate(guest, destination, expected=expected,
                    title=f'{source} to {destination}, sshd on {names}'):
         check_copied(run, guest, source, destination)
-        run.check_wire([topology.MIGRATION if run.mended
+        run.check_wire([topology.MIGRATION if run.fixed
                         else topology.MANAGEMENT])
 
 
-def check_copied(run, guest, source, destination):
-    """The destination has got the very bytes of the source's base image."""
+def check_copied(run: scenario.Run, guest: guest.Guest, source: str,
+                 destination: str) -> None:
+    """Check that the base image is equal on both hosts."""
     digests = [hashlib.sha256(
         guest.base_image(host).read_bytes()).hexdigest()
         for host in (source, destination)]

@@ -10,12 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The same with a migration network that has IPv6 addresses.
+"""Migrate without the image, over a migration network with IPv6 addresses.
 
-Each host fetches by another transport, so both are seen: compute2 by ssh
-when a guest comes from compute1, compute1 by rsync the other way round.
+The hosts use different transports, so both are tested: compute2 fetches from
+compute1 by ssh, compute1 from compute2 by rsync.
 """
 
+from __future__ import annotations
+
+from lab import configuration
 from lab import scenario
 from lab.scenarios import image_gone
 from lab import topology
@@ -23,19 +26,20 @@ from lab import topology
 
 class ImageGoneIpv6(image_gone.ImageGone):
     name = 'image-gone-ipv6'
-    title = ('As before, by ssh and by rsync, with an IPv6 literal as '
+    title = ('The same by ssh and by rsync, with an IPv6 literal as '
              'live_migration_inbound_addr.')
 
-    def run(self, run):
-        run.configure(source=self.options(scenario.SOURCE, 'rsync'),
-                      destination=self.options(scenario.DESTINATION, 'ssh'))
+    def run(self, run: scenario.Run) -> None:
+        run.configure(source=options_of(scenario.SOURCE, 'rsync'),
+                      destination=options_of(scenario.DESTINATION, 'ssh'))
         guest = image_gone.boot_without_image(run)
         image_gone.migrate_twice(run, guest)
         if guest.host == scenario.DESTINATION:
-            # It has only gone one way yet, by ssh.
+            # Until now it has only migrated there, by ssh.
             image_gone.migrate(run, guest, topology.MIGRATION)
 
-    @staticmethod
-    def options(host, transport):
-        return {scenario.INBOUND_ADDRESS: topology.MIGRATION.address(host, 6),
-                scenario.TRANSPORT: transport}
+
+def options_of(host: str, transport: str) -> configuration.Options:
+    """Return the options of nova.conf of one host."""
+    return {scenario.INBOUND_ADDRESS: topology.MIGRATION.address(host, 6),
+            scenario.TRANSPORT: transport}

@@ -10,7 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image is gone from Glance, files are copied by rsync."""
+"""Migrate without the image in Glance; Nova copies files by rsync."""
+
+from __future__ import annotations
 
 from lab.scenarios import image_gone
 

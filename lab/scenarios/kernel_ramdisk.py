@@ -9,21 +9,25 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""A guest is migrated whose image names a kernel and a ramdisk.
+"""Migrate a guest whose image has a kernel and a ramdisk.
 
-Nova fetches both from Glance once more and then looks for the format of a
-disk in them. If they are gone from Glance it copies them from the source by
-its host name, where sshd need not answer.
+Nova fetches both from Glance again and then inspects them for the format of a
+disk. If they are deleted from Glance it copies them from the source's host
+name, where sshd need not answer.
 """
 
-import hashlib
+from __future__ import annotations
 
+import hashlib
+from typing import Any
+
+from lab import guest
 from lab import image
 from lab import scenario
 from lab import topology
 
 
-def _fails(pattern):
+def _fails(pattern: str) -> scenario.Fails:
     return scenario.Fails(said=(scenario.Said(
         scenario.DESTINATION, 'nova-compute', pattern),))
 
@@ -39,11 +43,11 @@ class KernelRamdisk(scenario.Scenario):
                     scenario.DESTINATION, 'nova-compute',
                     r'kernel taken from the source', patched_since=None),))}
 
-    # Nova's own inspection of images took a kernel for a raw disk; that of
-    # oslo.utils finds a boot sector in it.
+    # Older releases inspect images themselves and take a kernel for a raw
+    # disk; oslo.utils finds a boot sector in it.
     inspected_since = 30
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         run.listen_ssh(topology.MIGRATION)
         parts = upload_parts(run)
@@ -67,14 +71,14 @@ class KernelRamdisk(scenario.Scenario):
             instance.hard_reboot()
             check_same(run, instance, digests)
 
-    def in_glance(self, run):
-        """What to expect, None: what stands above."""
+    def in_glance(self, run: scenario.Run) -> scenario.Outcome | None:
+        """Return the expected outcome, None for the scenario's."""
         inspected = run.cloud.venvs.major >= self.inspected_since
         return None if inspected or run.protected else scenario.Arrives()
 
 
-def upload_parts(run):
-    """The kernel and the ramdisk of the guest as images of their own."""
+def upload_parts(run: scenario.Run) -> dict[str, Any]:
+    """Upload the guest's kernel and ramdisk as images of their own."""
     files = run.cloud.image
     return {
         'kernel': run.cloud.upload('kernel', files.kernel, 'aki', 'aki'),
@@ -82,13 +86,14 @@ def upload_parts(run):
     }
 
 
-def sha256(instance):
-    """The digests of both files on the host that has the guest."""
+def sha256(instance: guest.Guest) -> dict[str, str]:
+    """Return the digests of both files on the guest's host."""
     directory = instance.files(instance.host)
     return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
             for name in ('kernel', 'ramdisk')}
 
 
-def check_same(run, instance, digests):
+def check_same(run: scenario.Run, instance: guest.Guest,
+               digests: dict[str, str]) -> None:
     run.check_equal(f'kernel and ramdisk on {instance.host}, sha256',
                     sha256(instance), digests)

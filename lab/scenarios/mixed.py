@@ -10,11 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""One of the two hosts is mended, as during a rolling upgrade.
+"""Migrate while one of the hosts has a fixed Nova, as in a rolling upgrade.
 
-Queues are kept by the source. A destination that is mended must not make
-anything worse, and migrations that work without it must work in each mix.
+The source keeps the queues. A fixed destination must not make anything worse,
+and migrations that work with unmodified Nova must work in each mix.
 """
+
+from __future__ import annotations
 
 from lab import scenario
 from lab.scenarios import plain
@@ -25,14 +27,14 @@ _AS_STOCK = queues_grow.QueuesGrow.expected[scenario.NEITHER]
 
 class Mixed(queues_grow.QueuesGrow):
     name = 'mixed'
-    title = 'One host is mended; max_queues raised from 2 to 4.'
+    title = 'One host has a fixed Nova; max_queues raised from 2 to 4.'
     expected = {
         scenario.NEITHER: _AS_STOCK,
         scenario.SOURCE_ONLY: queues_grow.QueuesGrow.expected[scenario.BOTH],
         scenario.DESTINATION_ONLY: _AS_STOCK,
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(both={scenario.MAX_QUEUES: self.booted_with})
         guest = run.boot()
         plain.there_and_back(run, guest)

@@ -10,8 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest migrates there and back; nothing has changed meanwhile."""
+"""Migrate a guest there and back without any change in between."""
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 
 # Echo requests, five a second. The guest is emulated on a machine that may
@@ -25,17 +28,18 @@ class Plain(scenario.Scenario):
     expected = {scenario.NEITHER: scenario.Arrives(),
                 scenario.BOTH: scenario.Arrives()}
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure()
         guest = run.boot()
         there_and_back(run, guest)
 
 
-def there_and_back(run, guest):
-    """Migrate a guest to the other host and back, as it must always work."""
+def there_and_back(run: scenario.Run, guest: guest.Guest) -> None:
+    """Migrate a guest to the other host and back, which must always work."""
     for destination in (scenario.DESTINATION, scenario.SOURCE):
         run.migrate(guest, destination, expected=scenario.Arrives())
         pings = run.result.steps[-1].pings
+        assert pings
         run.check(f'at most {TOLERATED_LOSS} pings lost',
                   0 < pings.sent and pings.lost <= TOLERATED_LOSS,
                   f'{pings.lost} of {pings.sent}')

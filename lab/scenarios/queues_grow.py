@@ -10,23 +10,27 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""max_queues is raised on the source while a guest runs.
+"""Raise max_queues on the source while a guest runs.
 
-Nova computes the number of queues anew for the destination, from the present
-configuration of the source; the running guest has the number it was booted
-with.
+For the destination Nova recomputes the number of queues from the source's
+present configuration; the running guest still has its number from the boot.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lab import guest
 from lab import scenario
 
-# What the destination's QEMU says when it is given the state of a device
+# The error of the destination's QEMU when it receives the state of a device
 # with another number of queues.
 QEMU_REFUSES = scenario.Said(
     scenario.DESTINATION, 'qemu',
     r'get_pci_config_device: Bad config data|'
     r'Failed to load virtio-net:virtio')
 
-# What a mended Nova says of it.
+# The log line of a fixed Nova.
 KEPT = scenario.Said(scenario.SOURCE, 'nova-compute',
                      r'vNIC \S+: kept .*queues')
 
@@ -36,13 +40,13 @@ class QueuesGrow(scenario.Scenario):
     title = 'max_queues raised from 2 to 4 on the source while a guest runs.'
     booted_with = 2
     configured = 4
-    expected = {
+    expected: Mapping[scenario.Arrangement, scenario.Outcome] = {
         scenario.NEITHER: scenario.Fails(
             said=(QEMU_REFUSES,), vm_state=scenario.ERROR_SINCE_32),
         scenario.BOTH: scenario.Arrives(said=(KEPT,)),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         guest = self.drift(run)
         if run.migrate(guest):
             run.check_queues(guest, scenario.DESTINATION, self.booted_with)
@@ -50,8 +54,8 @@ class QueuesGrow(scenario.Scenario):
                         expected=scenario.Arrives())
             run.check_queues(guest, scenario.SOURCE, self.booted_with)
 
-    def drift(self, run):
-        """A guest that has other queues than its host would give it now."""
+    def drift(self, run: scenario.Run) -> guest.Guest:
+        """Boot a guest and change its host's number of queues afterwards."""
         run.configure(source={scenario.MAX_QUEUES: self.booted_with})
         guest = run.boot()
         run.check_queues(guest, scenario.SOURCE, self.booted_with)

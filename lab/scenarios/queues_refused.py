@@ -10,12 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The destination cannot open as many queues as the guest has.
+"""Migrate to a destination that cannot open the guest's number of queues.
 
-Its kernel seems to be one that opens two queues of a tap device and no more
-(data/tap_queue_limit.c), as Linux before 4.0 opened eight.
+There a library (data/tap_queue_limit.c) limits a tap device to two queues, as
+Linux before 4.0 limits it to eight.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import scenario
 
 HAS, POSSIBLE = 4, 2
@@ -25,13 +28,13 @@ class QueuesRefused(scenario.Scenario):
     name = 'queues-refused'
     title = 'The destination can open 2 queues, the guest has 4.'
     expected = {
-        # Found out when the destination has been prepared.
+        # Fails after the destination has been prepared.
         scenario.NEITHER: scenario.Fails(
             said=(scenario.Said(
                 scenario.DESTINATION, 'libvirtd',
                 r'Unable to create tap device.*Argument list too long'),),
             vm_state=scenario.ERROR_SINCE_32),
-        # Refused before anything is done.
+        # Is refused before any change.
         scenario.BOTH: scenario.Fails(
             said=(scenario.Said(
                 scenario.SOURCE, 'nova-compute',
@@ -39,20 +42,20 @@ class QueuesRefused(scenario.Scenario):
             text='is refused'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(tap_queue_limit=POSSIBLE)
         guest = run.boot()
         run.check_queues(guest, scenario.SOURCE, HAS)
         run.migrate(guest)
         prepared = guest.qemu_log(scenario.DESTINATION).exists()
-        if run.mended:
+        if run.fixed:
             self.check_refusal(run, guest)
             run.check('destination never prepared', not (
                 prepared or guest.files(scenario.DESTINATION).exists()))
 
     @staticmethod
-    def check_refusal(run, guest):
-        """The reason names what an operator needs to act."""
+    def check_refusal(run: scenario.Run, guest: guest.Guest) -> None:
+        """Check that the reason has all that an operator needs to act."""
         line, = run.result.steps[-1].lines or (None,)
         text = line.text if line else ''
         for what, said in (

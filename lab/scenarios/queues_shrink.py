@@ -10,7 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""max_queues is lowered on the source while a guest runs."""
+"""Lower max_queues on the source while a guest runs."""
+
+from __future__ import annotations
 
 from lab.scenarios import queues_grow
 

@@ -10,17 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A migration fails when it is well under way.
+"""Let a migration fail while memory is copied.
 
-The QEMU that receives the guest is killed while memory is being copied. The
-source rolls back and the guest runs on; what is looked at is the state Nova
-leaves it in.
+The scenario kills the QEMU that receives the guest. The source rolls back and
+the guest keeps running; the scenario checks the instance's state afterwards.
 """
 
+from __future__ import annotations
+
+from lab import guest
 from lab import process
 from lab import scenario
 
-# MiB/s: slow enough to be in the middle, fast enough for the next one.
+# MiB/s: slow enough to kill QEMU during the copy, fast enough for the next
+# migration.
 LIMIT = 8
 
 
@@ -39,7 +42,7 @@ class Rollback(scenario.Scenario):
             said=(_lost, _kept), text='fails, stays ACTIVE'),
     }
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         run.configure(source={scenario.BANDWIDTH: LIMIT})
         guest = run.boot()
         run.migrate(guest, during=lambda: self.lose_destination(run, guest))
@@ -52,7 +55,7 @@ class Rollback(scenario.Scenario):
                         expected=scenario.Arrives())
 
     @staticmethod
-    def lose_destination(run, guest):
+    def lose_destination(run: scenario.Run, guest: guest.Guest) -> None:
         process.wait_for('memory to be copied', lambda: guest.copied_memory(
             scenario.SOURCE), poll=0.1,
             log=run.cloud.compute[scenario.SOURCE].log)

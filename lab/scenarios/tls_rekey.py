@@ -10,23 +10,26 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest that writes to its memory is migrated over QEMU's own TLS.
+"""Migrate a guest that writes to its memory over QEMU's native TLS.
 
-Guests of the lab are small, so GnuTLS, the machine's own in a copy, changes
+Guests of the lab are small, so a modified copy of the machine's GnuTLS changes
 keys every 32 MiB of pages instead of every 32 GiB. The second change kills
-QEMU on the source, and the guest with it. What helps is a policy for TLS on
-the destination; the plugin can only tell.
+QEMU on the source, and the guest with it. A TLS policy on the destination
+prevents that; the plugin can only warn.
 
-Nova asks libvirt twice a second how far the migration is. If it is told that
-the guest is gone before libvirt says why, it takes the migration for completed
-and deletes the guest's disks on the source.
+Nova polls the migration job of libvirt twice a second. If the guest is gone
+before libvirt reports the reason, Nova takes the migration for completed and
+deletes the guest's disks on the source.
 """
+
+from __future__ import annotations
 
 import pathlib
 import shutil
 import tempfile
 
 from lab import evidence
+from lab import guest
 from lab import hypervisor
 from lab import scenario
 from lab import topology
@@ -37,12 +40,12 @@ from nova_migfix.tls import policy
 
 NATIVE_TLS = ('libvirt', 'live_migration_with_native_tls')
 
-# MiB/s: one change of keys in a second; GnuTLS takes no more than eight.
+# MiB/s: one change of keys in a second; GnuTLS accepts no more than eight.
 LIMIT = 32
 COUNTED = (1 << 14) - 1
 
-# 96 MiB that are not zero, for three changes of keys; then 4 MiB are written
-# again and again.
+# Write 96 MiB that are not zero, for three changes of keys; then rewrite 4 MiB
+# in a loop.
 WRITES = '''
 mkdir /memory && mount -t tmpfs -o size=112m memory /memory || exit
 dd if=/dev/urandom of=/memory/file bs=1M count=96 2>/dev/null || exit
@@ -63,14 +66,14 @@ class TlsRekey(scenario.Scenario):
                               'Live Migration failure: .*'),
             ), vm_state=scenario.ERROR_SINCE_32, survives=False,
             text='kills the guest'),
-        # With a policy on the destination.
+        # with a TLS policy on the destination
         scenario.BOTH: scenario.Arrives(
             said=(scenario.Said(scenario.SOURCE, 'nova-compute',
                                 "dest_capabilities={.*tls='safe'",
                                 patched_since=None),)),
     }
 
-    def impossible(self):
+    def impossible(self) -> str:
         with tempfile.TemporaryDirectory() as directory:
             try:
                 eager_gnutls.make(hypervisor.QEMU, directory, COUNTED)
@@ -78,11 +81,11 @@ class TlsRekey(scenario.Scenario):
                 return str(error)
         return ''
 
-    def run(self, run):
+    def run(self, run: scenario.Run) -> None:
         self.give_certificates(run)
         for host in topology.COMPUTES:
             self.give_library(run, host)
-        if run.mended:
+        if run.fixed:
             self.give_policy(run, scenario.DESTINATION)
         run.configure(both={NATIVE_TLS: True},
                       source={scenario.BANDWIDTH: LIMIT})
@@ -92,21 +95,21 @@ class TlsRekey(scenario.Scenario):
                               run.cloud.compute[scenario.SOURCE].log)
         arrived = run.migrate(guest)
         warned = log.find('live migration over TLS')
-        run.check('nobody is warned: the guest is small', not warned, warned)
+        run.check('no warning: the guest is small', not warned, warned)
         if not arrived:
             self.record(run, guest)
 
     @staticmethod
-    def record(run, guest):
-        """What is left, which depends on when Nova has asked."""
+    def record(run: scenario.Run, guest: guest.Guest) -> None:
+        """Record the remains, which depend on the time of Nova's poll."""
         left = [host for host in topology.COMPUTES
                 if guest.files(host).exists()]
         run.check('recorded: host of the instance', True, guest.host)
         run.check('recorded: hosts with files of it', True, left)
 
     @staticmethod
-    def give_certificates(run):
-        """The same to both hosts, for the addresses that QEMU goes to."""
+    def give_certificates(run: scenario.Run) -> None:
+        """Give both hosts certificates for the migration addresses."""
         with tempfile.TemporaryDirectory() as directory:
             certificates.write(pathlib.Path(directory), [
                 topology.MIGRATION.address(host)
@@ -120,14 +123,14 @@ class TlsRekey(scenario.Scenario):
                     '/etc/libvirt/migration')
 
     @staticmethod
-    def give_library(run, host):
+    def give_library(run: scenario.Run, host: str) -> None:
         place = run.cloud.libvirt[host].gnutls
         place.mkdir()
         run.addCleanup(shutil.rmtree, place)
         eager_gnutls.make(hypervisor.QEMU, place, COUNTED)
 
     @staticmethod
-    def give_policy(run, host):
+    def give_policy(run: scenario.Run, host: str) -> None:
         policy.write(
             run.cloud.libvirt[host].gnutls / 'config', policy.merge(
                 policy.FAMILIES['debian'], policy.TLS12, ''), force=False)

@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The patch set of ``patches/``: reading, checking and installing it."""
+"""Read, check and install the patch set of ``patches/``."""

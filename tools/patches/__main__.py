@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Checks the series of patches against the releases that they are for.
+"""Check the series of patches against their releases.
 
-``python -m tools.patches DIRECTORY [SERIES...]``: what is fetched
-and made is kept below the directory. Each patch must apply by git am and pass
-Nova's own style checks; the tests of what it touches must pass before and
+``python -m tools.patches DIRECTORY [SERIES...]`` keeps all that it downloads
+and makes below the directory. Each patch must apply by git am and pass Nova's
+own style checks; the tests of the files that it touches must pass before and
 after; and the tests that it adds or changes must fail without the rest of it.
 """
 
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
                         default=series.PATCHES,
                         help='another directory with series')
     parser.add_argument('--ends', action='store_true',
-                        help='run the tests of what is touched before the '
+                        help='run the tests of the touched files before the '
                         'first and after the last patch only')
     arguments = parser.parse_intermixed_args()
     if unknown := set(arguments.series) - set(series.SERIES):
@@ -66,9 +66,9 @@ def main() -> int:
             name, directory, venvs, arguments.patches, arguments.ends)
         try:
             for row in checked.rows():
-                # All of it takes more than an hour.
+                # All series together take more than an hour.
                 print(*row, sep='  ', flush=True)
-                table.add_row(row)
+                table.add_row(list(row))
         except subprocess.CalledProcessError as error:
             checked.complaints.append(f'{error}\n{error.output or ""}')
         complaints += [f'{name}: {text}' for text in checked.complaints]

@@ -10,12 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Checks one series against its release: what applies, passes and fails."""
+"""Check one series of patches against its release."""
 
 from __future__ import annotations
 
 import ast
 import collections
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -34,10 +35,10 @@ from tools.patches import passed
 from tools.patches import series
 from tools.patches import tree
 
-#: Where in Nova's tree a patch may have something to do.
+#: The paths in Nova's tree that a patch may touch.
 PLACES = ('nova/', 'doc/source/', 'releasenotes/notes/')
 
-#: What tests a file beside the module that is named after it.
+#: The tests of a file, beside the module that is named after it.
 ALSO_TESTED = {
     'nova/compute/manager.py': ('nova.tests.unit.compute.test_compute_mgr',),
     'nova/objects/*': ('nova.tests.unit.objects.test_objects',),
@@ -48,12 +49,12 @@ ALSO_TESTED = {
 
 
 class Tool(NamedTuple):
-    """What Nova checks style and types with.
+    """A tool with which Nova checks style or types.
 
-    :ivar package: fetched in the version that the release names, if it does
-    :ivar files: which of the touched files it is given; None if the release's
-        configuration lists all that it reads
-    :ivar needs: packages that it wants beside it
+    :ivar package: in the version that the release pins, if it pins one
+    :ivar files: a pattern for the touched files that the tool checks; None if
+        the release's configuration lists all files
+    :ivar needs: further packages that the tool needs
     """
 
     package: str
@@ -82,10 +83,10 @@ class Row(NamedTuple):
 
 
 class Series:
-    """A series on its release.
+    """The checks of a series on its release.
 
-    :ivar complaints: whatever is not as it should be
-    :ivar notes: what somebody may want to know
+    :ivar complaints: all failures
+    :ivar notes: findings that are no failures
     """
 
     def __init__(self, name: str, directory: pathlib.Path,
@@ -134,7 +135,7 @@ class Series:
     # -- tests ---------------------------------------------------------------
 
     def _modules(self, patches: Iterable[pathlib.Path]) -> set[str]:
-        """Return the test modules of what the patches touch."""
+        """Return the test modules of the files that the patches touch."""
         return {module for patch in patches for path in series.touched(patch)
                 for module in self._tests_of(path)}
 
@@ -153,7 +154,10 @@ class Series:
                 yield from modules
 
     def _run(self, number: int) -> dict[str, str]:
-        """Run, once, all that is asked of the tree after so many patches."""
+        """Run all tests of the tree after *number* patches, once.
+
+        :returns: the status of each test by its name
+        """
         if number not in self._statuses:
             self._tree.checkout(self._commits[number])
             near = (self._patches if self._ends
@@ -172,8 +176,11 @@ class Series:
     def _is_here(self, module: str) -> bool:
         return (self._tree.path / (module.replace('.', '/') + '.py')).exists()
 
-    def _run_here(self, name: str, modules: Iterable[str],
-                  **options) -> dict[str, str]:
+    def _run_here(
+        self, name: str, modules: Iterable[str], *,
+        only: Callable[[str], bool] | None = None,
+        attempts: int = suites.ATTEMPTS,
+    ) -> dict[str, str]:
         modules = sorted(modules)
         if not modules:
             return {}
@@ -181,15 +188,16 @@ class Series:
         directory.mkdir(parents=True, exist_ok=True)
         with open(directory / f'{name}.log', 'w') as output:
             return suites.run(
-                directory / name, python=self._python, output=output,
+                directory / name, python=self._python, only=only,
+                attempts=attempts, output=output,
                 PYTHONPATH=str(self._tree.path),
-                # What git removes from a tree would be compiled each time.
+                # git removes bytecode from the tree with each checkout.
                 PYTHONPYCACHEPREFIX=str(self._directory / 'bytecode'),
-                MIGFIX_COMPAT_MODULES=' '.join(modules), **options)
+                MIGFIX_COMPAT_MODULES=' '.join(modules))
 
     def _without(self, number: int, patch: pathlib.Path,
                  before: Mapping[str, str], after: Mapping[str, str]) -> str:
-        """Run what a patch adds to the tests without the rest of it."""
+        """Run the tests that a patch adds without the rest of the patch."""
         new = self._new(number, patch, before, after)
         if not new:
             self._complain(patch, ['it has no test'])
@@ -233,7 +241,10 @@ class Series:
         return ', '.join(bad) or 'good'
 
     def _said(self, tool: Tool, number: int, patch: pathlib.Path) -> str:
-        """Return the complaints about what a patch touches after so many."""
+        """Return a tool's complaints about a patch's files.
+
+        :param number: of patches that are applied
+        """
         self._tree.checkout(self._commits[number])
         files = [path for path in series.touched(patch)
                  if tool.files and fnmatch.fnmatch(path, tool.files)
@@ -249,7 +260,7 @@ class Series:
             stderr=subprocess.STDOUT, env={
                 **os.environ,
                 'MYPY_CACHE_DIR': str(self._directory / 'mypy' / self.name)})
-        # autopep8 says what is wrong by mending it
+        # autopep8 reports problems by fixing them
         said = f'{done.stdout}{self._tree.difference()}'
         return said or 'failed' if done.returncode else ''
 
@@ -257,11 +268,11 @@ class Series:
         found = re.search(
             rf'[/-]{package}\n +rev: v?(\S+)',
             (self._tree.path / '.pre-commit-config.yaml').read_text())
-        # newer releases have the newest mypy, in tox.ini
+        # Newer releases use the newest mypy, by tox.ini.
         return f'{package}=={found[1]}' if found else package
 
     def _note(self, number: int, patch: pathlib.Path) -> str:
-        """Look at the release note that a patch adds."""
+        """Check the release note that a patch adds."""
         paths = [path for path in series.touched(patch)
                  if path.startswith('releasenotes/')]
         bad = [] if paths else ['it has no release note']
@@ -285,9 +296,9 @@ def _bad(statuses: Mapping[str, str], when: str) -> Iterator[str]:
 
 
 def news(before: str, after: str) -> str:
-    """Return the lines that a tool says now and has not said before.
+    """Return the lines of *after* that are not in *before*.
 
-    That they are about another line or column makes them no news.
+    Lines that differ in a line or column number only count as equal.
     """
     known = collections.Counter(map(_placeless, before.splitlines()))
     new = []
@@ -309,9 +320,9 @@ def _counted(statuses: Mapping[str, str]) -> str:
 
 
 def is_among(name: str, tests: set[str]) -> bool:
-    """Say whether a test that was run is one of those, or made of one.
+    """Return whether a test is one of *tests*, or generated from one.
 
-    ddt adds the number and the value of its data.
+    ddt appends the number and the value of its data to the name.
     """
     return name in tests or re.sub(r'_\d+(_\w*)?$', '', name) in tests
 
@@ -326,7 +337,7 @@ def _tests(module: ast.Module) -> Iterator[tuple[str, str]]:
     classes = {node.name: node for node in module.body
                if isinstance(node, ast.ClassDef)}
     for name, node in classes.items():
-        # such has its tests run by those that inherit them
+        # a base class: its subclasses run its tests
         if not name.startswith('_'):
             for method in _methods(node, classes):
                 if method.name.startswith('test'):

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Makes of a series what Kolla's patch mechanism takes.
+"""Convert a series for Kolla's patch mechanism.
 
 ``python -m tools.patches.kolla SERIES DIRECTORY`` writes
-``DIRECTORY/<image>/series`` and the patches that it names, for ``kolla-build
---patches-path DIRECTORY``, which applies them to the image's root when Nova
-has been installed. Release notes and documents are not installed and left out.
+``DIRECTORY/<image>/series`` and the patches in that file, for ``kolla-build
+--patches-path DIRECTORY``, which applies them to the image's root after Nova
+is installed. Release notes and documents are not installed and are left out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ import sys
 from tools.patches import series
 
 SITE_PACKAGES = 'var/lib/kolla/venv/lib/python3/site-packages/'
-#: where Kolla installs Nova; all images of Nova's services are built on it
+#: The image in which Kolla installs Nova; the images of all services of Nova
+#: are built on it.
 IMAGE = 'nova-base'
 
 
 def write(name: str, directory: pathlib.Path, image: str = IMAGE,
           tests: bool = True,
           patches: pathlib.Path = series.PATCHES) -> list[str]:
-    """Write a series for an image; returns the names of the patches.
+    """Write a series for an image and return the names of the patches.
 
     :param tests: whether the image has Nova's tests
     """
@@ -55,11 +56,11 @@ def main() -> int:
         description='Write a series of patches for kolla-build.')
     parser.add_argument('series', choices=series.SERIES)
     parser.add_argument('directory', type=pathlib.Path,
-                        help='what kolla-build gets as --patches-path')
+                        help='the --patches-path of kolla-build')
     parser.add_argument('--image', default=IMAGE,
                         help=f'the image to patch (default: {IMAGE})')
     parser.add_argument('--without-tests', action='store_true',
-                        help='for a Nova whose tests are not installed')
+                        help='for an image without the tests of Nova')
     arguments = parser.parse_args()
     written = write(arguments.series, arguments.directory, arguments.image,
                     not arguments.without_tests)

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Checks a release note as reno will read it.
+"""Check a release note by reno's rules.
 
-reno itself stops at notes that Nova's releases have.
+reno itself fails on notes of Nova's own releases.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ import re
 
 import yaml
 
-#: where they are, and what reno has to be able to tell of a name
+#: The paths of release notes; reno needs the 16 digits of the name.
 NAME = re.compile(r'releasenotes/notes/[\w.-]+-[0-9a-f]{16}\.yaml')
 
-#: reno's, all of them lists of texts
+#: reno's sections; each is a list of texts.
 SECTIONS = ('features', 'issues', 'upgrade', 'deprecations', 'critical',
             'security', 'fixes', 'other')
 
 
 def complaints(path: str, text: str) -> Iterator[str]:
-    """Yield what is not as it should be in a new release note.
+    """Yield the problems of a new release note.
 
     :param path: in Nova's tree
+    :param text: the content of the file
     """
     if not NAME.fullmatch(path):
-        yield f'{path}: not named as reno does'
+        yield f'{path}: not named as reno names notes'
     try:
         note = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What has passed on a tree, kept between runs.
+"""The results of tests that have passed on a tree, kept between runs.
 
-A tree of git has a name that follows from its content, so what has passed on
-it in the same environment has not to be run again: before the first patch
-that is the release itself, whose tests two series share.
+git names a tree by its content, so tests that have passed on it need not run
+again in the same environment. Before the first patch the tree is the release
+itself, whose results two series share.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from nova_migfix.tests import suites
 
 
 class Passed:
-    """The statuses of modules of which nothing failed.
+    """The statuses of test modules without a failure.
 
-    :param directory: where they are kept
-    :param environment: tells apart what the tests are run in
+    :param directory: of the files with the statuses
+    :param environment: a text that identifies the tests' environment
     """
 
     def __init__(self, directory: pathlib.Path, environment: str) -> None:
@@ -41,14 +41,14 @@ class Passed:
     def read(self, tree: str) -> dict[str, dict[str, str]]:
         """Return each module's statuses by the names of its tests.
 
-        :param tree: git's name of it
+        :param tree: the name that git gives to the tree
         """
         file = self._file(tree)
         return json.loads(file.read_text()) if file.exists() else {}
 
     def add(self, tree: str,
             modules: Mapping[str, Mapping[str, str]]) -> None:
-        """Keep the modules' statuses, unless one of them is bad."""
+        """Keep the statuses of modules without a failure."""
         good = {module: statuses for module, statuses in modules.items()
                 if statuses and all(map(suites.is_good, statuses.values()))}
         self._directory.mkdir(parents=True, exist_ok=True)

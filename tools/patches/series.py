@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What ``patches/`` holds, and what of it concerns a Nova that is installed.
+"""Read the series in ``patches/``, and apply them to an installed Nova.
 
-A patch there is for Nova's source tree. Where Nova is installed there is only
-its package: with its tests, as its wheel has them, and without release notes
-and documents.
+The patches are for Nova's source tree. An installed Nova has only the package:
+with its tests, which are in the wheel, and without release notes and
+documents.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import re
 import shutil
 import subprocess
 
-import unidiff
+import unidiff.patch
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 PATCHES = CHECKOUT / 'patches'
 
-#: each series and the major version of the Nova that it is for
+#: The series, and the major version of Nova for each.
 SERIES = {
     '2024.1': 29,
     '2024.2': 30,
@@ -97,26 +97,26 @@ def message(patch: pathlib.Path) -> str:
 def installed(
     patch: pathlib.Path, prefix: str = '', tests: bool = True,
 ) -> str:
-    """Return what ``patch -p0`` has to apply to an installed Nova.
+    """Return the diff for ``patch -p0`` on an installed Nova.
 
-    :param prefix: where the package lies, '' or a path that ends with a slash
-    :param tests: whether its tests are installed, too
-    :returns: the diff, '' where nothing of the patch is installed
+    :param prefix: the path of the package, '' or with a slash at the end
+    :param tests: whether Nova's tests are installed, too
+    :returns: the diff, '' if the patch changes no installed file
     """
     left_out = () if tests else (TESTS,)
     files = [file for file in _files(patch)
              if file.path.startswith(PACKAGE)
              and not file.path.startswith(left_out)]
     for file in files:
-        # git's own lines name the paths as well
+        # git's own header lines have the paths as well
         file.patch_info = None
         file.source_file = _moved(file.source_file, prefix)
         file.target_file = _moved(file.target_file, prefix)
     return ''.join(map(str, files))
 
 
-def _files(patch: pathlib.Path) -> unidiff.PatchSet:
-    return unidiff.PatchSet(patch.read_text())
+def _files(patch: pathlib.Path) -> unidiff.patch.PatchSet:
+    return unidiff.patch.PatchSet(patch.read_text())
 
 
 def _moved(path: str, prefix: str) -> str:
@@ -124,7 +124,7 @@ def _moved(path: str, prefix: str) -> str:
 
 
 def apply(diff: str, directory: pathlib.Path) -> None:
-    """Apply as Kolla does; nothing may be where it was not expected.
+    """Apply a diff as Kolla does, without fuzz.
 
     :raises CalledProcessError: it does not apply
     """
@@ -137,7 +137,7 @@ def patch_installed(
     name: str, site_packages: pathlib.Path, tests: bool = True,
     patches: pathlib.Path = PATCHES,
 ) -> None:
-    """Turn the Nova that is installed there into a patched one."""
+    """Apply a series to the Nova that is installed in *site_packages*."""
     for patch in read(name, patches):
         if diff := installed(patch, tests=tests):
             apply(diff, site_packages)
@@ -146,9 +146,9 @@ def patch_installed(
 def copy_patched(
     name: str, site_packages: pathlib.Path, target: pathlib.Path,
 ) -> None:
-    """Copy a Nova without its tests from where it is installed, and patch it.
+    """Copy an installed Nova without its tests, and patch the copy.
 
-    :param target: a directory, to be put on PYTHONPATH
+    :param target: a directory for PYTHONPATH
     """
     shutil.copytree(
         site_packages / 'nova', target / 'nova',

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 
-# Whoever runs it need not have told git who that is.
+# The user of this tool need not have configured a name for git.
 _NOBODY = {
     'GIT_CONFIG_GLOBAL': os.devnull, 'GIT_CONFIG_SYSTEM': os.devnull,
     **{f'GIT_{role}_{what}': value
@@ -32,7 +32,7 @@ _NOBODY = {
 
 
 class Tree:
-    """The source archive of a release, as it is on the package index.
+    """The source archive of a release from the package index.
 
     :ivar path: the work tree
     """
@@ -41,7 +41,7 @@ class Tree:
         self.path = path
 
     def make(self, release: str) -> None:
-        """Fetch the release, unless it is there already."""
+        """Fetch the release, unless it has been fetched before."""
         if not (self.path / '.git' / 'complete').exists():
             shutil.rmtree(self.path, ignore_errors=True)
             _fetch(release, self.path)
@@ -55,7 +55,7 @@ class Tree:
         """Apply the patches to the release.
 
         :returns: the commits, that of the release first
-        :raises CalledProcessError: git am refuses one; says so on output
+        :raises CalledProcessError: git am refuses one; with git's output
         """
         self.checkout('release')
         commits = [self._git('rev-parse', 'HEAD')]
@@ -65,28 +65,29 @@ class Tree:
         return commits
 
     def checkout(self, commit: str) -> None:
-        # git am may have stopped in the middle
+        """Check a commit out and delete all untracked files."""
+        # git am may have stopped at a patch
         shutil.rmtree(self.path / '.git' / 'rebase-apply', ignore_errors=True)
         self._git('checkout', '--quiet', '--force', '--detach', commit)
-        # what tests have left, and bytecode of files that are no more
+        # files of earlier tests, and bytecode of deleted files
         self._git('clean', '--quiet', '-d', '--force', '-x')
 
     def add_from(self, commit: str, path: str) -> None:
-        """Put what a commit has below a path over what is checked out."""
+        """Check out the files of another commit below a path."""
         self._git('checkout', '--quiet', commit, '--', path)
 
     def show(self, commit: str, path: str) -> str:
-        """Return a file as a commit has it, '' if it has none."""
+        """Return the content of a file in a commit, '' if it has none."""
         if not self._git('ls-tree', '--name-only', commit, path):
             return ''
         return self._git('show', f'{commit}:{path}')
 
     def content(self, commit: str) -> str:
-        """Return a name that all commits of the same content have."""
+        """Return a name that all commits with the same content share."""
         return self._git('rev-parse', f'{commit}^{{tree}}')
 
     def difference(self) -> str:
-        """Return what has changed in what is checked out."""
+        """Return the diff of the work tree to the commit."""
         return self._git('diff', 'HEAD')
 
     def _git(self, *arguments: str | pathlib.Path) -> str:
@@ -108,7 +109,7 @@ def _fetch(release: str, target: pathlib.Path) -> None:
              '--no-binary', 'nova', '--dest', directory, f'nova=={release}'],
             check=True)
         archive, = directory.glob('nova-*.tar.gz')
-        # git trusts no tree of other users, who are those of the archive
+        # git refuses trees of other users, and tar would keep the archive's
         subprocess.run(['tar', '--extract', '--no-same-owner', '--file',
                         archive, '--directory', directory], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
