@@ -252,7 +252,7 @@ class TestRunningGuest(HealTestCase):
         ran = self.run_heal()
         self.assertEqual(heal.DONE, ran.code)
         self.assertEqual(
-            'No disk needs a backing file that Nova has made.\n', ran.out)
+            'No disk needs a backing file that Nova made.\n', ran.out)
 
 
 @ddt.ddt
@@ -278,7 +278,7 @@ class TestSkipped(HealTestCase):
     def test_guest_with_a_block_job(self):
         path = self.add(uuids.instance, active=True)
         self.device.get_job_info.return_value = mock.Mock()
-        self.assert_skipped(path, 'a block job on vdb is under way')
+        self.assert_skipped(path, 'a block job on vdb is running')
 
     def test_rescued_guest(self):
         path = self.add(uuids.instance, active=True)
@@ -309,7 +309,7 @@ class TestSkipped(HealTestCase):
     def test_stopped_guest_that_is_defined_with_the_copy_of_a_disk(self):
         path = self.add(uuids.instance)
         self.guests[uuids.instance].get_disk.side_effect = None
-        self.assert_skipped(path, 'the guest has to be started: it is defined')
+        self.assert_skipped(path, 'the guest must be started first: its')
 
     def test_stopped_guest_without_its_base(self):
         path = self.add(uuids.instance)
@@ -396,7 +396,7 @@ class TestStoppedGuest(HealTestCase):
     def test_disk_that_has_changed_meanwhile_stays(self):
         self.during_the_copy(lambda: os.utime(self.path))
         ran = self.run_heal()
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
         self.assertEqual(self.before.st_ino, self.path.stat().st_ino)
 
     def test_resize_that_begins_meanwhile_keeps_the_disk(self):
@@ -432,7 +432,7 @@ class TestStoppedGuest(HealTestCase):
         with mock.patch.object(processutils, 'execute', convert_slowly):
             ran = self.run_heal()
         self.assertEqual([0], opened)
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
 
 
 class TestInterruption(HealTestCase):
@@ -452,7 +452,7 @@ class TestInterruption(HealTestCase):
         self.assertEqual(heal.FAILED, ran.code, ran.err)
         self.device.abort_job.assert_called_once_with()
         self.assertIn('interrupted', ran.out)
-        self.assertIn('Run the command again to go on', ran.out)
+        self.assertIn('Run the command again to continue', ran.out)
         self.assert_untouched(path, before)
 
     def test_signal_ends_the_copy_and_a_second_run_goes_on(self):

@@ -77,8 +77,8 @@ class TestReport(test_fleet.FleetTestCase):
 
     def test_nothing_to_read_or_no_place_to_write(self):
         ran = self.run_report()
-        self.assertEqual((255, f'{self.directory}: no host has told '
-                               'anything.\n'), (ran.code, ran.err))
+        self.assertEqual((255, f'{self.directory} has no file HOST.json of '
+                               'any host.\n'), (ran.code, ran.err))
         self.put('a')
         ran = self.run_report('--json', str(self.place / 'no/report.json'))
         self.assertEqual(255, ran.code)

@@ -315,7 +315,7 @@ class TestQueues(StatusTestCase):
     def test_who_may_not_ask_at_all(self, error):
         self.ask_daemon(error)
         self.assertCheck('Queues of tap devices', WARNING, str(error),
-                         'Try as root')
+                         'Run this command as root')
 
 
 @ddt.ddt
