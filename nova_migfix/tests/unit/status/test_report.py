@@ -142,6 +142,6 @@ class TestWithoutNova(test_fleet.FleetTestCase):
     def test_others_say_where_to_run_them(self):
         done = self.run_command('preflight')
         self.assertEqual(255, done.returncode)
-        self.assertIn('run this in the Python environment of nova-compute',
-                      done.stderr)
+        self.assertIn('run this command in the Python environment of '
+                      'nova-compute', done.stderr)
         self.assertNotIn('Traceback', done.stderr)

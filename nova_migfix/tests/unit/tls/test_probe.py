@@ -117,8 +117,8 @@ class TestCommand(testtools.TestCase):
     @ddt.data(
         (SAFE, 0, 'TLSv1.2 ECDHE-ECDSA-AES256-GCM-SHA384 safe: sessions with '
          'this destination are never rekeyed'),
-        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: large guests '
-         'fail'),
+        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: migrations of '
+         'large guests fail'),
         (NONE, 2, 'no session: handshake failure'),
         (qmp.QemuError('QEMU has ended'), 2, 'no session: QEMU has ended'),
     )

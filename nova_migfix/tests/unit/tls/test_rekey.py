@@ -29,7 +29,7 @@ SAFE, AT_RISK, WILL_FAIL = rekey.Verdict
 class TestIsFixed(testtools.TestCase):
 
     @ddt.data(
-        # GnuTLS       package               changes keys safely
+        # GnuTLS       package               rekeys safely
         ('3.7.9', '', False),
         ('3.7.9', '3.7.9-2+deb12u6', False),
         ('3.8.9', '3.8.9-3+deb13u4', False),
@@ -87,20 +87,20 @@ class TestAssess(testtools.TestCase):
     @ddt.data(
         # transport, GnuTLS, GiB in use: verdict, rekeys, part of the reason
         (TLS, '3.7.9', 4, SAFE, 0, 'about 4.0 GiB will be sent'),
-        (TLS, '3.7.9', 15.9, SAFE, 0, 'begin to harm at 64 GiB'),
+        (TLS, '3.7.9', 15.9, SAFE, 0, 'from 64 GiB on'),
         (TLS, '3.7.9', 16, AT_RISK, 0, 'may be sent several times'),
         (TLS, '3.7.9', 40, AT_RISK, 1, 'GnuTLS 3.7.9: QEMU crashes at the '
-         'second change of keys, after 64 GiB'),
+         'second rekey, after 64 GiB'),
         (TLS, '3.7.9', 64, WILL_FAIL, 2, '64.0 GiB are in use'),
         (TLS, '3.8.10', 200, WILL_FAIL, 6, 'GnuTLS 3.8.10'),
         (TLS, None, 200, WILL_FAIL, 6, 'GnuTLS of unknown version'),
-        (TLS, '3.8.11', 200, SAFE, 0, 'GnuTLS 3.8.11 changes keys safely'),
-        # the first change of keys is enough
-        (POST_COPY, '3.7.9', 7.9, SAFE, 0, 'begin to harm at 32 GiB'),
+        (TLS, '3.8.11', 200, SAFE, 0, 'GnuTLS 3.8.11 rekeys safely'),
+        # the first rekey is enough
+        (POST_COPY, '3.7.9', 7.9, SAFE, 0, 'from 32 GiB on'),
         (POST_COPY, '3.7.9', 8, AT_RISK, 0, 'several times'),
         (POST_COPY, '3.7.9', 32, WILL_FAIL, 1,
-         'fails at the first change of keys (post-copy), after 32 GiB'),
-        (POST_COPY, '3.8.11', 200, SAFE, 0, 'changes keys safely'),
+         'fails at the first rekey (post-copy), after 32 GiB'),
+        (POST_COPY, '3.8.11', 200, SAFE, 0, 'rekeys safely'),
         # each connection is used from one thread, unless there is post-copy
         (SEVERAL, '3.7.9', 200, SAFE, 0, 'parallel connections'),
         (SEVERAL._replace(live_migration_permit_post_copy=True), '3.7.9', 200,
@@ -120,9 +120,9 @@ class TestAssess(testtools.TestCase):
         # verdict, rekeys, part of the reason
         (TLS, 30, 0, SAFE, 0, 'about 30.0 GiB'),
         (TLS, 30, 0.5, SAFE, 1, 'about 60.0 GiB'),
-        (TLS, 20, 0.75, WILL_FAIL, 2, '80.0 GiB will be sent, as it writes '
-         '0.75 GiB a second'),
-        (TLS, 1, 1, WILL_FAIL, None, 'faster than it can be migrated'),
+        (TLS, 20, 0.75, WILL_FAIL, 2, '80.0 GiB will be sent, as the guest '
+         'writes 0.75 GiB per second'),
+        (TLS, 1, 1, WILL_FAIL, None, 'faster than the migration sends'),
         (POST_COPY, 30, 0, SAFE, 0, 'about 30.0 GiB'),
         (POST_COPY, 20, 0.5, WILL_FAIL, 1, '40.0 GiB will be sent'),
         # what does not converge is switched to post-copy
@@ -139,7 +139,7 @@ class TestAssess(testtools.TestCase):
     def test_a_backport(self):
         found = self.assess(TLS, '3.8.3', 200, package='3.8.3-6.el9_6.2')
         self.assertEqual(
-            (SAFE, 'GnuTLS 3.8.3-6.el9_6.2 changes keys safely'),
+            (SAFE, 'GnuTLS 3.8.3-6.el9_6.2 rekeys safely'),
             found[:2])
 
 
