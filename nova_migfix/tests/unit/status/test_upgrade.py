@@ -276,7 +276,7 @@ class TestQueues(StatusTestCase):
         self.assertCheck('Queues of tap devices', code, said)
 
     def ask_daemon(self, answer):
-        """What the daemon of Nova's answers where this user may not."""
+        """Let only Nova's privsep daemon open queues, with an answer."""
         self.useFixture(fixtures.MockPatchObject(
             priv_context, '_HELPER_COMMAND_PREFIX', ['none']))
         context = nova.privsep.sys_admin_pctxt
@@ -320,7 +320,7 @@ class TestQueues(StatusTestCase):
 
 @ddt.ddt
 class TestEphemeralDisks(StatusTestCase):
-    """With what mkfs really makes."""
+    """With file systems that mkfs makes."""
 
     def setUp(self):
         super().setUp()
