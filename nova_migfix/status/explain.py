@@ -54,8 +54,9 @@ _ARRIVED = re.compile(r'Migration operation has completed'
                       r'|_post_live_migration\(\) is started'
                       r'|Post operation of migration started')
 _FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
-# Nova treats a domain that disappeared as migrated; then the source logs the
-# first message. The destination's message may have another cause.
+# Nova may treat a migration as complete after the domain disappeared. Then the
+# source logs the first message. The second one is the destination's, and may
+# have another cause.
 _DIED = 'Live Migration failure'
 _NOT_ARRIVED = re.compile(
     f'{_DIED}|Unexpected error during post live migration at destination')

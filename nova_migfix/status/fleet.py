@@ -221,7 +221,7 @@ def judge(hosts: list[Host]) -> None:
 
 
 def _needs(host: Host) -> frozenset[str]:
-    """Return the fixes or policy that a host's guests need on the other."""
+    """Return the fixes and policy that guests need on their destination."""
     return frozenset(
         _SAFE_TLS if row['finding'] in _OVER_TLS else row['fix']
         for row in host.findings

@@ -203,7 +203,7 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
             continue
         if not host.has_shared_disks:
             yield Found('ephemeral', device, _described(backing),
-                        'file system of the destination\'s')
+                        'the destination\'s file system')
 
 
 @functools.cache

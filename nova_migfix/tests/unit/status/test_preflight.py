@@ -50,7 +50,7 @@ FINDINGS = (
     (2, 'kernel-ramdisk', 'kernel', '@INSTANCES@/{uuid}/kernel',
      'fetched as a disk image: ImageUnacceptable', 'if on the destination'),
     (3, 'ephemeral', 'vdb disk.eph0', 'ephemeral_1_40d1d2c ext4 {fs}',
-     'file system of the destination\'s', 'yes'),
+     'the destination\'s file system', 'yes'),
     (3, 'ephemeral-lost', 'vdc disk.eph1',
      '@INSTANCES@/_base/ephemeral_2_40d1d2c', 'is missing', 'yes'),
     (3, 'config-drive-empty', 'hda disk.config', 'all zeros', 'all zeros',
