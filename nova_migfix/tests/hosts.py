@@ -32,7 +32,7 @@ KINDS = (
      'the vNIC is recomputed instead of kept on live migration', 'vnic',
      'yes', 1),
     ('ephemeral', 'vdb disk.eph0', 'ephemeral_20_40d1d2c ext4 ephemeral0',
-     'file system of the destination\'s',
+     'the destination\'s file system',
      'LP 2061701: ephemeral disks are laid upon another file system',
      'ephemeral', 'yes', 2),
     ('config-drive', 'hda disk.config', 'ISO', 'all zeros',

@@ -37,7 +37,7 @@ class PageTestCase(test_fleet.FleetTestCase):
                  hosts.finding('config-drive', A),
                  hosts.finding('vnic', B, device='fa:16:3e:00:00:02 mtu'))
         self.put('compute11', hosts.finding('vnic', C, False),
-                 notes=['Neutron was not asked.'], plugin=False)
+                 notes=['Neutron was not queried.'], plugin=False)
         self.put('compute2')
         hosts.write(self.directory, 'compute3', hosts.UNREACHABLE, {})
         hosts.write(self.directory, 'compute4', hosts.NO_CONTAINER, {})
@@ -97,7 +97,7 @@ class PageTestCase(test_fleet.FleetTestCase):
     def test_checks_and_notes(self):
         page = self.open()
         page.click('details')
-        self.assertIn('Neutron was not asked.', page.texts('details p'))
+        self.assertIn('Neutron was not queried.', page.texts('details p'))
         self.assertIn('compute_driver is libvirt.LibvirtDriver',
                       ''.join(page.texts('details p')))
 

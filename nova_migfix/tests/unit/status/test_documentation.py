@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What the documentation shows is what the commands do."""
+"""The commands print the output that the documentation shows."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ from nova_migfix.tests.unit.status import base
 
 PAGE = pages.text('status/index.rst')
 
-#: first words of what is shown: exit codes that it may have
+#: command: allowed exit codes
 CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'heal': {0, 1},
          'explain': {2}}
 

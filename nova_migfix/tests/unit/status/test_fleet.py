@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What many hosts have told, and what comes of it for each."""
+"""Merge the answers of many hosts, and judge each host."""
 
 import pathlib
 
@@ -34,7 +34,7 @@ class FleetTestCase(testtools.TestCase):
             self.useFixture(fixtures.TempDir()).path)
 
     def put(self, name, *findings, plugin=True, notes=(), **checks):
-        """A host that has told something."""
+        """Write the answers of a host."""
         hosts.write(
             self.directory, name,
             hosts.registered(hosts.checks(plugin, **checks)),
@@ -95,10 +95,10 @@ class TestTold(FleetTestCase):
         ({'msg': 'Timed out after 300 second(s).'},
          'Timed out after 300 second(s).'),
         ({'rc': 0, 'stdout': '{}', 'stderr': ''},
-         'exit code 0: it has not printed what nova-migfix-status does'),
+         'exit code 0: the output is not that of nova-migfix-status'),
         ({'rc': 0, 'stdout': '[' * 100000, 'stderr': ''},
-         'exit code 0: it has not printed what nova-migfix-status does'),
-        ({}, 'nothing has come from it.'))
+         'exit code 0: the output is not that of nova-migfix-status'),
+        ({}, 'there is no answer from this host.'))
     @ddt.unpack
     def test_failed(self, result, error):
         hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
@@ -128,7 +128,7 @@ class TestTold(FleetTestCase):
         (self.directory / 'a.json').write_text(text)
         host = self.judged()['a']
         self.assertEqual(fleet.State.FAILED, host.state)
-        self.assertIn('not understood', host.errors[0])
+        self.assertIn('is not valid', host.errors[0])
 
     def test_one_that_was_asked_and_has_left_nothing(self):
         self.put('a.example')
@@ -136,7 +136,7 @@ class TestTold(FleetTestCase):
         found = self.judged()
         self.assertEqual(['a.example', 'b.example'], list(found))
         self.assertEqual(fleet.State.FAILED, found['b.example'].state)
-        self.assertDrain('unknown', 'nothing has come from it.',
+        self.assertDrain('unknown', 'there is no answer from this host.',
                          host='b.example')
 
     def test_nobody(self):
@@ -161,12 +161,12 @@ class TestDrain(FleetTestCase):
                  hosts.finding('vnic-ring', B, False), plugin=False)
         self.assertDrain(
             'no', 'Guests that would fail or be harmed: 1 of 2.',
-            'Guests that would not stay as they are: 1 of 2.')
+            'Guests that would change: 1 of 2.')
 
     def test_only_changes(self):
         self.put('a', hosts.finding('vnic-ring', A, False), plugin=False)
         self.assertDrain(
-            'changes', 'Guests that would not stay as they are: 1 of 2.')
+            'changes', 'Guests that would change: 1 of 2.')
 
     @ddt.data((True, True, 'yes', 2), (True, False, 'depends', 1),
               (False, False, 'no', 0))
@@ -221,7 +221,8 @@ class TestDrain(FleetTestCase):
         self.assertDrain('yes', host='b')
 
     def test_a_guest_that_was_not_looked_at(self):
-        note = f'{A}: what Nova would make of its vNICs could not be computed'
+        note = (f'{A}: the vNICs that Nova would give it could not be '
+                'computed')
         self.put('a', notes=[note, f'{A} (x) is not an instance of Nova\'s.'])
         self.assertDrain('unknown', note)
 

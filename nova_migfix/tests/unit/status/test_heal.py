@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Old disks are completed by the operator's command; on real files."""
+"""``heal`` completes old disks; with real files."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ class HealTestCase(testtools.TestCase):
             lambda: contextlib.nullcontext(self.guests)))
 
     def add(self, uuid, active=False, name='disk.eph0'):
-        """Have a guest with an old disk; returns its path."""
+        """Add a guest with an old disk; return the disk's path."""
         path = self.instances.make_disk(
             uuid, name, self.base, written=b'\x07' * 65536)
         guest = self.guests[uuid] = mock.create_autospec(
@@ -79,7 +79,7 @@ class HealTestCase(testtools.TestCase):
             'heal', *(['--yes'] if yes else []), *arguments)
 
     def image(self, path):
-        """Return what a guest sees of a disk."""
+        """Return a raw image with the content of a disk."""
         copy = self.instances.path / 'image'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, copy)
         return copy
@@ -252,7 +252,7 @@ class TestRunningGuest(HealTestCase):
         ran = self.run_heal()
         self.assertEqual(heal.DONE, ran.code)
         self.assertEqual(
-            'No disk needs a backing file that Nova has made.\n', ran.out)
+            'No disk needs a backing file that Nova made.\n', ran.out)
 
 
 @ddt.ddt
@@ -268,7 +268,7 @@ class TestSkipped(HealTestCase):
         self.device.rebase.assert_not_called()
         self.assert_untouched(path, before)
 
-    # bounded, unbounded; completed: what Nova's Guest says of one that arrives
+    # bounded, unbounded; completed: the type for a guest that arrives
     @ddt.data(1, 2, 3)
     def test_guest_with_a_job_of_libvirt(self, job):
         path = self.add(uuids.instance, active=True)
@@ -278,7 +278,7 @@ class TestSkipped(HealTestCase):
     def test_guest_with_a_block_job(self):
         path = self.add(uuids.instance, active=True)
         self.device.get_job_info.return_value = mock.Mock()
-        self.assert_skipped(path, 'a block job on vdb is under way')
+        self.assert_skipped(path, 'a block job on vdb is running')
 
     def test_rescued_guest(self):
         path = self.add(uuids.instance, active=True)
@@ -309,7 +309,7 @@ class TestSkipped(HealTestCase):
     def test_stopped_guest_that_is_defined_with_the_copy_of_a_disk(self):
         path = self.add(uuids.instance)
         self.guests[uuids.instance].get_disk.side_effect = None
-        self.assert_skipped(path, 'the guest has to be started: it is defined')
+        self.assert_skipped(path, 'the guest must be started first: its')
 
     def test_stopped_guest_without_its_base(self):
         path = self.add(uuids.instance)
@@ -396,7 +396,7 @@ class TestStoppedGuest(HealTestCase):
     def test_disk_that_has_changed_meanwhile_stays(self):
         self.during_the_copy(lambda: os.utime(self.path))
         ran = self.run_heal()
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
         self.assertEqual(self.before.st_ino, self.path.stat().st_ino)
 
     def test_resize_that_begins_meanwhile_keeps_the_disk(self):
@@ -432,7 +432,7 @@ class TestStoppedGuest(HealTestCase):
         with mock.patch.object(processutils, 'execute', convert_slowly):
             ran = self.run_heal()
         self.assertEqual([0], opened)
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
 
 
 class TestInterruption(HealTestCase):
@@ -452,7 +452,7 @@ class TestInterruption(HealTestCase):
         self.assertEqual(heal.FAILED, ran.code, ran.err)
         self.device.abort_job.assert_called_once_with()
         self.assertIn('interrupted', ran.out)
-        self.assertIn('Run the command again to go on', ran.out)
+        self.assertIn('Run the command again to continue', ran.out)
         self.assert_untouched(path, before)
 
     def test_signal_ends_the_copy_and_a_second_run_goes_on(self):
@@ -493,10 +493,10 @@ class TestInterruption(HealTestCase):
 
 
 class TestUser(HealTestCase):
-    """Root writes nothing where another user can make links."""
+    """Root does not write where another user can make links."""
 
     def become(self, asking, owner):
-        """Return what root has become, in the order in which it did."""
+        """Return root's calls to change its user, in their order."""
         calls = mock.Mock()
         os.chown(self.instances.path, owner.pw_uid, owner.pw_gid)
         with mock.patch.multiple(

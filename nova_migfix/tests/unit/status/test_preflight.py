@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""On guests that libvirt describes in ``data/hypervisor.xml``."""
+"""``preflight`` with the guests in ``data/hypervisor.xml``."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import audit
 from nova_migfix.transport import transfer
 
-#: guest, finding, device, as it is, as Nova would have it, covered
+#: guest, finding, device, running, computed, covered
 FINDINGS = (
     (1, 'vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4', 'yes'),
     (1, 'vnic-ring', 'fa:16:3e:00:00:01 driver/@rx_queue_size', '256', '512',
@@ -50,7 +50,7 @@ FINDINGS = (
     (2, 'kernel-ramdisk', 'kernel', '@INSTANCES@/{uuid}/kernel',
      'fetched as a disk image: ImageUnacceptable', 'if on the destination'),
     (3, 'ephemeral', 'vdb disk.eph0', 'ephemeral_1_40d1d2c ext4 {fs}',
-     'file system of the destination\'s', 'yes'),
+     'the destination\'s file system', 'yes'),
     (3, 'ephemeral-lost', 'vdc disk.eph1',
      '@INSTANCES@/_base/ephemeral_2_40d1d2c', 'is missing', 'yes'),
     (3, 'config-drive-empty', 'hda disk.config', 'all zeros', 'all zeros',
@@ -65,7 +65,7 @@ class PreflightTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         preflight._file_system.cache_clear()
-        # what a release does is told by its number
+        # the findings depend on the release of Nova
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
@@ -121,7 +121,7 @@ class TestFindings(PreflightTestCase):
         (self.host.path / 'hypervisor.xml').unlink()
         ran = self.host.run('preflight')
         self.assertEqual(255, ran.code)
-        self.assertIn('libvirt cannot be asked at test://', ran.err)
+        self.assertIn('libvirt at test://', ran.err)
         self.assertNotIn('Traceback', ran.err)
 
     def test_libvirt_wants_a_password_that_auth_conf_does_not_have(self):
@@ -130,8 +130,8 @@ class TestFindings(PreflightTestCase):
                 base.FakeLibvirt.VIR_CRED_PASSPHRASE)):
             ran = self.host.run('preflight')
         self.assertEqual(255, ran.code)
-        self.assertIn('Failed to collect auth credentials. It wants a name '
-                      'and a password, which auth.conf has', ran.err)
+        self.assertIn('Failed to collect auth credentials. It requires a '
+                      'name and a password from auth.conf', ran.err)
         self.assertEqual(1, ran.err.count('\n'))
 
     def test_without_libvirt_python(self):
@@ -158,7 +158,7 @@ class TestFindings(PreflightTestCase):
         self.assertNotIn('ephemeral-lost', {
             row['finding'] for row in report['findings']})
         self.assertTrue([note for note in report['notes']
-                         if 'not in reach' in note])
+                         if 'not accessible' in note])
 
 
 class AnyOf:
@@ -217,7 +217,8 @@ class TestCovered(PreflightTestCase):
         with mock.patch.object(transfer, 'execute', autospec=True,
                                side_effect=answer):
             report = self.report('--dest', 'compute2')
-        self.assertIn('compute2 was not asked', ' '.join(report['notes']))
+        self.assertIn('compute2 did not report its fixes',
+                      ' '.join(report['notes']))
         self.assertIn('if on the destination', {
             row['covered'] for row in report['findings']})
 
@@ -235,7 +236,7 @@ class TestOutput(PreflightTestCase):
         for row in report['findings']:
             self.assertEqual(list(preflight.Finding._fields), list(row))
         notes = ' '.join(report['notes'])
-        for part in ('Neutron was not asked', 'Glance was not asked',
+        for part in ('Neutron was not queried', 'Glance was not queried',
                      'Approximated: flavor and image', 'monitor'):
             self.assertIn(part, notes)
 
@@ -244,7 +245,7 @@ class TestOutput(PreflightTestCase):
         rows = list(csv.DictReader(io.StringIO(ran.out)))
         self.assertEqual(list(preflight.Finding._fields), list(rows[0]))
         self.assertEqual(len(FINDINGS), len(rows))
-        self.assertIn('Neutron was not asked', ran.err)
+        self.assertIn('Neutron was not queried', ran.err)
 
     def test_table(self):
         ran = self.host.run('preflight')
@@ -263,7 +264,7 @@ class TestTls(PreflightTestCase):
         self.flavor(200 << 10)
 
     def flavor(self, memory):
-        """Give all guests so many MiB."""
+        """Set the memory of all flavors, in MiB."""
         path = self.host.path / 'hypervisor.xml'
         path.write_text(re.sub(
             '(<nova:memory>)[0-9]+', rf'\g<1>{memory}', path.read_text()))
@@ -299,7 +300,7 @@ class TestTls(PreflightTestCase):
         with mock.patch.object(audit, 'find', autospec=True,
                                side_effect=PermissionError('maps')):
             report = self.report('--instance', base.uuid(1))
-        self.assertIn('Processes cannot be looked into: maps',
+        self.assertIn('Processes cannot be read: maps',
                       ' '.join(report['notes']))
         self.assertIn('tls', {row['finding'] for row in report['findings']})
 
@@ -364,23 +365,23 @@ class TestServices(PreflightTestCase):
             notes = []
             lost = services.lost_images(images, notes.append)
         self.assertEqual(set(images[:10]), lost)
-        self.assertIn('10 of 20 images were not asked for', notes[0])
+        self.assertIn('10 of 20 images were not checked', notes[0])
 
     def test_glance_with_too_few_rights(self):
         self.credentials('service_user')
         with mock.patch.object(services, 'loading', autospec=True) as load:
             load.load_auth_from_conf_options.return_value = self.auth('member')
             notes = self.report('--instance', base.uuid(4))['notes']
-        self.assertIn('no role admin', ' '.join(notes))
+        self.assertIn('does not have the role admin', ' '.join(notes))
 
 
 @ddt.ddt
 class TestRecomputed(testtools.TestCase):
-    """The same as in the golden files of the fix, by Nova's own code."""
+    """Nova's own code computes the values in the fix's golden files."""
 
     def setUp(self):
         super().setUp()
-        # a host without the devices that ports are bound to
+        # the test machine does not have the devices of the bindings
         self.useFixture(nova_fixtures.LibvirtFixture())
         self.host = self.useFixture(base.Hypervisor())
 

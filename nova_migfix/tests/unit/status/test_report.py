@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``report``: files, what is printed, exit codes."""
+"""``report``: files, output, exit codes."""
 
 import html
 import json
@@ -25,7 +25,7 @@ from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 
-# What ends a script, or begins one, or a comment.
+# Ends and begins a script, a comment, an attribute and a template.
 HOSTILE = '</script><script>document.title = "taken"</script><!--&\'"{{ 7*7 }}'
 
 
@@ -77,8 +77,8 @@ class TestReport(test_fleet.FleetTestCase):
 
     def test_nothing_to_read_or_no_place_to_write(self):
         ran = self.run_report()
-        self.assertEqual((255, f'{self.directory}: no host has told '
-                               'anything.\n'), (ran.code, ran.err))
+        self.assertEqual((255, f'{self.directory} has no file HOST.json of '
+                               'any host.\n'), (ran.code, ran.err))
         self.put('a')
         ran = self.run_report('--json', str(self.place / 'no/report.json'))
         self.assertEqual(255, ran.code)
@@ -122,7 +122,7 @@ class TestReport(test_fleet.FleetTestCase):
 
 
 class TestWithoutNova(test_fleet.FleetTestCase):
-    """Where Ansible runs there is no Nova."""
+    """Nova is not installed where Ansible runs."""
 
     def run_command(self, *arguments):
         return subprocess.run(
@@ -142,6 +142,6 @@ class TestWithoutNova(test_fleet.FleetTestCase):
     def test_others_say_where_to_run_them(self):
         done = self.run_command('preflight')
         self.assertEqual(255, done.returncode)
-        self.assertIn('run this in the Python environment of nova-compute',
-                      done.stderr)
+        self.assertIn('run this command in the Python environment of '
+                      'nova-compute', done.stderr)
         self.assertNotIn('Traceback', done.stderr)

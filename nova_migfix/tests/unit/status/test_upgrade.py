@@ -276,7 +276,7 @@ class TestQueues(StatusTestCase):
         self.assertCheck('Queues of tap devices', code, said)
 
     def ask_daemon(self, answer):
-        """What the daemon of Nova's answers where this user may not."""
+        """Let only Nova's privsep daemon open queues, with an answer."""
         self.useFixture(fixtures.MockPatchObject(
             priv_context, '_HELPER_COMMAND_PREFIX', ['none']))
         context = nova.privsep.sys_admin_pctxt
@@ -315,12 +315,12 @@ class TestQueues(StatusTestCase):
     def test_who_may_not_ask_at_all(self, error):
         self.ask_daemon(error)
         self.assertCheck('Queues of tap devices', WARNING, str(error),
-                         'Try as root')
+                         'Run this command as root')
 
 
 @ddt.ddt
 class TestEphemeralDisks(StatusTestCase):
-    """With what mkfs really makes."""
+    """With file systems that mkfs makes."""
 
     def setUp(self):
         super().setUp()

@@ -60,7 +60,7 @@ class TestLint(testtools.TestCase):
                 f'[priorities]\n{key} = {priority}\n', lint.SYSTEM))
 
     def test_an_entry_of_system_that_allows_tls13(self):
-        self.assertIn('nothing keeps QEMU', self.complaints(
+        self.assertIn('no setting keeps QEMU', self.complaints(
             '[priorities]\nSYSTEM = NORMAL\n', lint.SYSTEM)[0])
 
     @ddt.data(*(
@@ -92,13 +92,13 @@ class TestCommand(testtools.TestCase):
     def test_success(self):
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(0, status)
-        self.assertIn('nothing is said in vain', said)
+        self.assertIn('no setting is ignored', said)
 
     def test_warning(self):
         self.file.write_text('')
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(1, status)
-        self.assertIn(f'{self.file}: warning: nothing keeps', said)
+        self.assertIn(f'{self.file}: warning: no setting keeps', said)
 
     def test_failure(self):
         self.file.write_text('\n\nin vain\n')

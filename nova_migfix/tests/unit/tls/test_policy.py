@@ -130,7 +130,7 @@ class TestCommand(testtools.TestCase):
         before = self.file.stat().st_ino, self.file.stat().st_mtime_ns
         status, _, said = self.to_file('--merge', self.file)
         self.assertEqual(0, status)
-        self.assertIn('is as it should be', said)
+        self.assertIn('up to date', said)
         self.assertEqual(before, (self.file.stat().st_ino,
                                   self.file.stat().st_mtime_ns))
 
@@ -179,7 +179,7 @@ def _mode(path):
 
 @ddt.ddt
 class TestReplaced(testtools.TestCase):
-    """What a file that is replaced keeps."""
+    """A replaced file keeps its owner and mode."""
 
     def setUp(self):
         super().setUp()

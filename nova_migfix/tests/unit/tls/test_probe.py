@@ -117,8 +117,8 @@ class TestCommand(testtools.TestCase):
     @ddt.data(
         (SAFE, 0, 'TLSv1.2 ECDHE-ECDSA-AES256-GCM-SHA384 safe: sessions with '
          'this destination are never rekeyed'),
-        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: large guests '
-         'fail'),
+        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: migrations of '
+         'large guests fail'),
         (NONE, 2, 'no session: handshake failure'),
         (qmp.QemuError('QEMU has ended'), 2, 'no session: QEMU has ended'),
     )
@@ -141,10 +141,9 @@ class TestCommand(testtools.TestCase):
 
 
 class Intruder(fixtures.Fixture):
-    """A process of the user that guests run as, with a file that it wants.
+    """A process of the guests' user that tries to read a file of root.
 
-    Whoever is asked for a temporary directory makes it in *place*, where this
-    user may look around.
+    All temporary directories are made in *place*, which this user may read.
     """
 
     USER = 'nobody'
@@ -167,9 +166,9 @@ class Intruder(fixtures.Fixture):
                 found.st_mode)
 
     def plant(self, name):
-        """Try to put a link to the secret wherever there is a directory.
+        """Try to put a link to the secret into each directory.
 
-        :returns: how often that was possible
+        :returns: number of links that were made
         """
         done = subprocess.run(
             ['find', self.place, '-mindepth', '1', '-type', 'd', '-exec',
@@ -180,7 +179,7 @@ class Intruder(fixtures.Fixture):
 
 @testtools.skipUnless(os.geteuid() == 0, 'only root runs QEMU as another')
 class TestIntruder(testtools.TestCase):
-    """What QEMU's user can make of a root that probes."""
+    """QEMU's user attacks a probe that root runs."""
 
     def setUp(self):
         super().setUp()
@@ -264,7 +263,7 @@ class TestIntruder(testtools.TestCase):
 
 
 class TestUntrustedQemu(testtools.TestCase):
-    """A QEMU of which its user has got hold."""
+    """A QEMU that its user controls."""
 
     def setUp(self):
         super().setUp()
