@@ -54,7 +54,7 @@ class ConfigDrive(scenario.Scenario):
     }
     emptied = scenario.Arrives(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
-        r'WARNING .*has nothing but zeros.* reboot the instance hard'),))
+        r'WARNING .*contains only zeros.* hard reboot the instance'),))
     # Before this release the ISO was copied, by the source's host name.
     lost_since = 30
 

@@ -59,7 +59,7 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
     ('vnic-abi',
      r'Target (network card|NIC|interface) .*does not match source',
      'libvirt has refused a vNIC that is not the guest\'s: Nova has computed '
-     'it anew.', 'vnic', f'{_ON_SOURCE}reboot the instance hard.',
+     'it anew.', 'vnic', f'{_ON_SOURCE}hard reboot the instance.',
      'fixes/vnic'),
     ('tap-queues',
      r'Unable to create tap device.*Argument list too long',

@@ -73,7 +73,7 @@ class TestQueuesOfTheKernel(VnicTestCase):
             exception.MigrationPreCheckError, self.check,
             {'max_tap_queues': '1'})
         for part in (UUID, MAC, 'runs with 2 queues', 'opens only 1',
-                     '[libvirt] max_queues', 'reboot the instance hard'):
+                     '[libvirt] max_queues', 'hard reboot the instance'):
             self.assertIn(part, str(error))
         self.assertIn('Live migration refused', self.log.output)
 
@@ -126,7 +126,7 @@ class TestTapCreatedBeforehand(VnicTestCase):
         error = self.assertRaises(
             exception.MigrationPreCheckError, self.check,
             {'os_vif_creates_tap': 'yes'}, running)
-        for part in (UUID, MAC, 'Reboot the instance hard'):
+        for part in (UUID, MAC, 'Hard reboot the instance'):
             self.assertIn(part, str(error))
 
     @ddt.data(('single-queue', False, True, {'os_vif_creates_tap': 'yes'}),
