@@ -12,8 +12,8 @@
 
 """The driver calls the hooks of the fixes, and Nova's own methods.
 
-Autospecced mocks replace Nova's methods. Nova's own suites, which run against
-this driver, test that the methods themselves still work.
+Recorders with the same signatures replace Nova's methods. Nova's own suites,
+which run against this driver, test the methods themselves.
 """
 
 import inspect
@@ -64,7 +64,7 @@ class DriverTestCase(testtools.TestCase):
         self.driver = driver.LibvirtDriver(self.virtapi)
 
     def nova(self, method, **behaviour):
-        """Replace one of Nova's methods by a mock."""
+        """Replace one of Nova's methods by a recorder."""
         return self.useFixture(fixtures.MockPatchObject(
             libvirt_driver.LibvirtDriver, method, autospec=True,
             **behaviour)).mock
@@ -92,14 +92,14 @@ class TestStart(DriverTestCase):
     def test_what_they_really_take_is_what_nova_gives(self):
         for name, stock, override in self.overrides():
             given = list(inspect.signature(stock).parameters)
-            # of the code itself, without ``__signature__``
+            # the parameters of the code, not those of a wrapper's signature
             taken = inspect.signature(types.FunctionType(
                 override.__code__, {}, closure=override.__closure__))
             taken.bind(*given)
             taken.bind(**dict.fromkeys(given, name))
 
     def overrides(self):
-        """Yield the name, Nova's method and ours for each override."""
+        """Yield name, Nova's method and override of each overridden method."""
         for name, ours in vars(driver.LibvirtDriver).items():
             stock = getattr(libvirt_driver.LibvirtDriver, name, None)
             ours = getattr(ours, '__func__', ours)      # of a static method
@@ -268,7 +268,7 @@ class TestDestination(DriverTestCase):
         raise OSError
 
     def test_a_directory_of_a_failed_attempt_is_removed(self):
-        # In the next attempt Nova would take it for another instance's.
+        # Nova would treat it as another instance's in the next attempt.
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertFalse(self.directory.exists())
@@ -442,10 +442,9 @@ class TestDisks(DriverTestCase):
         self.assertIsNone(self.driver._retry_preparation('instance', disks))
 
     def assert_may_refuse(self, method, error, hook, *hook_arguments):
-        """Assert that the driver calls a hook first, which may refuse.
+        """Assert that a hook runs before Nova's method and can refuse it.
 
-        :param method: name of Nova's method
-        :param error: the class of the error that Nova's manager gets
+        :param error: the exception that Nova's manager handles
         """
         arguments = [f'the {name}' for name in inspect.signature(getattr(
             libvirt_driver.LibvirtDriver, method)).parameters][1:]

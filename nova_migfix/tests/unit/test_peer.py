@@ -80,7 +80,7 @@ class TestObject(testtools.TestCase):
 
 
 class Manager:
-    """The part of ComputeManager that ``wrap_pre_live_migration`` wraps."""
+    """The part of ComputeManager that a departure calls."""
 
     def __init__(self):
         self.reset()
@@ -100,11 +100,11 @@ class Rpcapi:
     """A destination that accepts complete disks only."""
 
     def __init__(self):
-        self.calls = []
+        self.asked = []
 
     def pre_live_migration(self, ctxt, instance, block_migration, disk, host,
                            migrate_data):
-        self.calls.append((disk, tuple(migrate_data)))
+        self.asked.append((disk, tuple(migrate_data)))
         if disk != 'complete':
             raise exception.MigrationError(reason='no ssh')
         return 'prepared'
@@ -131,18 +131,18 @@ class TestDeparture(testtools.TestCase):
         self.assertEqual('prepared', self.prepare())
         self.assertEqual(
             [('overlays', ('address',)), ('complete', ('address',))],
-            self.manager.compute_rpcapi.calls)
+            self.manager.compute_rpcapi.asked)
 
     def test_a_second_migration_has_no_more_attempts(self):
         self.wrap(retry_preparation=lambda instance, disk: 'as before')
         for times in (2, 4):
             self.assertRaises(exception.MigrationError, self.prepare)
-            self.assertEqual(times, len(self.manager.compute_rpcapi.calls))
+            self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
 
     def test_there_is_one_attempt_when_nothing_has_changed(self):
         self.wrap(retry_preparation=lambda instance, disk: None)
         self.assertRaises(exception.MigrationError, self.prepare)
-        self.assertEqual(1, len(self.manager.compute_rpcapi.calls))
+        self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
 
     def test_it_survives_reset(self):
         self.wrap()
@@ -154,7 +154,7 @@ class TestDeparture(testtools.TestCase):
         self.wrap(set_source_fields=mock.Mock(side_effect=ValueError))
         self.assertRaises(exception.MigrationError, self.prepare)
         self.assertEqual([('overlays', ())],
-                         self.manager.compute_rpcapi.calls)
+                         self.manager.compute_rpcapi.asked)
         self.assertIn('ValueError', log.output)
 
     def test_without_a_manager_nothing_departs(self):

@@ -196,10 +196,10 @@ class TestSource(EphemeralTestCase):
         self.host.get_guest.return_value = self.guest
         self.useFixture(migfix_fixtures.PatchedMigrateData())
 
-    def leave(self, told):
+    def leave(self, capabilities):
         data = peer.LibvirtLiveMigrateData()
-        if told is not None:
-            data.dest_capabilities = told
+        if capabilities is not None:
+            data.dest_capabilities = capabilities
         self.fix.check_can_live_migrate_source(self.instance, self.host, data)
         self.fix.prepare_disks(self.instance, self.host)
 

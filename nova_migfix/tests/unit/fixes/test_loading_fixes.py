@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The states of the fixes that nova-compute logs when it starts."""
+"""nova-compute loads and logs the fixes when it starts."""
 
 from unittest import mock
 
