@@ -14,6 +14,7 @@
 
 The methods are in the order in which Nova calls them in a live migration, then
 in a cold migration. Each calls Nova's method and one hook of the fixes.
+Methods that stop or restart a guest, in a migration or not, are last.
 :mod:`nova_migfix.fixes.base` documents the hooks.
 """
 
@@ -187,6 +188,54 @@ class LibvirtDriver(driver.LibvirtDriver):
         super()._fetch_instance_kernel_ramdisk(
             context, instance, current_migration.source(fallback_from_host))
 
+    # -- source: migrate the guest in a thread, and monitor it --------------
+
+    def _live_migration(self, context, instance, dest, post_method,
+                        recover_method, block_migration,
+                        migrate_data):
+        try:
+            super()._live_migration(
+                context, instance, dest, post_method, recover_method,
+                block_migration, migrate_data)
+        except Exception as error:
+            if not any(fix.live_migration_failed(
+                    context, instance, self._host, migrate_data, error)
+                    for fix in self._fixes):
+                raise
+
+    def _live_migration_operation(self, context, instance, dest,
+                                  block_migration, migrate_data, guest,
+                                  device_names):
+        super()._live_migration_operation(
+            context, instance, dest, block_migration, migrate_data,
+            _MigratingGuest(guest, instance, self._fixes), device_names)
+
+    # -- cold migration and resize: source, then destination ----------------
+
+    def migrate_disk_and_power_off(self, context, instance, dest,
+                                   flavor, network_info,
+                                   block_device_info=None,
+                                   timeout=0, retry_interval=0):
+        with _instance_state_kept():
+            for fix in self._fixes:
+                fix.migrate_disk_and_power_off(
+                    self, instance, dest, block_device_info)
+        disks = jsonutils.loads(super().migrate_disk_and_power_off(
+            context, instance, dest, flavor, network_info,
+            block_device_info, timeout, retry_interval))
+        for fix in self._fixes:
+            fix.set_source_fields(None, disks)
+        return jsonutils.dumps(disks)
+
+    @_with_signature_of(driver.LibvirtDriver.finish_migration)
+    def finish_migration(self, context, migration, instance, disk_info,
+                         *args, **kwargs):
+        address = self._source_address(
+            instance, None, jsonutils.loads(disk_info))
+        with current_migration.incoming(address, is_live=False):
+            super().finish_migration(
+                context, migration, instance, disk_info, *args, **kwargs)
+
     @_with_signature_of(driver.LibvirtDriver._create_image)
     def _create_image(self, context, instance, *args, **kwargs):
         arguments = _CREATE_IMAGE.bind(
@@ -224,54 +273,6 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _prepare_power_off(self, instance):
         for fix in self._fixes:
             fix.power_off(instance, self._host)
-
-    # -- source: migrate the guest in a thread, and monitor it --------------
-
-    def _live_migration_operation(self, context, instance, dest,
-                                  block_migration, migrate_data, guest,
-                                  device_names):
-        super()._live_migration_operation(
-            context, instance, dest, block_migration, migrate_data,
-            _MigratingGuest(guest, instance, self._fixes), device_names)
-
-    def _live_migration(self, context, instance, dest, post_method,
-                        recover_method, block_migration,
-                        migrate_data):
-        try:
-            super()._live_migration(
-                context, instance, dest, post_method, recover_method,
-                block_migration, migrate_data)
-        except Exception as error:
-            if not any(fix.live_migration_failed(
-                    context, instance, self._host, migrate_data, error)
-                    for fix in self._fixes):
-                raise
-
-    # -- cold migration and resize: source, then destination ----------------
-
-    def migrate_disk_and_power_off(self, context, instance, dest,
-                                   flavor, network_info,
-                                   block_device_info=None,
-                                   timeout=0, retry_interval=0):
-        with _instance_state_kept():
-            for fix in self._fixes:
-                fix.migrate_disk_and_power_off(
-                    self, instance, dest, block_device_info)
-        disks = jsonutils.loads(super().migrate_disk_and_power_off(
-            context, instance, dest, flavor, network_info,
-            block_device_info, timeout, retry_interval))
-        for fix in self._fixes:
-            fix.set_source_fields(None, disks)
-        return jsonutils.dumps(disks)
-
-    @_with_signature_of(driver.LibvirtDriver.finish_migration)
-    def finish_migration(self, context, migration, instance, disk_info,
-                         *args, **kwargs):
-        address = self._source_address(
-            instance, None, jsonutils.loads(disk_info))
-        with current_migration.incoming(address, is_live=False):
-            super().finish_migration(
-                context, migration, instance, disk_info, *args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -219,6 +219,7 @@ def _without_backing_files(instance: Any) -> list[local_disks.Overlay]:
 def _complete_after_failure(
     instance: Any, host: Any, overlays: list[local_disks.Overlay],
 ) -> bool:
+    """Complete disks for a second attempt; return whether there are any."""
     if overlays:
         LOG.warning('The destination could not prepare for the guest. '
                     'In case it cannot fetch backing files by ssh, this host '
