@@ -12,8 +12,9 @@
 
 """Nova's libvirt driver, extended with hooks for the enabled fixes.
 
-The methods stand in the order in which a live migration calls them, then a
-cold migration. Each calls Nova's method and one hook of the fixes;
+The methods are in the order in which Nova calls them in a live migration, then
+in a cold migration. Each calls Nova's method and one hook of the fixes.
+Methods that stop or restart a guest, in a migration or not, are last.
 :mod:`nova_migfix.fixes.base` documents the hooks.
 """
 
@@ -49,7 +50,7 @@ _HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
 def _with_signature_of(method):
-    """Give an override the parameters that this release of Nova has."""
+    """Give an override the signature of Nova's method in this release."""
     def decorate(override):
         functools.update_wrapper(override, method)
         override.__signature__ = inspect.signature(method)
@@ -74,23 +75,23 @@ class LibvirtDriver(driver.LibvirtDriver):
     def init_host(self, host):
         super().init_host(host)
         self._tidy_up_in_background()
-        self._find_out_capabilities()
-        peer.on_departure(
-            self.virtapi, self._depart, self._prepare_otherwise)
+        self._update_capabilities()
+        peer.wrap_pre_live_migration(
+            self.virtapi, self._set_source_fields, self._retry_preparation)
 
     def _tidy_up_in_background(self):
-        # Storage may not answer, and a block pull takes long.
+        # Storage may not respond, and a block pull takes long.
         for tidy_up in (scratch.sweep,
                         functools.partial(completion.go_on, self._host)):
             threading.Thread(target=tidy_up, daemon=True).start()
 
-    def _find_out_capabilities(self):
-        # One thread may read it while another asks.
+    def _update_capabilities(self):
+        # Replace the dictionary: another thread may be reading the old one.
         self._capabilities = {
             name: value for fix in self._fixes
             for name, value in fix.dest_capabilities().items()}
 
-    # -- destination, then source: may the guest be migrated? ---------------
+    # -- precheck: destination, then source ---------------------------------
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
@@ -100,8 +101,8 @@ class LibvirtDriver(driver.LibvirtDriver):
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
         if self._capabilities:
-            # once more: a policy for TLS may have come or gone since
-            self._find_out_capabilities()
+            # An operator may have added or removed a TLS policy since.
+            self._update_capabilities()
         peer.add_capabilities(data, self._capabilities)
         return data
 
@@ -114,14 +115,14 @@ class LibvirtDriver(driver.LibvirtDriver):
             fix.check_can_live_migrate_source(instance, self._host, data)
         return data
 
-    # -- source: the conductor has been passed, the destination is next -----
+    # -- source: prepare to call the destination ----------------------------
 
-    def _depart(self, migrate_data):
+    def _set_source_fields(self, migrate_data):
         for fix in self._fixes:
             fix.set_source_fields(migrate_data)
 
     def get_instance_disk_info(self, instance, block_device_info=None):
-        # Nova's only caller is a block migration that begins.
+        # Nova calls this only at the start of a block migration.
         for fix in self._fixes:
             fix.prepare_disks(instance, self._host)
         disks = jsonutils.loads(
@@ -130,19 +131,22 @@ class LibvirtDriver(driver.LibvirtDriver):
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
-    def _prepare_otherwise(self, instance, disk_info):
-        """Return the disks' description for another attempt, or None."""
-        asks_again = [
+    def _retry_preparation(self, instance, disk_info):
+        """Return the disk info for a second attempt, or None for no attempt.
+
+        :param disk_info: of the first attempt, JSON or None
+        """
+        can_succeed = [
             fix.prepare_disks(instance, self._host, has_failed=True)
             for fix in self._fixes]
-        if not (disk_info and any(asks_again)):
+        if not (disk_info and any(can_succeed)):
             return None
         disks = jsonutils.loads(disk_info)
         for fix in self._fixes:
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
-    # -- destination: prepare to receive the guest --------------------------
+    # -- destination: prepare for the guest ---------------------------------
 
     def pre_live_migration(self, context, instance, block_device_info,
                            network_info, disk_info, migrate_data):
@@ -163,7 +167,8 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
         source = current_migration.source(fallback_from_host)
-        if current_migration.is_live():     # and not a hard reboot
+        # A hard reboot calls this too.
+        if current_migration.is_live():
             fetch.fetch(instance, instance_dir, [
                 request for fix in self._fixes for request in
                 fix.files_to_fetch(instance, instance_dir, disk_info or [])],
@@ -183,50 +188,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         super()._fetch_instance_kernel_ramdisk(
             context, instance, current_migration.source(fallback_from_host))
 
-    @_with_signature_of(driver.LibvirtDriver._create_image)
-    def _create_image(self, context, instance, *args, **kwargs):
-        asked = _CREATE_IMAGE.bind(
-            self, context, instance, *args, **kwargs).arguments
-        # of a cold migration or resize only; a patched Nova knows it itself
-        if source := current_migration.source(asked.get('fallback_from_host')):
-            self._complete_disks(instance, source)
-        return super()._create_image(context, instance, *args, **kwargs)
-
-    def _complete_disks(self, instance, source):
-        instance_dir = libvirt_utils.get_instance_path(instance)
-        # Where the source has put it aside, both hosts share it.
-        if not os.path.exists(f'{instance_dir}_resize'):
-            for fix in self._fixes:
-                fix.finish_migration(instance, instance_dir, source)
-
-    # -- either host: the guest is stopped, or started again -----------------
-
-    def power_off(self, instance, timeout=0, retry_interval=0):
-        self._stop(instance)
-        super().power_off(instance, timeout, retry_interval)
-
-    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
-    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
-        self._stop(instance)
-        asked = _HARD_REBOOT.bind(
-            self, context, instance, network_info, *args, **kwargs).arguments
-        for fix in self._fixes:
-            fix.hard_reboot(self, context, instance, network_info,
-                           asked.get('block_device_info'))
-        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
-
-    def _stop(self, instance):
-        for fix in self._fixes:
-            fix.power_off(instance, self._host)
-
-    # -- source: move the guest, in a thread, and watch over it --------------
-
-    def _live_migration_operation(self, context, instance, dest,
-                                  block_migration, migrate_data, guest,
-                                  device_names):
-        super()._live_migration_operation(
-            context, instance, dest, block_migration, migrate_data,
-            _MigratingGuest(guest, instance, self._fixes), device_names)
+    # -- source: migrate the guest in a thread, and monitor it --------------
 
     def _live_migration(self, context, instance, dest, post_method,
                         recover_method, block_migration,
@@ -241,13 +203,20 @@ class LibvirtDriver(driver.LibvirtDriver):
                     for fix in self._fixes):
                 raise
 
+    def _live_migration_operation(self, context, instance, dest,
+                                  block_migration, migrate_data, guest,
+                                  device_names):
+        super()._live_migration_operation(
+            context, instance, dest, block_migration, migrate_data,
+            _MigratingGuest(guest, instance, self._fixes), device_names)
+
     # -- cold migration and resize: source, then destination ----------------
 
     def migrate_disk_and_power_off(self, context, instance, dest,
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        with _refusal():
+        with _instance_state_kept():
             for fix in self._fixes:
                 fix.migrate_disk_and_power_off(
                     self, instance, dest, block_device_info)
@@ -267,10 +236,48 @@ class LibvirtDriver(driver.LibvirtDriver):
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
 
+    @_with_signature_of(driver.LibvirtDriver._create_image)
+    def _create_image(self, context, instance, *args, **kwargs):
+        arguments = _CREATE_IMAGE.bind(
+            self, context, instance, *args, **kwargs).arguments
+        # Only a cold migration or resize has a source. A Nova with the
+        # patches passes the source's migration address itself.
+        if source := current_migration.source(
+                arguments.get('fallback_from_host')):
+            self._complete_disks(instance, source)
+        return super()._create_image(context, instance, *args, **kwargs)
+
+    def _complete_disks(self, instance, source):
+        instance_dir = libvirt_utils.get_instance_path(instance)
+        # If the source's renamed directory is here, the hosts share it.
+        if not os.path.exists(f'{instance_dir}_resize'):
+            for fix in self._fixes:
+                fix.finish_migration(instance, instance_dir, source)
+
+    # -- either host: stop or restart the guest -----------------------------
+
+    def power_off(self, instance, timeout=0, retry_interval=0):
+        self._prepare_power_off(instance)
+        super().power_off(instance, timeout, retry_interval)
+
+    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
+    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
+        self._prepare_power_off(instance)
+        arguments = _HARD_REBOOT.bind(
+            self, context, instance, network_info, *args, **kwargs).arguments
+        for fix in self._fixes:
+            fix.hard_reboot(self, context, instance, network_info,
+                            arguments.get('block_device_info'))
+        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
+
+    def _prepare_power_off(self, instance):
+        for fix in self._fixes:
+            fix.power_off(instance, self._host)
+
 
 @contextlib.contextmanager
-def _refusal():
-    """Have Nova leave the instance in its state when a fix raises."""
+def _instance_state_kept():
+    """Make Nova keep the state of the instance when a fix raises."""
     try:
         yield
     except Exception as error:
@@ -278,17 +285,17 @@ def _refusal():
 
 
 class _MigratingGuest:
-    """A Guest whose ``migrate`` hands the fixes' XML to libvirt.
+    """A proxy for Nova's Guest: ``migrate`` passes the fixes' XML to libvirt.
 
-    Nova reads the running guest's XML, computes the destination's from it and
-    passes that on, all within one long method; this is where both can be met
-    in every release. To Nova it is the Guest that it stands for.
+    Nova reads the running guest's XML, computes the destination's XML from it
+    and calls ``migrate``, all in one long method. Only this object sees both
+    XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, instance, fixes_in_force):
+    def __init__(self, guest, instance, active_fixes):
         self._guest = guest
         self._instance = instance
-        self._fixes = fixes_in_force
+        self._fixes = active_fixes
         self._running_xml = None
 
     def __getattr__(self, name):

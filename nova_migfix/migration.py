@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The migration that a thread of the destination prepares for.
+"""The migration for which the current thread prepares this destination.
 
-Nova gives the functions that fetch files the source's host name. The source's
-address on the migration network is known several calls further up, where the
-migration arrives. Other threads do not see it.
+Nova passes the source's host name to the functions that fetch files. Only the
+methods several calls further up the stack, which get the migrate_data or the
+disk info, know the source's address on the migration network. A context
+variable passes it down within one thread.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Incoming:
     """An instance that migrates to this host."""
 
     #: the source's address on the migration network, a host name or an IP
-    #: literal; None if the source does not say
+    #: literal; None if the source has not sent it
     source_address: str | None
-    #: whether the guest runs meanwhile
+    #: whether the guest is running
     is_live: bool
 
 
@@ -43,7 +44,11 @@ _incoming: contextvars.ContextVar[Incoming | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def incoming(source_address: str | None, is_live: bool) -> Iterator[None]:
-    """Prepare for an instance within this context."""
+    """Set the current migration of this thread within the context.
+
+    :param source_address: see Incoming
+    :param is_live: see Incoming
+    """
     token = _incoming.set(Incoming(source_address, is_live))
     try:
         yield
@@ -52,7 +57,7 @@ def incoming(source_address: str | None, is_live: bool) -> Iterator[None]:
 
 
 def is_live() -> bool:
-    """Say whether this thread prepares for a live migration."""
+    """Return whether this thread prepares for a live migration."""
     current = _incoming.get()
     return bool(current and current.is_live)
 
@@ -70,7 +75,7 @@ def source(host: str | None) -> str | None:
 
     :param host: the host that Nova would use, None if Nova fetches nothing
         from another host
-    :returns: the source's migration address where it is known, else *host*
+    :returns: the source's migration address if it is known, else *host*
     """
     current = _incoming.get()
     if host is None or not current or current.source_address is None:

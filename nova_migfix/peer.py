@@ -10,16 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Two more fields in the object that travels with a live migration.
+"""Two more fields in the migrate_data of a live migration.
 
-The class keeps the VERSION of Nova's own: peers without the plugin ignore
-keys they do not know, and no service is asked for a backport that it would
-not have been asked for anyway. A new version would be dropped by the first
-unpatched conductor on the way.
+The class keeps the VERSION of Nova's class. Peers without the plugin ignore
+unknown keys, and no service requests a backport that it would not request
+without the plugin. The first unpatched conductor on the way would drop a new
+version.
 
-That same conductor drops the values on their way back to the source, so the
-source has to set what the destination shall know again, at the last moment:
-see :func:`on_departure`.
+That conductor also drops the values on their way back to the source. So the
+source sets its field once more, just before it calls the destination: see
+:func:`wrap_pre_live_migration`.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
 
 
-#: what this release of Nova has itself
+#: the fields that this release of Nova has itself
 NOVA_FIELDS = frozenset(migrate_data.LibvirtLiveMigrateData.fields)
 
 
 class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
-    """Nova's object with what source and destination have to tell.
+    """Nova's object with one field of the source and one of the destination.
 
     ``source_connect_addr``
-        Where the destination reaches the source on the migration network: a
-        host name or an IP literal; the twin of ``target_connect_addr``.
+        The source's address on the migration network, for the destination: a
+        host name or an IP literal; the counterpart of
+        ``target_connect_addr``.
     ``dest_capabilities``
-        What the destination's kernel and plugin can do. Filled by the
-        destination's precheck and read by the source's: that leg passes no
-        conductor, unless the destination's release is newer by a version of
-        the object. Then the source asks the conductor for a backport, in
-        which an unpatched one drops the field: told nothing, the source has
-        to take the safe way.
+        The capabilities of the destination's kernel, QEMU and plugin. The
+        destination sets them in its precheck, and the source reads them in
+        its own. No conductor is between the two, unless the destination's
+        release has a newer version of the object. Then the source requests a
+        backport from the conductor, and an unpatched conductor drops the
+        field. A source that gets no capabilities takes the safe way.
     """
 
     VERSION = migrate_data.LibvirtLiveMigrateData.VERSION
@@ -68,12 +69,12 @@ class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
 
 
 def register() -> None:
-    """Put the class in the place of Nova's; harmless when repeated."""
+    """Replace Nova's class in the registry; repeated calls do no harm."""
     base.NovaObjectRegistry.register(LibvirtLiveMigrateData)
 
 
 def get(data: Any, name: str) -> Any:
-    """Return a field's value, None where the peer did not set it.
+    """Return a field's value, None if the peer did not set it.
 
     :param data: a LibvirtLiveMigrateData, Nova's class or ours
     """
@@ -81,34 +82,34 @@ def get(data: Any, name: str) -> Any:
 
 
 def add_capabilities(data: Any, capabilities: Mapping[str, str]) -> None:
-    """Add to what the destination tells of itself.
+    """Add capabilities of the destination.
 
-    :param data: a LibvirtLiveMigrateData of ours
+    :param data: a LibvirtLiveMigrateData of our class
     """
     if capabilities:
         data.dest_capabilities = {
             **(get(data, DEST_CAPABILITIES) or {}), **capabilities}
 
 
-def on_departure(
-    virtapi: Any, stamp: Callable[[Any], None],
-    otherwise: Callable[[Any, str | None], str | None],
+def wrap_pre_live_migration(
+    virtapi: Any, set_source_fields: Callable[[Any], None],
+    retry_preparation: Callable[[Any, str | None], str | None],
 ) -> None:
-    """Call back before the object leaves for the destination, and if it fails.
+    """Call back before the RPC ``pre_live_migration``, and if it fails.
 
-    No method of the driver sees the object between the conductor and
+    No method of the driver sees the migrate_data between the conductor and
     ``pre_live_migration`` on the destination, and none sees that call fail
-    before Nova rolls the migration back. So this wraps a method of the one
-    manager, and the method of its ``compute_rpcapi`` each time before it is
-    used: Nova replaces that object when it has loaded the driver, and in
+    before Nova rolls the migration back. So this wraps a method of the
+    compute manager. That wrapper wraps the method of ``compute_rpcapi`` each
+    time, as Nova replaces that object after it has loaded the driver, and in
     ``ComputeManager.reset`` on SIGHUP.
 
-    :param virtapi: what nova-compute gave the driver to call back by; one
-        without a manager (only tests have such) sends nothing
-    :param stamp: is called with the migrate_data
-    :param otherwise: is called with the instance and the description of its
-        disks, JSON or None, when the destination raises MigrationError;
-        returns the description for a second attempt, or None
+    :param virtapi: the virtapi that nova-compute gave the driver; one without
+        a manager (in tests only) sends nothing
+    :param set_source_fields: called with the migrate_data
+    :param retry_preparation: called with the instance and its disk info, JSON
+        or None, when the destination raises MigrationError; returns the disk
+        info for a second attempt, or None for no second attempt
     """
     manager = getattr(virtapi, '_compute', None)
     if manager is None:
@@ -116,41 +117,45 @@ def on_departure(
     prepare = manager._do_pre_live_migration_from_source
 
     @functools.wraps(prepare)
-    def stamped(context: Any, dest: Any, instance: Any, block_migration: Any,
-                migration: Any, migrate_data: Any, source_bdms: Any) -> Any:
+    def prepare_with_source_fields(
+        context: Any, dest: Any, instance: Any, block_migration: Any,
+        migration: Any, migrate_data: Any, source_bdms: Any,
+    ) -> Any:
         try:
-            stamp(migrate_data)
-            _ask_twice(manager.compute_rpcapi, otherwise)
+            set_source_fields(migrate_data)
+            _retry_once(manager.compute_rpcapi, retry_preparation)
         except Exception:
-            # Nova has no handler around this call: the instance would stay
-            # MIGRATING. Without it, the destination does as Nova does.
-            LOG.exception('The destination does not learn everything',
-                          instance=instance)
+            # Nova does not handle errors here: the instance would stay
+            # MIGRATING. Without the fields the destination does as Nova does.
+            LOG.exception('The source could not set all fields for the '
+                          'destination', instance=instance)
         return prepare(context, dest, instance, block_migration, migration,
                        migrate_data, source_bdms)
 
-    manager._do_pre_live_migration_from_source = stamped
+    manager._do_pre_live_migration_from_source = prepare_with_source_fields
 
 
-def _ask_twice(
-    rpcapi: Any, otherwise: Callable[[Any, str | None], str | None],
+def _retry_once(
+    rpcapi: Any, retry_preparation: Callable[[Any, str | None], str | None],
 ) -> None:
-    """Have *rpcapi* make a second attempt at ``pre_live_migration``."""
-    ask = rpcapi.pre_live_migration
-    if hasattr(ask, 'asks_twice'):
+    """Make *rpcapi* call ``pre_live_migration`` again if that fails."""
+    call = rpcapi.pre_live_migration
+    if hasattr(call, 'retries_once'):
         return
 
-    @functools.wraps(ask)
-    def asking(ctxt: Any, instance: Any, block_migration: Any, disk: Any,
-               host: Any, migrate_data: Any) -> Any:
+    @functools.wraps(call)
+    def call_with_retry(
+        ctxt: Any, instance: Any, block_migration: Any, disk: Any, host: Any,
+        migrate_data: Any,
+    ) -> Any:
         try:
-            return ask(
+            return call(
                 ctxt, instance, block_migration, disk, host, migrate_data)
         except exception.MigrationError:
-            disk = otherwise(instance, disk)
+            disk = retry_preparation(instance, disk)
             if disk is None:
                 raise
-        return ask(ctxt, instance, block_migration, disk, host, migrate_data)
+        return call(ctxt, instance, block_migration, disk, host, migrate_data)
 
-    asking.asks_twice = True    # type: ignore[attr-defined]
-    rpcapi.pre_live_migration = asking
+    call_with_retry.retries_once = True     # type: ignore[attr-defined]
+    rpcapi.pre_live_migration = call_with_retry

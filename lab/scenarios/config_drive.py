@@ -57,7 +57,7 @@ class ConfigDrive(scenario.Scenario):
     }
     emptied = scenario.Arrives(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
-        r'WARNING .*has nothing but zeros.* reboot the instance hard'),))
+        r'WARNING .*contains only zeros.* hard reboot the instance'),))
     # Older releases copy the ISO, from the source's host name.
     lost_since = 30
 

@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The devices that a guest sees, which a migration must not change."""
+"""Guest-visible devices, which a migration must not change."""

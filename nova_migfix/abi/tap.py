@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How many queues a tap device of this host's kernel takes.
+"""Find the maximum number of queues of a tap device on this host.
 
-The limit is the kernel's MAX_TAP_QUEUES: 8 before Linux 4.0, 256 since, and
-256 in kernels that distributions number otherwise. As a version number says
-so little, the kernel is asked by doing what libvirt does for a guest.
+The limit is the kernel's MAX_TAP_QUEUES: 8 before Linux 4.0, 256 since then,
+and 256 in some older kernels of distributions. As the version number does not
+determine the limit, this module opens queues as libvirt does for a guest.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ TUNSETIFF = 0x400454ca
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_MULTI_QUEUE = 0x0100
-# struct ifreq: a name of 16 bytes and a union of 24, of which ifr_flags
+# struct ifreq: a name of 16 bytes and a union of 24 that has ifr_flags
 IFREQ = '16sH22x'
 
-# No kernel's limit is higher, and no guest needs more than libvirt opens.
+# No kernel has a higher limit, and no guest has more queues.
 ENOUGH = 256
 
 
 @nova.privsep.sys_admin_pctxt.entrypoint
 def count_queues(wanted: int) -> int:
-    """Open queues of one tap device until the kernel refuses.
+    """Open queues of one tap device until the kernel refuses one.
 
-    The device is not persistent: it is gone with its last descriptor.
+    The device is not persistent: the kernel removes it when its last
+    descriptor is closed.
 
-    :param wanted: stop here, a number of queues
-    :returns: how many queues could be opened, at most *wanted*
-    :raises OSError: something else than the kernel's limit was met
+    :param wanted: number of queues at which to stop
+    :returns: the number of queues that the kernel opened, at most *wanted*
+    :raises OSError: for another reason than the kernel's limit
     """
     queues: list[int] = []
     name = b'migfix%d'
@@ -59,7 +60,7 @@ def count_queues(wanted: int) -> int:
             try:
                 answer = fcntl.ioctl(queues[-1], TUNSETIFF, request)
             except OSError as error:
-                # the limit; or, before Linux 3.8, no second queue at all
+                # The limit. Before Linux 3.8 there is no second queue.
                 if error.errno in (
                         errno.E2BIG, errno.EBUSY, errno.EINVAL):
                     return max(1, len(queues) - 1)
@@ -73,5 +74,5 @@ def count_queues(wanted: int) -> int:
 
 @functools.cache
 def max_queues() -> int:
-    """Return the limit of the running kernel, which cannot change."""
+    """Return the limit of the running kernel, which is constant."""
     return count_queues(ENOUGH)

@@ -10,13 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The guest ABI of a vNIC: what a running guest sees and may not see change.
+"""The guest ABI of a vNIC: its attributes that must not change for a guest.
 
-Nova makes each ``<interface>`` anew for the destination, from the present
-configuration, kernel and flavor, while the guest goes on with the one that it
-was booted with. :data:`VNIC` says for each thing that libvirt can describe of
-an interface whose word counts. It is all there is to change when libvirt
-learns another attribute: reading, writing and logging follow from the path.
+Nova rebuilds each ``<interface>`` for the destination from the present
+configuration, kernel and flavor, while the guest still has the device with
+which it booted. For each attribute that libvirt knows of an interface,
+:data:`VNIC` says whether the running guest or Nova decides. For a new
+attribute of libvirt, add a row: the code reads, writes and logs it by its
+path.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from lxml import etree
 
 
 class Rule(enum.Enum):
-    KEEP = 'as the running guest has it; what it does not have stays absent'
+    KEEP = 'as in the running guest, absent if it is absent there'
     FOLLOW = 'as Nova computed it for the destination'
 
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """One thing that libvirt's domain XML says of an interface.
+    """One attribute of an interface in libvirt's domain XML.
 
-    :ivar path: from ``<interface>``, as XPath: to an attribute, which is
-        treated alone, or to an element, which is treated as a whole
-    :ivar rule: whose word counts
+    :ivar path: XPath from ``<interface>`` to one XML attribute, or to an
+        element with all its contents
+    :ivar rule: which of the two documents decides
     :ivar reason: why
     """
 
@@ -50,7 +51,7 @@ class Attribute:
     reason: str
 
     def read(self, interface: etree._Element) -> str | None:
-        """Return the value, of an element its canonical XML, or None."""
+        """Return the value, the canonical XML of an element, or None."""
         found = interface.xpath(self.path)
         if not found:
             return None
@@ -61,7 +62,7 @@ class Attribute:
             strip_text=True)
 
     def copy(self, source: etree._Element, target: etree._Element) -> None:
-        """Make *target* say what *source* says, also when that is nothing."""
+        """Copy the value of *source* to *target*, or remove it there."""
         parent_path, _, step = self.path.rpartition('/')
         parent = target.find(parent_path) if parent_path else target
         if parent is None:
@@ -138,19 +139,19 @@ VNIC: tuple[Attribute, ...] = tuple(itertools.starmap(Attribute, (
     ('vlan', Rule.FOLLOW, _BACK_END),
 )))
 
-#: kinds of interface of which each queue is a queue of a kernel's tap device
+#: types of interface whose queues are queues of a tap device of the kernel
 TAP_KINDS = frozenset(('bridge', 'direct', 'ethernet', 'network'))
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What Nova would have changed: for the log and for reports."""
+    """A value that Nova would have changed: for the log and for reports."""
 
     mac: str
     path: str
-    #: what the running guest has, None for nothing
+    #: value in the running guest, None if it has none
     running: str | None
-    #: what Nova computed for the destination, None for nothing
+    #: value that Nova computed for the destination, None for none
     computed: str | None
 
 
@@ -158,13 +159,14 @@ def keep_vnics(destination_xml: str, running_xml: str) -> tuple[
         str, list[Kept]]:
     """Apply :data:`VNIC` to each interface that both documents have.
 
-    Interfaces are matched by MAC address, several of one address by their
-    order, which Nova leaves alone. One without a counterpart stays as it is.
+    Interfaces match by MAC address. Several interfaces with one address match
+    by their order, which Nova does not change. An interface without a
+    counterpart does not change.
 
     :param destination_xml: the domain as Nova computed it
     :param running_xml: ``dumpxml --migratable`` of the running guest
-    :returns: the domain with what has to be kept, and what that was
-    :raises ValueError: one of them is not well-formed
+    :returns: the corrected domain, and the values that were kept
+    :raises ValueError: one of the documents is not well-formed
     """
     document = parse(destination_xml)
     running = dict(_interfaces(parse(running_xml)))
@@ -189,7 +191,7 @@ def tap_queues(running_xml: str) -> list[tuple[str, int]]:
     """Return MAC address and number of queues of each tap interface.
 
     :param running_xml: ``dumpxml --migratable`` of the running guest
-    :raises ValueError: it is not well-formed
+    :raises ValueError: the document is not well-formed
     """
     return [
         (mac, int(interface.xpath('string(driver/@queues)') or 1))
@@ -198,9 +200,9 @@ def tap_queues(running_xml: str) -> list[tuple[str, int]]:
 
 
 def parse(xml: str) -> etree._Element:
-    """Read a domain's XML, without entities and network.
+    """Parse a domain's XML, without entities and without network access.
 
-    :raises ValueError: it is not well-formed
+    :raises ValueError: the document is not well-formed, or has a DTD
     """
     parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
@@ -208,7 +210,7 @@ def parse(xml: str) -> etree._Element:
     except etree.XMLSyntaxError as error:
         raise ValueError(f'Not a domain\'s XML: {error}') from error
     if document.getroottree().docinfo.internalDTD is not None:
-        # libvirt writes none; it could only define entities
+        # libvirt writes none. It could only define entities.
         raise ValueError('Not a domain\'s XML: it has a document type')
     return document
 
@@ -216,7 +218,7 @@ def parse(xml: str) -> etree._Element:
 def _interfaces(
     document: etree._Element,
 ) -> Iterator[tuple[tuple[str, int], etree._Element]]:
-    """Yield (MAC, how many of that MAC came before) and the interface."""
+    """Yield (MAC, number of earlier interfaces with it) and interface."""
     seen: dict[str, int] = {}
     for interface in document.iterfind('./devices/interface'):
         mac = str(interface.xpath('string(mac/@address)')).strip().lower()

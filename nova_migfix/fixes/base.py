@@ -14,8 +14,8 @@
 
 A fix removes one fault of Nova. It is one class in one module, registered in
 the stevedore namespace ``nova_migfix.fixes``, and overrides the hooks that it
-needs. The hooks stand in the order of a migration, under names of Nova's
-methods where one exists; each docstring begins with the host that calls it.
+needs. The hooks are in the order of a migration. A hook has the name of Nova's
+method where one exists. Its docstring begins with the host that calls it.
 """
 
 from __future__ import annotations
@@ -34,40 +34,46 @@ class Fix:
 
     #: name of the entry point, as in ``[migfix] enabled_fixes``
     name: ClassVar[str]
-    #: the bug or the fault, as it stands in the log
+    #: the bug or the fault, as log messages quote it
     bug: ClassVar[str]
-    #: the dotted path of what a Nova has only where the fault is mended in
-    #: it: see the patches that come with the plugin
-    mended_by: ClassVar[str | None] = None
-    #: the same for Nova 29, if that has less of the fault, and other patches
-    mended_in_29_by: ClassVar[str | None] = None
+    #: dotted path of an object that only a Nova without the fault has: see the
+    #: patches that come with the plugin
+    fixed_upstream_marker: ClassVar[str | None] = None
+    #: the same for Nova 29, if the fault is smaller there, and the patches
+    #: differ
+    fixed_upstream_marker_29: ClassVar[str | None] = None
 
     @classmethod
     def not_needed(cls) -> str | None:
         """Say why the running Nova does not need this fix, or return None."""
-        by = cls.mended_by
-        if cls.mended_in_29_by and nova_release.major() == 29:
-            by = cls.mended_in_29_by
-        return f'it has {by}' if by and nova_release.has(by) else None
+        marker = cls.fixed_upstream_marker
+        if cls.fixed_upstream_marker_29 and nova_release.major() == 29:
+            marker = cls.fixed_upstream_marker_29
+        if marker and nova_release.has(marker):
+            return f'it has {marker}'
+        return None
 
     # -- nova-compute starts -------------------------------------------------
 
     def extend_driver(self, driver: Any) -> None:
-        """Either host: replace parts of the driver that Nova has made.
+        """Either host: replace parts of Nova's driver.
 
-        :param driver: the LibvirtDriver, which knows no host yet
+        :param driver: the LibvirtDriver, before ``init_host``
         """
 
-    # -- precheck: nothing has been touched yet -----------------------------
+    # -- precheck: nothing has changed yet ----------------------------------
 
     def dest_capabilities(self) -> Mapping[str, str]:
-        """Destination: return the abilities of this host, for the source."""
+        """Destination: return the capabilities of this host, for the source.
+
+        :returns: for the field ``dest_capabilities`` of the migrate_data
+        """
         return {}
 
     def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        """Source: refuse what cannot be kept, before anything is moved.
+        """Source: refuse a migration that would harm the guest.
 
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
@@ -81,7 +87,7 @@ class Fix:
     ) -> bool:
         """Source: prepare the disks that are migrated with the guest.
 
-        Nova describes them to the destination next.
+        Nova sends their description to the destination next.
 
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
@@ -92,24 +98,24 @@ class Fix:
         return False
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
-        """Source: add to the description that the destination gets as JSON.
+        """Source: add to the disk info that the destination gets as JSON.
 
         :param disks: Nova's description, a dict for each; changed in place
         """
 
-    # -- the destination is prepared ----------------------------------------
+    # -- the destination prepares -------------------------------------------
 
     def set_source_fields(
         self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
     ) -> None:
         """Source: set fields that the destination reads.
 
-        The conductor drops those of the precheck.
+        The conductor drops the values that the precheck has set.
 
-        :param migrate_data: LibvirtLiveMigrateData of a live migration, about
-            to be sent, else None; an error is logged and ignored
-        :param disks: of a cold migration or resize, a dict for each, after
-            they have been copied; changed in place
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, just
+            before the RPC, else None; the driver logs and ignores an error
+        :param disks: disk info of a cold migration or resize, a dict for each
+            disk, after the copy; changed in place
         """
 
     def source_address(
@@ -119,12 +125,12 @@ class Fix:
         """Destination: return the address to fetch the guest's files from.
 
         :param instance: nova.objects.Instance
-        :param migrate_data: LibvirtLiveMigrateData of a live migration, as it
-            arrived, else None
-        :param disks: of a cold migration or resize, as the source described
-            them
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, as
+            the source sent it, else None
+        :param disks: disk info of a cold migration or resize, as the source
+            sent it
         :returns: a host name or an IP literal, None for Nova's choice
-        :raises MigrationPreCheckError: the guest cannot be received
+        :raises MigrationPreCheckError: this host cannot use the address
         """
         return None
 
@@ -137,21 +143,21 @@ class Fix:
         afterwards.
 
         :param instance: nova.objects.Instance, still on the source
-        :param instance_dir: where its files will be, on this host
-        :param disks: the local disks that are migrated, as the source
-            described them; from a peer, so to be checked
+        :param instance_dir: its directory on this host
+        :param disks: disk info of the local disks, as the source sent it; a
+            fix has to check these values, as they come from a peer
         """
         return ()
 
-    # -- the guest is moved -------------------------------------------------
+    # -- the guest migrates -------------------------------------------------
 
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
     ) -> str:
-        """Source: correct the XML that libvirt starts the guest from.
+        """Source: correct the XML from which libvirt starts the guest.
 
         :param instance: nova.objects.Instance
-        :param destination_xml: as Nova computed it
+        :param destination_xml: the domain as Nova computed it
         :param running_xml: ``dumpxml --migratable`` of the running guest
         :returns: the XML for the destination
         """
@@ -167,7 +173,8 @@ class Fix:
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
         :param error: the exception of the migration or of its monitor
-        :returns: True if the failure is handled, and Nova must not see it
+        :returns: True if the fix has handled the failure, and Nova must not
+            see it
         """
         return False
 
@@ -182,7 +189,7 @@ class Fix:
         :param instance: nova.objects.Instance
         :param dest: address of the destination
         :param block_device_info: as Nova gets it; may be None
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not stop the guest
         """
 
     def finish_migration(
@@ -190,18 +197,19 @@ class Fix:
     ) -> None:
         """Destination: complete the disks that the source has copied here.
 
-        Not called if both hosts share them.
+        The driver does not call it if both hosts share the disks.
 
+        :param instance_dir: the instance's directory on this host
         :param source: the host to fetch missing files from
         """
 
-    # -- the guest is stopped, or started again -----------------------------
+    # -- Nova stops or restarts the guest -----------------------------------
 
     def power_off(self, instance: Any, host: Any) -> None:
         """Either host: prepare the disks. Nova stops the guest next.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not stop the guest
         """
 
     def hard_reboot(
@@ -212,5 +220,5 @@ class Fix:
 
         :param driver: the LibvirtDriver
         :param block_device_info: as Nova gets it; may be None
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not restart the guest
         """

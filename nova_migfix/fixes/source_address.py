@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The destination fetches files over the migration network: LP 1939869.
+"""Fetch files over the migration network: LP 1939869.
 
-What Glance no longer has (base images, kernel and ramdisk) and what never was
-there (an ISO config drive, up to Nova 30.0) the destination copies from the
-source. Nova tells it the source's host name only, which leads over the
-management network even though ``[libvirt] live_migration_inbound_addr`` keeps
-everything else off it, and nowhere at all where sshd listens on the migration
-network alone.
+The destination copies files from the source that Glance has lost (base images,
+kernel and ramdisk) or never had (an ISO config drive, up to Nova 30.0). Nova
+sends it only the source's host name. That name leads over the management
+network, although ``[libvirt] live_migration_inbound_addr`` keeps all other
+traffic off it. If sshd listens on the migration network only, the copy fails.
 
-With the fix the source tells its own ``live_migration_inbound_addr``: twice
-in ``source_connect_addr`` of a live migration's migrate_data (precheck and
-departure, as the conductor between them drops it), and in each disk's entry
-of the description that a cold migration or resize sends along. Where the
-option is unset nothing is told and the destination does as Nova does.
+With the fix the source sends its own ``live_migration_inbound_addr``. In a
+live migration it sets ``source_connect_addr`` of the migrate_data twice, in
+the precheck and before ``pre_live_migration``, as the conductor between them
+drops the field. In a cold migration or resize it adds the address to the disk
+info of each disk. If the option is unset, the source sends no address and the
+destination does as Nova does.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ class SourceAddress(base.Fix):
     def set_source_fields(
         self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
     ) -> None:
-        own = CONF.libvirt.live_migration_inbound_addr
-        if own and migrate_data:
-            migrate_data.source_connect_addr = own
-        for disk in disks if own else ():
-            disk[FIELD] = own
+        own_address = CONF.libvirt.live_migration_inbound_addr
+        if not own_address:
+            return
+        if migrate_data:
+            migrate_data.source_connect_addr = own_address
+        for disk in disks:
+            disk[FIELD] = own_address
 
     def source_address(
         self, instance: Any, migrate_data: Any,

@@ -59,7 +59,7 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
     ('vnic-abi',
      r'Target (network card|NIC|interface) .*does not match source',
      'libvirt refused a vNIC that differs from the guest\'s: Nova recomputed '
-     'it.', 'vnic', f'{_ON_SOURCE}hard-reboot the instance.',
+     'it.', 'vnic', f'{_ON_SOURCE}hard reboot the instance.',
      'fixes/vnic'),
     ('tap-queues',
      r'Unable to create tap device.*Argument list too long',

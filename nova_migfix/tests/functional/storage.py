@@ -312,11 +312,11 @@ class StorageTestCase(base.MigrationTestCase):
         its_driver = self.computes[hostname].driver
         self.hosts.keep(hostname, its_driver)
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
-        if hasattr(its_driver, '_prepare_otherwise'):
-            # The manager has got hold of the methods before they were kept.
-            peer.on_departure(
-                its_driver.virtapi, its_driver._depart,
-                its_driver._prepare_otherwise)
+        if hasattr(its_driver, '_retry_preparation'):
+            # The manager holds the methods from before hosts.keep().
+            peer.wrap_pre_live_migration(
+                its_driver.virtapi, its_driver._set_source_fields,
+                its_driver._retry_preparation)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):

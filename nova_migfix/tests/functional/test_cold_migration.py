@@ -120,7 +120,7 @@ class SourceTestCase(ColdTestCase):
         with self.hosts.failing('qemu-img', 'convert'):
             reason = self.refused(migrate=None)
         for part in ('disk.eph0', self.server['id'], 'No space left',
-                     'The guest is left as it is'):
+                     'The guest is unchanged'):
             self.assertIn(part, reason)
         self.assert_stays('ACTIVE')
         self.move(migrate=None)
@@ -141,7 +141,7 @@ class SourceTestCase(ColdTestCase):
         for part in ('disk.eph0', self.server['id'],
                      'has data, but its backing file'):
             self.assertIn(part, reason)
-        self.assertIn('get that very file back from a backup', self.log())
+        self.assertIn('restore that very file from a backup', self.log())
         self.assert_stays('SHUTOFF')
         self.assertEqual(before, self.path().read_bytes())
 

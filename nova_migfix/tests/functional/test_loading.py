@@ -283,7 +283,7 @@ class WheelTestCase(LoadingTestCase):
             metadata.entry_points(group='nova_migfix.fixes'))))
         self.assertRefused(
             '[migfix] enabled_fixes names unknown fixes: vnicc. '
-            f'Known are: {known}.', started)
+            f'The known fixes are: {known}.', started)
 
     def test_fix_that_cannot_be_loaded_ends_nova_compute(self):
         others = self.useFixture(BrokenFix()).path

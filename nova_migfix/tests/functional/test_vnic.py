@@ -93,7 +93,7 @@ class TooFewQueuesTestCase(VnicTestCase):
 
     def test_refused_before_anything_is_moved(self):
         self.max_tap_queues.return_value = 2
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('error')
         self.assertEqual('src', self.host())
         self.assertEqual([], self.destination_xmls)
@@ -102,13 +102,13 @@ class TooFewQueuesTestCase(VnicTestCase):
 
     def test_enough(self):
         self.max_tap_queues.return_value = 4
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('completed')
         self.assertEqual('dest', self.host())
 
     def test_a_destination_that_tells_nothing_is_not_refused(self):
         self.max_tap_queues.side_effect = OSError('no /dev/net/tun')
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('completed')
         self.assertEqual('dest', self.host())
 
@@ -159,7 +159,7 @@ class CreatedTapTestCase(VnicTestCase):
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.vnic.Vnic.dest_capabilities', autospec=True,
             return_value={}))
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate(1, 'completed')
         plugged = self.plug.mock_calls[-1].args[0]
         self.assertTrue(plugged.port_profile.multiqueue)

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Where the driver asks the fixes, and that Nova does its own part.
+"""The driver calls the hooks of the fixes, and Nova's own methods.
 
-Nova's methods are replaced by recorders of the same signature; that they do
-what they do is shown by Nova's own suites, which run against this driver.
+Recorders with the same signatures replace Nova's methods. Nova's own suites,
+which run against this driver, test the methods themselves.
 """
 
 import inspect
@@ -92,14 +92,14 @@ class TestStart(DriverTestCase):
     def test_what_they_really_take_is_what_nova_gives(self):
         for name, stock, override in self.overrides():
             given = list(inspect.signature(stock).parameters)
-            # not what it shows, but what stands there
+            # the parameters of the code, not those of a wrapper's signature
             taken = inspect.signature(types.FunctionType(
                 override.__code__, {}, closure=override.__closure__))
             taken.bind(*given)
             taken.bind(**dict.fromkeys(given, name))
 
     def overrides(self):
-        """Yield name, Nova's and ours of each method that is overridden."""
+        """Yield name, Nova's method and override of each overridden method."""
         for name, ours in vars(driver.LibvirtDriver).items():
             stock = getattr(libvirt_driver.LibvirtDriver, name, None)
             ours = getattr(ours, '__func__', ours)      # of a static method
@@ -111,7 +111,7 @@ class TestStart(DriverTestCase):
         answers, done = threading.Event(), queue.Queue()
 
         def tidy_up(*args):
-            # storage that does not answer
+            # storage that does not respond
             answers.wait(10)
             done.put(threading.get_ident())
         with mock.patch.object(scratch, 'sweep', tidy_up), \
@@ -149,17 +149,17 @@ class TestPrecheck(DriverTestCase):
         self.nova('init_host')
         self.fix.dest_capabilities.return_value = {'max_tap_queues': '8'}
         self.driver.init_host('compute1')
-        told = self.driver.check_can_live_migrate_destination(
+        returned = self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
-        self.assertIs(data, told)
-        self.assertEqual({'max_tap_queues': '8'}, told.dest_capabilities)
+        self.assertIs(data, returned)
+        self.assertEqual({'max_tap_queues': '8'}, returned.dest_capabilities)
 
     def test_it_tells_what_has_changed_since_it_started(self):
         data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
-        self.fix.dest_capabilities.side_effect = [{'tls': 'safe'},
-                                             {'tls': 'rekeys'}]
+        self.fix.dest_capabilities.side_effect = [
+            {'tls': 'safe'}, {'tls': 'rekeys'}]
         self.driver.init_host('compute1')
         self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
@@ -268,7 +268,7 @@ class TestDestination(DriverTestCase):
         raise OSError
 
     def test_a_directory_of_a_failed_attempt_is_removed(self):
-        # Nova takes it for another instance's at the next.
+        # Nova would treat it as another instance's in the next attempt.
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertFalse(self.directory.exists())
@@ -358,11 +358,11 @@ class TestColdSource(DriverTestCase):
         self.fix.set_source_fields.side_effect = (
             lambda migrate_data, disks: disks[0].update(
                 source_connect_addr='10.0.2.11'))
-        told = self.driver.migrate_disk_and_power_off(
+        disk_info = self.driver.migrate_disk_and_power_off(
             'context', 'instance', 'dest', 'flavor', 'network', timeout=7)
         self.assertEqual(
             [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
-            jsonutils.loads(told))
+            jsonutils.loads(disk_info))
 
     def test_a_guest_that_cannot_leave_is_not_stopped(self):
         nova = self.nova('migrate_disk_and_power_off')
@@ -422,9 +422,9 @@ class TestDisks(DriverTestCase):
 
     @ddt.data('power_off', '_hard_reboot')
     def test_a_guest_that_must_not_stop_goes_on(self, method):
-        self.assert_asked(method, exception.MigrationError,
-                          self.fix.power_off, 'the instance',
-                          self.driver._host)
+        self.assert_may_refuse(
+            method, exception.MigrationError, self.fix.power_off,
+            'the instance', self.driver._host)
 
     def test_a_destination_is_asked_again_when_a_fix_has_done_something(self):
         self.fix.prepare_disks.return_value = True
@@ -432,30 +432,30 @@ class TestDisks(DriverTestCase):
             lambda disks: disks[0].update(backing_file=''))
         self.assertEqual(
             [{'backing_file': ''}],
-            jsonutils.loads(self.driver._prepare_otherwise(
+            jsonutils.loads(self.driver._retry_preparation(
                 'instance', '[{"backing_file": "ephemeral_1"}]')))
 
     @ddt.data((False, '[]'), (True, None))
     @ddt.unpack
     def test_a_destination_is_asked_once_otherwise(self, done, disks):
         self.fix.prepare_disks.return_value = done
-        self.assertIsNone(self.driver._prepare_otherwise('instance', disks))
+        self.assertIsNone(self.driver._retry_preparation('instance', disks))
 
-    def assert_asked(self, method, error, question, *of_what):
-        """A fix is asked before Nova does something, and may refuse it.
+    def assert_may_refuse(self, method, error, hook, *hook_arguments):
+        """Assert that a hook runs before Nova's method and can refuse it.
 
-        :param error: what Nova's manager goes by
+        :param error: the exception that Nova's manager handles
         """
         arguments = [f'the {name}' for name in inspect.signature(getattr(
             libvirt_driver.LibvirtDriver, method)).parameters][1:]
         nova = self.nova(method)
-        question.side_effect = exception.MigrationError(reason='no space')
+        hook.side_effect = exception.MigrationError(reason='no space')
         raised = self.assertRaises(
             error, getattr(self.driver, method), *arguments)
         self.assertIn('no space', str(raised))
-        question.assert_called_once_with(*of_what)
+        hook.assert_called_once_with(*hook_arguments)
         nova.assert_not_called()
-        question.side_effect = None
+        hook.side_effect = None
         getattr(self.driver, method)(*arguments)
         self.assertEqual(arguments, list(nova.call_args.args[1:]))
 

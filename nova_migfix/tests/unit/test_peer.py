@@ -80,7 +80,7 @@ class TestObject(testtools.TestCase):
 
 
 class Manager:
-    """As much of ComputeManager as the departure passes."""
+    """The part of ComputeManager that a departure calls."""
 
     def __init__(self):
         self.reset()
@@ -97,7 +97,7 @@ class Manager:
 
 
 class Rpcapi:
-    """The destination: takes complete disks only."""
+    """A destination that accepts complete disks only."""
 
     def __init__(self):
         self.asked = []
@@ -116,50 +116,52 @@ class TestDeparture(testtools.TestCase):
         super().setUp()
         self.manager = Manager()
 
-    def on_departure(self, stamp=lambda data: data.append('stamp'),
-                     otherwise=lambda instance, disk: 'complete'):
-        peer.on_departure(
-            mock.Mock(_compute=self.manager), stamp, otherwise)
+    def wrap(self, set_source_fields=lambda data: data.append('address'),
+             retry_preparation=lambda instance, disk: 'complete'):
+        peer.wrap_pre_live_migration(
+            mock.Mock(_compute=self.manager), set_source_fields,
+            retry_preparation)
 
-    def depart(self):
+    def prepare(self):
         return self.manager._do_pre_live_migration_from_source(
             'context', 'dest', 'instance', True, 'migration', [], 'bdms')
 
     def test_the_stamp_is_on_each_attempt(self):
-        self.on_departure()
-        self.assertEqual('prepared', self.depart())
-        self.assertEqual([('overlays', ('stamp',)), ('complete', ('stamp',))],
-                         self.manager.compute_rpcapi.asked)
+        self.wrap()
+        self.assertEqual('prepared', self.prepare())
+        self.assertEqual(
+            [('overlays', ('address',)), ('complete', ('address',))],
+            self.manager.compute_rpcapi.asked)
 
     def test_a_second_migration_has_no_more_attempts(self):
-        self.on_departure(otherwise=lambda instance, disk: 'as before')
+        self.wrap(retry_preparation=lambda instance, disk: 'as before')
         for times in (2, 4):
-            self.assertRaises(exception.MigrationError, self.depart)
+            self.assertRaises(exception.MigrationError, self.prepare)
             self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
 
     def test_there_is_one_attempt_when_nothing_has_changed(self):
-        self.on_departure(otherwise=lambda instance, disk: None)
-        self.assertRaises(exception.MigrationError, self.depart)
+        self.wrap(retry_preparation=lambda instance, disk: None)
+        self.assertRaises(exception.MigrationError, self.prepare)
         self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
 
     def test_it_survives_reset(self):
-        self.on_departure()
+        self.wrap()
         self.manager.reset()
-        self.assertEqual('prepared', self.depart())
+        self.assertEqual('prepared', self.prepare())
 
     def test_an_error_does_not_keep_the_guest_from_leaving(self):
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
-        self.on_departure(stamp=mock.Mock(side_effect=ValueError))
-        self.assertRaises(exception.MigrationError, self.depart)
+        self.wrap(set_source_fields=mock.Mock(side_effect=ValueError))
+        self.assertRaises(exception.MigrationError, self.prepare)
         self.assertEqual([('overlays', ())],
                          self.manager.compute_rpcapi.asked)
         self.assertIn('ValueError', log.output)
 
     def test_without_a_manager_nothing_departs(self):
-        self.assertIsNone(peer.on_departure(
+        self.assertIsNone(peer.wrap_pre_live_migration(
             object(), mock.Mock(), mock.Mock()))
 
     def test_a_manager_that_nova_has_changed_is_noticed_at_start(self):
         self.assertRaises(
-            AttributeError, peer.on_departure,
+            AttributeError, peer.wrap_pre_live_migration,
             mock.Mock(_compute=object()), mock.Mock(), mock.Mock())

@@ -142,7 +142,7 @@ class RecomputedByNova(testtools.TestCase):
         return bound
 
 
-PATCHED = nova_release.has(fix.Vnic.mended_by)
+PATCHED = nova_release.has(fix.Vnic.fixed_upstream_marker)
 
 
 @ddt.ddt

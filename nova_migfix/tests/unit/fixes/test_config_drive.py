@@ -67,7 +67,7 @@ class TestLive(ConfigDriveTestCase):
     def test_zeros_are_reported(self, content, reported):
         self.path.write_bytes(content)
         self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
-        self.assertEqual(reported, 'reboot the instance hard'
+        self.assertEqual(reported, 'hard reboot the instance'
                          in self.log.output)
 
     def test_without_a_config_drive_there_is_nothing_to_report(self):

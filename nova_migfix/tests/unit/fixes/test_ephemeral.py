@@ -196,10 +196,10 @@ class TestSource(EphemeralTestCase):
         self.host.get_guest.return_value = self.guest
         self.useFixture(migfix_fixtures.PatchedMigrateData())
 
-    def leave(self, told):
+    def leave(self, capabilities):
         data = peer.LibvirtLiveMigrateData()
-        if told is not None:
-            data.dest_capabilities = told
+        if capabilities is not None:
+            data.dest_capabilities = capabilities
         self.fix.check_can_live_migrate_source(self.instance, self.host, data)
         self.fix.prepare_disks(self.instance, self.host)
 
@@ -236,7 +236,7 @@ class TestSource(EphemeralTestCase):
         (self.instances.base / BASE).unlink()
         self.leave(self.fix.dest_capabilities())
         self.device.rebase.assert_called_once_with(None)
-        self.assertIn('disk.eph0 is completed by QEMU: its backing '
+        self.assertIn('QEMU completes disk.eph0: its backing '
                       'file is missing', self.log.output)
 
     def keep_what_is_written(self, base):
@@ -252,8 +252,8 @@ class TestSource(EphemeralTestCase):
         # libvirt only says that there is no job any more
         error = self.assertRaises(exception.MigrationError, self.leave, {})
         for part in ('disk.eph0', uuids.instance,
-                     'the destination has not said',
-                     'The guest is left as it is', 'Make space here'):
+                     'the destination has not announced',
+                     'The guest is unchanged', 'Make space here'):
             self.assertIn(part, str(error))
 
     def test_a_destination_that_cannot_fetch_gets_the_disk_complete(self):
@@ -395,7 +395,7 @@ class TestCold(EphemeralTestCase):
         (self.instances.base / BASE).unlink()
         error = self.assertRaises(exception.MigrationError, self.leave)
         for part in ('disk.eph0', uuids.instance, 'has data',
-                     'left as it is', 'from a backup'):
+                     'The guest is unchanged', 'from a backup'):
             self.assertIn(part, str(error))
         self.assertEqual(before, path.read_bytes())
 
@@ -590,7 +590,7 @@ class TestStopping(EphemeralTestCase):
         (self.dir / 'disk.info').write_text(record)
         self.running = self.has_no_space
         self.stop()
-        self.assertIn('Nobody can say', self.log.output)
+        self.assertIn('Cannot determine', self.log.output)
 
     def test_a_guest_with_its_base_stops_as_it_is(self):
         self.disk(written=b'\x07' * 512)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute says of the fixes when it starts."""
+"""nova-compute loads and logs the fixes when it starts."""
 
 from unittest import mock
 
@@ -76,37 +76,38 @@ class TestLoad(testtools.TestCase):
             exception.InvalidConfiguration, fixes.load, ['vnic', 'vnics'])
         self.assertIn('unknown fixes: vnics.', str(error))
         known = ', '.join(fix.name for fix in OURS)
-        self.assertIn(f'Known are: {known}.', str(error))
+        self.assertIn(f'The known fixes are: {known}.', str(error))
 
     def test_a_fix_that_this_nova_does_not_need_steps_aside(self):
         self.nova.return_value = 31
         self.assertNotIn(rollback_state.RollbackState, self.load(None))
         self.assertIn('Fix rollback_state: not needed in this Nova, it does '
-                      'not raise again what the monitor rolled back',
+                      'not raise the error again after the rollback',
                       self.log.output)
 
     @ddt.data(*OURS)
     def test_a_fix_that_a_patched_nova_has_itself_steps_aside(self, fix):
-        if not fix.mended_by:
+        if not fix.fixed_upstream_marker:
             self.skipTest('tested by itself, or no fault of Nova')
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'has', autospec=True,
-            side_effect=lambda path: path == fix.mended_by))
+            side_effect=lambda path: path == fix.fixed_upstream_marker))
         self.assertEqual([one for one in OURS if one is not fix],
                          self.load(None))
         self.assertIn(f'Fix {fix.name}: not needed in this Nova, it has '
-                      f'{fix.mended_by}', self.log.output)
+                      f'{fix.fixed_upstream_marker}', self.log.output)
 
-    @ddt.data(*(fix for fix in OURS if fix.mended_in_29_by))
+    @ddt.data(*(fix for fix in OURS if fix.fixed_upstream_marker_29))
     def test_in_nova_29_other_patches_do_so(self, fix):
         asked = self.useFixture(fixtures.MockPatchObject(
             nova_release, 'has', autospec=True,
-            side_effect=lambda path: path == fix.mended_in_29_by)).mock
+            side_effect=lambda path: (
+                path == fix.fixed_upstream_marker_29))).mock
         self.nova.return_value = 30
         self.assertIn(fix, self.load(None))
         self.nova.return_value = 29
         self.assertNotIn(fix, self.load(None))
-        asked.assert_any_call(fix.mended_in_29_by)
+        asked.assert_any_call(fix.fixed_upstream_marker_29)
 
     @ddt.data(None, ['vnic'])
     def test_a_fix_that_fails_to_load_stops(self, enabled):

@@ -95,7 +95,7 @@ class TestRollbackState(testtools.TestCase):
     @ddt.unpack
     def test_whatever_else_is_left_to_nova(self, vm_state, state):
         self.assertFalse(self.settles(vm_state, state))
-        self.assertIn('it is left to Nova', self.log.output)
+        self.assertIn('Nova handles the failure', self.log.output)
         self.reporter.assert_not_called()
 
     def test_an_operators_abort_stays_one(self):

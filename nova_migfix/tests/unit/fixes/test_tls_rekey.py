@@ -93,10 +93,10 @@ class TestSource(TlsTestCase):
         self.assertEqual(uuids.instance, uuid)
         return self.guest
 
-    def check(self, **told):
+    def check(self, **capabilities):
         peer.register()
         data = objects.LibvirtLiveMigrateData()
-        peer.add_capabilities(data, told)
+        peer.add_capabilities(data, capabilities)
         self.fix.check_can_live_migrate_source(self.instance, None, data)
 
     def assertWarned(self, *parts):

@@ -40,14 +40,14 @@ class VnicTestCase(testtools.TestCase):
             uuid=UUID, flavor=objects.Flavor(vcpus=4, extra_specs={}),
             image_ref='', system_metadata={})
 
-    def check(self, told, running='queues-grow'):
-        """Ask the source whether a guest may go to who told that."""
+    def check(self, capabilities, running='queues-grow'):
+        """Run the check of the source with these destination capabilities."""
         host = mock.create_autospec(libvirt_host.Host, instance=True)
         host.get_guest.return_value.get_xml_desc.return_value = (
             test_abi.golden(running, 'source'))
         data = peer.LibvirtLiveMigrateData()
-        if told is not None:
-            data.dest_capabilities = told
+        if capabilities is not None:
+            data.dest_capabilities = capabilities
         self.fix.check_can_live_migrate_source(self.instance, host, data)
         return host
 
@@ -59,8 +59,8 @@ class TestQueuesOfTheKernel(VnicTestCase):
     def test_the_destination_tells_its_limit(self, queues):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
                         return_value=queues):
-            told = self.fix.dest_capabilities()
-        self.assertEqual(str(queues), told['max_tap_queues'])
+            capabilities = self.fix.dest_capabilities()
+        self.assertEqual(str(queues), capabilities['max_tap_queues'])
 
     def test_a_destination_that_cannot_find_out_tells_nothing(self):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
@@ -73,7 +73,7 @@ class TestQueuesOfTheKernel(VnicTestCase):
             exception.MigrationPreCheckError, self.check,
             {'max_tap_queues': '1'})
         for part in (UUID, MAC, 'runs with 2 queues', 'opens only 1',
-                     '[libvirt] max_queues', 'reboot the instance hard'):
+                     '[libvirt] max_queues', 'hard reboot the instance'):
             self.assertIn(part, str(error))
         self.assertIn('Live migration refused', self.log.output)
 
@@ -116,8 +116,8 @@ class TestTapCreatedBeforehand(VnicTestCase):
                 vnic, 'network_model', nova), mock.patch(
                 'nova_migfix.abi.tap.max_queues', autospec=True,
                 return_value=256):
-            told = self.fix.dest_capabilities()
-        self.assertEqual(does, 'os_vif_creates_tap' in told)
+            capabilities = self.fix.dest_capabilities()
+        self.assertEqual(does, 'os_vif_creates_tap' in capabilities)
 
     @ddt.data(('single-queue', True), ('queues-grow', False))
     @ddt.unpack
@@ -126,7 +126,7 @@ class TestTapCreatedBeforehand(VnicTestCase):
         error = self.assertRaises(
             exception.MigrationPreCheckError, self.check,
             {'os_vif_creates_tap': 'yes'}, running)
-        for part in (UUID, MAC, 'Reboot the instance hard'):
+        for part in (UUID, MAC, 'Hard reboot the instance'):
             self.assertIn(part, str(error))
 
     @ddt.data(('single-queue', False, True, {'os_vif_creates_tap': 'yes'}),
