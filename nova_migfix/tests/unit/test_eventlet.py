@@ -46,8 +46,8 @@ class TestOtherGreenthreads(testtools.TestCase):
         return float(done.stdout)
 
     @ddt.data(*sorted(blocking.CALLS.keys() - {'blocks'}))
-    def test_go_on_during(self, call):
+    def test_greenthreads_continue_during(self, call):
         self.assertLess(self.gap(call), LIMIT)
 
-    def test_a_call_that_blocks_is_found(self):
+    def test_blocking_call_is_detected(self):
         self.assertGreater(self.gap('blocks'), LIMIT)

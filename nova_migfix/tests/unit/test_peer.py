@@ -39,7 +39,7 @@ class TestObject(testtools.TestCase):
     def received(self, primitive):
         return self.serializer.deserialize_entity(self.context, primitive)
 
-    def test_it_takes_the_place_of_novas_however_often(self):
+    def test_registration_replaces_the_object_of_nova_repeatedly(self):
         peer.register()
         self.assertIs(peer.LibvirtLiveMigrateData,
                       objects.LibvirtLiveMigrateData)
@@ -47,13 +47,13 @@ class TestObject(testtools.TestCase):
             [peer.LibvirtLiveMigrateData],
             base.NovaObjectRegistry.obj_classes()['LibvirtLiveMigrateData'])
 
-    def test_what_is_told_arrives_at_a_patched_peer(self):
+    def test_fields_arrive_at_a_patched_peer(self):
         data = self.received(self.sent(objects.LibvirtLiveMigrateData(
             source_connect_addr='fd00::11', dest_capabilities={'a': 'b'})))
         self.assertEqual('fd00::11', data.source_connect_addr)
         self.assertEqual({'a': 'b'}, data.dest_capabilities)
 
-    def test_an_unpatched_peer_does_not_notice(self):
+    def test_unpatched_peer_ignores_the_fields(self):
         stock = nova_migrate_data.LibvirtLiveMigrateData
         primitive = self.sent(objects.LibvirtLiveMigrateData(
             filename='f', source_connect_addr='10.0.2.11'))
@@ -64,12 +64,12 @@ class TestObject(testtools.TestCase):
         self.assertEqual('f', data.filename)
         self.assertIsNone(peer.get(data, 'source_connect_addr'))
 
-    def test_what_was_not_told_is_none(self):
+    def test_fields_that_are_not_set_read_as_none(self):
         data = objects.LibvirtLiveMigrateData()
         for name in ('source_connect_addr', 'dest_capabilities'):
             self.assertIsNone(peer.get(data, name))
 
-    def test_capabilities_add_up(self):
+    def test_capabilities_of_several_fixes_are_merged(self):
         data = objects.LibvirtLiveMigrateData()
         peer.add_capabilities(data, {})
         self.assertNotIn('dest_capabilities', data)
@@ -125,29 +125,29 @@ class TestDeparture(testtools.TestCase):
         return self.manager._do_pre_live_migration_from_source(
             'context', 'dest', 'instance', True, 'migration', [], 'bdms')
 
-    def test_the_stamp_is_on_each_attempt(self):
+    def test_each_attempt_carries_the_data_of_the_fixes(self):
         self.on_departure()
         self.assertEqual('prepared', self.depart())
         self.assertEqual([('overlays', ('stamp',)), ('complete', ('stamp',))],
                          self.manager.compute_rpcapi.asked)
 
-    def test_a_second_migration_has_no_more_attempts(self):
+    def test_second_migration_has_no_more_attempts(self):
         self.on_departure(otherwise=lambda instance, disk: 'as before')
         for times in (2, 4):
             self.assertRaises(exception.MigrationError, self.depart)
             self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
 
-    def test_there_is_one_attempt_when_nothing_has_changed(self):
+    def test_unchanged_disk_info_allows_one_attempt(self):
         self.on_departure(otherwise=lambda instance, disk: None)
         self.assertRaises(exception.MigrationError, self.depart)
         self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
 
-    def test_it_survives_reset(self):
+    def test_hook_survives_a_reset_of_the_manager(self):
         self.on_departure()
         self.manager.reset()
         self.assertEqual('prepared', self.depart())
 
-    def test_an_error_does_not_keep_the_guest_from_leaving(self):
+    def test_error_of_a_fix_does_not_stop_the_departure(self):
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.on_departure(stamp=mock.Mock(side_effect=ValueError))
         self.assertRaises(exception.MigrationError, self.depart)
@@ -155,11 +155,11 @@ class TestDeparture(testtools.TestCase):
                          self.manager.compute_rpcapi.asked)
         self.assertIn('ValueError', log.output)
 
-    def test_without_a_manager_nothing_departs(self):
+    def test_hook_without_a_manager_is_ignored(self):
         self.assertIsNone(peer.on_departure(
             object(), mock.Mock(), mock.Mock()))
 
-    def test_a_manager_that_nova_has_changed_is_noticed_at_start(self):
+    def test_changed_manager_of_nova_is_an_error_at_start(self):
         self.assertRaises(
             AttributeError, peer.on_departure,
             mock.Mock(_compute=object()), mock.Mock(), mock.Mock())

@@ -75,18 +75,18 @@ class TestTap(testtools.TestCase):
         (1000, errno.E2BIG, 256),  # more than anybody asks for
     )
     @ddt.unpack
-    def test_the_limit_is_where_the_kernel_refuses(self, has, refusal, told):
+    def test_queue_limit_is_where_the_kernel_refuses(self, has, refusal, told):
         kernel = Kernel(has, refusal)
         self.assertEqual(told, self.run_on(kernel, 256))
         self.assertEqual(set(), kernel.open)
 
-    def test_all_queues_are_of_the_device_that_the_kernel_named(self):
+    def test_queues_belong_to_the_device_that_the_kernel_named(self):
         kernel = Kernel(8, errno.E2BIG)
         self.run_on(kernel, 3)
         self.assertEqual([b'migfix%d', b'migfix0', b'migfix0'], kernel.names)
 
     @ddt.data(errno.EPERM, errno.EMFILE)
-    def test_any_other_error_is_no_limit(self, refusal):
+    def test_any_other_error_of_the_kernel_is_raised(self, refusal):
         kernel = Kernel(2, refusal)
         self.assertRaises(OSError, self.run_on, kernel, 8)
         self.assertEqual(set(), kernel.open)

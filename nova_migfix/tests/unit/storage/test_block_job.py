@@ -125,7 +125,7 @@ class TestKilled(BlockJobTestCase):
         self.assert_same_bytes(self.qemu.image)
 
     @ddt.data(*fake_qemu.STEPS)
-    def test_disk_is_completed_by_the_next(self, step):
+    def test_disk_is_completed_by_the_next_nova_compute(self, step):
         self.kill_at(step)
         self.complete()
         self.assert_complete()
@@ -156,14 +156,15 @@ class TestKilled(BlockJobTestCase):
         self.complete()
         self.assertNotIn('copy asked', self.steps)
 
-    def test_pull_goes_on(self):
+    def test_running_pull_continues_after_a_kill(self):
         self.kill_at('pull runs')
         self.complete()
         self.assertEqual(['pull done'], [
             step for step in self.steps if step != 'pull runs'])
 
     @ddt.data('pull asked', 'pull runs')
-    def test_pull_without_a_copy_is_completed_by_the_next(self, step):
+    def test_pull_without_a_copy_is_completed_by_the_next_nova_compute(
+            self, step):
         with self.free(completion.allocated(str(self.base))):
             self.kill_at(step)
             self.complete()
@@ -176,7 +177,7 @@ class TestKilled(BlockJobTestCase):
         self.assert_complete()
 
     @ddt.data('pivot asked', 'pivoted', 'snapshot made', 'pull runs')
-    def test_copy_is_completed_whatever_became_of_the_base(self, step):
+    def test_copy_is_completed_without_its_base(self, step):
         self.kill_at(step)
         self.base.unlink()
         self.complete()
@@ -225,7 +226,7 @@ class TestCopy(BlockJobTestCase):
                          self.details('copy asked')[1])
         self.assertEqual([7], self.details('pull asked'))
 
-    def test_bandwidth_is_unlimited_otherwise(self):
+    def test_bandwidth_is_unlimited_by_default(self):
         self.complete()
         self.assertEqual({}, self.details('copy asked')[1])
         self.assertEqual([0], self.details('pull asked'))
@@ -236,7 +237,7 @@ class TestCopy(BlockJobTestCase):
         self.assertEqual({(2, 2)}, set(seen))
         self.assertEqual(2, len(seen))
 
-    def test_file_system_that_cannot_exchange_names_is_found_out_first(self):
+    def test_copy_is_not_begun_without_exchange_of_names(self):
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
             self.complete()
@@ -265,18 +266,18 @@ class TestFailure(BlockJobTestCase):
         self.assertNotIn('pivoted', self.steps)
         self.assert_complete()
 
-    def test_old_libvirt_refuses_the_copy(self):
+    def test_copy_refused_by_an_old_libvirt_leaves_the_disk_as_before(self):
         self.fail('copy asked', 'unsupported flags (0xe)')
         self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
-    def test_copy_without_space_for_its_file(self):
+    def test_copy_without_space_leaves_the_disk_as_before(self):
         self.useFixture(fixtures.MockPatchObject(
             disks, 'virtual_size', autospec=True, side_effect=OSError))
         self.assert_left_as_before(OSError)
         self.assert_pulled()
 
-    def test_copy_that_ends_early(self):
+    def test_copy_that_ends_early_leaves_the_disk_as_before(self):
         self.qemu.hooks['copy runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.lay_on_copy)
         self.assertIn('ended before its time', str(error))
@@ -299,7 +300,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_operator_interrupts_the_copy(self):
+    def test_interrupted_copy_leaves_the_disk_as_before(self):
         def interrupt(*_job):
             raise KeyboardInterrupt
         self.assertRaises(
@@ -311,12 +312,12 @@ class TestFailure(BlockJobTestCase):
         self.assertRaises(ValueError, self.complete, progress=progress)
         self.assert_as_before()
 
-    def test_pivot_fails(self):
+    def test_failed_pivot_leaves_the_disk_as_before(self):
         self.fail('pivot asked')
         self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
-    def test_pivot_and_abort_fail(self):
+    def test_disk_is_completed_after_a_failed_pivot_and_abort(self):
         self.fail('pivot asked')
         self.fail('abort asked')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
@@ -327,7 +328,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_pivot_succeeds_and_libvirt_reports_a_failure(self):
+    def test_disk_is_completed_after_a_pivot_reported_as_failed(self):
         self.fail('pivoted', 'timed out')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertTrue(self.qemu.runs_on(self.overlay.copy))
@@ -336,7 +337,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_libvirt_is_gone_after_the_pivot_was_asked(self):
+    def test_disk_is_completed_after_libvirt_ended_during_the_pivot(self):
         def gone():
             for step in ('looked at', 'abort asked', 'pivot asked'):
                 self.fail(step, 'End of file while reading data')
@@ -348,7 +349,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_snapshot_fails(self):
+    def test_disk_is_completed_after_a_failed_snapshot(self):
         self.fail('snapshot asked')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertNotIn('pull asked', self.steps)
@@ -358,7 +359,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_pull_from_the_copy_ends_early(self):
+    def test_disk_is_completed_after_a_pull_that_ends_early(self):
         self.qemu.hooks['pull runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.complete)
         self.assertIn('before the disk was complete', str(error))
@@ -377,7 +378,7 @@ class TestChoice(BlockJobTestCase):
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
         self.assert_complete()
 
-    def test_disk_that_has_lost_its_base_is_pulled(self):
+    def test_disk_with_a_lost_base_is_pulled(self):
         self.base.unlink()
         self.complete()
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
@@ -400,11 +401,11 @@ class TestChoice(BlockJobTestCase):
         (1 << 20, 1 << 10, (2 << 10) - 1, False),
     )
     @ddt.unpack
-    def test_copy_is_for_large_disks_with_little_data(
+    def test_large_disk_with_little_data_is_copied(
             self, size, data, free, copied):
         self.assertEqual(copied, self.is_copied(size, data, free))
 
-    def test_copy_is_not_for_disks_that_have_lost_their_base(self):
+    def test_disk_with_a_lost_base_is_not_copied(self):
         self.base.unlink()
         self.assertFalse(self.is_copied(1 << 20, 0, 1 << 20))
 
@@ -439,7 +440,7 @@ class TestStart(BlockJobTestCase):
         completion.go_on(self.host)
 
     @ddt.data('copy asked', 'copy runs')
-    def test_copy_that_was_not_used_is_given_up(self, step):
+    def test_unused_copy_is_removed(self, step):
         self.qemu.kill_at(step, self.complete)
         for left in self.path.parent.glob('migfix-*'):
             shutil.rmtree(left)     # as scratch.sweep does
@@ -477,7 +478,7 @@ class TestStart(BlockJobTestCase):
         self.assertIn(f'disk.eph0 of instance {uuids.instance} stays half '
                       'completed', self.log.output)
 
-    def test_copy_that_was_given_up_is_made_once_more(self):
+    def test_removed_copy_is_made_again(self):
         # as by an operator, or for lack of space
         self.qemu.kill_at('pivot asked', self.complete)
         self.qemu.end_job()

@@ -170,10 +170,10 @@ class OtherStorageTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestMoved(OtherStorageTestCase):
+class TestMovedDisk(OtherStorageTestCase):
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_nothing_is_pulled(self, images_type):
+    def test_live_migration_pulls_no_disk(self, images_type):
         self.create(images_type)
         described = self.described()
         self.nova('get_instance_disk_info',
@@ -192,7 +192,7 @@ class TestMoved(OtherStorageTestCase):
         self.assert_left_alone()
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_no_block_is_pulled(self, images_type):
+    def test_migration_starts_no_block_pull(self, images_type):
         self.create(images_type)
         self.nova('get_instance_disk_info', return_value='[]')
         self.nova('migrate_disk_and_power_off', return_value='[]')
@@ -205,7 +205,7 @@ class TestMoved(OtherStorageTestCase):
         self.assert_left_alone()
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_nothing_is_completed(self, images_type):
+    def test_cold_migration_completes_no_disk(self, images_type):
         self.create(images_type)
         self.nova('_is_path_shared_with', return_value=False)
         self.nova('_get_instance_disk_info')
@@ -220,17 +220,17 @@ class TestMoved(OtherStorageTestCase):
 
 
 @ddt.ddt
-class TestMade(OtherStorageTestCase):
+class TestCreatedDisk(OtherStorageTestCase):
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_the_disk_has_its_file_system(self, images_type):
+    def test_new_disk_has_its_file_system(self, images_type):
         self.create(images_type)
         disk, = (path for path in self.files() if path.name != 'disk.info')
         self.assertEqual('ext4', disks.filesystem(str(disk))['TYPE'])
         self.assertEqual(1 << 30, disk.stat().st_size)
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_a_mkfs_that_fails_leaves_no_base(self, images_type):
+    def test_failed_mkfs_leaves_no_base(self, images_type):
         with mock.patch('nova.privsep.fs.mkfs', autospec=True,
                         side_effect=processutils.ProcessExecutionError), \
                 mock.patch('nova.privsep.fs.unprivileged_mkfs',
@@ -242,7 +242,7 @@ class TestMade(OtherStorageTestCase):
         self.create(images_type)
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_started_again_it_is_the_same(self, images_type):
+    def test_hard_reboot_leaves_the_disk_alone(self, images_type):
         self.create(images_type)
         nova = self.nova('_hard_reboot')
         self.driver._hard_reboot(

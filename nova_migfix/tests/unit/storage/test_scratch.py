@@ -60,38 +60,38 @@ class TestScratch(testtools.TestCase):
             'PATH', f'{directory}:{os.environ["PATH"]}'))
         return log
 
-    def test_it_is_beside_the_file_and_gone_afterwards(self):
+    def test_directory_is_beside_the_file_and_removed_afterwards(self):
         with scratch.directory(str(self.instances.base / 'file')) as path:
             self.assertEqual(str(self.instances.base), os.path.dirname(path))
             (self.instances.base / 'other').touch()
         self.assertEqual(['other'], os.listdir(self.instances.base))
 
-    def test_the_name_means_nothing_to_the_image_cache(self):
+    def test_directory_name_is_ignored_by_the_image_cache(self):
         self.config.config(host='a_host_with_a_name_of_more_than_40_letters')
         with scratch.directory(str(self.instances.base / 'file')) as path:
             name = os.path.basename(path)
             self.assertLess(len(name), 40)
             self.assertNotIn(name.split('_')[0], ('ephemeral', 'swap'))
 
-    def test_what_a_killed_process_left_is_swept_away(self):
+    def test_directory_of_a_killed_process_is_removed(self):
         existed, path = self.killed()
         self.assertTrue(existed)
         scratch.sweep()
         self.assertFalse(os.path.exists(path))
 
-    def test_what_this_process_uses_stays(self):
+    def test_directory_that_this_process_uses_stays(self):
         with scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
 
-    def test_directory_of_another_process_that_runs_stays(self):
+    def test_directory_of_another_running_process_stays(self):
         with mock.patch.object(scratch, '_RUN', 'another'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
         self.assertEqual([], os.listdir(self.instances.base))
 
-    def test_directory_that_is_swept_before_it_is_locked_is_made_again(self):
+    def test_directory_removed_before_its_lock_is_made_again(self):
         make, made = tempfile.mkdtemp, []
 
         def make_and_lose(*args, **kwargs):
@@ -104,7 +104,7 @@ class TestScratch(testtools.TestCase):
             self.assertEqual(made[1], path)
             self.assertTrue(os.path.exists(path))
 
-    def test_what_cannot_be_removed_stays(self):
+    def test_directory_that_cannot_be_removed_is_logged(self):
         _existed, path = self.killed()
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.replace('rm', 'echo "Read-only file system" >&2; exit 1')
@@ -113,7 +113,7 @@ class TestScratch(testtools.TestCase):
         self.assertIn(f'{path}, which was left', log.output)
         self.assertIn('Read-only file system', log.output)
 
-    def test_another_process_removes_it(self):
+    def test_directory_is_removed_by_another_process(self):
         """It may have GiB to free, which keep eventlet from all else."""
         log = self.replace('rm', 'exec {real} "$@"')
         with scratch.directory(str(self.instances.base / 'file')) as path:
@@ -121,7 +121,7 @@ class TestScratch(testtools.TestCase):
         self.assertEqual(f'-rf -- {path}\n', log.read_text())
         self.assertFalse(os.path.exists(path))
 
-    def test_sweeping_in_the_background_does_not_wait_for_storage(self):
+    def test_background_sweep_does_not_wait_for_storage(self):
         _existed, path = self.killed()
         answers, scandir, threads = threading.Event(), os.scandir, set()
 
@@ -139,19 +139,19 @@ class TestScratch(testtools.TestCase):
         self.assertFalse(os.path.exists(path))
         self.assertNotIn(threading.get_ident(), threads)
 
-    def test_an_archive_that_its_peer_removes_meanwhile_is_no_matter(self):
+    def test_archive_that_disappears_during_a_sweep_is_ignored(self):
         (self.instances.base / scratch.archive()).touch()
         with mock.patch.object(
                 os.path, 'getmtime', side_effect=FileNotFoundError):
             scratch.sweep()
 
-    def test_other_hosts_directories_on_shared_storage_are_not(self):
+    def test_directories_of_other_hosts_on_shared_storage_stay(self):
         _existed, path = self.killed()
         self.config.config(host='compute2.example')
         scratch.sweep()
         self.assertTrue(os.path.exists(path))
 
-    def test_an_archive_that_nobody_wants_any_more_is(self):
+    def test_old_archive_is_removed(self):
         old, new = (self.instances.base / scratch.archive() for _ in '12')
         for path, age in ((old, 2), (new, 0)):
             path.touch()
@@ -179,7 +179,7 @@ class TestWriteThrough(testtools.TestCase):
             'PATH', f'{directory}:{os.environ["PATH"]}'))
         return log
 
-    def test_another_process_flushes_this_file_alone(self):
+    def test_file_is_flushed_alone_by_another_process(self):
         pathlib.Path(self.path).write_text('content')
         log = self.flush_log()
         with mock.patch.object(os, 'fsync', autospec=True) as fsync:
@@ -187,7 +187,7 @@ class TestWriteThrough(testtools.TestCase):
         self.assertEqual(f'-- {self.path}\n', log.read_text())
         fsync.assert_not_called()
 
-    def test_file_that_is_not_there(self):
+    def test_flush_of_a_missing_file_is_an_error(self):
         error = self.assertRaises(OSError, scratch.write_through, self.path)
         self.assertIn('No such file', str(error))
 
@@ -196,7 +196,7 @@ class TestWriteThrough(testtools.TestCase):
         exclude_characters='/', exclude_categories=['Cs'], min_codepoint=1),
         min_size=1, max_size=20).filter(
             lambda name: name not in ('.', '..')))
-    def test_every_name(self, name):
+    def test_file_with_any_name_is_flushed(self, name):
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, name)
             self.assertRaises(OSError, scratch.write_through, path)
@@ -244,7 +244,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
             self.ticks += 1
             eventlet.sleep(0.01)
 
-    def test_other_threads_go_on_every_100_ms(self):
+    def test_greenthreads_run_every_100_ms_during_a_flush(self):
         block = os.urandom(1 << 20)
         with self.path.open('wb') as file:
             for _ in range(self.DIRTY >> 20):
@@ -270,23 +270,23 @@ class TestPut(testtools.TestCase):
         scratch.put(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
-    def test_old_file_is_left_to_the_directory(self):
+    def test_replaced_file_stays_under_the_temporary_name(self):
         self.path.write_text('old')
         self.put()
         self.assertEqual('old', self.made.read_text())
 
-    def test_file_that_is_not_there_yet(self):
+    def test_put_without_an_old_file_moves_the_new_one(self):
         self.put()
         self.assertFalse(self.made.exists())
 
-    def test_file_system_that_cannot_exchange_names(self):
+    def test_put_works_without_exchange_of_names(self):
         self.path.write_text('old')
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
             self.put()
         self.assertFalse(self.made.exists())
 
-    def test_exchange_without_a_file_changes_nothing(self):
+    def test_exchange_without_an_old_file_changes_nothing(self):
         error = self.assertRaises(
             FileNotFoundError, scratch.exchange, str(self.made),
             str(self.path))
