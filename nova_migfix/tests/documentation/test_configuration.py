@@ -46,13 +46,13 @@ class OptionsTestCase(testtools.TestCase):
 
     @ddt.data(*_named())
     @ddt.unpack
-    def test_option(self, group, name):
+    def test_documented_option_exists_in_nova(self, group, name):
         section = CONF if group == 'DEFAULT' else CONF[group]
         self.assertIn(name, section)
 
-    def test_the_plugins_own_are_generated(self):
+    def test_reference_of_the_plugin_options_is_generated(self):
         self.assertIn('.. show-options::\n\n   nova_migfix\n',
                       pages.text(PAGE))
 
-    def test_some_are_named(self):
+    def test_pages_name_options(self):
         self.assertIn(('libvirt', 'max_queues'), _named())

@@ -40,7 +40,7 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
             'os-migrateLive': {'host': 'dest', 'block_migration': 'auto'}})
         self.assertEqual('failed', self.is_over())
 
-    def test_runbook(self):
+    def test_diagnose_commands_show_the_failed_migration(self):
         self.migrate()
         version, server, records, events, event = (
             command for command, _ in pages.commands(
@@ -57,7 +57,7 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
         return self.api.get_instance_actions(
             self.server['id'])[0]['request_id']
 
-    def test_page_of_the_fix(self):
+    def test_commands_of_the_rollback_state_page_succeed(self):
         self.migrate()
         self.do('export OS_COMPUTE_API_VERSION=2.84')
         for command, _ in pages.commands(
@@ -73,7 +73,7 @@ class LogsTestCase(testtools.TestCase):
             PAGE, section, server=test_explain.QUEUES, domain='test',
             request_id='req-a6ede1b8-6d44-4001-9687-1634efe5a281')]
 
-    def test_explain(self):
+    def test_explain_finds_the_fault_in_the_logs(self):
         command, *_rest = self.commands('What the logs tell')
         ran = self.useFixture(status.Status()).run(command)
         self.assertEqual(2, ran.code)
@@ -96,13 +96,13 @@ class LogsTestCase(testtools.TestCase):
         (host.root / 'etc/nova/nova.conf').write_text('[DEFAULT]\n')
         return host
 
-    def test_by_hand(self):
+    def test_log_commands_find_the_fault(self):
         _explain, *commands = self.commands('What the logs tell')
         nova, qemu = self.host().run(commands)
         self.assertIn('Pre live migration failed', nova)
         self.assertIn('load of migration failed', qemu)
 
-    def test_what_is_kept(self):
+    def test_collected_files_are_those_of_the_runbook(self):
         if not shutil.which('virsh'):
             self.skipTest('libvirt-clients is not installed')
         self.useFixture(fixtures.EnvironmentVariable(

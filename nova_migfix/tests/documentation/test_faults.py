@@ -51,14 +51,14 @@ def _said(text):
 
 
 @ddt.ddt
-class FaultsTestCase(testtools.TestCase):
+class FaultsReferenceTestCase(testtools.TestCase):
 
     def test_each_fault_has_its_section(self):
         self.assertEqual(sorted(KNOWN), sorted(
             filter(None, map(_name, SECTIONS.values()))))
 
     @ddt.data(*SECTIONS)
-    def test_what_explain_says_of_the_lines(self, title):
+    def test_explain_finds_the_fault_in_the_lines_of_a_section(self, title):
         text = SECTIONS[title]
         fault, told = explain._match(_said(text))
         self.assertEqual(_name(text), fault.name if fault else '')
@@ -67,7 +67,7 @@ class FaultsTestCase(testtools.TestCase):
             self.assertNotEqual([], told)
 
     @ddt.data(*SECTIONS)
-    def test_what_is_in_it(self, title):
+    def test_section_has_its_parts(self, title):
         text = SECTIONS[title]
         parts = ['Log', 'Cause']
         fault = KNOWN.get(title)
@@ -77,6 +77,6 @@ class FaultsTestCase(testtools.TestCase):
             self.assertIn(f'\n{part}\n', f'\n{text}')
 
     @ddt.data(*SECTIONS)
-    def test_pages_that_are_named_exist(self, title):
+    def test_linked_pages_exist(self, title):
         for link in _LINK.findall(SECTIONS[title]):
             self.assertIn(f'{link}.rst', pages.names())

@@ -152,7 +152,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         _run(*self.check, repair / 'repaired.raw')
 
     @ddt.data(*_KINDS)
-    def test_the_backing_file_is_on_the_source(self, kind):
+    def test_disk_is_repaired_with_the_backing_file_of_the_source(self, kind):
         self.damage(kind)
         pull = self.shown('The backing file of the source',
                           base=self.base.name)[0]
@@ -166,13 +166,13 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.assertEqual((disk, disk), (right, repaired))
 
     @ddt.data(*_KINDS)
-    def test_the_backing_file_is_made_again(self, kind):
+    def test_disk_is_repaired_with_a_backing_file_made_again(self, kind):
         self.damage(kind)
         self.base.unlink()
         self.repair(kind, 'A backing file made again')
         self.assert_repaired()
 
-    def test_the_damage_is_found_by_the_check(self):
+    def test_check_command_finds_the_damage(self):
         self.damage('xfs')
         self.host.run(self.shown('How it is seen', base=self.base.name))
         check = subprocess.run(
@@ -181,7 +181,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.assertEqual(1, check.returncode)
         self.assertIn('bad uuid', check.stderr)
 
-    def test_the_backing_file_is_open_still(self):
+    def test_backing_file_that_is_still_open_is_copied(self):
         self.damage('ext4')
         found = self.source.nova / 'repair' / self.base.name
         expected = self.base.read_bytes()
@@ -196,7 +196,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
 class LabelTestCase(HurtGuestTestCase):
 
     @ddt.data(*_KINDS)
-    def test_label_and_uuid_are_what_they_were(self, kind):
+    def test_label_and_uuid_are_restored(self, kind):
         device = self.host.nova / 'device'
         with open(device, 'wb') as file:
             file.truncate(_SIZE)
@@ -218,7 +218,7 @@ class FilesTestCase(HurtGuestTestCase):
 
     @ddt.data((b'', '0'), (b'\1CD001', '1'))
     @ddt.unpack
-    def test_config_drive(self, content, found):
+    def test_zeroed_config_drive_is_detected(self, content, found):
         (self.directory / 'disk.config').write_bytes(
             b'\0' * 0x8000 + content + b'\0' * 2048)
         (_, shown), *_rest = pages.commands(
@@ -227,14 +227,14 @@ class FilesTestCase(HurtGuestTestCase):
         self.assertEqual(found, printed.strip())
         self.assertEqual('0', shown)
 
-    def test_files_of_a_guest_that_has_gone(self):
+    def test_files_of_a_deleted_guest_are_copied(self):
         (self.directory / 'disk').write_text('data')
         listed, _copied = self.host.run(self.shown('A guest that has gone'))
         self.assertEqual(f'/var/lib/nova/instances/{_UUID}\n', listed)
         self.assertEqual('data', (
             self.host.nova / f'repair-{_UUID}/disk').read_text())
 
-    def test_what_a_resize_has_left(self):
+    def test_leftovers_of_a_resize_are_moved_aside(self):
         left = self.host.instances / f'{_UUID}_resize'
         left.mkdir()
         commands = self.shown('``<server>_resize`` that was left behind')
@@ -243,7 +243,7 @@ class FilesTestCase(HurtGuestTestCase):
         self.assertTrue(
             (self.host.nova / 'left-behind' / left.name).exists())
 
-    def test_state_of_a_domain(self):
+    def test_state_of_a_domain_is_shown(self):
         if not shutil.which('virsh'):
             self.skipTest('libvirt-clients is not installed')
         self.useFixture(fixtures.EnvironmentVariable(
@@ -266,19 +266,19 @@ class CloudTestCase(cloud.CloudTestCase):
     def set_version(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
 
-    def test_off(self):
+    def test_repair_commands_stop_the_guest(self):
         stop, show = self.shown('Repairing guests that are hurt')
         self.do(stop)
         self._wait_for_state_change(self.server, 'SHUTOFF')
         self.assertIn('SHUTOFF', self.do(show))
 
-    def test_config_drive(self):
+    def test_hard_reboot_command_rebuilds_the_config_drive(self):
         self.set_version()
         reboot, = self.shown('Config drives of zeros')
         self.do(reboot)
         self._wait_for_state_change(self.server, 'ACTIVE')
 
-    def test_error(self):
+    def test_repair_commands_reset_the_error_state(self):
         self.set_version()
         self.api.post_server_action(
             self.server['id'], {'os-resetState': {'state': 'error'}})
@@ -289,11 +289,11 @@ class CloudTestCase(cloud.CloudTestCase):
         self.do(settle, 'y')
         self.assertEqual('ACTIVE', self.status())
 
-    def test_what_a_resize_has_left(self):
+    def test_server_command_shows_that_the_resize_is_over(self):
         show, = self.shown('``<server>_resize`` that was left behind')
         self.assertIn('ACTIVE', self.do(show))
 
-    def test_nothing_else_is_shown(self):
+    def test_openstack_commands_of_the_page_are_complete(self):
         shown = [command for command, _ in pages.shown('admin/repair.rst')
                  if command.startswith('openstack ')]
         self.assertEqual(7, len(shown))

@@ -29,11 +29,11 @@ _NAMED = re.compile(r'\btox (?:run )?-e ([a-z0-9-]+(?:,[a-z0-9-]+)*)')
 class ToxTestCase(testtools.TestCase):
 
     @ddt.data(*_PAGES)
-    def test_environments_exist(self, page):
+    def test_environments_of_a_page_exist(self, page):
         for names in _NAMED.findall(pages.text(page)):
             self.assertEqual(
                 set(), set(names.split(',')) - tox.environments())
 
-    def test_expansion(self):
+    def test_environment_names_are_expanded(self):
         self.assertTrue({'nova-29', 'nova-34-quick', 'docs'}.issubset(
             tox.environments()))

@@ -56,7 +56,7 @@ class DocumentationTestCase(testtools.TestCase):
             cwd=self.site.path, env=self.site.environment, timeout=300)
         self.assertEqual(0, done.returncode, f'{command}: {done.stdout}')
 
-    def test_commands(self):
+    def test_commands_of_the_fleet_page_succeed(self):
         (report, _), (install, _), (remove, _), (picture, _) = pages.commands(
             PAGE)
         self.do(report)
@@ -75,7 +75,7 @@ class DocumentationTestCase(testtools.TestCase):
         self.assertEqual(b'\x89PNG', (
             self.site.path / 'fleet.png').read_bytes()[:4])
 
-    def test_variables_are_those_of_the_role(self):
+    def test_variables_of_the_page_exist_in_the_role(self):
         text = (pages.CHECKOUT / 'doc/source' / PAGE).read_text()
         defaults = (playbook.PLAYBOOKS /
                     'roles/nova_migfix/defaults/main.yml').read_text()

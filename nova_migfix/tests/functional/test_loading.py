@@ -251,14 +251,14 @@ class LoadingTestCase(testtools.TestCase):
             {re.split(' @ |==', line)[0].lower() for line in after - before})
 
 
-class WheelTestCase(LoadingTestCase):
+class NovaWheelTestCase(LoadingTestCase):
     """Nova was installed from its wheel, as in images of Kolla."""
 
     @classmethod
     def make_environment(cls):
         return NovaEnvironment()
 
-    def test_nova_and_its_libraries_are_left_alone(self):
+    def test_wheel_leaves_nova_and_its_libraries_alone(self):
         self.assertUntouched()
 
     def test_nova_compute_starts_and_logs_each_fix(self):
@@ -292,7 +292,7 @@ class WheelTestCase(LoadingTestCase):
             'its library is missing.',
             self.environment.start_nova_compute(path=others))
 
-    def test_fix_that_cannot_be_loaded_may_be_left_out(self):
+    def test_fix_that_cannot_be_loaded_can_be_disabled(self):
         others = self.useFixture(BrokenFix()).path
         started = self.environment.start_nova_compute(
             enabled_fixes='vnic', path=others)
@@ -300,7 +300,7 @@ class WheelTestCase(LoadingTestCase):
         self.assertIn('Fix broken: switched off', started.log)
 
 
-class EditableTestCase(LoadingTestCase):
+class EditableNovaTestCase(LoadingTestCase):
     """Nova was installed in place (PEP 660), as by DevStack.
 
     There, a file of another distribution in ``nova/virt`` makes Nova's
@@ -311,10 +311,10 @@ class EditableTestCase(LoadingTestCase):
     def make_environment(cls):
         return NovaEnvironment(editable=True)
 
-    def test_nova_and_its_libraries_are_left_alone(self):
+    def test_wheel_leaves_editable_nova_and_its_libraries_alone(self):
         self.assertUntouched()
 
-    def test_nova_compute_starts(self):
+    def test_nova_compute_starts_with_an_editable_nova(self):
         self.assertLoaded(self.environment.start_nova_compute())
 
 
@@ -325,7 +325,7 @@ class OldNovaTestCase(LoadingTestCase):
     def make_environment(cls):
         return NovaEnvironment(release=OLD_RELEASE)
 
-    def test_nova_compute_ends(self):
+    def test_nova_compute_with_an_old_nova_ends(self):
         self.assertRefused(
             f'nova_migfix supports Nova {nova_release.OLDEST} to '
             f'{nova_release.NEWEST}, this is {OLD_RELEASE}.',

@@ -81,7 +81,7 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.assertEqual(0, done.returncode, done.stderr)
         return done.stdout
 
-    def test_the_tests_of_the_patches_pass(self):
+    def test_tests_of_the_patches_pass(self):
         new = {f'{series.module(path)}.{test}'
                for patch in series.read(self.patched_by)
                for path in series.touched(patch)
@@ -111,7 +111,7 @@ class PatchedNovaTestCase(testtools.TestCase):
         file = directory / path
         return file.read_text() if file.exists() else ''
 
-    def test_every_fix_of_the_plugin_steps_aside(self):
+    def test_fixes_of_the_plugin_are_off_in_a_patched_nova(self):
         log = self.image.path / 'nova-compute.log'
         configuration = self.image.path / 'nova.conf'
         configuration.write_text(
@@ -132,11 +132,11 @@ class PatchedNovaTestCase(testtools.TestCase):
                 'active' if name == IN_FORCE else
                 'not needed in this Nova, it'), text)
 
-    def test_golden_files(self):
+    def test_patched_nova_matches_the_golden_files(self):
         self.run_python('-m', 'testtools.run',
                         'nova_migfix.tests.unit.abi.test_vnic')
 
-    def test_disks(self):
+    def test_patched_nova_and_plugin_agree_on_disks(self):
         self.run_python('-m', 'testtools.run',
                         'nova_migfix.tests.functional.patched_disks')
 

@@ -103,7 +103,7 @@ class FailingMigrationTestCase(base.MigrationTestCase):
 
 class RolledBackTestCase(FailingMigrationTestCase):
 
-    def test_active_on_its_source_and_migrates_next_time(self):
+    def test_guest_is_active_on_its_source_and_migrates_next_time(self):
         self.live_migrate('failed', 'ACTIVE')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
@@ -111,13 +111,13 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.live_migrate('completed', 'ACTIVE')
         self.assertEqual('dest', self.host())
 
-    def test_cancelled(self):
+    def test_guest_of_a_cancelled_migration_stays_active(self):
         self.fails = self.is_cancelled
         self.live_migrate('cancelled', 'ACTIVE')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
 
-    def test_forced_to_complete(self):
+    def test_guest_of_a_forced_migration_stays_active(self):
         self.flags(live_migration_timeout_action='force_complete',
                    live_migration_completion_timeout=1, group='libvirt')
         self.fails = self.is_paused_by_nova
@@ -125,14 +125,14 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.assertEqual(
             fakelibvirt.VIR_DOMAIN_RUNNING, self.source_domain().info()[0])
 
-    def test_paused_by_its_owner(self):
+    def test_guest_paused_by_its_owner_stays_paused(self):
         self.api.post_server_action(self.server['id'], {'pause': {}})
         self._wait_for_state_change(self.server, 'PAUSED')
         self.live_migrate('failed', 'PAUSED')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
 
-    def test_reason_is_an_event_of_the_action(self):
+    def test_reason_is_an_event_of_the_instance_action(self):
         if not RAISED_AGAIN:
             self.skipTest('this Nova does not need the fix, which steps aside')
         self.live_migrate('failed', 'ACTIVE')
@@ -144,27 +144,27 @@ class RolledBackTestCase(FailingMigrationTestCase):
 class UnknownStateTestCase(FailingMigrationTestCase):
     """Who does not know where the guest runs must not say that it does."""
 
-    def test_left_paused(self):
+    def test_guest_left_paused_is_left_to_nova(self):
         self.fails = self.is_left_paused
         self.live_migrate(*NOVA)
 
-    def test_cannot_be_asked(self):
+    def test_guest_with_unknown_state_is_left_to_nova(self):
         self.fails = self.cannot_be_asked
         self.live_migrate(*NOVA)
 
-    def test_rollback_fails(self):
+    def test_failed_rollback_is_left_to_nova(self):
         self.useFixture(fixtures.MockPatch(
             'nova.compute.manager.ComputeManager._revert_allocation',
             autospec=True, side_effect=exception.NovaException()))
         self.live_migrate('error', 'ERROR')
 
 
-class SwitchedOffTestCase(FailingMigrationTestCase):
+class WithoutFixTestCase(FailingMigrationTestCase):
     """What the tests above are worth: the fault."""
 
     enabled_fixes = ['source_address', 'vnic']
 
-    def test_a_running_guest_is_in_error(self):
+    def test_unmodified_nova_puts_a_running_guest_in_error(self):
         if not RAISED_AGAIN:
             self.skipTest('this Nova does not need the fix')
         self.live_migrate('error', 'ERROR')

@@ -240,7 +240,7 @@ class RpcMatrixTestCase(testtools.TestCase):
         return (directory,)
 
     # One test, for it takes longer to start the services than to ask them.
-    def test_every_mixture(self):
+    def test_rpc_between_every_mixture_of_services(self):
         for service in self.services.values():
             self.assertEqual(service.kind, service.ask('kind')[0],
                              service.name)

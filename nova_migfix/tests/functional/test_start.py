@@ -30,27 +30,27 @@ class StartTestCase(base.MigrationTestCase):
                    if ' INFO ' in line and f'Fix {name}: ' in line]
             for name in stevedore.ExtensionManager(fixes.NAMESPACE).names()}
 
-    def test_one_line_for_each_fix(self):
+    def test_log_has_one_line_for_each_fix(self):
         self.assertIn('vnic', self.lines())
         for name, (src, dest) in self.lines().items():
             self.assertRegex(src, '^(active|not needed in this Nova)', name)
             self.assertEqual(src, dest, name)
 
-    def test_a_fix_steps_aside_where_nova_does_without(self):
+    def test_fix_is_off_where_nova_does_not_need_it(self):
         src, _dest = self.lines()['rollback_state']
         self.assertEqual(
             nova_release.major() >= 32, src.startswith('active'), src)
 
 
-class SwitchedOffTestCase(StartTestCase):
+class DisabledFixesTestCase(StartTestCase):
 
     enabled_fixes = ['vnic']
 
-    def test_one_line_for_each_fix(self):
+    def test_log_has_one_line_for_each_fix(self):
         for name, (src, dest) in self.lines().items():
             self.assertTrue(src.startswith(
                 'active' if name == 'vnic' else
                 'switched off by [migfix] enabled_fixes'), (name, src))
             self.assertEqual(src, dest, name)
 
-    test_a_fix_steps_aside_where_nova_does_without = None
+    test_fix_is_off_where_nova_does_not_need_it = None

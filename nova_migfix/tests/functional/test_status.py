@@ -29,14 +29,14 @@ class TestLibvirt(test_preflight.PreflightTestCase):
 
     real = True
 
-    def test_all(self):
+    def test_preflight_reads_all_guests_from_libvirt(self):
         self.assertEqual(self.expected(), self.findings())
 
-    def test_one(self):
+    def test_preflight_reads_one_guest_from_libvirt(self):
         self.assertEqual(self.expected(2), self.findings(
             '--instance', base.uuid(2)))
 
-    def test_out_of_reach(self):
+    def test_preflight_reports_an_unreachable_libvirt(self):
         self.host.command.write(
             '[libvirt]\nconnection_uri = qemu+unix:///system?socket=/none\n')
         ran = self.host.run('preflight')

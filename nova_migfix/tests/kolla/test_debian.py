@@ -91,7 +91,7 @@ class DebianTestCase(testtools.TestCase):
     def packages(self):
         return self.enter('pip list --format freeze').stdout
 
-    def test_pip_gives_up_before_anything_is_replaced(self):
+    def test_pip_fails_before_it_replaces_packages(self):
         (listing, _), (install, _), *_ = pages.commands('install/pip.rst')
         self.assertEqual(0, self.enter(listing).returncode)
         before = self.packages()
@@ -102,7 +102,7 @@ class DebianTestCase(testtools.TestCase):
         self.assertIn(said, done.stderr)
         self.assertEqual(before, self.packages())
 
-    def test_nova_compute_says_why_it_does_not_start(self):
+    def test_nova_compute_logs_why_it_does_not_start(self):
         self.assertEqual(0, self.enter(
             'pip install --no-deps nova-migfix').returncode)
         self.image.write('/etc/nova/nova.conf', _NOVA_CONF)

@@ -81,7 +81,7 @@ class DocumentationTestCase(image.NovaImageTestCase):
                           f'{command}: {done}')
             yield command, done.stdout
 
-    def test_pip(self):
+    def test_commands_of_the_pip_page_succeed(self):
         self.release()
         found = []
         for command, printed in self.do(pages.commands('install/pip.rst'), {
@@ -94,19 +94,19 @@ class DocumentationTestCase(image.NovaImageTestCase):
             [set(), {'nova-migfix==1.0.0'}, {'nova-migfix==1.0.0'}, set()],
             found)
 
-    def test_devstack(self):
+    def test_commands_of_the_devstack_page_succeed(self):
         self.release()
         done = list(self.do(pages.commands('install/devstack.rst')))
         self.assertEqual(3, len(done))
         self.assertEqual(self.before | {'nova-migfix==1.0.0'},
                          self.installed(self.image))
 
-    def test_kolla(self):
+    def test_commands_of_the_kolla_page_succeed(self):
         self.deploy()
         self.install()
         self.assertDone(pages.commands('install/kolla.rst'))
 
-    def test_rollout(self):
+    def test_commands_of_the_rollout_page_succeed(self):
         made = self.deploy()
         # what the page about Kolla has told before
         self.image.put(made.etc, '/etc/kolla')

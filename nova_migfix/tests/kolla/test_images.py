@@ -44,14 +44,15 @@ class DockerfileTestCase(testtools.TestCase):
     @ddt.data(*(
         (base, name) for base in BASES for name in image.IMAGES))
     @ddt.unpack
-    def test_template_overrides(self, base, name):
+    def test_template_overrides_change_the_dockerfile_as_expected(
+            self, base, name):
         self.assertEqual(
             changes.golden(f'{name}-{base}'),
             changes.changes(image.dockerfiles(base)[name],
                             image.dockerfiles(base, 'kolla-build.conf')[name]))
 
     @ddt.data(*BASES)
-    def test_an_archive_needs_no_other_dockerfile(self, base):
+    def test_archive_needs_no_other_dockerfile(self, base):
         self.assertEqual(
             image.dockerfiles(base),
             image.dockerfiles(base, 'kolla-build-archive.conf'))
@@ -62,7 +63,7 @@ class DockerfileTestCase(testtools.TestCase):
         ('ubuntu', 'ubuntu', lint.NORMAL),
         ('rocky', 'rhel', lint.SYSTEM))
     @ddt.unpack
-    def test_the_policy_is_right(self, base, family, builtin):
+    def test_image_has_the_right_policy(self, base, family, builtin):
         dockerfile = image.dockerfiles(base, 'kolla-build.conf')
         *_, generate, _ = image.steps(dockerfile['nova-libvirt'])
         arguments, path = re.search(
@@ -128,17 +129,17 @@ class StepTestCase(image.NovaImageTestCase):
 
 class PipStepTestCase(StepTestCase):
 
-    def test_package(self):
+    def test_pip_step_installs_the_package(self):
         self.assertPackageAdded()
 
-    def test_archive_of_a_wheel(self):
+    def test_pip_step_installs_an_archive_of_a_wheel(self):
         place = self.useFixture(image.Checkout())
         wheel = place.build()
         place.run('tar', '--create', '--file', 'nova-migfix.tar',
                   '--directory', str(wheel.parent), '.')
         self.assertArchiveAdded(place)
 
-    def test_source_archive(self):
+    def test_pip_step_installs_a_source_archive(self):
         place = self.useFixture(image.Checkout())
         place.build('sdist').rename(place.path / 'nova-migfix.tar')
         self.assertArchiveAdded(place)
@@ -164,7 +165,7 @@ class OldestPipStepTestCase(StepTestCase):
             raise cls.skipException('Nova 29 is for Python 3.11 at most.')
         super().setUpClass()
 
-    def test_package(self):
+    def test_pip_step_installs_the_package_beside_nova_29(self):
         self.assertPackageAdded()
 
 
@@ -186,7 +187,7 @@ class PatchesTestCase(image.NovaImageTestCase):
                   '--template-only', '--work-dir', 'work', '^nova-')
         return place.path / f'work/docker/nova/{self.IMAGE}'
 
-    def test_kolla_applies_them_when_nova_is_there(self):
+    def test_kolla_applies_the_patches_after_it_installs_nova(self):
         files = self.render()
         dockerfile = (files / 'Dockerfile').read_text()
         install, _, apply = dockerfile.partition('COPY patches /patches\n')

@@ -76,7 +76,7 @@ class ValidationTestCase(image.NovaImageTestCase):
     def without_plugin(self):
         return self.useFixture(image.Image(self.nova))
 
-    def test_nothing_is_said_of_the_plugin(self):
+    def test_validation_accepts_the_options_of_the_plugin(self):
         stock = self.configuration.replace(
             'migfix.LibvirtDriver', 'libvirt.LibvirtDriver')
         self.assertNotEqual(stock, self.configuration)
@@ -84,7 +84,7 @@ class ValidationTestCase(image.NovaImageTestCase):
         self.assertEqual(before, self.said(
             self.with_plugin(), self.configuration + OPTIONS))
 
-    def test_mistakes_are_found(self):
+    def test_validation_finds_a_misspelt_option(self):
         before = self.said(self.without_plugin(), self.configuration)
         made = self.with_plugin()
         self.assertEqual(
@@ -93,7 +93,7 @@ class ValidationTestCase(image.NovaImageTestCase):
             self.said(made, f'{self.configuration}[migfix]\n'
                             'enabled_fix = vnic\n'))
 
-    def test_options_that_are_left_over_are_found(self):
+    def test_validation_finds_options_left_without_the_plugin(self):
         page = (pages.CHECKOUT / 'doc/source/install/kolla.rst').read_text()
         before = self.said(self.without_plugin(), self.configuration)
         left_over = self.said(

@@ -67,7 +67,7 @@ class DriverTestCase(testtools.TestCase):
             **behaviour)).mock
 
 
-class TestStart(DriverTestCase):
+class TestDriverStart(DriverTestCase):
 
     def test_enabled_fixes_are_loaded(self):
         self.config.config(enabled_fixes=['vnic'], group='migfix')
@@ -136,7 +136,7 @@ class TestStart(DriverTestCase):
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
 
 
-class TestPrecheck(DriverTestCase):
+class TestLiveMigrationPrecheck(DriverTestCase):
 
     def test_destination_sends_its_capabilities(self):
         data = peer.LibvirtLiveMigrateData()
@@ -172,7 +172,7 @@ class TestPrecheck(DriverTestCase):
             'instance', self.driver._host, 'data')
 
 
-class TestDestination(DriverTestCase):
+class TestMigrationDestination(DriverTestCase):
 
     def setUp(self):
         super().setUp()
@@ -286,7 +286,7 @@ class TestDestination(DriverTestCase):
         self.assertTrue(self.directory.exists())
 
 
-class TestOperation(DriverTestCase):
+class TestMigrationOperation(DriverTestCase):
 
     ARGUMENTS = ('context', 'instance', 'dest', True, 'data')
 
@@ -332,7 +332,7 @@ class TestOperation(DriverTestCase):
         self.assert_libvirt_gets(None)
 
 
-class TestFailure(DriverTestCase):
+class TestMigrationFailure(DriverTestCase):
 
     def migrate(self, error):
         self.nova('_live_migration', side_effect=error)
@@ -350,7 +350,7 @@ class TestFailure(DriverTestCase):
             'context', 'instance', self.driver._host, 'data', error)
 
 
-class TestColdSource(DriverTestCase):
+class TestColdMigrationSource(DriverTestCase):
 
     def test_fixes_add_to_the_disk_info_of_a_cold_migration(self):
         self.nova('migrate_disk_and_power_off',

@@ -24,7 +24,7 @@ from nova_migfix import peer
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 
-class TestObject(testtools.TestCase):
+class TestMigrateData(testtools.TestCase):
 
     def setUp(self):
         super().setUp()

@@ -146,7 +146,7 @@ PATCHED = nova_release.has(fix.Vnic.mended_by)
 
 
 @ddt.ddt
-class TestStock(RecomputedByNova):
+class TestStockXML(RecomputedByNova):
 
     @ddt.data(*CASES)
     @unittest.skipIf(PATCHED, 'this Nova has the fix')
@@ -156,7 +156,7 @@ class TestStock(RecomputedByNova):
 
 
 @ddt.ddt
-class TestPatched(RecomputedByNova):
+class TestPatchedNova(RecomputedByNova):
 
     @ddt.data(*CASES)
     @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
@@ -173,7 +173,7 @@ class TestPatched(RecomputedByNova):
 
 
 @ddt.ddt
-class TestKept(testtools.TestCase):
+class TestKeepVnics(testtools.TestCase):
 
     @ddt.data(*CASES)
     def test_running_vnics_are_kept(self, case):
@@ -266,7 +266,7 @@ def build(values):
     return etree.tostring(domain, encoding='unicode')
 
 
-class TestEveryAttribute(testtools.TestCase):
+class TestEveryVnicAttribute(testtools.TestCase):
 
     @given(running=INTERFACES, computed=INTERFACES)
     def test_each_attribute_follows_its_rule(self, running, computed):

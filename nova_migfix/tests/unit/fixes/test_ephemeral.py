@@ -63,7 +63,7 @@ class EphemeralTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestDestination(EphemeralTestCase):
+class TestLiveMigrationDestination(EphemeralTestCase):
     """What the destination of a live migration makes."""
 
     def described(self, name='disk.eph0', base=BASE, size=1):
@@ -181,7 +181,7 @@ class TestDestination(EphemeralTestCase):
                          set(os.listdir(self.instances.path)))
 
 
-class TestSource(EphemeralTestCase):
+class TestLiveMigrationSource(EphemeralTestCase):
     """A running guest that leaves for this or that destination."""
 
     def setUp(self):
@@ -291,7 +291,7 @@ class TestSource(EphemeralTestCase):
         self.assertIn('disk.swap', str(error))
 
 
-class TestCold(EphemeralTestCase):
+class TestColdMigrationAndHardReboot(EphemeralTestCase):
 
     def setUp(self):
         super().setUp()
@@ -505,7 +505,7 @@ class TestCold(EphemeralTestCase):
 
 
 @ddt.ddt
-class TestStopping(EphemeralTestCase):
+class TestStoppingGuest(EphemeralTestCase):
     """A guest stops whose backing file is gone: QEMU has the only copy."""
 
     def setUp(self):
@@ -600,7 +600,7 @@ class TestStopping(EphemeralTestCase):
         self.assertEqual(1, len(self.overlays()))
 
 
-class TestExtension(testtools.TestCase):
+class TestDriverExtension(testtools.TestCase):
 
     def test_driver_uses_the_image_backend_and_cache_of_the_fix(self):
         driver = mock.Mock(image_backend=imagebackend.Backend(use_cow=True))

@@ -38,7 +38,7 @@ OURS = [config_drive.ConfigDrive, ephemeral.Ephemeral,
 
 
 @ddt.ddt
-class TestLoad(testtools.TestCase):
+class TestLoadFixes(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -127,7 +127,7 @@ class TestLoad(testtools.TestCase):
             self.assertRaises(OSError, fixes.load, None)
 
 
-class TestHooks(testtools.TestCase):
+class TestFixHooks(testtools.TestCase):
 
     def test_fix_without_hooks_has_no_effect(self):
         fix = base.Fix()
@@ -146,7 +146,7 @@ class TestHooks(testtools.TestCase):
 
 
 @ddt.ddt
-class TestRelease(testtools.TestCase):
+class TestNovaRelease(testtools.TestCase):
 
     @ddt.data('29.4.0', '30.0.1', '34.0.0', '34.1.0.dev12')
     def test_supported_releases_are_accepted(self, version):

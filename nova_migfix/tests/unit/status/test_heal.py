@@ -256,7 +256,7 @@ class TestRunningGuest(HealTestCase):
 
 
 @ddt.ddt
-class TestSkipped(HealTestCase):
+class TestSkippedDisk(HealTestCase):
 
     def assert_skipped(self, path, reason):
         before = path.stat()

@@ -376,7 +376,7 @@ class TestServices(PreflightTestCase):
 
 
 @ddt.ddt
-class TestRecomputed(testtools.TestCase):
+class TestRecomputedVnics(testtools.TestCase):
     """The same as in the golden files of the fix, by Nova's own code."""
 
     def setUp(self):

@@ -203,7 +203,7 @@ class TestFixes(StatusTestCase):
 
 
 @ddt.ddt
-class TestAddress(StatusTestCase):
+class TestMigrationAddress(StatusTestCase):
 
     @ddt.data(
         ('', WARNING, 'is unset'),
@@ -266,7 +266,7 @@ class TestAddress(StatusTestCase):
 
 
 @ddt.ddt
-class TestQueues(StatusTestCase):
+class TestTapQueues(StatusTestCase):
 
     @ddt.data((8, 16, FAILURE, 'max_queues = 8'), (256, 16, SUCCESS, '16'),
               (8, 8, SUCCESS, '8'))

@@ -117,7 +117,7 @@ class BlockJobTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestKilled(BlockJobTestCase):
+class TestKilledNovaCompute(BlockJobTestCase):
     """A nova-compute is killed at some step, and another one is started."""
 
     def kill_at(self, step):
@@ -193,7 +193,7 @@ class TestKilled(BlockJobTestCase):
         self.assert_same_bytes(self.path)
 
 
-class TestCopy(BlockJobTestCase):
+class TestBlockCopy(BlockJobTestCase):
 
     def test_guest_goes_on_with_the_disk_on_a_copy(self):
         overlay = self.lay_on_copy()
@@ -253,7 +253,7 @@ class TestCopy(BlockJobTestCase):
         self.assert_complete()
 
 
-class TestFailure(BlockJobTestCase):
+class TestFailedStep(BlockJobTestCase):
     """Steps fail; the guest runs on, and its disk is completed later."""
 
     def assert_left_as_before(self, error):
@@ -370,7 +370,7 @@ class TestFailure(BlockJobTestCase):
 
 
 @ddt.ddt
-class TestChoice(BlockJobTestCase):
+class TestCopyOrPull(BlockJobTestCase):
 
     def test_disk_is_pulled_where_a_copy_has_no_space(self):
         with self.free(completion.allocated(str(self.base))):
@@ -427,7 +427,7 @@ class TestChoice(BlockJobTestCase):
 
 
 @ddt.ddt
-class TestStart(BlockJobTestCase):
+class TestStartAfterKill(BlockJobTestCase):
     """A nova-compute starts after another one was killed."""
 
     def setUp(self):

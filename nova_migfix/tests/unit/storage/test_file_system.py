@@ -39,7 +39,7 @@ class FileSystemTestCase(testtools.TestCase):
         self.config = self.useFixture(config_fixture.Config(cfg.CONF))
 
 
-class TestWhole(FileSystemTestCase):
+class TestWholeFile(FileSystemTestCase):
 
     def test_file_gets_its_name_when_it_is_complete(self):
         def create(target, size):
@@ -74,7 +74,7 @@ class TestWhole(FileSystemTestCase):
 
 
 @ddt.ddt
-class TestSparse(FileSystemTestCase):
+class TestSparseFileSystem(FileSystemTestCase):
 
     def create(self, **kwargs):
         file_system.sparse(nova_driver.LibvirtDriver._create_ephemeral)(

@@ -108,7 +108,7 @@ class TestImageCache(ImageCacheTestCase):
         in_use.assert_called_once_with()
 
 
-class TestUnmodified(ImageCacheTestCase):
+class TestUnmodifiedNova(ImageCacheTestCase):
 
     manager = imagecache.ImageCacheManager
 

@@ -293,7 +293,7 @@ class TestDirtyRates(testtools.TestCase):
 
 
 @ddt.ddt
-class TestCommand(AuditTestCase):
+class TestAuditCommand(AuditTestCase):
 
     def setUp(self):
         super().setUp()

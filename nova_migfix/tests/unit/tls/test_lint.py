@@ -74,7 +74,7 @@ class TestLint(testtools.TestCase):
         self.assertEqual([], self.complaints(text, builtin))
 
 
-class TestCommand(testtools.TestCase):
+class TestLintCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()

@@ -87,7 +87,7 @@ class TestMerge(testtools.TestCase):
 
 
 @ddt.ddt
-class TestCommand(testtools.TestCase):
+class TestGenerateCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()

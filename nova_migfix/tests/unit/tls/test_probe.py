@@ -102,7 +102,7 @@ class TestFindUser(testtools.TestCase):
 
 
 @ddt.ddt
-class TestCommand(testtools.TestCase):
+class TestProbeCommand(testtools.TestCase):
 
     def probe(self, answer, *arguments):
         out = io.StringIO()

@@ -22,7 +22,7 @@ from nova_migfix.transport import arrival
 
 
 @ddt.ddt
-class TestReason(testtools.TestCase):
+class TestErrorReason(testtools.TestCase):
     """What an operator is told of a file that could not be had."""
 
     @ddt.data(

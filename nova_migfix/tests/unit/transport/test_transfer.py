@@ -37,7 +37,7 @@ from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.transport import transfer
 
 
-class TestSource(testtools.TestCase):
+class TestSourceHost(testtools.TestCase):
 
     def test_migration_address_replaces_the_host_name(self):
         with transfer.fetching_from('10.0.2.11'):
