@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""No command is shown that nothing runs.
+"""A test runs each command that the documentation shows.
 
-What runs those of a page is a test that asks for ``pages.commands`` with the
-page's name, or with a constant of its module: this is what is looked for here.
+A test that runs the commands of a page calls ``pages.commands`` with the name
+of the page or with a constant of its module. This module searches for these
+calls.
 """
 
 import ast
@@ -30,13 +31,13 @@ from nova_migfix.tests import pages
 _TESTS = pages.CHECKOUT / 'nova_migfix/tests'
 _SCENARIOS = _TESTS / 'lab/scenarios'
 
-# A command that is not in a console block.
+# A command outside a console block.
 _ASTRAY = re.compile(r'^ +[$#] \S.*$', re.MULTILINE)
 _BLOCK = re.compile(r'\.\. code-block:: +(bash|sh|shell|shell-session)\b')
 
 
 def _asked_for(path):
-    """Yield the pages whose commands a test asks for."""
+    """Yield the pages whose commands a test module reads."""
     tree = ast.parse(path.read_text())
     constants = {ast.unparse(node.targets[0]): node.value
                  for node in tree.body if isinstance(node, ast.Assign)}

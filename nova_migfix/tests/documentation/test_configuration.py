@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The options that the configuration reference names are Nova's."""
+"""Nova has the options that the pages name."""
 
 import re
 
@@ -29,7 +29,7 @@ _NAMED = re.compile(r'``\[(\w+)\] (\w+)``')
 
 
 def _named():
-    """Return the options of all pages, a group and a name each."""
+    """Return group and name of each option that the pages name."""
     return sorted({named for page in pages.names()
                    for named in _NAMED.findall(pages.text(page))})
 

@@ -30,7 +30,7 @@ PAGE = 'admin/diagnose.rst'
 
 
 class FailedMigrationTestCase(cloud.CloudTestCase):
-    """One that QEMU on the destination ends."""
+    """QEMU on the destination ends the migration."""
 
     def _migrate_stub(self, domain, destination, params, flags):
         test_rollback_state.fail(self.source_domain())
@@ -53,7 +53,7 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
         self.assertIn('live_migration', self.do(event))
 
     def request(self):
-        """Return the ID of the request that has failed."""
+        """Return the ID of the failed request."""
         return self.api.get_instance_actions(
             self.server['id'])[0]['request_id']
 
@@ -80,7 +80,7 @@ class LogsTestCase(testtools.TestCase):
         self.assertIn('vnic-queues', ran.out)
 
     def host(self):
-        """A host with the logs that ``explain`` is tested with."""
+        """Return a host with the logs of the tests of ``explain``."""
         host = self.useFixture(machine.Host('compute1'))
         try:
             host.run(['true'])
@@ -114,5 +114,5 @@ class LogsTestCase(testtools.TestCase):
             {'nova-compute.log', 'test.log', 'nova.conf', 'test.xml'},
             {path.name for path in kept.iterdir()})
         self.assertIn('<domain', (kept / 'test.xml').read_text())
-        # what it prints when it says so
+        # the remedy that explain prints with *unknown*
         self.assertIn('both nova.conf', explain.COLLECT)

@@ -12,7 +12,7 @@
 
 """The runbook for draining a host.
 
-By the real client, on Nova's in-process cloud with two computes.
+The real client runs it on Nova's in-process cloud with two computes.
 """
 
 import time

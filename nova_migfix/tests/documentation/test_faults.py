@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The reference of faults, and the table that ``explain`` has.
+"""The reference of faults agrees with the table of ``explain``.
 
-Whoever finds a line there is told the same by the command, and no fault that
-the command knows is missing.
+``explain`` finds the same fault as the reference in each line, and the
+reference has each fault that the command knows.
 """
 
 import re
@@ -31,7 +31,7 @@ _LINES = re.compile(
 _TABLE = re.compile(r'^\.\. include:: table/(\S+)\.rst$', re.MULTILINE)
 _LINK = re.compile(':doc:`/([^`]+)`')
 
-#: title: text
+#: text of each section, by title
 SECTIONS = {
     title: text for page in pages.names()
     if page.startswith('faults/')
@@ -40,7 +40,7 @@ KNOWN = {fault.name: fault for fault in faults.FAULTS}
 
 
 def _name(text):
-    """Return the name of a fault, '' if none but the reference has it."""
+    """Return the name of a fault, '' if only the reference has it."""
     return ''.join(_TABLE.findall(text))
 
 

@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The runbook for guests that are hurt: on real disks, and on Nova's cloud.
+"""The runbook for damaged guests, on real disks and on Nova's cloud.
 
-Disks are damaged as Nova does it: an overlay is moved from the backing file
-that it was laid upon to another one, of the same name, that another mkfs has
-made.
+The tests damage disks as Nova does: they move an overlay from its backing
+file to another one of the same name, which another mkfs made.
 """
 
 import shutil
@@ -31,8 +30,8 @@ from nova_migfix.tests import pages
 _UUID = '3b7fabc5-7528-4cf2-b32d-ab0a61428e52'
 _SIZE = 1 << 30
 
-#: of a file system: the name of its backing file, what Nova runs, what finds
-#: faults, and how the runbook says that it is made anew
+#: by file system: the name of its backing file, Nova's mkfs command, the check
+#: command, and the mkfs command of the runbook
 _KINDS = {
     'ext4': ('ephemeral_1_40d1d2c', ('mkfs', '-t', 'ext4', '-F'),
              ('e2fsck', '-fn'), 'mkfs.ext4'),
@@ -48,13 +47,13 @@ def _run(*command, **popen):
 
 
 def _use_ext4(image):
-    """Write to it what a guest writes, the superblock included."""
+    """Write as a guest does, also to the superblock."""
     for number in range(8):
         _run('debugfs', '-w', '-R', f'write {__file__} file{number}', image)
 
 
 def _use_xfs(image):
-    """Use the root directory, as who puts something into it."""
+    """Change the root directory, as a guest that adds a file."""
     _run('xfs_db', '-x', '-c', 'sb 0', '-c', 'addr rootino',
          '-c', 'write core.mtime.sec 1', image)
 
@@ -63,7 +62,7 @@ _USE = {'ext4': _use_ext4, 'xfs': _use_xfs}
 
 _CLUSTER = 64 << 10
 
-# Bytes at the beginning that who mounts a file system writes.
+# Bytes at the beginning that each mount of a file system writes.
 _ALWAYS_WRITTEN = 2 * _CLUSTER
 
 
@@ -81,7 +80,7 @@ class HurtGuestTestCase(testtools.TestCase):
         self.directory.mkdir()
 
     def shown(self, *sections, **values):
-        """Return the commands of a shell in parts of the runbook."""
+        """Return the shell commands in sections of the runbook."""
         return [command for section in sections for command, _ in
                 pages.commands('admin/repair.rst', section, **{
                     'server': _UUID, 'source': 'compute1', 'size': 1,
@@ -95,8 +94,8 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def damage(self, kind):
         """Migrate a guest with one disk, as unmodified Nova does.
 
-        :ivar base: on the source
-        :ivar original: all bytes of the disk before that
+        :ivar base: the base on the source
+        :ivar original: all bytes of the disk before the damage
         """
         name, mkfs, self.check, _again = _KINDS[kind]
         self.base = self.source.base / name
@@ -127,7 +126,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
                          f'write -s {piece} {offset} {_CLUSTER}', self.disk)
 
     def repair(self, kind, *sections):
-        """Follow the runbook; returns what each command has printed."""
+        """Follow the runbook; return the output of each command."""
         commands = [command for command in self.shown(
             'How it is seen', *sections, 'The disk upon the right one',
             base=self.base.name) if self.is_for(kind, command)]
@@ -135,7 +134,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
 
     @staticmethod
     def is_for(kind, command):
-        """Say whether a command is, where one is shown for each kind."""
+        """Return whether a command is for this kind of file system."""
         others = {word for other in _KINDS if other != kind
                   for word in (_KINDS[other][2][0], _KINDS[other][3])}
         return not others & set(command.split()) and not (

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is shown for the day on which the patches are taken out."""
+"""The commands for the removal of the patches."""
 
 import subprocess
 
@@ -31,7 +31,7 @@ class RemovedPatchesTestCase(testtools.TestCase):
             self.skipTest(f'no mount namespace of our own: {error}')
 
     def lay(self, disk, base):
-        """Lay a disk upon a backing file, or make one that is complete."""
+        """Make an overlay on a base, or a complete disk."""
         path = self.host.instances / disk
         path.parent.mkdir(exist_ok=True)
         below = []

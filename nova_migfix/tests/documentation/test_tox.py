@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The environments of tox that pages name exist."""
+"""tox.ini has the environments that the pages name."""
 
 import re
 
@@ -20,7 +20,7 @@ import testtools
 from nova_migfix.tests.documentation import tox
 from nova_migfix.tests import pages
 
-# Those of upstream.rst are Nova's.
+# The environments in upstream.rst are Nova's.
 _PAGES = [page for page in pages.names() if page != 'patches/upstream.rst']
 _NAMED = re.compile(r'\btox (?:run )?-e ([a-z0-9-]+(?:,[a-z0-9-]+)*)')
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that the documentation shows are run, and do what it says."""
+"""The documented commands run and have the documented effect."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ from nova_migfix.tests import pages
 PAGE = 'status/fleet.rst'
 SNIPPET = 'kolla/config/nova/nova-compute.conf'
 
-# In the container is what is here.
+# The container is this machine.
 _ENGINE = '#!/bin/sh\nshift 2; exec "$@"\n'
 
 
@@ -62,7 +62,7 @@ class DocumentationTestCase(testtools.TestCase):
         self.do(report)
         host, = json.loads((
             self.site.path / 'nova-migfix-report.json').read_text())['hosts']
-        # there is neither libvirt nor a guest here
+        # this machine has neither libvirt nor a guest
         self.assertEqual('failed', host['state'])
         self.assertIn('Release of Nova',
                       [check['check'] for check in host['checks']])

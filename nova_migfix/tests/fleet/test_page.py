@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The report as it is read: filters, counts, and nothing from elsewhere."""
+"""The report in a browser: filters, counts, no requests to other URLs."""
 
 import pathlib
 import unittest
@@ -63,7 +63,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         return [row[number] for row in self.browser.rows()]
 
     def assertShown(self, hosts, guests, findings):
-        """How many of each there are, in the tabs and in the tables."""
+        """Assert the numbers in the tabs and in the tables."""
         self.assertEqual((hosts, guests, findings), self.browser.counts())
         for view, number in (('findings', findings), ('guests', guests),
                              ('hosts', hosts)):
@@ -113,10 +113,10 @@ class PageTestCase(test_fleet.FleetTestCase):
         self.assertShown(*counts)
 
     @ddt.data(
-        # a name, and what several have in theirs
+        # a full name, and parts of several names
         ('host', 'compute1', (1, 2, 3)), ('host', 'COMPUTE', (5, 3, 4)),
         ('host', '11', (1, 1, 1)), ('host', 'none', (0, 0, 0)),
-        # of a guest, of a device, of a host; without regard to case
+        # of a guest, of a device, of a host; case-insensitive
         ('text', B, (1, 1, 1)), ('text', 'MTU', (1, 1, 1)),
         ('text', 'no route to', (1, 0, 0)), ('text', 'neutron', (1, 1, 1)))
     @ddt.unpack
@@ -181,7 +181,7 @@ class PageTestCase(test_fleet.FleetTestCase):
 
     @ddt.data('light', 'dark')
     def test_text_has_enough_contrast(self, scheme):
-        """WCAG 2: 4.5 between the colours of text and what is behind."""
+        """WCAG 2 requires a contrast of 4.5 between text and background."""
         page = self.open()
         page.emulate(scheme)
         for selector in ('body', 'footer', '.tiles dd.no', '.tiles .yes',
@@ -189,7 +189,7 @@ class PageTestCase(test_fleet.FleetTestCase):
             self.assertGreaterEqual(page.contrast(selector), 4.5, selector)
 
     def test_controls_have_accessible_names(self):
-        """All that is operated has a name, and is an element of HTML."""
+        """Each control is an HTML element with a name."""
         page = self.open()
         self.assertEqual([], page.nameless())
         self.assertEqual('Host', page.find('#host').accessible_name)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/report.yml`` asks hosts, also those that do not answer."""
+"""``ansible/report.yml`` reports hosts, also those that do not answer."""
 
 import json
 
@@ -64,7 +64,7 @@ class ReportTestCase(testtools.TestCase):
                             hosts.preflight('well', []))
         self.site.write_inventory(
             well={'nova_migfix_container': 'well'},
-            # nobody listens
+            # no service listens
             away={'ansible_connection': 'ssh', 'ansible_host': '127.0.0.1',
                   'ansible_port': 1},
             none={'nova_migfix_container': 'none'},

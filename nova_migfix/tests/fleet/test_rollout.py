@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/rollout.yml`` installs the plugin, and takes it away."""
+"""``ansible/rollout.yml`` installs and removes the plugin."""
 
 import json
 import pathlib
@@ -33,7 +33,7 @@ from nova_migfix.tests import pages
 
 _KOLLA = pathlib.Path(sys.prefix) / 'share/kolla-ansible/ansible'
 
-# What nova.conf may have already; Debian's has the driver.
+# A nova.conf before the rollout; Debian's sets the driver.
 NOVA_CONF = '''\
 [DEFAULT]
 compute_driver=libvirt.LibvirtDriver
@@ -43,7 +43,7 @@ host = compute1
 virt_type = kvm
 '''
 
-# Ansible finds neither systemd nor another service manager here.
+# Ansible finds neither systemd nor another service manager on this machine.
 _SERVICE = '''#!/bin/sh
 ### BEGIN INIT INFO
 # Provides: nova-compute
@@ -54,7 +54,7 @@ echo "$1" >>{log}
 
 
 def driver(path):
-    """What nova-compute is told by a file."""
+    """Return the compute_driver that a file sets."""
     conf = cfg.ConfigOpts()
     conf.register_opt(cfg.StrOpt('compute_driver'))
     conf(['--config-file', str(path)])
@@ -113,14 +113,14 @@ class HostTestCase(testtools.TestCase):
         script.chmod(0o755)
 
     def make_environment(self):
-        """One with the Nova of this one."""
+        """Make a virtual environment with the Nova of this one."""
         self.venv = self.site.path / 'venv'
         venv.create(self.venv, with_pip=True)
         place, = self.venv.glob('lib/python3*/site-packages')
         (place / 'nova.pth').write_text(sysconfig.get_path('purelib'))
 
     def pretend(self, name, version):
-        """Have pip find another version than that of this environment."""
+        """Make pip find another version than that of this environment."""
         place, = self.venv.glob('lib/python3*/site-packages')
         found = place / f'{name}-{version}.dist-info'
         found.mkdir()
@@ -139,19 +139,19 @@ class HostTestCase(testtools.TestCase):
         return ran
 
     def restarted(self):
-        """How often; it is forgotten then."""
+        """Return the number of restarts since the last call."""
         text = self.restarts.read_text() if self.restarts.exists() else ''
         self.restarts.unlink(missing_ok=True)
         return text.split().count('restart') or text.split().count('start')
 
     def packages(self):
-        """What is installed there, by the names of files."""
+        """Return the names of the installed packages' files."""
         place, = self.venv.glob('lib/python3*/site-packages')
         return {found.name for found in place.iterdir()}
 
     def test_plugin_is_installed_on_a_host_and_removed(self):
         before = self.packages()
-        # which is replaced
+        # the rollout replaces it
         self.pretend('nova_migfix', '1.0.0')
         self.assertNotEqual(0, self.try_to_roll('--check').changed['compute1'])
         self.assertEqual({'nova_migfix-1.0.0.dist-info'},
@@ -198,7 +198,7 @@ class HostTestCase(testtools.TestCase):
 
 
 class KollaTestCase(testtools.TestCase):
-    """nova-compute in containers: one snippet, where Ansible is run from."""
+    """nova-compute in containers: one snippet on the deployment host."""
 
     def setUp(self):
         super().setUp()

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Plugin and patches agree on disks: real ones, described and completed.
+"""Plugin and patches agree on real disks: they describe and complete them.
 
-Run in a patched Nova, by test_patched_nova: either host of a migration, and
-the same host before and after, may have the one or the other.
+test_patched_nova runs this in a patched Nova: either host of a migration, or
+one host before and after an upgrade, may have the plugin or the patches.
 """
 
 import json
@@ -42,7 +42,7 @@ def run(*command):
 
 
 class DisksTestCase(testtools.TestCase):
-    """Of two overlays the first has been written to."""
+    """Two overlays; the guest has written to the first."""
 
     def setUp(self):
         super().setUp()
@@ -70,7 +70,7 @@ class DisksTestCase(testtools.TestCase):
         run('mkfs', '-t', 'ext4', '-q', '-F', self.base)
 
     def overlays(self):
-        """Return those that the plugin finds, which are the patches'."""
+        """Return the overlays, which plugin and patches find alike."""
         found = list(disks.ephemeral_overlays(str(self.directory)))
         self.assertEqual(list(map(tuple, found)), list(map(
             tuple, ephemeral.get_overlays(str(self.directory)))))
@@ -134,10 +134,10 @@ class DisksTestCase(testtools.TestCase):
         disks.flatten(path, 'qcow2', path)
         self.assertEqual([NAMES[1]], [disk.name for disk in self.overlays()])
 
-    # -- a live migration between one and the other --------------------------
+    # -- a live migration between plugin and patches -------------------------
 
     def describe(self):
-        """Return the disks as Nova describes them itself."""
+        """Return the disk info of unmodified Nova."""
         return [{'path': str(path), 'type': 'qcow2', 'backing_file': BASE,
                  'virt_disk_size': 1 << 30} for path in self.paths]
 

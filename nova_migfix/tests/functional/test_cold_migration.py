@@ -30,7 +30,7 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 @contextlib.contextmanager
 def free_space(size):
-    """Have no more than *size* bytes free where the instances are."""
+    """Limit the free space of the instances to *size* bytes."""
     usage = collections.namedtuple('usage', 'total used free')
     with mock.patch.object(shutil, 'disk_usage', autospec=True,
                            return_value=usage(units.Ti, units.Ti, size)):
@@ -39,7 +39,7 @@ def free_space(size):
 
 class ColdTestCase(storage.StorageTestCase):
 
-    #: two on one base, of which the guest has not written to the second
+    #: two on one base; the guest has not written to the second
     DISKS = ('disk.eph0', 'disk.eph1', 'disk.eph2')
 
     def setUp(self):
@@ -70,7 +70,7 @@ class ColdTestCase(storage.StorageTestCase):
         self.assertEqual('src', self.host())
 
     def assert_stays(self, status):
-        """The guest is on its source, in the state in which it was."""
+        """Assert that the guest is on its source, in its former state."""
         self.assertEqual(status, self.server['status'])
         self.assertEqual('src', self.host())
         self.assertEqual(status == 'ACTIVE',
@@ -88,7 +88,7 @@ class OverlaySourceTestCase(ColdTestCase):
 
     def test_disks_of_a_running_guest_are_pulled_before_its_stop(self):
         self.move(migrate=None)
-        # A block pull fails where the guest does not run.
+        # A block pull fails on a guest that does not run.
         self.assertEqual(self.pulled_by_qemu(), self.jobs.pulled)
         self.assert_all_kept()
         self.assertEqual([], self.hosts.pulled)
@@ -158,12 +158,12 @@ class OverlaySourceTestCase(ColdTestCase):
 
 
 class LittleSpaceTestCase(storage.StorageTestCase):
-    """The source has no room for a second copy of the disk."""
+    """The source has no space for a second copy of the disk."""
 
     def setUp(self):
         super().setUp()
         self.boot(1)
-        self.write(size='64M')      # more than the backing file has
+        self.write(size='64M')      # more than the size of the backing file
         self.before = self.image()
         self.file = self.path().stat().st_ino
         base, = self.bases()
@@ -220,7 +220,7 @@ class SwapTestCase(storage.StorageTestCase):
 
 
 class CompleteDiskTestCase(ColdTestCase):
-    """Disks that are complete from their creation move as they are."""
+    """Disks that are complete from their creation move unchanged."""
 
     overlays = False
 
@@ -271,7 +271,7 @@ class CompleteDiskTestCase(ColdTestCase):
 
 
 class CompleteDiskUnpatchedDestinationTestCase(ColdTestCase):
-    """A destination without the plugin leaves complete disks as they are."""
+    """A destination without the plugin leaves complete disks unchanged."""
 
     overlays = False
     enabled_on = {'dest': WITHOUT}
@@ -288,7 +288,7 @@ class CompleteDiskUnpatchedDestinationTestCase(ColdTestCase):
 
 
 class NewDiskTestCase(storage.StorageTestCase):
-    """A disk that comes with a larger flavor."""
+    """A resize to a larger flavor creates a disk."""
 
     def resize(self, size):
         self.move(resize={'flavorRef': self._create_flavor(
@@ -303,14 +303,14 @@ class NewDiskTestCase(storage.StorageTestCase):
         self.write('disk.local', 'dest')
         before = self.image('disk.local', 'dest')
         self.resize(2)
-        # It does not grow: Nova leaves a qcow2 disk that is there as it is.
+        # It does not grow: Nova leaves an existing qcow2 disk unchanged.
         self.assert_kept(before, 'disk.local', 'src')
         self.assertEqual(
             units.Gi, disks.virtual_size(self.path('disk.local')))
 
 
 class CompleteNewDiskTestCase(NewDiskTestCase):
-    """The disk is complete from its creation."""
+    """The new disk is complete from its creation."""
 
     overlays = False
 
@@ -322,7 +322,7 @@ class CompleteNewDiskTestCase(NewDiskTestCase):
 
 
 class UnpatchedSourceNewDiskTestCase(NewDiskTestCase):
-    """Made there, then completed by the other host."""
+    """Unmodified Nova creates the disk; the other host completes it."""
 
     enabled_on = {'dest': WITHOUT}
 
@@ -338,7 +338,7 @@ class SameHostTestCase(ColdTestCase):
 
 
 class UnpatchedDestinationTestCase(ColdTestCase):
-    """It gets the disks complete."""
+    """A destination without the plugin gets complete disks."""
 
     enabled_on = {'dest': WITHOUT}
 
@@ -348,7 +348,7 @@ class UnpatchedDestinationTestCase(ColdTestCase):
 
 
 class UnpatchedSourceTestCase(ColdTestCase):
-    """The destination completes the disks, with the source's bases."""
+    """The destination completes the disks with the bases of the source."""
 
     enabled_on = {'src': WITHOUT}
 
@@ -374,7 +374,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
         self.assertEqual([], self.bases('dest'))
 
     def test_hard_reboot_uses_no_other_base_for_the_disk(self):
-        # which Nova's log advises to do
+        # Nova's log advises a hard reboot
         foreign = self.have_base(self.bases()[0].name)
         self.lose_base()
         self.refused(migrate=None)
@@ -385,7 +385,7 @@ class UnpatchedSourceTestCase(ColdTestCase):
 
 
 class UnpatchedSourceUnwrittenTestCase(storage.StorageTestCase):
-    """The guest has not written to its disk, whose base is lost."""
+    """The guest has not written to its disk on a lost base."""
 
     enabled_on = {'src': WITHOUT}
 
@@ -403,7 +403,7 @@ class UnpatchedSourceUnwrittenTestCase(storage.StorageTestCase):
 
 
 class SharedStorageTestCase(ColdTestCase):
-    """Both hosts see the same files: nothing is to be done."""
+    """Both hosts see the same files: no disk is completed."""
 
     shared = True
 
@@ -416,7 +416,7 @@ class SharedStorageTestCase(ColdTestCase):
 
 
 class SharedStorageUnpatchedTestCase(SharedStorageTestCase):
-    """Nor by the destination."""
+    """The destination completes no disk on shared storage either."""
 
     enabled_on = {'src': WITHOUT}
 
@@ -438,7 +438,7 @@ class SharedStorageLostBaseTestCase(ColdTestCase):
 
 
 class WithoutFixTestCase(ColdTestCase):
-    """Nova's own behaviour, from which the fix protects."""
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 

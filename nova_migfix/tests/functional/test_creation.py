@@ -33,13 +33,13 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 class CreationTestCase(storage.StorageTestCase):
 
     def assert_refused(self, *ephemerals, **others):
-        """Nova cannot create the guest, and nothing is left."""
+        """Assert that Nova cannot create the guest and leaves no files."""
         self.boot(*ephemerals, state='ERROR', **others)
         self.assert_nothing_left('src')
         self.assertEqual([], self.bases('dest'))
 
     def made_bases(self):
-        """Return the names of the files that Nova has made in _base."""
+        """Return the names of the files that Nova made in _base."""
         return sorted(
             path.name
             for path in (self.hosts.instances('src') / '_base').iterdir()
@@ -51,7 +51,7 @@ class CreationTestCase(storage.StorageTestCase):
 
 @ddt.ddt
 class CompleteDiskTestCase(CreationTestCase):
-    """The default: no disk shares a file system with another one."""
+    """The default: each disk has its own file system."""
 
     overlays = False
 
@@ -125,7 +125,7 @@ class CompleteDiskTestCase(CreationTestCase):
 
 @ddt.ddt
 class EmptiedCacheTestCase(CreationTestCase):
-    """Nothing in _base matters to a complete disk."""
+    """A complete disk does not depend on files in _base."""
 
     overlays = False
 
@@ -164,7 +164,7 @@ class EmptiedCacheTestCase(CreationTestCase):
 
 
 class OverlayTestCase(CreationTestCase):
-    """[migfix] ephemeral_overlays: a base gets its name when it is whole."""
+    """[migfix] ephemeral_overlays: a base is complete when it has its name."""
 
     def test_disks_of_one_size_share_a_base(self):
         self.boot((1, 'xfs'), (1, 'xfs'), swap=64)
@@ -188,7 +188,7 @@ class OverlayTestCase(CreationTestCase):
         self.assert_has('ext4', 'ephemeral0')
 
     def test_too_long_label_leaves_no_base(self):
-        # as [DEFAULT] virt_mkfs says
+        # as [DEFAULT] virt_mkfs can configure
         with mock.patch.object(
                 fs, '_DEFAULT_MKFS_COMMAND',
                 'mkfs.xfs -L volume_%(fs_label)s %(target)s'):
@@ -243,7 +243,7 @@ class OverlayTestCase(CreationTestCase):
 
 
 class WithoutFixTestCase(CreationTestCase):
-    """Nova's own behaviour, from which the tests above protect."""
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 

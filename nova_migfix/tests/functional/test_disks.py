@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Local disks arrive with the bytes they left with."""
+"""Local disks keep their bytes in a live migration."""
 
 import os
 import time
@@ -27,12 +27,12 @@ CONF = conf.CONF
 ADDRESS = test_source_address.ADDRESS
 BASE = 'ephemeral_1_40d1d2c'
 
-#: what a file of the source's has in it, by its name
+#: the content of a file of the source, by its name
 CONTENT = b'of the source: %s'
 
 
 class Disks(test_source_address.LocalDisks):
-    """Two ephemeral disks upon one base, and an ISO config drive."""
+    """Two ephemeral disks on one base, and an ISO config drive."""
 
     DISKS = (('disk.eph0', 'qcow2', BASE), ('disk.eph1', 'qcow2', BASE),
              ('disk.config', 'raw', None))
@@ -61,7 +61,7 @@ class DisksTestCase(base.MigrationTestCase):
         return os.path.join(CONF.instances_path, self.server['id'], *names)
 
     def assert_cleaned_up(self):
-        """The destination is told to when the migration has failed already."""
+        """Wait until the destination has removed the files of the instance."""
         deadline = time.monotonic() + 30
         while os.path.exists(self.instance_path()):
             self.assertLess(time.monotonic(), deadline, 'files are left')
@@ -72,7 +72,7 @@ class DisksTestCase(base.MigrationTestCase):
                      ramdisk_id=self.glance.image2['id'])
 
     def _migrate_stub(self, domain, destination, params, flags):
-        # later the source's files are removed, and here both have one path
+        # the source's files are removed later, and both hosts share one path
         for name in os.listdir(self.instance_path()):
             with open(self.instance_path(name), 'rb') as file:
                 self.arrived[name] = file.read().replace(b'\0', b'')
@@ -124,7 +124,7 @@ class ArrivalTestCase(DisksTestCase):
 
 
 class UnpatchedDestinationTestCase(DisksTestCase):
-    """A destination that has not said that it pulls."""
+    """The destination has not announced that it pulls bases."""
 
     def setUp(self):
         super().setUp()
@@ -168,7 +168,7 @@ class UnpatchedDestinationTestCase(DisksTestCase):
 
 
 class WithoutFixTestCase(DisksTestCase):
-    """What the tests above are worth: Nova makes the files itself."""
+    """Without the fixes Nova creates the files itself."""
 
     enabled_fixes = ['rollback_state', 'source_address', 'vnic']
 

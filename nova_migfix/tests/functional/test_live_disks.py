@@ -25,10 +25,10 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 TRANSPORTS = ('ssh', 'rsync')
 
-#: of each format of a config drive, what each of them begins with
+#: by format of a config drive, bytes that it contains
 DRIVES = {'iso9660': b'CD001', 'vfat': b'mkfs.fat'}
 
-#: why a file cannot be had, and what the operator is told of it
+#: by fault, how to cause it, and part of its message
 FAULTS = {
     'no ssh': (
         lambda hosts: hosts.cut('Connection refused'), 'Connection refused'),
@@ -43,7 +43,7 @@ FAULTS = {
 class LiveTestCase(storage.StorageTestCase):
 
     def boot_from(self, *files):
-        """Create a guest with these; returns what is in them, by name."""
+        """Create a guest with these files; return their contents by name."""
         self.images = {name: self.upload(
             {'kernel': 'aki', 'ramdisk': 'ari'}[name]) for name in files}
         self.boot(image=self.upload(**{
@@ -56,7 +56,7 @@ class LiveTestCase(storage.StorageTestCase):
         self.assert_nothing_left('dest')
 
     def assert_told(self, *parts):
-        """The operator is told so by the action that has failed."""
+        """Assert that the failed action has these parts in its details."""
         details = self.failed_event('compute_pre_live_migration')['details']
         for part in ('disk.eph0', self.server['id'], 'from src', *parts):
             self.assertIn(part, details)
@@ -264,7 +264,7 @@ class SharedStorageTestCase(LiveTestCase):
 
 
 class EmptiedConfigDriveTestCase(LiveTestCase):
-    """An earlier migration has left zeros."""
+    """An earlier migration left zeros in the config drive."""
 
     def setUp(self):
         super().setUp()
@@ -298,7 +298,7 @@ class EmptiedConfigDriveTestCase(LiveTestCase):
 
 
 class WithoutFixTestCase(LiveTestCase):
-    """What the tests above are worth."""
+    """The faults of Nova that the fixes prevent."""
 
     enabled_fixes = ['source_address']
 
@@ -328,7 +328,7 @@ class WithoutFixTestCase(LiveTestCase):
 
 @ddt.ddt
 class RawDiskTestCase(LiveTestCase):
-    """Disks without backing files are moved by Nova and libvirt alone."""
+    """Nova and libvirt alone move disks without backing files."""
 
     def boot_with(self, images_type):
         self.flags(images_type=images_type, group='libvirt')
@@ -341,7 +341,7 @@ class RawDiskTestCase(LiveTestCase):
             base.unlink()
 
     def content(self, host):
-        """Return where the file system has most of its metadata."""
+        """Return the first MiB, with most metadata of the file system."""
         with open(self.path(host=host), 'rb') as disk:
             return disk.read(1 << 20)
 

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The patch set, applied to this Nova where it is installed, as Kolla does.
+"""The patch set, applied to the installed Nova as Kolla applies it.
 
-What runs in the patched Nova is a process of its own.
+A separate process runs the patched Nova.
 """
 
 import json
@@ -33,17 +33,17 @@ from tools.patches import check
 from tools.patches import kolla
 from tools.patches import series
 
-#: The fix that is in force in a patched Nova, as it mends no fault of Nova's.
+#: The fix that is active in a patched Nova, as its fault is not Nova's.
 IN_FORCE = 'tls_rekey'
 
 
 class PatchedImage(fixtures.Fixture):
-    """The root of an image of Kolla's whose Nova has been patched.
+    """The root directory of a Kolla image with a patched Nova.
 
-    :param name: of the series
-    :ivar path: of the root
-    :ivar site_packages: where its Nova is, and nothing else
-    :ivar before: where this Nova is
+    :param name: the name of the series
+    :ivar path: the path of the root directory
+    :ivar site_packages: the directory of its Nova, with no other package
+    :ivar before: the directory of the unpatched Nova
     """
 
     def __init__(self, name):
@@ -144,6 +144,6 @@ class PatchedNovaTestCase(testtools.TestCase):
 @testtools.skipUnless(series.SERIES['master'] == nova_release.major(),
                       'made for another Nova')
 class ForReviewTestCase(PatchedNovaTestCase):
-    """What is for review, on the Nova on which it was made."""
+    """The series for review, on the Nova for which it was made."""
 
     patched_by = 'master'

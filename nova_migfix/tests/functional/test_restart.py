@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""Old overlays: their bases are kept, or the disks completed, or refused."""
+"""Old overlays: bases are kept, disks completed, or starts refused."""
 
 import contextlib
 import shutil
@@ -42,14 +42,14 @@ class RestartTestCase(storage.StorageTestCase):
         return bool(self.source_domain().isActive())
 
     def assert_changed(self, image, name='disk.eph0'):
-        """The guest reads other bytes than those from now on."""
+        """Assert that the guest now reads other bytes than those."""
         self.assertRaises(
             processutils.ProcessExecutionError, processutils.execute,
             'qemu-img', 'compare', image, self.path(name))
 
     @contextlib.contextmanager
     def untouched(self, name='disk.eph0'):
-        """The disk is the same file with the same bytes afterwards."""
+        """Assert that the disk stays the same file with the same bytes."""
         path = self.path(name)
         before = self.backing(name), path.read_bytes()
         self.assertIsNotNone(before[0])
@@ -57,7 +57,7 @@ class RestartTestCase(storage.StorageTestCase):
         self.assertEqual(before, (self.backing(name), path.read_bytes()))
 
     def stay_on_the_source(self):
-        """A resize ends on the host where it begins."""
+        """Make a resize stay on the source."""
         self.flags(allow_resize_to_same_host=True)
         service, = self.api.get_services(host='dest', binary='nova-compute')
         self.api.put_service(service['id'], {'status': 'disabled'})
@@ -73,7 +73,7 @@ class RestartTestCase(storage.StorageTestCase):
 
 @ddt.ddt
 class BaseLostWhileRunningTestCase(RestartTestCase):
-    """The backing file has lost its name; QEMU has it open still."""
+    """The backing file is removed; QEMU still has it open."""
 
     def boot_and_lose(self, *ephemerals):
         self.boot(*ephemerals or (1,))
@@ -159,7 +159,7 @@ class BaseLostWhileRunningTestCase(RestartTestCase):
 
 @ddt.ddt
 class BaseLostWhileOffTestCase(RestartTestCase):
-    """Nobody has the backing file."""
+    """The backing file is removed, and no process has it open."""
 
     def boot_and_lose(self, *ephemerals, name='disk.eph0', **others):
         self.boot(*ephemerals, **others)
@@ -167,7 +167,7 @@ class BaseLostWhileOffTestCase(RestartTestCase):
         self.lose_base(name)
 
     @ddt.data((START, 'SHUTOFF'),
-              # as Nova calls a guest that is off after a reboot
+              # Nova's state of a guest that is off after a reboot
               (HARD_REBOOT, 'ERROR'))
     @ddt.unpack
     def test_start_with_data_on_a_lost_base_is_refused(self, action, status):
@@ -248,7 +248,7 @@ class BaseLostWhileOffTestCase(RestartTestCase):
 
 @ddt.ddt
 class BaseInPlaceTestCase(RestartTestCase):
-    """Nothing is lost, and all is as with Nova."""
+    """No base is lost; the plugin behaves as Nova does."""
 
     def setUp(self):
         super().setUp()
@@ -281,7 +281,7 @@ class BaseInPlaceTestCase(RestartTestCase):
 
 
 class CacheTestCase(RestartTestCase):
-    """Files that nobody uses are removed at once."""
+    """The image cache removes unused files at once."""
 
     def setUp(self):
         super().setUp()
@@ -291,7 +291,7 @@ class CacheTestCase(RestartTestCase):
                    group='image_cache')
 
     def run_pass(self, host='src'):
-        """Have the periodic task of a nova-compute look at its cache."""
+        """Run the image cache task of a nova-compute."""
         with self.hosts.on(host):
             self.computes[host].manager._run_image_cache_manager_pass(
                 context.get_admin_context())
@@ -329,7 +329,7 @@ class ImageCacheTestCase(CacheTestCase):
         before = self.image('disk.eph1')
         self.resize()
         for path in self.path(), self.path('disk.eph1'):
-            # which <uuid>_resize alone names from now on
+            # now only the disks in <uuid>_resize name the bases
             disks.flatten(str(path), 'qcow2', str(path))
         self.run_pass()
         self.revert()
@@ -355,7 +355,7 @@ class ImageCacheTestCase(CacheTestCase):
 
 
 class SharedImageCacheTestCase(CacheTestCase):
-    """Both hosts have one directory of instances, and one image cache."""
+    """Both hosts share one directory of instances and one image cache."""
 
     shared = True
 
@@ -376,12 +376,12 @@ class SharedImageCacheTestCase(CacheTestCase):
 
 @ddt.ddt
 class WithoutFixTestCase(CacheTestCase):
-    """Nova's own behaviour, from which the tests above protect."""
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 
     def lose(self, name='disk.eph0'):
-        """Write to a disk, and lose its base; returns its former image."""
+        """Write to a disk and remove its base; return its former image."""
         self.write(name)
         before = self.image(name)
         self.lose_base(name)
@@ -418,7 +418,7 @@ class WithoutFixTestCase(CacheTestCase):
         self.act(**START)
         found = disks.filesystem(str(self.image('disk.eph1')))
         self.assertEqual('ext4', found['TYPE'])
-        # that of the first disk, or the name of the base in Nova 29
+        # the label of the first disk, or the name of the base in Nova 29
         self.assertNotEqual('ephemeral1', found['LABEL'])
 
     def test_image_cache_of_nova_removes_the_base_of_a_second_disk(self):

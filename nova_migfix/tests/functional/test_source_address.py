@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What Glance no longer has comes over the migration network: LP 1939869."""
+"""Files missing in Glance come over the migration network: LP 1939869."""
 
 import functools
 import os
@@ -51,7 +51,7 @@ TRANSPORTS = {
         'rsync', '-r', '--sparse', f'{host}:{path}', path, '--compress'],
 }
 
-#: what no ssh may ever see as a host
+#: values that must never reach ssh as a host
 BAD_ADDRESSES = (
     '-oProxyCommand=reboot',
     'two words',
@@ -120,7 +120,7 @@ class LocalDisks(fixtures.Fixture):
 
     def _cache(self, path, fetch_func, filename, size=None, safe=False,
                **options):
-        """As Nova, leave a disk that is there on the base that is there."""
+        """Leave an existing disk on its existing base, as Nova does."""
         if os.path.exists(path):
             return
         fetch_func(target=os.path.join(
@@ -138,7 +138,7 @@ class LocalDisks(fixtures.Fixture):
 
 class SourceAddressTestCase(base.MigrationTestCase):
 
-    # Those that have more from the source leave less to be fetched by Nova.
+    # The other fixes fetch files themselves, which Nova then does not fetch.
     enabled_fixes = ['rollback_state', 'source_address', 'vnic']
 
     def setUp(self):
@@ -154,7 +154,7 @@ class SourceAddressTestCase(base.MigrationTestCase):
 
 
 class SentAddressTestCase(SourceAddressTestCase):
-    """What crosses RPC in each leg of a live migration."""
+    """The address crosses RPC in the legs of a live migration."""
 
     TOLD = dict(zip(base.LEGS, (
         None, ADDRESS, ADDRESS, None, ADDRESS, ADDRESS)))
@@ -183,7 +183,7 @@ class SentAddressTestCase(SourceAddressTestCase):
 
 
 class FetchAddressTestCase(SourceAddressTestCase):
-    """What the destination executes, after each way of getting there."""
+    """The destination fetches from the address in each operation."""
 
     def test_live_migration_fetches_from_the_address_of_the_source(self):
         for transport, command in TRANSPORTS.items():
@@ -247,10 +247,9 @@ class FetchAddressTestCase(SourceAddressTestCase):
 
 
 class InvalidAddressTestCase(SourceAddressTestCase):
-    """A source that tells what is no host.
+    """A source sends an invalid address.
 
-    The option takes no such value, so only a peer that is not what it should
-    be can do so.
+    The option accepts no such value, so only a compromised peer can send it.
     """
 
     def test_invalid_address_is_refused_before_it_reaches_a_command_line(self):
@@ -269,7 +268,7 @@ class InvalidAddressTestCase(SourceAddressTestCase):
 
 
 class WithoutFixTestCase(SourceAddressTestCase):
-    """What the tests above are worth: Nova knows the host name only."""
+    """Without the fix Nova only knows the host name."""
 
     enabled_fixes = ['rollback_state', 'vnic']
 

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What nova-compute's log says of the fixes when it starts."""
+"""nova-compute logs the state of the fixes when it starts."""
 
 import stevedore
 
@@ -23,7 +23,7 @@ from nova_migfix.tests.functional import base
 class StartTestCase(base.MigrationTestCase):
 
     def lines(self):
-        """Return what both computes have logged of each registered fix."""
+        """Return the lines of both computes about each registered fix."""
         lines = self.stdlog.logger.output.splitlines()
         return {
             name: [line.partition(f'Fix {name}: ')[2] for line in lines

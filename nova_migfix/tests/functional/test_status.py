@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``preflight`` of guests that libvirt itself describes.
+"""``preflight`` on guests that the real libvirt describes.
 
-By its test driver, which reads the same file as the unit tests and needs no
-daemon. Skipped where there is no libvirt-python, as Nova's own tests do
-without it.
+libvirt's test driver reads the same file as the unit tests and needs no
+daemon. The tests are skipped without libvirt-python, which Nova's own tests
+do not need.
 """
 
 import importlib.util

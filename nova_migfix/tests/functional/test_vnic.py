@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""A vNIC keeps what the guest was booted with, or the guest stays."""
+"""A vNIC keeps its properties from boot, or the guest stays."""
 
 import fixtures
 from lxml import etree
@@ -23,7 +23,7 @@ from nova_migfix.tests.functional import base
 plug_os_vif = vif.LibvirtGenericVIFDriver._plug_os_vif
 MULTIQUEUE = {'hw_vif_multiqueue_enabled': 'true'}
 
-#: what happens, [libvirt] options at boot, [libvirt] options at migration
+#: change, [libvirt] options at boot, [libvirt] options at migration
 CHANGES = (
     ('queues grow', {'max_queues': 2}, {'max_queues': 4}),
     ('queues shrink', {'max_queues': 4}, {'max_queues': 2}),
@@ -48,7 +48,7 @@ class VnicTestCase(base.MigrationTestCase):
             './devices/interface/driver').attrib)
 
     def migrate_after_change(self, at_boot, at_migration):
-        """Return the vNIC that the guest has and the one that it gets."""
+        """Return the vNIC before the migration and that of the destination."""
         self.configure(**at_boot)
         self.boot(**MULTIQUEUE)
         running = self.vnic(self.source_domain().XMLDesc(0))
@@ -73,7 +73,7 @@ class KeptVnicTestCase(VnicTestCase):
 
 
 class RecomputedVnicTestCase(VnicTestCase):
-    """What the tests above are worth: Nova changes every one of them."""
+    """Without the fix Nova changes each vNIC."""
 
     enabled_fixes = ['rollback_state', 'source_address']
 
@@ -116,9 +116,10 @@ class TooFewQueuesTestCase(VnicTestCase):
 class CreatedTapTestCase(VnicTestCase):
     """Os-vif creates the tap before libvirt opens it: LP 2069718.
 
-    With one queue or several as flavor and image say, which is all that Nova
-    tells os-vif. Libvirt then opens it with the queues of the guest, and the
-    kernel refuses several of a tap for one and one of a tap for several.
+    Nova passes to os-vif only whether flavor and image ask for one queue or
+    several. Libvirt then opens the tap with the queues of the guest. The
+    kernel refuses several queues of a single-queue tap, and one queue of a
+    multiqueue tap.
     """
 
     def setUp(self):
@@ -153,9 +154,9 @@ class CreatedTapTestCase(VnicTestCase):
         self.assertIn('does not fit the tap device', event['details'])
 
     def test_guest_with_one_queue_meets_a_multiqueue_tap_without_the_fix(self):
-        # A destination without the plugin tells nothing, so nothing is
-        # refused. This is what it does; if it no longer holds, neither does
-        # the refusal.
+        # A destination without the plugin sends no capability, so the source
+        # does not refuse. This test shows the fault that justifies the
+        # refusal; if it fails, the refusal is no longer needed.
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.vnic.Vnic.capabilities', autospec=True,
             return_value={}))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Kolla Ansible makes of ``kolla/``."""
+"""Kolla Ansible with the files of ``kolla/``."""
 
 import configparser
 import functools
@@ -41,10 +41,10 @@ MOUNT = f'{POLICY}:{policy.FAMILIES["debian"].path}:ro'
 
 
 def container(name, attribute, file, **variables):
-    """Return something of a container as the engine is given it.
+    """Return an attribute of a container as the engine gets it.
 
-    :param file: of kolla/, with variables
-    :param variables: what else stands in a deployer's globals.yml
+    :param file: a file of kolla/ with variables
+    :param variables: further variables of a deployer's globals.yml
     """
     out = subprocess.run(
         [_BIN / 'ansible', 'localhost', '--connection', 'local',
@@ -112,10 +112,10 @@ def stock(**variables):
 
 
 class ConfigurationTestCase(testtools.TestCase):
-    """Line by line, what is other than without the plugin."""
+    """The changed lines of the configuration with the plugin."""
 
     def changes(self, ours):
-        """Return what is other in each file that is not the same."""
+        """Return the changed lines of each changed file."""
         before, after = stock(), ours.configure()
         self.assertEqual(before.keys(), after.keys())
         return {name: changes.changes(before[name], after[name])
@@ -139,7 +139,7 @@ class ConfigurationTestCase(testtools.TestCase):
             self.changes(ours))
 
     def test_compute_driver_of_the_role_overrides_that_of_a_deployer(self):
-        """ansible/ adds a section of its own at the end of the file."""
+        """ansible/ adds its own section at the end of the file."""
         ours = self.useFixture(deployment.Deployment())
         ours.add('nova-compute.conf',
                  '[DEFAULT]\ncompute_driver = libvirt.LibvirtDriver\n'
@@ -172,7 +172,7 @@ class ConfigurationTestCase(testtools.TestCase):
 
 
 class AddressTestCase(testtools.TestCase):
-    """Where files are fetched from, and who answers there."""
+    """The address that files are fetched from, and its sshd."""
 
     def configured(self, **variables):
         files = stock(**variables)

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images: what kolla-build makes of ``kolla/``.
+"""kolla-build with the files of ``kolla/``.
 
-For want of a container engine, and of an hour, they are not built; the one
-step that installs the plugin is taken.
+Without a container engine, and to save an hour, the images are not built; only
+the step that installs the plugin runs.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ BASES = ('debian', 'rocky', 'ubuntu')
 
 @ddt.ddt
 class DockerfileTestCase(testtools.TestCase):
-    """Line by line, what is other than in the images of everybody."""
+    """The changed lines of the Dockerfiles with the plugin."""
 
     @ddt.data(*(
         (base, name) for base in BASES for name in image.IMAGES))
@@ -77,9 +77,9 @@ class DockerfileTestCase(testtools.TestCase):
 
 
 class StepTestCase(image.NovaImageTestCase):
-    """The step that installs the plugin, beside a Nova that it is for.
+    """The step that installs the plugin, beside a supported Nova.
 
-    :ivar REQUIREMENTS: of the plugin, that Nova does not have, as patterns
+    :ivar REQUIREMENTS: patterns of the requirements that Nova lacks
     """
 
     REQUIREMENTS = ()
@@ -93,9 +93,9 @@ class StepTestCase(image.NovaImageTestCase):
 
     @classmethod
     def take_step(cls, made, dockerfile, wheels=None):
-        """Take the last step of a Dockerfile; returns what is installed.
+        """Run the last step of a Dockerfile; return the installed packages.
 
-        :param wheels: a directory in which pip looks for packages as well
+        :param wheels: a further directory with packages for pip
         """
         made.write('/usr/local/bin/kolla_nova_extend_start', '')
         made.run(f'mkdir --parents {image.PLUGINS}')
@@ -107,7 +107,7 @@ class StepTestCase(image.NovaImageTestCase):
         return cls.installed(made)
 
     def assertPluginAdded(self, made, after):
-        """Assert that it was, and that nothing else was changed."""
+        """Assert that only the plugin and its requirements were added."""
         self.assertEqual(set(), self.installed(self.nova) - after)
         self.assertEqual(set(), self.stock - after)
         added = sorted(after - self.stock, key=str.lower)
@@ -170,14 +170,14 @@ class OldestPipStepTestCase(StepTestCase):
 
 
 class PatchesTestCase(image.NovaImageTestCase):
-    """A series of patches, as kolla-build takes it and an image applies it."""
+    """A series of patches that kolla-build reads and an image applies."""
 
     IMAGE = 'nova-base'
-    SERIES = '2026.2'       # of the Nova in the image
+    SERIES = '2026.2'       # the series for the Nova in the image
     MENDED = 'nova/virt/libvirt/driver.py'
 
     def render(self):
-        """Do what the documentation shows; returns the image's files."""
+        """Run the documented commands; return the directory of the image."""
         place = self.useFixture(image.Checkout())
         place.run(sys.executable, '-m', 'tools.patches.kolla',
                   self.SERIES, 'kolla-patches',
@@ -212,6 +212,6 @@ class PatchesTestCase(image.NovaImageTestCase):
 
     @staticmethod
     def script():
-        """Return Kolla's, which its images have as kolla_patch."""
+        """Return Kolla's script, which its images have as kolla_patch."""
         return (pathlib.Path(kolla.__file__).parent
                 / 'docker/base/kolla_patch.sh')

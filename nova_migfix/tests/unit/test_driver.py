@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Where the driver asks the fixes, and that Nova does its own part.
+"""The driver calls the hooks of the fixes, and Nova's own methods.
 
-Nova's methods are replaced by recorders of the same signature; that they do
-what they do is shown by Nova's own suites, which run against this driver.
+Recorders with the same signatures replace Nova's methods. Nova's own suites,
+which run against this driver, test the methods themselves.
 """
 
 import contextlib
@@ -89,14 +89,14 @@ class TestDriverStart(DriverTestCase):
     def test_overrides_accept_the_arguments_of_nova(self):
         for name, stock, override in self.overrides():
             given = list(inspect.signature(stock).parameters)
-            # not what it shows, but what stands there
+            # the parameters of the code, not those of a wrapper's signature
             taken = inspect.signature(types.FunctionType(
                 override.__code__, {}, closure=override.__closure__))
             taken.bind(*given)
             taken.bind(**dict.fromkeys(given, name))
 
     def overrides(self):
-        """Yield name, Nova's and ours of each method that is overridden."""
+        """Yield name, Nova's method and override of each overridden method."""
         for name, ours in vars(driver.LibvirtDriver).items():
             stock = getattr(libvirt_driver.LibvirtDriver, name, None)
             ours = getattr(ours, '__func__', ours)      # of a static method
@@ -268,7 +268,7 @@ class TestMigrationDestination(DriverTestCase):
         raise OSError
 
     def test_directory_of_a_failed_attempt_is_removed(self):
-        # Nova takes it for another instance's at the next.
+        # Nova would treat it as another instance's in the next attempt.
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertFalse(self.directory.exists())
@@ -322,7 +322,7 @@ class TestMigrationOperation(DriverTestCase):
         self.assertEqual(1, self.guest.get_xml_desc.call_count)
 
     def test_only_migratable_xml_counts_as_the_running_xml(self):
-        # with serial consoles Nova reads the ports from the XML
+        # with serial consoles Nova reads their ports from the XML
         self.operate(reads=[{'dump_migratable': True}, {}])
         self.assert_libvirt_gets('<computed/> as <running/>')
 
@@ -440,9 +440,9 @@ class TestDisks(DriverTestCase):
         self.assertIsNone(self.driver._prepare_otherwise('instance', disks))
 
     def assert_asked(self, method, error, question, *of_what):
-        """A fix is asked before Nova does something, and may refuse it.
+        """Assert that a hook runs before Nova's method and can refuse it.
 
-        :param error: what Nova's manager goes by
+        :param error: the exception that Nova's manager handles
         """
         arguments = [f'the {name}' for name in inspect.signature(getattr(
             libvirt_driver.LibvirtDriver, method)).parameters][1:]

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nothing blocks a nova-compute under eventlet for more than 100 ms.
+"""No call blocks a nova-compute under eventlet for more than 100 ms.
 
-All its greenthreads are in one thread: while a call waits for a disk, nothing
-else goes on, and with many instances the service seems to be down.
+All greenthreads share one thread: while a call waits for a disk, no other
+greenthread runs, and with many instances the service appears to be down.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ LIMIT = 0.1     # seconds
 class TestOtherGreenthreads(testtools.TestCase):
 
     def gap(self, call):
-        """Return the seconds for which a call blocks all others."""
+        """Return the seconds for which a call blocks all greenthreads."""
         directory = self.useFixture(fixtures.TempDir()).path
         done = subprocess.run(
             [sys.executable, '-m', blocking.__name__, call, directory],

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is made of patches to Nova, shown on a small one."""
+"""The tools for patches to Nova, with a small patch."""
 
 import pathlib
 import re
@@ -28,7 +28,7 @@ from tools.patches import series
 
 NAME = '0001-libvirt-Double-a-number.patch'
 
-#: as git format-patch writes it; of code, a new test and a release note
+#: as git format-patch writes it, with code, a new test and a release note
 MAIL = textwrap.dedent("""\
     From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001
     From: Somebody <somebody@example.org>
@@ -94,7 +94,7 @@ class PatchesTestCase(testtools.TestCase):
         self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
 
     def install(self, prefix='', text=BEFORE):
-        """Install a Nova without tests; returns its package."""
+        """Install a Nova without tests; return its package."""
         package = self.root / prefix / 'nova'
         package.mkdir(parents=True)
         (package / 'twice.py').write_text(text)
@@ -214,7 +214,7 @@ class TestNewTests(testtools.TestCase):
 
 
 class TestNewComplaints(testtools.TestCase):
-    """What a tool says of a file is held against a patch if it is new."""
+    """Only new complaints of a tool about a file count against a patch."""
 
     BEFORE = textwrap.dedent("""\
         nova/crypto.py:40:1: error: Library stubs not installed
@@ -235,7 +235,7 @@ class TestNewComplaints(testtools.TestCase):
 
 
 class TestPatchSet(testtools.TestCase):
-    """The patch set itself, as far as it can be judged without a Nova."""
+    """The patch set, as far as it can be checked without Nova."""
 
     def test_series_file_names_exactly_the_patches(self):
         for name in series.SERIES:
@@ -257,7 +257,7 @@ class TestPatchSet(testtools.TestCase):
                         f'{patch}: nothing in {where}')
 
     def test_commit_messages_are_wrapped(self):
-        """As Nova's contributor/commit-messages.rst has it."""
+        """Source: contributor/commit-messages.rst of Nova."""
         for name in series.SERIES:
             for patch in series.read(name):
                 lines = [series.subject(patch),

@@ -80,7 +80,7 @@ class TestMigrateData(testtools.TestCase):
 
 
 class Manager:
-    """As much of ComputeManager as the departure passes."""
+    """The part of ComputeManager that a departure calls."""
 
     def __init__(self):
         self.reset()
@@ -97,7 +97,7 @@ class Manager:
 
 
 class Rpcapi:
-    """The destination: takes complete disks only."""
+    """A destination that accepts complete disks only."""
 
     def __init__(self):
         self.asked = []

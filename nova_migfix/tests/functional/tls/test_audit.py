@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the audit says of a QEMU that runs on this machine."""
+"""The audit of a QEMU that runs on this machine."""
 
 import ctypes
 import json
@@ -52,7 +52,7 @@ class AuditTestCase(testtools.TestCase):
         self.uuid = uuidutils.generate_uuid()
 
     def start(self):
-        """A guest as libvirt starts it, with 64 MiB that it has touched."""
+        """Start a guest as libvirt does, with 64 MiB of touched memory."""
         monitor = self.directory / 'monitor'
         process = subprocess.Popen(
             ['env', f'LD_LIBRARY_PATH={self.directory}', probe.find_qemu(),
@@ -80,7 +80,7 @@ class AuditTestCase(testtools.TestCase):
                     if guest['uuid'] == self.uuid)
 
     def version(self):
-        """What the library itself says."""
+        """Return the version that the library reports."""
         ask = ctypes.CDLL(str(self.library)).gnutls_check_version
         ask.restype = ctypes.c_char_p
         return ask(None).decode()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that the documentation shows are run, and do what it says."""
+"""The documented commands run and print the documented output."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import pages
 from nova_migfix.tls import lint
 
-# What this machine does not have: they do what the real ones do here.
+# Commands that this machine lacks; these do the same in the tests.
 _STAND_INS = {
     'docker': '''
 shift; [ "$1" = -i ] && shift; shift; exec "$@"
@@ -43,7 +43,7 @@ class DocumentationTestCase(base.QemuTestCase):
         self.prepare()
 
     def prepare(self):
-        """Make what hosts have, and a test machine may have not."""
+        """Make directories and files that a test machine may lack."""
         for directory in ('nova', 'crypto-policies/local.d',
                           'crypto-policies/back-ends'):
             (self.etc.above / directory).mkdir(parents=True)

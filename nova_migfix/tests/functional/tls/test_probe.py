@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the QEMU of this machine makes of policies."""
+"""The QEMU of this machine under different policies."""
 
 import os
 import resource
@@ -56,7 +56,7 @@ class DebianTestCase(ProbeTestCase):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.etc.probe()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # of the processor: other tests run at the same time
+        # CPU seconds, as other tests run at the same time
         self.assertLess(after.ru_utime + after.ru_stime
                         - before.ru_utime - before.ru_stime, 2)
 
@@ -67,7 +67,7 @@ class DebianTestCase(ProbeTestCase):
         self.etc.put('disabled-version', 0o600)
         self.assertNegotiated(policies.EXPECTED['none'],
                               self.etc.probe('--user', 'nobody'))
-        # and who does not ask as that user is told what is not so
+        # a probe as another user gives a wrong answer
         self.assertNegotiated(policies.EXPECTED['disabled-version'],
                               self.etc.probe('--user', 'root'))
 
@@ -92,7 +92,7 @@ class DebianTestCase(ProbeTestCase):
 
 @ddt.ddt
 class RhelTestCase(ProbeTestCase):
-    """With the priority and the file that the RHEL family builds in."""
+    """The built-in priority and file of the RHEL family."""
 
     def probe(self):
         return self.etc.probe('--priority', lint.SYSTEM, env={

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The fault itself, between two QEMUs of this machine, in seconds.
+"""The rekeying fault between two QEMUs of this machine, in seconds.
 
-Both load a GnuTLS that changes keys sooner, see eager_gnutls. Each has an /etc
-of its own: a policy is the destination's only.
+Both load a GnuTLS that changes keys sooner, see eager_gnutls. Each has its own
+/etc, so that only the destination has a policy.
 """
 
 import pathlib
@@ -29,20 +29,20 @@ from nova_migfix.tests import qemu_pair
 from nova_migfix.tls import policy
 from nova_migfix.tls import qmp
 
-# Of the guest; all of it is sent, in three changes of keys with that library.
+# Memory of the guest; sending it takes three changes of keys here.
 _MEMORY = 400 * qemu_pair.MIB
-# Bytes of it until the first: 2 records for a page of 4 KiB.
+# Bytes of memory until the first: 2 records for each page of 4 KiB.
 _PER_REKEY = eager_gnutls.records() // 2 * 4096
-# Bytes a second: GnuTLS takes no more than 8 changes of keys in one.
+# Bytes a second: GnuTLS accepts at most 8 changes of keys a second.
 _BANDWIDTH = 200 * qemu_pair.MIB
 
 
 class Pair(qemu_pair.Pair):
 
     def __init__(self, etcs, libraries, kernel):
-        """Prepare two that load certain libraries.
+        """Prepare two QEMUs that load these libraries.
 
-        :param etcs: etc.Etc by end
+        :param etcs: etc.Etc of each end
         """
         super().__init__(_MEMORY, ('-kernel', kernel))
         self._etcs = etcs
@@ -70,7 +70,7 @@ class RekeyTestCase(base.QemuTestCase):
             policy.FAMILIES['debian'], policy.TLS12, ''))
 
     def migrate(self, *capabilities):
-        """Begin to migrate; returns the Pair."""
+        """Begin to migrate; return the Pair."""
         kernel = self.directory / 'kernel'
         kernel.write_bytes(busy_guest.kernel(_MEMORY))
         qemus = self.useFixture(Pair(
@@ -79,13 +79,13 @@ class RekeyTestCase(base.QemuTestCase):
         try:
             qemus.migrate(*capabilities, bandwidth=_BANDWIDTH)
         except qmp.QemuError as error:
-            # such as no userfaultfd
+            # for example without userfaultfd
             self.skipTest(str(error))
         return qemus
 
 
 class PreCopyTestCase(RekeyTestCase):
-    """With a return path, as libvirt has it; the guest is paused."""
+    """Pre-copy, with a return path as libvirt sets it; the guest is paused."""
 
     def test_precopy_source_crashes_on_rekeying(self):
         qemus = self.migrate('return-path')
@@ -103,7 +103,7 @@ class PreCopyTestCase(RekeyTestCase):
 
 
 class PostCopyTestCase(RekeyTestCase):
-    """The guest runs, and goes on on the destination at once."""
+    """Post-copy: the guest runs, and switches to the destination at once."""
 
     def post_copy(self):
         qemus = self.migrate('postcopy-ram')

@@ -24,7 +24,7 @@ from nova_migfix.abi import tap
 
 
 class Kernel:
-    """Takes so many queues of one device, then answers like the real one."""
+    """A kernel that opens a number of queues, then refuses like Linux."""
 
     def __init__(self, queues, refusal):
         self.queues = queues
@@ -53,7 +53,7 @@ class TestTap(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        # what is behind the entry point runs here rather than in the daemon
+        # run the privileged function in this process, not in the daemon
         context = nova.privsep.sys_admin_pctxt
         self.addCleanup(context.set_client_mode, context.client_mode)
         context.set_client_mode(False)
@@ -72,7 +72,7 @@ class TestTap(testtools.TestCase):
         (8, errno.E2BIG, 8),       # Linux 3.8 to 3.19
         (1, errno.EBUSY, 1),       # before 3.8: the device has one queue
         (0, errno.EINVAL, 1),      # the flag is unknown
-        (1000, errno.E2BIG, 256),  # more than anybody asks for
+        (1000, errno.E2BIG, 256),  # more than count_queues() is asked for
     )
     @ddt.unpack
     def test_queue_limit_is_where_the_kernel_refuses(self, has, refusal, told):

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is kept, shown on XML that libvirt 9 wrote and Nova recomputed.
+"""The fix keeps vNICs, in XML that libvirt 9 wrote and Nova recomputed.
 
-``xml/<case>-source.xml`` is ``virsh dumpxml --migratable`` of a real domain,
-``<case>-stock.xml`` what Nova makes of it for the destination under the
-conditions of :data:`CASES`, ``<case>-kept.xml`` what the fix makes of that,
-and what a Nova that has the fix itself makes of the first.
+``xml/<case>-source.xml`` is ``virsh dumpxml --migratable`` of a real domain.
+``<case>-stock.xml`` is the XML that Nova computes from it for the destination
+under the conditions of :data:`CASES`. ``<case>-kept.xml`` is the XML that the
+fix computes from both, and that a patched Nova computes from the first.
 """
 
 import functools
@@ -93,7 +93,7 @@ def interfaces(xml):
 
 
 class RecomputedByNova(testtools.TestCase):
-    """The golden files are what Nova does: otherwise they prove nothing."""
+    """The golden files match Nova; otherwise they prove nothing."""
 
     def setUp(self):
         super().setUp()
@@ -237,7 +237,7 @@ class TestTapQueues(testtools.TestCase):
 
 
 def _element(path):
-    """Turn 'driver/@queues' into ('driver', 'queues'), 'rom' into its own."""
+    """Return element and attribute of a path: 'driver/@queues', 'rom'."""
     parent, _, step = path.rpartition('/')
     step = step.partition('[')[0]
     return (parent, step[1:]) if step.startswith('@') else (

@@ -93,7 +93,7 @@ class TestHardReboot(ConfigDriveTestCase):
         return driver._create_configdrive
 
     def build(self, context, instance, injection_info):
-        # Nova's own builds nothing where a file is
+        # Nova builds no config drive where a file exists
         self.assertFalse(self.path.exists())
         self.path.write_bytes(DRIVE)
 
@@ -114,7 +114,7 @@ class TestHardReboot(ConfigDriveTestCase):
         self.reboot(self.build).assert_not_called()
 
     def test_failed_rebuild_leaves_the_config_drive_as_before(self):
-        # The guest is started all the same, as Nova does.
+        # The guest starts nevertheless, as with Nova.
         self.path.write_bytes(ZEROS)
         self.reboot(processutils.ProcessExecutionError('no genisoimage'))
         self.assertEqual(ZEROS, self.path.read_bytes())

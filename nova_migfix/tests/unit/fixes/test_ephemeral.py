@@ -64,7 +64,7 @@ class EphemeralTestCase(testtools.TestCase):
 
 @ddt.ddt
 class TestLiveMigrationDestination(EphemeralTestCase):
-    """What the destination of a live migration makes."""
+    """The destination of a live migration makes disks from fetched bases."""
 
     def described(self, name='disk.eph0', base=BASE, size=1):
         return {'type': 'qcow2', 'backing_file': base,
@@ -84,7 +84,7 @@ class TestLiveMigrationDestination(EphemeralTestCase):
         self.assertIn(f"bytes of the source's {BASE}", self.log.output)
 
     def test_base_not_named_like_the_backing_file_is_refused(self):
-        # hostile: any file of the source, or of a host that it names
+        # hostile: a peer requests any file of the source
         self.instances.make_base('ephemeral_9_other')
         error = self.assertRaises(
             exception.MigrationError, self.pull,
@@ -114,7 +114,7 @@ class TestLiveMigrationDestination(EphemeralTestCase):
         self.assertEqual([], os.listdir(self.dir))
 
     def test_existing_disk_is_not_replaced(self):
-        # by a late attempt: QEMU may have the next one's open
+        # by a late attempt: QEMU may have the disk of the next attempt open
         self.instances.make_base()
         self.pull(self.described())
         inode = os.stat(self.dir / 'disk.eph0').st_ino
@@ -182,7 +182,7 @@ class TestLiveMigrationDestination(EphemeralTestCase):
 
 
 class TestLiveMigrationSource(EphemeralTestCase):
-    """A running guest that leaves for this or that destination."""
+    """A running guest leaves for a destination with or without the fix."""
 
     def setUp(self):
         super().setUp()
@@ -230,7 +230,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
         self.device.rebase.assert_called_once_with(None)
 
     def test_overlay_with_a_lost_base_is_completed_by_qemu(self):
-        # The guest has it open still.
+        # The guest still has it open.
         self.device.rebase.side_effect = self.keep_what_is_written
         (self.instances.base / BASE).unlink()
         self.leave(self.fix.capabilities())
@@ -248,7 +248,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
                          disk[ephemeral.BACKING_PATH])
 
     def test_failed_block_pull_stops_the_migration(self):
-        # libvirt only says that there is no job any more
+        # libvirt only reports that no job exists any more
         error = self.assertRaises(exception.MigrationError, self.leave, {})
         for part in ('disk.eph0', uuids.instance,
                      'the destination has not said',
@@ -273,7 +273,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
         self.assertEqual('', self.log.output)
 
     def test_swap_disk_with_a_lost_base_is_completed(self):
-        # of which a destination that pulls could have nothing
+        # its base, which a destination could not pull
         swap = self.disk('disk.swap', self.instances.make_base(
             'swap_64', mkfs=None))
         (self.instances.base / 'swap_64').unlink()
@@ -311,7 +311,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.fix.leaving(self.driver, self.instance, 'dest', devices)
 
     def written(self):
-        """Return the path of a disk, and that of one with the same bytes."""
+        """Return the paths of a disk and of a complete disk with its bytes."""
         path = self.disk(written=b'\x07' * 65536)
         expected = self.instances.path / 'expected'
         disks.flatten(str(path), 'qcow2', str(expected))
@@ -321,7 +321,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         return list(disks.overlays(str(self.dir)))
 
     def run_guest(self):
-        """Have QEMU run, with the disk attached; returns its block pull."""
+        """Run the guest with the disk attached; return its block pull."""
         guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
         guest.is_active.return_value = True
         device = guest.get_block_device.return_value
@@ -338,7 +338,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.assertIn('disk.eph0: made complete', self.log.output)
 
     def test_definition_of_a_stopped_guest_names_the_disk(self):
-        # It went off between the pivot of a block copy and the snapshot.
+        # The guest stopped between the pivot of a block copy and the snapshot.
         copy = self.dir / 'ephemeral.disk.eph0'
         path, expected = self.written()
         disks.flatten(str(path), 'qcow2', str(copy))
@@ -461,7 +461,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.assertNotIn('has not been moved', str(error))
         overlay, = self.overlays()
         self.assertTrue(disks.is_written(overlay))
-        # A hard reboot does not take the base of this host for the source's.
+        # A hard reboot does not use the base of this host instead.
         self.assertTrue((self.instances.base / BASE).exists())
         self.assertTrue(disks.lacks_base(overlay))
 
@@ -469,7 +469,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.disk()
         self.fix.complete_disks(self.instance, str(self.dir), 'cut')
         overlay, = self.overlays()
-        # Nova's backend makes it complete next.
+        # Nova's image backend then makes a complete disk.
         self.assertTrue(disks.lacks_base(overlay))
         self.assertIn('new file systems', self.log.output)
 
@@ -506,11 +506,11 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
 
 @ddt.ddt
 class TestStoppingGuest(EphemeralTestCase):
-    """A guest stops whose backing file is gone: QEMU has the only copy."""
+    """A guest stops while QEMU has the only copy of its backing file."""
 
     def setUp(self):
         super().setUp()
-        self.running = None     # or what the guest's QEMU does
+        self.running = None     # or a function that stands for a block pull
         self.attached = True
 
     def stop(self):
@@ -539,7 +539,7 @@ class TestStoppingGuest(EphemeralTestCase):
         raise OSError('No space left on device')
 
     def test_half_completed_disk_does_not_hold_up_a_stop(self):
-        # Its data is beneath its name.
+        # The disk's name leads to its data.
         copy = self.dir / 'ephemeral.disk.eph0'
         disks.flatten(str(self.disk()), 'qcow2', str(copy))
         processutils.execute('qemu-img', 'rebase', '-u', '-F', 'qcow2', '-b',

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What nova-compute says of the fixes when it starts."""
+"""nova-compute loads and logs the fixes when it starts."""
 
 from unittest import mock
 

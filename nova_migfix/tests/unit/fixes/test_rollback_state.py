@@ -47,7 +47,7 @@ class TestRollbackState(testtools.TestCase):
         self.event.__exit__.return_value = False
 
     def settles(self, vm_state, state, record='failed'):
-        """Ask about a guest that libvirt says is in that state."""
+        """Return whether the fix settles a failure in this state."""
         host = mock.create_autospec(libvirt_host.Host, instance=True)
         host.get_guest.return_value.get_power_state.side_effect = [state]
         return rollback_state.RollbackState().settles_failure(
@@ -81,7 +81,7 @@ class TestRollbackState(testtools.TestCase):
         self.assertIn('could not be recorded', self.log.output)
 
     @ddt.data(
-        # post-copy failed, or nobody knows where the guest may run on
+        # post-copy failed, or it is unknown on which host the guest may run
         (vm_states.ACTIVE, power_state.PAUSED),
         (vm_states.ACTIVE, power_state.SHUTDOWN),
         (vm_states.ACTIVE, power_state.CRASHED),
@@ -127,7 +127,7 @@ class TestRollbackState(testtools.TestCase):
 
 @testtools.skipIf(nova_release.major() < 32, 'there is nothing to settle')
 class TestWithMonitorOfNova(testtools.TestCase):
-    """Nova's own ``_live_migration`` and monitor over a failed operation."""
+    """Nova's ``_live_migration`` and monitor handle a failed operation."""
 
     def setUp(self):
         super().setUp()
@@ -159,7 +159,7 @@ class TestWithMonitorOfNova(testtools.TestCase):
         self.record.status = 'failed'
 
     def migrate(self, active, state):
-        """Migrate a guest that is so once the operation has failed."""
+        """Migrate a guest that is in this state after the failure."""
         self.guest.is_active.return_value = active
         self.guest.get_power_state.return_value = state
         data = objects.LibvirtLiveMigrateData(
@@ -176,7 +176,7 @@ class TestWithMonitorOfNova(testtools.TestCase):
         self.post_method.assert_not_called()
 
     def test_guest_that_disappears_is_left_to_nova(self):
-        # the monitor takes it for a migration that has completed
+        # the monitor treats it as a completed migration
         self.assertRaises(RuntimeError, self.migrate,
                           active=False, state=power_state.RUNNING)
         self.post_method.assert_called_once()

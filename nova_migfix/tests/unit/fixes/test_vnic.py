@@ -41,7 +41,7 @@ class VnicTestCase(testtools.TestCase):
             image_ref='', system_metadata={})
 
     def check(self, told, running='queues-grow'):
-        """Ask the source whether a guest may go to who told that."""
+        """Run the check of the source with these destination capabilities."""
         host = mock.create_autospec(libvirt_host.Host, instance=True)
         host.get_guest.return_value.get_xml_desc.return_value = (
             test_abi.golden(running, 'source'))

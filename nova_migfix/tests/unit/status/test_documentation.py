@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What the documentation shows is what the commands do."""
+"""The output in the documentation matches that of the commands."""
 
 import contextlib
 import json
@@ -31,13 +31,13 @@ from nova_migfix.tests.unit.status import base
 
 PAGE = pages.text('status/index.rst')
 
-#: first words of what is shown: exit codes that it may have
+#: first word of each documented command: its possible exit codes
 CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'heal': {0, 1},
          'explain': {2}}
 
 
 def shown():
-    """Yield each command of the page and the lines that it shows."""
+    """Yield each command of the page and its documented lines."""
     for command, output in pages.commands('status/index.rst'):
         yield command.removeprefix('nova-migfix-status '), tuple(
             line.strip() for line in output.splitlines()

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""On logs that Nova 31 and QEMU 7.2 wrote in the lab, and on single lines."""
+"""``explain`` on logs of Nova 31 and QEMU 7.2 and on single lines."""
 
 import json
 import re
@@ -28,10 +28,10 @@ QUEUES = 'b1350311-e993-42ad-a310-5a62615e788d'
 ARRIVED = 'c0e381ea-85b4-418d-81b9-c8510d1fe903'
 IMAGE = 'e88fb035-b57d-4ed3-bcef-d6ff0c27886d'
 
-#: instance: outcome, fault, exit status, what the first line of evidence has
+#: instance: outcome, fault, exit status, part of the evidence
 EXPLAINED = {
     QUEUES: ('failed', 'vnic-queues', 2, 'Bad config data: i=0x9a'),
-    # failed at first, as its image was lost
+    # the first migration failed, as the image was lost
     ARRIVED: ('arrived', '', 0, None),
     IMAGE: ('failed', 'image-lost', 2, 'ssh: connect to host compute1'),
     base.uuid(9): ('unknown', 'unknown', 1, None),
@@ -204,13 +204,13 @@ class TestExplain(ExplainTestCase):
     REQUEST = f'req-{base.uuid(1)}'
 
     def migration(self, *told):
-        """Log what Nova has told of a migration, as '[level] text'."""
+        """Log messages of Nova about a migration, each a level and a text."""
         self.log(*(f'2026-11-25 10:44:4{second}.412 7101 {level} nova.x [None '
                    f'{self.REQUEST} - - - -] [instance: {base.uuid(1)}] {text}'
                    for second, (level, text) in enumerate(told)))
 
-    # From the lab and Nova's sources: what the source tells of a domain that
-    # is gone before libvirt has said why.
+    # From the lab and Nova's sources: messages of the source about a domain
+    # that disappeared before libvirt reported the reason.
     DIED = (
         ('ERROR', 'Live Migration failure: operation failed: domain is not '
                   'running: libvirt.libvirtError: operation failed: domain is '
@@ -246,7 +246,7 @@ class TestExplain(ExplainTestCase):
 
     FAILED = (('ERROR', 'Live Migration failure: stars'),)
 
-    # UTC, an hour before Nova's time here
+    # UTC, an hour behind the local time in Nova's log
     @ddt.data(('2026-11-25 09:44:40.101', 'tap-queues'),
               ('2026-11-25 09:44:50.101', 'unknown'),
               ('2026-11-25 10:44:40.101', 'unknown'))
@@ -273,7 +273,7 @@ class TestExplain(ExplainTestCase):
 
     def test_unreadable_log_of_libvirt_is_noted(self):
         self.migration(*self.FAILED)
-        self.libvirt_log.mkdir()        # not even root can
+        self.libvirt_log.mkdir()        # not even root can read it
         self.assertIn('libvirtd.txt cannot be read',
                       ' '.join(self.explain(base.uuid(1))[1]['notes']))
 

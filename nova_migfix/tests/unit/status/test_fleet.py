@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What many hosts have told, and what comes of it for each."""
+"""The answers of many hosts, and whether each host can be drained."""
 
 import pathlib
 
@@ -34,7 +34,7 @@ class FleetTestCase(testtools.TestCase):
             self.useFixture(fixtures.TempDir()).path)
 
     def put(self, name, *findings, plugin=True, notes=(), **checks):
-        """A host that has told something."""
+        """Write the answers of a host."""
         hosts.write(
             self.directory, name,
             hosts.registered(hosts.checks(plugin, **checks)),

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Old disks are completed by the operator's command; on real files."""
+"""``heal`` completes old disks; on real files."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ class HealTestCase(testtools.TestCase):
             lambda: contextlib.nullcontext(self.guests)))
 
     def add(self, uuid, active=False, name='disk.eph0'):
-        """Have a guest with an old disk; returns its path."""
+        """Create a guest with an old disk; return the path of the disk."""
         path = self.instances.make_disk(
             uuid, name, self.base, written=b'\x07' * 65536)
         guest = self.guests[uuid] = mock.create_autospec(
@@ -79,7 +79,7 @@ class HealTestCase(testtools.TestCase):
             'heal', *(['--yes'] if yes else []), *arguments)
 
     def image(self, path):
-        """Return what a guest sees of a disk."""
+        """Return the path of a raw image of the disk."""
         copy = self.instances.path / 'image'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, copy)
         return copy
@@ -268,7 +268,7 @@ class TestSkippedDisk(HealTestCase):
         self.device.rebase.assert_not_called()
         self.assert_untouched(path, before)
 
-    # bounded, unbounded; completed: what Nova's Guest says of one that arrives
+    # bounded, unbounded, completed; the last for an arriving guest
     @ddt.data(1, 2, 3)
     def test_guest_with_a_domain_job_is_skipped(self, job):
         path = self.add(uuids.instance, active=True)
@@ -496,7 +496,7 @@ class TestUser(HealTestCase):
     """Root writes nothing where another user can make links."""
 
     def become(self, asking, owner):
-        """Return what root has become, in the order in which it did."""
+        """Return the calls with which root changes its user, in order."""
         calls = mock.Mock()
         os.chown(self.instances.path, owner.pw_uid, owner.pw_gid)
         with mock.patch.multiple(

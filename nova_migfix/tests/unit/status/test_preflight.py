@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""On guests that libvirt describes in ``data/hypervisor.xml``."""
+"""``preflight`` on the guests of ``data/hypervisor.xml``."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import audit
 from nova_migfix.transport import transfer
 
-#: guest, finding, device, as it is, as Nova would have it, covered
+#: guest, finding, device, running value, value computed by Nova, covered
 FINDINGS = (
     (1, 'vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4', 'yes'),
     (1, 'vnic-ring', 'fa:16:3e:00:00:01 driver/@rx_queue_size', '256', '512',
@@ -65,7 +65,7 @@ class PreflightTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         preflight._file_system.cache_clear()
-        # what a release does is told by its number
+        # preflight decides by the number of the release
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
@@ -162,7 +162,7 @@ class TestFindings(PreflightTestCase):
 
 
 class AnyOf:
-    """Contains everything."""
+    """A container of every value."""
 
     def __contains__(self, _value):
         return True
@@ -264,7 +264,7 @@ class TestTls(PreflightTestCase):
         self.flavor(200 << 10)
 
     def flavor(self, memory):
-        """Give all guests so many MiB."""
+        """Set the memory of all guests, in MiB."""
         path = self.host.path / 'hypervisor.xml'
         path.write_text(re.sub(
             '(<nova:memory>)[0-9]+', rf'\g<1>{memory}', path.read_text()))
@@ -377,11 +377,11 @@ class TestServices(PreflightTestCase):
 
 @ddt.ddt
 class TestRecomputedVnics(testtools.TestCase):
-    """The same as in the golden files of the fix, by Nova's own code."""
+    """preflight computes the vNICs of the golden files with Nova's code."""
 
     def setUp(self):
         super().setUp()
-        # a host without the devices that ports are bound to
+        # the host lacks the devices that ports are bound to
         self.useFixture(nova_fixtures.LibvirtFixture())
         self.host = self.useFixture(base.Hypervisor())
 

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``report``: files, what is printed, exit codes."""
+"""``report``: its files, output and exit codes."""
 
 import html
 import json
@@ -25,7 +25,7 @@ from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 
-# What ends a script, or begins one, or a comment.
+# Text that ends or begins a script or a comment.
 HOSTILE = '</script><script>document.title = "taken"</script><!--&\'"{{ 7*7 }}'
 
 
@@ -122,7 +122,7 @@ class TestReport(test_fleet.FleetTestCase):
 
 
 class TestWithoutNova(test_fleet.FleetTestCase):
-    """Where Ansible runs there is no Nova."""
+    """Nova is not installed where Ansible runs."""
 
     def run_command(self, *arguments):
         return subprocess.run(

@@ -278,7 +278,7 @@ class TestTapQueues(StatusTestCase):
         self.assertCheck('Queues of tap devices', code, said)
 
     def ask_daemon(self, answer):
-        """What the daemon of Nova's answers where this user may not."""
+        """Make Nova's privsep daemon answer where this user may not."""
         self.useFixture(fixtures.MockPatchObject(
             priv_context, '_HELPER_COMMAND_PREFIX', ['none']))
         context = nova.privsep.sys_admin_pctxt
@@ -323,7 +323,7 @@ class TestTapQueues(StatusTestCase):
 
 @ddt.ddt
 class TestEphemeralDisks(StatusTestCase):
-    """With what mkfs really makes."""
+    """The check runs the real mkfs."""
 
     def setUp(self):
         super().setUp()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks of running guests get a copy of their data beneath; on real files."""
+"""Disks of running guests are completed by a block copy; on real files."""
 
 import os
 import shutil
@@ -53,12 +53,12 @@ class BlockJobTestCase(testtools.TestCase):
         self.qemu.write()
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
         self.useFixture(fixtures.MockPatchObject(block_job, '_HUNG', 3))
-        # a copy of so small a disk is cheaper, too
+        # a copy of such a small disk counts as cheaper, too
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
 
     def complete(self, **kwargs):
-        """Complete the disk as a nova-compute that has just been started."""
+        """Complete the disk as a newly started nova-compute does."""
         found = list(disks.overlays(str(self.path.parent)))
         overlay, = found or [self.overlay]
         completion.complete(self.guest, overlay, **kwargs)
@@ -67,7 +67,7 @@ class BlockJobTestCase(testtools.TestCase):
         return block_job.lay_on_copy(self.guest, self.overlay, **kwargs)
 
     def fail(self, step, message='it failed'):
-        """Have libvirt refuse a step, until it is mended."""
+        """Make libvirt refuse a step until the hook is removed."""
         def refuse():
             raise fake_qemu.failure(message)
         self.qemu.hooks[step] = refuse
@@ -82,7 +82,7 @@ class BlockJobTestCase(testtools.TestCase):
         return [step for step, *_details in self.qemu.asked]
 
     def files(self):
-        """Names in the directory of the instance, but for scratch files."""
+        """Return the files of the instance, without scratch files."""
         return {name for name in os.listdir(self.path.parent)
                 if not name.startswith('migfix-')
                 and not name.endswith('.lock')}
@@ -91,7 +91,7 @@ class BlockJobTestCase(testtools.TestCase):
         processutils.execute('qemu-img', 'compare', self.qemu.expected, image)
 
     def assert_complete(self):
-        """The guest has the disk alone, under its name, with all bytes."""
+        """Assert that the guest runs on the complete disk with all bytes."""
         self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
         self.assertIsNone(self.qemu.job)
@@ -99,7 +99,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_as_before(self):
-        """The guest has the disk on its base, without a job or a copy."""
+        """Assert that the disk is on its base, without a job or a copy."""
         self.assertEqual(str(self.base),
                          disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
@@ -109,7 +109,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_on_copy(self):
-        """The disk's name leads to all bytes, which the copy has."""
+        """Assert that the disk is on a copy that has all bytes."""
         overlay, = disks.overlays(str(self.path.parent))
         self.assertTrue(disks.is_on_copy(overlay))
         self.assertTrue(disks.is_written(overlay))
@@ -118,7 +118,7 @@ class BlockJobTestCase(testtools.TestCase):
 
 @ddt.ddt
 class TestKilledNovaCompute(BlockJobTestCase):
-    """A nova-compute is killed at some step, and another one is started."""
+    """A nova-compute is killed at a step, and another one starts."""
 
     def kill_at(self, step):
         self.qemu.kill_at(step, self.complete)
@@ -132,7 +132,7 @@ class TestKilledNovaCompute(BlockJobTestCase):
 
     @ddt.data(*fake_qemu.STEPS)
     def test_name_of_the_disk_leads_to_all_data(self, step):
-        # for a guest that is started again after its host has lost power
+        # for a guest that starts again after its host lost power
         self.kill_at(step)
         self.assert_same_bytes(self.path)
 
@@ -220,7 +220,7 @@ class TestBlockCopy(BlockJobTestCase):
         return found
 
     def test_bandwidth_bounds_copy_and_pull(self):
-        # bytes, and MiB
+        # bytes for the copy, MiB for the pull
         self.complete(bandwidth=7)
         self.assertEqual({'bandwidth': 7 * units.Mi},
                          self.details('copy asked')[1])
@@ -254,7 +254,7 @@ class TestBlockCopy(BlockJobTestCase):
 
 
 class TestFailedStep(BlockJobTestCase):
-    """Steps fail; the guest runs on, and its disk is completed later."""
+    """A step fails; the guest keeps running; its disk is completed later."""
 
     def assert_left_as_before(self, error):
         self.assertRaises(error, self.lay_on_copy)
@@ -396,7 +396,7 @@ class TestCopyOrPull(BlockJobTestCase):
         ((4 << 10) + 1, 0, 1 << 20, True),
         (12 << 10, 1 << 10, 1 << 20, False),
         ((12 << 10) + 1, 1 << 10, 1 << 20, True),
-        # little space: the data is there twice for a while
+        # little space: the data exists twice for a while
         (1 << 20, 1 << 10, 2 << 10, True),
         (1 << 20, 1 << 10, (2 << 10) - 1, False),
     )
@@ -428,7 +428,7 @@ class TestCopyOrPull(BlockJobTestCase):
 
 @ddt.ddt
 class TestStartAfterKill(BlockJobTestCase):
-    """A nova-compute starts after another one was killed."""
+    """A nova-compute starts after a previous one was killed."""
 
     def setUp(self):
         super().setUp()

@@ -87,7 +87,7 @@ class TestPull(CompletionTestCase):
         self.device.rebase.assert_not_called()
 
     def test_pull_that_ends_early_is_an_error(self):
-        # libvirt only says that there is no job any more
+        # libvirt only reports that no job exists any more
         self.device.rebase.side_effect = None
         error = self.assertRaises(
             exception.MigrationError, completion.pull, self.guest,

@@ -96,7 +96,7 @@ class TestOverlays(DisksTestCase):
         self.assertTrue(overlay.is_swap)
 
     def test_raw_disk_is_not_inspected(self):
-        # its guest has written a header with a backing file of its choice
+        # its guest can write a header with any backing file
         path = self.disk()
         record = self.dir / 'disk.info'
         record.write_text(record.read_text().replace('qcow2', 'raw'))
@@ -131,7 +131,7 @@ class TestFlatten(DisksTestCase):
         through.assert_called_once()
 
     def test_flat_size_predicts_the_size(self):
-        # whatever the file system of the base has set aside
+        # independent of the space that the file system of the base reserves
         path = self.disk(written=b'\x07' * (3 << 20))
         before = disks.flat_size(str(path))
         disks.flatten(str(path), 'qcow2', str(path))
@@ -144,7 +144,7 @@ class TestFlatten(DisksTestCase):
         disks.flatten(str(path), 'qcow2', str(expected))
         base = self.instances.base / 'ephemeral_1_40d1d2c'
         copy = base.rename(self.dir / 'copy')
-        self.instances.make_base()      # what the destination has
+        self.instances.make_base()      # the base on the destination
         disks.flatten(str(path), 'qcow2', str(path), backing=str(copy))
         self.assert_same_bytes(path, expected)
 
@@ -202,7 +202,7 @@ class TestContents(DisksTestCase):
         self.assertTrue(disks.is_zeros(self.file(1 << 40)))
 
     def test_blank_image_of_qemu_img_is_zeros(self):
-        # though its first block is none but data
+        # although its first block is allocated
         self.assertTrue(disks.is_zeros(
             str(self.instances.make_base(size=1 << 40, mkfs=None))))
 
@@ -215,7 +215,7 @@ class TestContents(DisksTestCase):
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))
 
     def test_file_system_of_an_unreadable_file_is_unknown(self):
-        # blkid says the same of it as of one without
+        # blkid reports the same for a file without a file system
         base = str(self.instances.make_base())
         with mock.patch.object(os, 'access', autospec=True,
                                return_value=False):

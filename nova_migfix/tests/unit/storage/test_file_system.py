@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""File systems have their names when they are complete."""
+"""A file gets its name when its file system is complete."""
 
 import os
 
@@ -68,7 +68,7 @@ class TestWholeFile(FileSystemTestCase):
         self.assert_made_in_its_place('/dev/vg/volume')
 
     def test_ploop_image_is_created_in_place(self):
-        # It is a directory.
+        # The image is a directory.
         self.config.config(virt_type='parallels', group='libvirt')
         self.assert_made_in_its_place(self.target)
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image cache keeps what a disk names, and removes the rest."""
+"""The image cache keeps bases that a disk names, and removes others."""
 
 import os
 from unittest import mock
@@ -28,10 +28,10 @@ from nova_migfix.storage import disks
 from nova_migfix.storage import image_cache
 from nova_migfix.tests import fixtures as migfix_fixtures
 
-# Seconds since which nobody has used a file that is old.
+# Age of an unused file in seconds.
 _OLD = 10 * 24 * 3600
 
-#: the base of a second ephemeral size, of which Nova knows nothing
+#: the base of a second ephemeral size, which Nova does not count
 SECOND = 'ephemeral_2_40d1d2c'
 
 
@@ -55,7 +55,7 @@ class ImageCacheTestCase(testtools.TestCase):
         return path
 
     def run_pass(self):
-        """Have a pass in which Nova knows of no instance."""
+        """Run a pass of the cache in which Nova knows no instance."""
         with mock.patch('nova.objects.BlockDeviceMappingList.'
                         'bdms_by_instance_uuid', return_value={}):
             self.manager().update(mock.sentinel.context, [])
@@ -68,7 +68,7 @@ class TestImageCache(ImageCacheTestCase):
         self.instances.make_disk(uuids.instance, 'disk.eph1', base)
         before = base.stat().st_mtime
         self.run_pass()
-        # and counts as used for the other hosts that share the directory
+        # other hosts that share the directory see it as used
         self.assertLess(before, base.stat().st_mtime)
 
     def test_bases_of_root_and_swap_disks_stay(self):

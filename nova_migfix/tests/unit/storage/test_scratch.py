@@ -42,7 +42,7 @@ class TestScratch(testtools.TestCase):
         self.config.config(host='compute1.example')
 
     def killed(self):
-        """Leave a directory behind, as a process that is killed does."""
+        """Leave a directory behind as a killed process does."""
         with mock.patch.object(scratch, '_RUN', 'killed'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             kept = f'{path}-kept'
@@ -50,7 +50,7 @@ class TestScratch(testtools.TestCase):
         return os.path.exists(kept), kept
 
     def replace(self, program, script):
-        """Put a shell script in a program's place, and return its log."""
+        """Replace a program by a shell script; return the script's log."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, path = directory / 'log', directory / program
         path.write_text(f'#!/bin/sh\necho "$*" >>{log}\n'
@@ -114,7 +114,7 @@ class TestScratch(testtools.TestCase):
         self.assertIn('Read-only file system', log.output)
 
     def test_directory_is_removed_by_another_process(self):
-        """It may have GiB to free, which keep eventlet from all else."""
+        """Freeing many GiB blocks all greenthreads of eventlet."""
         log = self.replace('rm', 'exec {real} "$@"')
         with scratch.directory(str(self.instances.base / 'file')) as path:
             (pathlib.Path(path) / 'raw').touch()
@@ -168,7 +168,7 @@ class TestWriteThrough(testtools.TestCase):
         self.path = self.useFixture(fixtures.TempDir()).join('disk')
 
     def flush_log(self):
-        """Return what is flushed when, by a sync that writes it down."""
+        """Replace sync by a script that logs its arguments; return the log."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, sync = directory / 'log', directory / 'sync'
         log.touch()
@@ -209,8 +209,8 @@ class TestWriteThrough(testtools.TestCase):
     'nova-compute of this release has threads')
 class TestWriteThroughUnderEventlet(testtools.TestCase):
 
-    # Bytes of dirty pages, and the seconds by which a flush takes longer: not
-    # every disk is slow enough.
+    # Bytes of dirty pages, and the seconds added to a flush: not every disk is
+    # slow enough.
     DIRTY = 256 << 20
     DELAY = 1
 
@@ -225,7 +225,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
         eventlet.sleep(0)
 
     def delay(self, directory):
-        """Make a flush take longer, by whichever way it is done."""
+        """Delay each flush, by sync or by fsync."""
         sync = directory / 'sync'
         sync.write_text(f'#!/bin/sh\nsleep {self.DELAY}\n'
                         f'exec {shutil.which("sync")} "$@"\n')
@@ -257,7 +257,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
 
 
 class TestPut(testtools.TestCase):
-    """A file takes the place of another."""
+    """A file replaces another file."""
 
     def setUp(self):
         super().setUp()

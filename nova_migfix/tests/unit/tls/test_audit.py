@@ -46,17 +46,17 @@ Threads:	4
 
 
 class Proc(fixtures.Fixture):
-    """A /proc with processes that a test describes."""
+    """A fake /proc with the processes of a test."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         (self.path / 'self').symlink_to('42')
 
     def process(self, pid, *command, files=None, version='3.7.9', root='/'):
-        """Add one.
+        """Add a process.
 
-        :param files: text by name, beside its command line
-        :param version: of the GnuTLS that is mapped
+        :param files: text of further files, by name
+        :param version: of the mapped GnuTLS
         :param root: the directory that is its /
         """
         process = self.path / str(pid)
@@ -70,7 +70,7 @@ class Proc(fixtures.Fixture):
         return process
 
     def qemu(self, pid, uuid='', path=LIBRARY, resident=0, huge=0, **process):
-        """Add a QEMU that libvirt has started."""
+        """Add a QEMU as libvirt starts it."""
         return self.process(
             pid, '/usr/bin/qemu-system-x86_64', '-name',
             f'guest=instance-{pid},debug-threads=on', '-S', '-uuid', uuid,
@@ -164,7 +164,7 @@ class TestLibrary(AuditTestCase):
         self.assertEqual(audit.Library('', False, None, ''), self.library())
 
     def refusing(self, refused):
-        """A read_text to which this file is forbidden."""
+        """Return a read_text that refuses this file."""
         read_text = pathlib.Path.read_text
 
         def wrapper(path, *args, **kwargs):
@@ -213,7 +213,7 @@ class TestPackage(testtools.TestCase):
                 mock.patch.object(audit.shutil, 'which', autospec=True,
                                   side_effect=lambda command: (
                                       command.replace('-', '_') in answers)):
-            return audit._package.__wrapped__()     # it is asked once
+            return audit._package.__wrapped__()     # without the cache
 
     def test_package_version_comes_from_dpkg(self):
         self.assertEqual('3.7.9-2', self.package(dpkg_query='3.7.9-2'))
@@ -309,7 +309,7 @@ class TestAuditCommand(AuditTestCase):
                                *arguments])
         return status, out.getvalue()
 
-    # GiB in use on each guest, and what the command ends with
+    # GiB in use by each guest, and the exit status
     @ddt.data(((), 0), ((1,), 0), ((1, 20), 1), ((20, 1, 80), 2))
     @ddt.unpack
     def test_exit_status_is_that_of_the_worst_guest(self, memory, expected):

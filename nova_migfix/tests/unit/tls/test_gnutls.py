@@ -27,7 +27,7 @@ from nova_migfix.tls import gnutls
 class TestVersion(testtools.TestCase):
 
     @ddt.data(
-        # as it stands in the libraries of Debian 12 and of a wheel
+        # as in the libraries of Debian 12 and of a wheel
         (b'/usr/share/locale\x000.3.4\x003.7.9\x00', '3.7.9'),
         (b'NUTLS_DEBUG_LEVEL\x000.3.4\x003.8.1\x00', '3.8.1'),
         (b'GnuTLS 3.8.11\x00', '3.8.11'),
@@ -46,7 +46,7 @@ class TestVersion(testtools.TestCase):
         self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
 
     def test_pipe_is_not_waited_for(self):
-        # what a container has under the name that a process has mapped
+        # a container can have one under the name of the mapped library
         path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
         os.mkfifo(path)
         self.assertIsNone(gnutls.version(pathlib.Path(path)))

@@ -179,7 +179,7 @@ def _mode(path):
 
 @ddt.ddt
 class TestReplacedFile(testtools.TestCase):
-    """What a file that is replaced keeps."""
+    """A replaced file keeps its owner and its mode."""
 
     def setUp(self):
         super().setUp()

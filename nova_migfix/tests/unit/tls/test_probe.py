@@ -141,10 +141,9 @@ class TestProbeCommand(testtools.TestCase):
 
 
 class Intruder(fixtures.Fixture):
-    """A process of the user that guests run as, with a file that it wants.
+    """A process of the user that runs QEMU, and a file that it wants.
 
-    Whoever is asked for a temporary directory makes it in *place*, where this
-    user may look around.
+    Temporary directories are made in *place*, which this user can read.
     """
 
     USER = 'nobody'
@@ -169,7 +168,7 @@ class Intruder(fixtures.Fixture):
     def plant(self, name):
         """Try to put a link to the secret wherever there is a directory.
 
-        :returns: how often that was possible
+        :returns: the number of links
         """
         done = subprocess.run(
             ['find', self.place, '-mindepth', '1', '-type', 'd', '-exec',
@@ -180,7 +179,7 @@ class Intruder(fixtures.Fixture):
 
 @testtools.skipUnless(os.geteuid() == 0, 'only root runs QEMU as another')
 class TestIntruder(testtools.TestCase):
-    """What QEMU's user can make of a root that probes."""
+    """QEMU's user attacks a probe that root runs."""
 
     def setUp(self):
         super().setUp()
@@ -264,7 +263,7 @@ class TestIntruder(testtools.TestCase):
 
 
 class TestUntrustedQemu(testtools.TestCase):
-    """A QEMU of which its user has got hold."""
+    """A QEMU that its user has taken over."""
 
     def setUp(self):
         super().setUp()

@@ -50,7 +50,7 @@ class TestIsFixed(testtools.TestCase):
         ('3.8.9', '3.8.9-13.el10', False),
         ('3.8.9', '3.8.9-14.el10', True),
         ('3.8.9', '3.8.9-14.el10_1', True),
-        # what is mended in el10 is not in el9, nor elsewhere
+        # the fix of el10 is neither in el9 nor elsewhere
         ('3.8.3', '3.8.3-6.el8_6.2', False),
         ('3.8.9', '3.8.9-14.fc41', False),
     )
@@ -66,7 +66,7 @@ class TestIsFixed(testtools.TestCase):
 class TestBytesSent(testtools.TestCase):
 
     @ddt.data(
-        # each round sends what was written during the one before
+        # each round sends the bytes written during the previous round
         (10, None, None, 10), (10, 0, 4, 10), (10, 2, 4, 20), (10, 3, 4, 40),
         (10, 4, 4, None), (10, 5, 4, None))
     @ddt.unpack
@@ -80,7 +80,7 @@ class TestBytesSent(testtools.TestCase):
 class TestAssess(testtools.TestCase):
 
     def assess(self, transport, gnutls, memory, dirty_rate=None, package=''):
-        """Memory in GiB; the dirty rate in parts of the bandwidth."""
+        """Assess a guest: memory in GiB, dirty rate per bandwidth."""
         return rekey.assess(
             transport, gnutls, package, int(memory * GIB),
             None if dirty_rate is None else int(dirty_rate * GIB), GIB)
@@ -96,7 +96,7 @@ class TestAssess(testtools.TestCase):
         (TLS, '3.8.10', 200, WILL_FAIL, 6, 'GnuTLS 3.8.10'),
         (TLS, None, 200, WILL_FAIL, 6, 'GnuTLS of unknown version'),
         (TLS, '3.8.11', 200, SAFE, 0, 'GnuTLS 3.8.11 changes keys safely'),
-        # the first change of keys is enough
+        # the first change of keys ends the migration
         (POST_COPY, '3.7.9', 7.9, SAFE, 0, 'begin to harm at 32 GiB'),
         (POST_COPY, '3.7.9', 8, AT_RISK, 0, 'several times'),
         (POST_COPY, '3.7.9', 32, WILL_FAIL, 1,
@@ -127,7 +127,7 @@ class TestAssess(testtools.TestCase):
         (TLS, 1, 1, WILL_FAIL, None, 'faster than it can be migrated'),
         (POST_COPY, 30, 0, SAFE, 0, 'about 30.0 GiB'),
         (POST_COPY, 20, 0.5, WILL_FAIL, 1, '40.0 GiB will be sent'),
-        # what does not converge is switched to post-copy
+        # a migration that does not converge is switched to post-copy
         (POST_COPY, 1, 1, SAFE, 0, 'about 1.0 GiB'),
         (POST_COPY, 10, 1, AT_RISK, 0, 'several times'),
     )

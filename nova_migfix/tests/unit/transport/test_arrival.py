@@ -23,7 +23,7 @@ from nova_migfix.transport import arrival
 
 @ddt.ddt
 class TestErrorReason(testtools.TestCase):
-    """What an operator is told of a file that could not be had."""
+    """The reason that an operator reads for a file that was not fetched."""
 
     @ddt.data(
         ('Warning: Permanently added compute1 to the list of known hosts.\n'

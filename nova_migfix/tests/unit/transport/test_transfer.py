@@ -173,7 +173,7 @@ class TestPull(testtools.TestCase):
 
     @ddt.data('ssh', 'rsync')
     def test_file_with_a_changed_time_is_transferred(self, transport):
-        # as Nova changes that of each backing file that it uses
+        # Nova changes the time of each backing file that it uses
         base = self.instances.make_base(mkfs=None)
         self.useFixture(migfix_fixtures.FakeTar('file changed as we read it'))
         self.pull(transport, base)
@@ -194,7 +194,7 @@ class TestPull(testtools.TestCase):
 
     @ddt.data('ssh', 'rsync')
     def test_shrinking_file_is_an_error(self, transport):
-        # tar fills it up with zeros and says 1, as of one that was touched
+        # tar pads it with zeros and exits with 1, as for a touched file
         base = self.instances.make_base(mkfs=None)
         base.write_bytes(os.urandom(8 << 20))
         self.useFixture(migfix_fixtures.FakeTar(
@@ -215,7 +215,7 @@ class TestPull(testtools.TestCase):
         self.assertIn(f'had {8 << 20} bytes', error.stderr)
 
     def test_zeros_that_a_real_tar_pads_with_are_refused(self):
-        # a file that shrinks while tar waits for its reader
+        # the file shrinks while tar waits for its reader
         base = self.instances.base / 'large'
         base.write_bytes(b'x' * (64 << 20))
         send = subprocess.Popen(
@@ -248,7 +248,7 @@ class TestPull(testtools.TestCase):
     def test_file_is_neither_executable_nor_writable_by_others(self, mode):
         kernel = self.instances.path / 'kernel'
         kernel.touch()
-        kernel.chmod(mode | 0o400)      # whose reader need not be root
+        kernel.chmod(mode | 0o400)      # its reader need not be root
         self.pull('ssh', kernel)
         found = os.stat(os.path.join(self.target, 'kernel')).st_mode & 0o7777
         self.assertEqual(0o600, found & 0o7733)
@@ -272,7 +272,7 @@ class TestPull(testtools.TestCase):
         self.assertEqual(0o700, os.stat(self.target).st_mode & 0o777)
 
     def test_silent_source_does_not_block_a_thread(self):
-        # an ssh that neither writes nor ends, and a disk that is full here
+        # an ssh that neither writes nor ends, and a full disk on this host
         self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
         begin = time.monotonic()
         error = self.assertRaises(
