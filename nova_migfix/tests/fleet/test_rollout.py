@@ -272,7 +272,7 @@ class KollaTestCase(testtools.TestCase):
         self.assertRefused('UNREACHABLE', ansible_connection='ssh',
                            ansible_host='127.0.0.1', ansible_port=1)
 
-    def test_invalid_state_is_refused(self):
+    def test_rollout_with_an_invalid_state_is_refused(self):
         ran = self.roll(nova_migfix_state='installed')
         self.assertNotEqual(0, ran.code)
         self.assertIn('present, absent', ran.out)

@@ -188,7 +188,7 @@ if info.get('backing-filename'):
 
     @contextlib.contextmanager
     def failing(self, command, argument='', reason='No space left on device'):
-        """Make a command with that first argument fail on both hosts."""
+        """Make a command fail on both hosts if its arguments begin so."""
         path = self.root / 'bin' / command
         path.write_text(f"""#!/bin/sh
 case "$1" in {argument}*) echo '{reason}' >&2; exit 1;; esac

@@ -103,18 +103,18 @@ class PatchesTestCase(testtools.TestCase):
 
 class TestSeries(PatchesTestCase):
 
-    def test_touched_files_of_a_patch(self):
+    def test_files_of_a_patch_are_listed(self):
         self.assertEqual(
             ['nova/tests/unit/test_twice.py', 'nova/twice.py',
              'releasenotes/notes/twice.yaml'],
             series.touched(self.series.patch))
 
-    def test_subject_of_a_patch(self):
+    def test_subject_of_a_patch_is_read(self):
         self.assertEqual(
             'libvirt: Double a number whose name is too long for one line',
             series.subject(self.series.patch))
 
-    def test_message_of_a_patch(self):
+    def test_message_of_a_patch_is_read(self):
         self.assertEqual('It could not be had twice:\n--- nor thrice\n\n',
                          series.message(self.series.patch))
 

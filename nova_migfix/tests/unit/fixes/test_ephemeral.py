@@ -594,7 +594,7 @@ class TestStoppingGuest(EphemeralTestCase):
         self.stop()
         self.assertEqual(1, len(self.overlays()))
 
-    def test_disk_of_a_stopped_guest_is_left_as_it_is(self):
+    def test_disk_of_a_stopped_guest_is_left_unchanged(self):
         self.lose_base()
         self.stop()
         self.assertEqual(1, len(self.overlays()))

@@ -316,7 +316,7 @@ class TestFaults(testtools.TestCase):
     @ddt.data(*((name, line) for name, lines in LINES.items()
                 for line in lines))
     @ddt.unpack
-    def test_line_matches_its_fault(self, name, line):
+    def test_known_log_line_matches_its_fault(self, name, line):
         fault, told = explain._match([explain.Line('log', 1, line)])
         self.assertEqual((name, 1), (fault.name, len(told)))
 

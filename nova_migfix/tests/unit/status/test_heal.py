@@ -162,7 +162,7 @@ class TestConsent(HealTestCase):
             'builtins.input', return_value=answer))
         return self.run_heal(yes=False).code
 
-    def test_dry_run_changes_nothing(self):
+    def test_dry_run_changes_no_disk(self):
         ran = self.run_heal('--dry-run')
         self.assertEqual(heal.LEFT, ran.code)
         self.assert_untouched(self.path, self.before)
@@ -220,7 +220,7 @@ class TestRunningGuest(HealTestCase):
         self.assertIn('not completed: libvirt is gone', ran.out)
         self.assert_complete(stopped, image)
 
-    def test_disk_that_nova_compute_completes_is_left_to_it(self):
+    def test_disk_that_nova_compute_completes_is_not_touched(self):
         before = self.path.stat()
         lock = self.path.with_name('ephemeral.disk.eph0.lock')
         with scratch.locked(str(lock)):
@@ -365,7 +365,7 @@ class TestStoppedGuest(HealTestCase):
             return 64055, 64055
         return -1, os.getgroups()[-1]
 
-    def test_owner_is_given_by_privsep_where_this_user_may_not(self):
+    def test_privsep_sets_the_owner_if_this_user_cannot(self):
         acquire, chown = (self.useFixture(fixtures.MockPatchObject(
             module, name, autospec=True)).mock for module, name in (
                 (privileges, 'acquire'), (nova.privsep.path, 'chown')))
@@ -377,7 +377,7 @@ class TestStoppedGuest(HealTestCase):
         chown.assert_called_once_with(
             mock.ANY, self.before.st_uid, self.before.st_gid)
 
-    def test_bandwidth_bounds_the_copy(self):
+    def test_bandwidth_option_bounds_the_copy(self):
         with mock.patch.object(disks, 'copy', autospec=True,
                                side_effect=OSError) as copy:
             self.run_heal('--bandwidth', '7')
@@ -455,7 +455,7 @@ class TestInterruption(HealTestCase):
         self.assertIn('Run the command again to go on', ran.out)
         self.assert_untouched(path, before)
 
-    def test_signal_ends_the_copy_and_a_second_run_goes_on(self):
+    def test_signal_ends_the_copy_and_a_second_run_continues(self):
         path = self.add(uuids.stopped)
         before, image = path.stat(), self.image(path)
         watch = heal._watch
@@ -521,7 +521,7 @@ class TestUser(HealTestCase):
 
 class TestSecondCommand(HealTestCase):
 
-    def test_second_command_is_refused(self):
+    def test_second_heal_command_is_refused(self):
         path = self.add(uuids.stopped)
         before = path.stat()
         lock = self.instances.path / 'locks' / 'migfix-heal-compute1'
@@ -532,7 +532,7 @@ class TestSecondCommand(HealTestCase):
         self.assertIn('runs already', ran.err)
         self.assert_untouched(path, before)
 
-    def test_lock_of_another_process_ends_with_it(self):
+    def test_lock_is_released_when_its_process_ends(self):
         path = self.add(uuids.stopped)
         lock = self.instances.path / 'locks' / 'migfix-heal-compute1'
         lock.parent.mkdir()

@@ -102,11 +102,11 @@ class PreflightTestCase(testtools.TestCase):
 @ddt.ddt
 class TestFindings(PreflightTestCase):
 
-    def test_findings_of_all_guests(self):
+    def test_findings_of_all_guests_are_reported(self):
         self.assertEqual(self.expected(), self.findings())
 
     @ddt.data((1,), (3, 2), (4,))
-    def test_findings_of_named_instances(self, numbers):
+    def test_findings_of_named_instances_are_reported(self, numbers):
         arguments = [word for number in numbers
                      for word in ('--instance', base.uuid(number))]
         self.assertEqual(self.expected(*numbers), self.findings(*arguments))

@@ -67,7 +67,7 @@ class TestReport(test_fleet.FleetTestCase):
             b unreachable: {hosts.UNREACHABLE["msg"]}
             '''), ran.out)
 
-    def test_report_exit_codes(self):
+    def test_report_exit_code_follows_the_worst_host(self):
         self.put('a')
         self.assertEqual(0, self.run_report().code)
         hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})

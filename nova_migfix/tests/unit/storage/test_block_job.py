@@ -184,7 +184,7 @@ class TestKilledNovaCompute(BlockJobTestCase):
         self.assert_complete()
 
     @ddt.data(*fake_qemu.STEPS[:-1])
-    def test_disk_is_converted_once_the_guest_is_off(self, step):
+    def test_disk_is_converted_after_the_guest_stopped(self, step):
         self.kill_at(step)
         overlay, = disks.overlays(str(self.path.parent))
         completion.convert(overlay)
@@ -195,7 +195,7 @@ class TestKilledNovaCompute(BlockJobTestCase):
 
 class TestBlockCopy(BlockJobTestCase):
 
-    def test_guest_goes_on_with_the_disk_on_a_copy(self):
+    def test_guest_continues_with_the_disk_on_a_copy(self):
         overlay = self.lay_on_copy()
         self.assertEqual(
             self.overlay._replace(backing=self.overlay.copy), overlay)
@@ -205,7 +205,7 @@ class TestBlockCopy(BlockJobTestCase):
         self.assert_same_bytes(self.qemu.image)
         self.assert_on_copy()
 
-    def test_copy_needs_no_base(self):
+    def test_block_copy_has_no_backing_file(self):
         self.lay_on_copy()
         self.assertEqual('', disks.qcow2_header(self.overlay.copy).backing)
 
@@ -459,18 +459,18 @@ class TestStartAfterKill(BlockJobTestCase):
         self.go_on()
         self.assert_complete()
 
-    def test_other_disks_stay_as_they_are(self):
+    def test_start_leaves_other_disks_unchanged(self):
         self.go_on()
         self.assert_as_before()
         self.assertEqual([], self.steps)
 
-    def test_disk_of_a_guest_that_is_off_stays(self):
+    def test_start_leaves_the_disk_of_a_stopped_guest_unchanged(self):
         self.qemu.kill_at('pivoted', self.complete)
         self.host.list_guests.return_value = []
         self.go_on()
         self.assert_on_copy()
 
-    def test_disk_that_another_process_completes_is_left_to_it(self):
+    def test_disk_that_another_process_completes_is_not_touched(self):
         self.qemu.kill_at('pivoted', self.complete)
         with scratch.locked(f'{self.overlay.copy}.lock'):
             self.go_on()

@@ -198,10 +198,10 @@ class TestContents(DisksTestCase):
             out.truncate()
         return str(path)
 
-    def test_hole_is_zeros(self):
+    def test_hole_counts_as_zeros(self):
         self.assertTrue(disks.is_zeros(self.file(1 << 40)))
 
-    def test_blank_image_of_qemu_img_is_zeros(self):
+    def test_blank_image_of_qemu_img_counts_as_zeros(self):
         # although its first block is allocated
         self.assertTrue(disks.is_zeros(
             str(self.instances.make_base(size=1 << 40, mkfs=None))))
@@ -209,7 +209,7 @@ class TestContents(DisksTestCase):
     def test_file_system_is_not_zeros(self):
         self.assertFalse(disks.is_zeros(str(self.instances.make_base())))
 
-    def test_written_zeros_are_zeros(self):
+    def test_written_zeros_count_as_zeros(self):
         path = self.file(bytes(1 << 16))
         self.assertTrue(disks.is_zeros(path))
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))

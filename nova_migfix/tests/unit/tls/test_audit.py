@@ -132,7 +132,7 @@ class TestGuests(AuditTestCase):
             'maps': '', 'status': ''})
         self.assertEqual([8], [guest.pid for guest in self.guests()])
 
-    def test_process_that_ends_meanwhile_is_skipped(self):
+    def test_process_that_ends_during_the_audit_is_skipped(self):
         self.proc.process(5, '/usr/bin/qemu-system-x86_64')
         self.proc.qemu(6)
         (self.proc.path / '7').mkdir()

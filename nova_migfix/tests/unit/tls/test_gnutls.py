@@ -45,13 +45,13 @@ class TestVersion(testtools.TestCase):
     def test_version_of_a_missing_file_is_unknown(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
 
-    def test_pipe_is_not_waited_for(self):
+    def test_version_does_not_wait_for_a_pipe(self):
         # a container can have one under the name of the mapped library
         path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
         os.mkfifo(path)
         self.assertIsNone(gnutls.version(pathlib.Path(path)))
 
-    def test_device_is_not_read(self):
+    def test_version_of_a_device_is_not_read(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/dev/zero')))
 
     def test_file_larger_than_memory_is_read_in_part(self):

@@ -42,7 +42,7 @@ class TestMerge(testtools.TestCase):
     @ddt.data((policy.TLS12, 'disabled-version'),
               (policy.CHACHA20, 'disabled-ciphers'))
     @ddt.unpack
-    def test_merge_into_an_empty_file(self, mode, name):
+    def test_policy_is_merged_into_an_empty_file(self, mode, name):
         self.assertEqual(policies.path(name).read_text(),
                          policy.merge(DEBIAN, mode, ''))
 
@@ -68,7 +68,7 @@ class TestMerge(testtools.TestCase):
         rest = iter(once.splitlines())
         self.assertTrue(all(line in rest for line in lines), once)
 
-    def test_merge_into_qemu_conf(self):
+    def test_merge_appends_to_qemu_conf(self):
         self.assertEqual(
             'user = "root"\nmigrate_tls_priority = "NORMAL:-VERS-TLS1.3"\n',
             policy.merge(LIBVIRT, policy.TLS12, 'user = "root"\n'))
@@ -217,14 +217,14 @@ class TestReplacedFile(testtools.TestCase):
         self.assertEqual((65534, 65533), (found.st_uid, found.st_gid))
 
     @ddt.data('/etc/hostname', 'dangling')
-    def test_symbolic_link_is_refused(self, target):
+    def test_policy_is_not_written_through_a_symbolic_link(self, target):
         self.file.symlink_to(target)
         status, said = self.generate('debian', '--force')
         self.assertEqual(2, status)
         self.assertIn(f'is a symbolic link to {target}', said)
         self.assertEqual(target, os.readlink(self.file))
 
-    def test_directory_is_refused(self):
+    def test_policy_is_not_written_over_a_directory(self):
         self.file.mkdir()
         status, said = self.generate('debian', '--force')
         self.assertEqual(2, status)

@@ -282,7 +282,7 @@ class TestUntrustedQemu(testtools.TestCase):
         pid, session = said.split()[-2:]
         self.assertEqual(pid, session)
 
-    def test_long_message_is_cut(self):
+    def test_long_message_of_qemu_is_cut(self):
         self.assertLess(len(self.error(
             'head -c 60000 /dev/zero | tr "\\0" x >&2')), 1000)
 
@@ -292,7 +292,7 @@ class TestUntrustedQemu(testtools.TestCase):
                    f"subprocess.Popen([\"sleep\", \"30\"])'")
         self.assertLess(time.monotonic() - begin, 15)
 
-    def test_endless_answer_is_cut(self):
+    def test_endless_answer_of_qemu_is_cut(self):
         path = self.qemu.with_name('monitor')
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)

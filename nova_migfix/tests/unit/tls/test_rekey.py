@@ -111,7 +111,7 @@ class TestAssess(testtools.TestCase):
         (TUNNELLED, '3.7.9', 200, SAFE, 0, 'tunnelled through libvirt'),
     )
     @ddt.unpack
-    def test_verdict_by_memory_in_use(
+    def test_verdict_follows_the_memory_in_use(
             self, transport, gnutls, memory, verdict, rekeys, reason):
         found = self.assess(transport, gnutls, memory)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
@@ -132,7 +132,7 @@ class TestAssess(testtools.TestCase):
         (POST_COPY, 10, 1, AT_RISK, 0, 'several times'),
     )
     @ddt.unpack
-    def test_verdict_by_dirty_rate(
+    def test_verdict_follows_the_dirty_rate(
             self, transport, memory, rate, verdict, rekeys, reason):
         found = self.assess(transport, '3.7.9', memory, rate)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
@@ -158,5 +158,5 @@ class TestTransport(testtools.TestCase):
          'connections: 1'),
         (TUNNELLED, 'tunnelled through libvirt'))
     @ddt.unpack
-    def test_transport_in_words(self, transport, expected):
+    def test_transport_is_described_in_words(self, transport, expected):
         self.assertEqual(expected, str(transport))
