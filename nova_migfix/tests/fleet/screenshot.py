@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The picture of the documentation: ``python -m ... FILE``.
+"""Make the picture of the documentation: ``python -m ... FILE``.
 
-Of hosts that are made up, always the same ones.
+It shows fake hosts, always the same ones.
 """
 
 import argparse

@@ -70,26 +70,26 @@ class DriverTestCase(testtools.TestCase):
             **behaviour)).mock
 
 
-class TestStart(DriverTestCase):
+class TestDriverStart(DriverTestCase):
 
-    def test_the_enabled_fixes_are_loaded(self):
+    def test_enabled_fixes_are_loaded(self):
         self.config.config(enabled_fixes=['vnic'], group='migfix')
         driver.LibvirtDriver(fake.FakeVirtAPI())
         fixes.load.assert_called_with(['vnic'])
 
-    def test_an_unsupported_nova_does_not_start(self):
+    def test_unsupported_nova_does_not_start(self):
         with mock.patch('nova_migfix.nova_release.major', autospec=True,
                         return_value=26):
             self.assertRaises(exception.InvalidConfiguration,
                               driver.LibvirtDriver, fake.FakeVirtAPI())
 
-    def test_signatures_are_novas(self):
+    def test_overrides_have_the_signatures_of_nova(self):
         for name, stock, override in self.overrides():
             self.assertEqual(
                 inspect.getfullargspec(stock)[:-1],
                 inspect.getfullargspec(override)[:-1], name)
 
-    def test_what_they_really_take_is_what_nova_gives(self):
+    def test_overrides_accept_the_arguments_of_nova(self):
         for name, stock, override in self.overrides():
             given = list(inspect.signature(stock).parameters)
             # the parameters of the code, not those of a wrapper's signature
@@ -106,7 +106,7 @@ class TestStart(DriverTestCase):
             if inspect.isfunction(ours) and name != '__init__' and stock:
                 yield name, stock, ours
 
-    def test_what_was_left_is_swept_away_in_the_background(self):
+    def test_leftovers_are_removed_in_the_background(self):
         nova = self.nova('init_host')
         answers, done = threading.Event(), queue.Queue()
 
@@ -127,7 +127,7 @@ class TestStart(DriverTestCase):
         self.fix.extend_driver.assert_called_once_with(self.driver)
         self.assertIsNotNone(self.driver.image_backend)
 
-    def test_departures_are_stamped(self):
+    def test_fixes_write_into_migrate_data_on_departure(self):
         self.nova('init_host')
         manager = mock.Mock(compute_rpcapi=mock.Mock(
             spec_set=['pre_live_migration']))
@@ -141,9 +141,9 @@ class TestStart(DriverTestCase):
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
 
 
-class TestPrecheck(DriverTestCase):
+class TestLiveMigrationPrecheck(DriverTestCase):
 
-    def test_the_destination_tells_what_it_can(self):
+    def test_destination_sends_its_capabilities(self):
         data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
@@ -154,7 +154,7 @@ class TestPrecheck(DriverTestCase):
         self.assertIs(data, returned)
         self.assertEqual({'max_tap_queues': '8'}, returned.dest_capabilities)
 
-    def test_it_tells_what_has_changed_since_it_started(self):
+    def test_destination_sends_capabilities_as_of_the_precheck(self):
         data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
@@ -165,7 +165,7 @@ class TestPrecheck(DriverTestCase):
             'context', 'instance', 'source info', 'destination info')
         self.assertEqual({'tls': 'rekeys'}, data.dest_capabilities)
 
-    def test_the_source_may_refuse(self):
+    def test_fix_can_refuse_the_migration_on_the_source(self):
         self.nova('check_can_live_migrate_source', return_value='data')
         self.fix.check_can_live_migrate_source.side_effect = (
             exception.MigrationPreCheckError(reason='it cannot be kept'))
@@ -177,7 +177,7 @@ class TestPrecheck(DriverTestCase):
             'instance', self.driver._host, 'data')
 
 
-class TestDestination(DriverTestCase):
+class TestMigrationDestination(DriverTestCase):
 
     def setUp(self):
         super().setUp()
@@ -209,7 +209,7 @@ class TestDestination(DriverTestCase):
             self.nova(name, side_effect=lambda *args: (
                 self.fetched_from.append(args[-1])))
 
-    def test_a_live_migration_fetches_from_the_told_address(self):
+    def test_live_migration_fetches_from_the_address_of_the_source(self):
         self.record()
         self.nova('pre_live_migration', side_effect=self.fetch)
         self.prepare()
@@ -217,7 +217,7 @@ class TestDestination(DriverTestCase):
         self.fix.source_address.assert_called_once_with(
             self.instance, self.data, ())
 
-    def test_a_cold_migration_fetches_from_the_told_address(self):
+    def test_cold_migration_fetches_from_the_address_of_the_source(self):
         self.record()
         self.nova('_create_image', side_effect=self.fetch)
         nova = self.nova('finish_migration', side_effect=self.finish)
@@ -234,7 +234,7 @@ class TestDestination(DriverTestCase):
         self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
-    def test_disks_that_the_source_shares_are_left_alone(self):
+    def test_disks_on_shared_storage_are_not_completed(self):
         instances = self.useFixture(migfix_fixtures.Instances())
         (instances.path / f'{uuids.instance}_resize').mkdir()
         self.nova('_create_image')
@@ -243,7 +243,7 @@ class TestDestination(DriverTestCase):
             fallback_from_host='compute1')
         self.fix.finish_migration.assert_not_called()
 
-    def test_a_patched_nova_knows_the_address_itself(self):
+    def test_disks_are_fetched_from_the_address_of_a_patched_nova(self):
         self.nova('_create_image')
         instance = objects.Instance(uuid=uuids.instance)
         self.driver._create_image(
@@ -251,7 +251,7 @@ class TestDestination(DriverTestCase):
         self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
-    def test_nothing_is_fetched_for_a_guest_that_is_new(self):
+    def test_new_guest_fetches_no_disks(self):
         self.nova('_create_image')
         self.driver._create_image(
             'context', objects.Instance(uuid=uuids.instance), 'mapping')
@@ -273,20 +273,20 @@ class TestDestination(DriverTestCase):
         self.assertRaises(OSError, self.prepare)
         self.assertFalse(self.directory.exists())
 
-    def test_a_directory_that_was_there_before_stays(self):
+    def test_directory_that_existed_before_the_attempt_stays(self):
         self.directory.mkdir()
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertTrue((self.directory / 'disk').exists())
 
-    def test_a_directory_of_an_attempt_that_succeeds_stays(self):
+    def test_directory_of_a_successful_attempt_stays(self):
         self.nova('pre_live_migration',
                   side_effect=lambda *args: self.directory.mkdir())
         self.prepare()
         self.assertTrue(self.directory.exists())
 
 
-class TestOperation(DriverTestCase):
+class TestMigrationOperation(DriverTestCase):
 
     ARGUMENTS = ('context', 'instance', 'dest', True, 'data')
 
@@ -321,25 +321,25 @@ class TestOperation(DriverTestCase):
         self.assert_libvirt_gets('<computed/> as <running/>')
         self.assertEqual(1, self.guest.get_xml_desc.call_count)
 
-    def test_what_else_nova_reads_is_not_taken_for_it(self):
-        # with serial consoles Nova reads the ports from the XML
+    def test_only_migratable_xml_counts_as_the_running_xml(self):
+        # with serial consoles Nova reads their ports from the XML
         self.operate(reads=[{'dump_migratable': True}, {}])
         self.assert_libvirt_gets('<computed/> as <running/>')
 
-    def test_where_nova_computes_none_there_is_none(self):
+    def test_xml_that_nova_does_not_compute_stays_unset(self):
         self.operate(computed=None)
         self.fix.update_destination_xml.assert_not_called()
         self.assert_libvirt_gets(None)
 
 
-class TestFailure(DriverTestCase):
+class TestMigrationFailure(DriverTestCase):
 
     def migrate(self, error):
         self.nova('_live_migration', side_effect=error)
         self.driver._live_migration(
             'context', 'instance', 'dest', 'post', 'recover', True, 'data')
 
-    def test_it_goes_to_nova(self):
+    def test_unsettled_failure_goes_to_nova(self):
         self.assertRaises(OSError, self.migrate, OSError())
 
     def test_one_that_is_settled_ends_here(self):
@@ -350,9 +350,9 @@ class TestFailure(DriverTestCase):
             'context', 'instance', self.driver._host, 'data', error)
 
 
-class TestColdSource(DriverTestCase):
+class TestColdMigrationSource(DriverTestCase):
 
-    def test_the_disks_are_described(self):
+    def test_fixes_add_to_the_disk_info_of_a_cold_migration(self):
         self.nova('migrate_disk_and_power_off',
                   return_value='[{"path": "disk"}]')
         self.fix.set_source_fields.side_effect = (
@@ -364,7 +364,7 @@ class TestColdSource(DriverTestCase):
             [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
             jsonutils.loads(disk_info))
 
-    def test_a_guest_that_cannot_leave_is_not_stopped(self):
+    def test_guest_that_a_fix_refuses_to_move_is_not_stopped(self):
         nova = self.nova('migrate_disk_and_power_off')
         error = OSError('no space')
         self.fix.migrate_disk_and_power_off.side_effect = error
@@ -381,7 +381,7 @@ class TestColdSource(DriverTestCase):
 @ddt.ddt
 class TestDisks(DriverTestCase):
 
-    def test_what_is_pulled_is_there_before_nova_makes_the_rest(self):
+    def test_files_are_pulled_before_nova_creates_other_disks(self):
         directory = self.useFixture(fixtures.TempDir()).path
         disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
         wanted = fetch.FileRequest(
@@ -399,14 +399,14 @@ class TestDisks(DriverTestCase):
         self.assertEqual('source', pull.call_args.args[0])
         self.assertEqual((disks, 'source'), nova.call_args.args[4:])
 
-    def test_a_hard_reboot_pulls_nothing(self):
+    def test_hard_reboot_pulls_no_files(self):
         nova = self.nova('_create_images_and_backing')
         self.driver._create_images_and_backing(
             'context', 'instance', '/inst', 'disks')
         self.fix.files_to_fetch.assert_not_called()
         self.assertEqual('disks', nova.call_args.args[4])
 
-    def test_a_fix_may_refuse_to_stop_the_guest(self):
+    def test_fix_can_refuse_a_hard_reboot(self):
         nova = self.nova('_hard_reboot')
         self.fix.hard_reboot.side_effect = exception.InvalidDiskInfo(
             reason='no base')
@@ -459,7 +459,7 @@ class TestDisks(DriverTestCase):
         getattr(self.driver, method)(*arguments)
         self.assertEqual(arguments, list(nova.call_args.args[1:]))
 
-    def test_a_block_migration_asks_before_it_describes_the_disks(self):
+    def test_fix_can_refuse_before_disks_are_described(self):
         nova = self.nova('get_instance_disk_info')
         self.fix.prepare_disks.side_effect = exception.MigrationError(
             reason='no space')
@@ -467,7 +467,7 @@ class TestDisks(DriverTestCase):
                           self.driver.get_instance_disk_info, 'instance')
         nova.assert_not_called()
 
-    def test_and_adds_to_the_description(self):
+    def test_fix_adds_to_the_disk_info_of_a_live_migration(self):
         self.nova('get_instance_disk_info',
                   return_value='[{"path": "disk"}]')
         self.fix.describe_disks.side_effect = (

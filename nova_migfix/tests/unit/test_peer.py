@@ -24,7 +24,7 @@ from nova_migfix import peer
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 
-class TestObject(testtools.TestCase):
+class TestMigrateData(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -39,7 +39,7 @@ class TestObject(testtools.TestCase):
     def received(self, primitive):
         return self.serializer.deserialize_entity(self.context, primitive)
 
-    def test_it_takes_the_place_of_novas_however_often(self):
+    def test_registration_replaces_the_object_of_nova_repeatedly(self):
         peer.register()
         self.assertIs(peer.LibvirtLiveMigrateData,
                       objects.LibvirtLiveMigrateData)
@@ -47,13 +47,13 @@ class TestObject(testtools.TestCase):
             [peer.LibvirtLiveMigrateData],
             base.NovaObjectRegistry.obj_classes()['LibvirtLiveMigrateData'])
 
-    def test_what_is_told_arrives_at_a_patched_peer(self):
+    def test_fields_arrive_at_a_patched_peer(self):
         data = self.received(self.sent(objects.LibvirtLiveMigrateData(
             source_connect_addr='fd00::11', dest_capabilities={'a': 'b'})))
         self.assertEqual('fd00::11', data.source_connect_addr)
         self.assertEqual({'a': 'b'}, data.dest_capabilities)
 
-    def test_an_unpatched_peer_does_not_notice(self):
+    def test_unpatched_peer_ignores_the_fields(self):
         stock = nova_migrate_data.LibvirtLiveMigrateData
         primitive = self.sent(objects.LibvirtLiveMigrateData(
             filename='f', source_connect_addr='10.0.2.11'))
@@ -64,12 +64,12 @@ class TestObject(testtools.TestCase):
         self.assertEqual('f', data.filename)
         self.assertIsNone(peer.get(data, 'source_connect_addr'))
 
-    def test_what_was_not_told_is_none(self):
+    def test_fields_that_are_not_set_read_as_none(self):
         data = objects.LibvirtLiveMigrateData()
         for name in ('source_connect_addr', 'dest_capabilities'):
             self.assertIsNone(peer.get(data, name))
 
-    def test_capabilities_add_up(self):
+    def test_capabilities_of_several_fixes_are_merged(self):
         data = objects.LibvirtLiveMigrateData()
         peer.add_capabilities(data, {})
         self.assertNotIn('dest_capabilities', data)
@@ -149,7 +149,7 @@ class TestDeparture(testtools.TestCase):
         self.manager.reset()
         self.assertEqual('prepared', self.prepare())
 
-    def test_an_error_does_not_keep_the_guest_from_leaving(self):
+    def test_error_of_a_fix_does_not_stop_the_departure(self):
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.wrap(set_source_fields=mock.Mock(side_effect=ValueError))
         self.assertRaises(exception.MigrationError, self.prepare)
@@ -161,7 +161,7 @@ class TestDeparture(testtools.TestCase):
         self.assertIsNone(peer.wrap_pre_live_migration(
             object(), mock.Mock(), mock.Mock()))
 
-    def test_a_manager_that_nova_has_changed_is_noticed_at_start(self):
+    def test_changed_manager_of_nova_is_an_error_at_start(self):
         self.assertRaises(
             AttributeError, peer.wrap_pre_live_migration,
             mock.Mock(_compute=object()), mock.Mock(), mock.Mock())

@@ -85,7 +85,7 @@ class AuditTestCase(testtools.TestCase):
         ask.restype = ctypes.c_char_p
         return ask(None).decode()
 
-    def test_a_guest(self):
+    def test_audit_finds_a_running_guest(self):
         process = self.start()
         found = self.audit()
         self.assertEqual((process.pid, 'instance-2a', 'safe'), (
@@ -95,7 +95,7 @@ class AuditTestCase(testtools.TestCase):
             self.version()), found)
         self.assertTrue(64 * MIB < found['memory'] < 512 * MIB, found)
 
-    def test_a_library_that_was_replaced_since(self):
+    def test_audit_finds_a_replaced_library(self):
         if os.geteuid():
             self.skipTest('only root sees what a process has mapped')
         copy = shutil.copy(self.library, self.directory)

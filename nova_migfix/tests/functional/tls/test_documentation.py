@@ -61,7 +61,7 @@ class DocumentationTestCase(base.QemuTestCase):
         return self.etc.run('sh', '-c', command, env={
             **os.environ, 'PATH': ':'.join(map(str, path))})
 
-    def test_commands(self):
+    def test_commands_of_the_tls_page_succeed(self):
         commands = list(pages.commands('tls/index.rst'))
         self.assertIn('nova-migfix-tls probe', dict(commands))
         for command, output in commands:

@@ -42,7 +42,7 @@ class Pair(qemu_pair.Pair):
     def __init__(self, etcs, libraries, kernel):
         """Prepare two QEMUs that load certain libraries.
 
-        :param etcs: etc.Etc by end
+        :param etcs: etc.Etc of each end
         """
         super().__init__(_MEMORY, ('-kernel', kernel))
         self._etcs = etcs
@@ -87,17 +87,17 @@ class RekeyTestCase(base.QemuTestCase):
 class PreCopyTestCase(RekeyTestCase):
     """With a return path, as with libvirt; the guest is paused."""
 
-    def test_the_source_crashes(self):
+    def test_precopy_source_crashes_on_rekeying(self):
         qemus = self.migrate('return-path')
         self.assertRaises(qmp.QemuError, qemus.wait, *qemu_pair.ENDED)
         self.assertEqual(-signal.SIGSEGV, qemus.processes['source'].wait())
 
-    def test_with_a_policy_on_the_destination_it_arrives(self):
+    def test_precopy_guest_arrives_with_a_policy_on_the_destination(self):
         self.give_policy_to_destination()
         found = self.migrate('return-path').wait(*qemu_pair.ENDED)
         self.assertEqual('completed', found['status'])
 
-    def test_without_a_return_path_it_arrives(self):
+    def test_precopy_guest_arrives_without_a_return_path(self):
         found = self.migrate().wait(*qemu_pair.ENDED)
         self.assertEqual('completed', found['status'])
 
@@ -112,11 +112,11 @@ class PostCopyTestCase(RekeyTestCase):
         qemus.source.ask('migrate-start-postcopy')
         return qemus.wait(*qemu_pair.ENDED)
 
-    def test_it_fails_at_the_first_change_of_keys(self):
+    def test_postcopy_fails_at_the_first_rekeying(self):
         found = self.post_copy()
         self.assertEqual('postcopy-paused', found['status'])
         self.assertEqual(1, found['ram']['transferred'] // _PER_REKEY)
 
-    def test_with_a_policy_on_the_destination_it_arrives(self):
+    def test_postcopy_guest_arrives_with_a_policy_on_the_destination(self):
         self.give_policy_to_destination()
         self.assertEqual('completed', self.post_copy()['status'])

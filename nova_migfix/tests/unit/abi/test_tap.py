@@ -24,7 +24,7 @@ from nova_migfix.abi import tap
 
 
 class Kernel:
-    """Takes so many queues of one device, then answers like the real one."""
+    """A kernel that opens a number of queues, then refuses like Linux."""
 
     def __init__(self, queues, refusal):
         self.queues = queues
@@ -53,7 +53,7 @@ class TestTap(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        # what is behind the entry point runs here rather than in the daemon
+        # run the privileged function in this process, not in the daemon
         context = nova.privsep.sys_admin_pctxt
         self.addCleanup(context.set_client_mode, context.client_mode)
         context.set_client_mode(False)
@@ -72,21 +72,21 @@ class TestTap(testtools.TestCase):
         (8, errno.E2BIG, 8),       # Linux 3.8 to 3.19
         (1, errno.EBUSY, 1),       # before 3.8: the device has one queue
         (0, errno.EINVAL, 1),      # the flag is unknown
-        (1000, errno.E2BIG, 256),  # more than anybody asks for
+        (1000, errno.E2BIG, 256),  # more than count_queues() is asked for
     )
     @ddt.unpack
-    def test_the_limit_is_where_the_kernel_refuses(self, has, refusal, told):
+    def test_queue_limit_is_where_the_kernel_refuses(self, has, refusal, told):
         kernel = Kernel(has, refusal)
         self.assertEqual(told, self.run_on(kernel, 256))
         self.assertEqual(set(), kernel.open)
 
-    def test_all_queues_are_of_the_device_that_the_kernel_named(self):
+    def test_queues_belong_to_the_device_that_the_kernel_named(self):
         kernel = Kernel(8, errno.E2BIG)
         self.run_on(kernel, 3)
         self.assertEqual([b'migfix%d', b'migfix0', b'migfix0'], kernel.names)
 
     @ddt.data(errno.EPERM, errno.EMFILE)
-    def test_any_other_error_is_no_limit(self, refusal):
+    def test_any_other_error_of_the_kernel_is_raised(self, refusal):
         kernel = Kernel(2, refusal)
         self.assertRaises(OSError, self.run_on, kernel, 8)
         self.assertEqual(set(), kernel.open)

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is kept, shown on XML that libvirt 9 wrote and Nova recomputed.
+"""The fix keeps vNICs, in XML that libvirt 9 wrote and Nova recomputed.
 
-``xml/<case>-source.xml`` is ``virsh dumpxml --migratable`` of a real domain,
-``<case>-stock.xml`` what Nova makes of it for the destination under the
-conditions of :data:`CASES`, ``<case>-kept.xml`` what the fix makes of that,
-and what a Nova that has the fix itself makes of the first.
+``xml/<case>-source.xml`` is ``virsh dumpxml --migratable`` of a real domain.
+``<case>-stock.xml`` is the XML that Nova computes from it for the destination
+under the conditions of :data:`CASES`. ``<case>-kept.xml`` is the XML that the
+fix computes from both, and that a patched Nova computes from the first.
 """
 
 import functools
@@ -93,7 +93,7 @@ def interfaces(xml):
 
 
 class RecomputedByNova(testtools.TestCase):
-    """The golden files are what Nova does: otherwise they prove nothing."""
+    """The golden files match Nova; otherwise they prove nothing."""
 
     def setUp(self):
         super().setUp()
@@ -146,26 +146,26 @@ PATCHED = nova_release.has(fix.Vnic.fixed_upstream_marker)
 
 
 @ddt.ddt
-class TestStock(RecomputedByNova):
+class TestStockXML(RecomputedByNova):
 
     @ddt.data(*CASES)
     @unittest.skipIf(PATCHED, 'this Nova has the fix')
-    def test_stock_is_what_nova_computes(self, case):
+    def test_stock_xml_matches_unmodified_nova(self, case):
         self.assertEqual(canonical(golden(case, 'stock')),
                          canonical(self.recompute(case)))
 
 
 @ddt.ddt
-class TestPatched(RecomputedByNova):
+class TestPatchedNova(RecomputedByNova):
 
     @ddt.data(*CASES)
     @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
-    def test_kept_is_what_a_patched_nova_computes(self, case):
+    def test_kept_xml_matches_a_patched_nova(self, case):
         self.assertEqual(canonical(golden(case, 'kept')),
                          canonical(self.recompute(case)))
 
     @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
-    def test_the_same_is_kept(self):
+    def test_patched_nova_keeps_the_same_attributes(self):
         self.assertEqual(
             [attribute.path for attribute in vnic_abi.VNIC
              if attribute.rule is vnic_abi.Rule.KEEP],
@@ -173,41 +173,41 @@ class TestPatched(RecomputedByNova):
 
 
 @ddt.ddt
-class TestKept(testtools.TestCase):
+class TestKeepVnics(testtools.TestCase):
 
     @ddt.data(*CASES)
-    def test_kept(self, case):
+    def test_running_vnics_are_kept(self, case):
         xml, _ = vnic_abi.keep_vnics(
             golden(case, 'stock'), golden(case, 'source'))
         self.assertEqual(canonical(golden(case, 'kept')), canonical(xml))
 
     @ddt.data(*CASES)
-    def test_nothing_is_left_to_keep_afterwards(self, case):
+    def test_second_pass_keeps_no_more_attributes(self, case):
         again = vnic_abi.keep_vnics(
             golden(case, 'kept'), golden(case, 'source'))
         self.assertEqual((golden(case, 'kept'), []), again)
 
-    def test_what_was_kept_is_told(self):
+    def test_kept_attributes_are_returned(self):
         _, kept = vnic_abi.keep_vnics(
             golden('queues-grow', 'stock'), golden('queues-grow', 'source'))
         self.assertEqual([vnic_abi.Kept(
             'fa:16:3e:00:00:01', 'driver/@queues', '2', '4')], kept)
 
-    def test_an_interface_without_counterpart_stays_as_nova_made_it(self):
+    def test_interface_without_counterpart_stays_as_nova_computed(self):
         source = golden('queues-grow', 'source').replace(
             'fa:16:3e:00:00:01', 'fa:16:3e:ff:ff:ff')
         stock = golden('queues-grow', 'stock')
         self.assertEqual((stock, []), vnic_abi.keep_vnics(stock, source))
 
     @ddt.data('', '<domain', 'no XML', '<domain><devices></domain>')
-    def test_malformed(self, xml):
+    def test_malformed_xml_is_refused(self, xml):
         self.assertRaises(ValueError, vnic_abi.keep_vnics,
                           golden('queues-grow', 'stock'), xml)
         self.assertRaises(ValueError, vnic_abi.keep_vnics,
                           xml, golden('queues-grow', 'source'))
         self.assertRaises(ValueError, vnic_abi.tap_queues, xml)
 
-    def test_entities_are_refused(self):
+    def test_xml_entities_are_refused(self):
         source = golden('queues-grow', 'source').replace(
             "<model type='virtio'/>", '<rom>&secret;</rom>')
         document = ('<!DOCTYPE domain [<!ENTITY secret SYSTEM '
@@ -218,17 +218,17 @@ class TestKept(testtools.TestCase):
 
 class TestTapQueues(testtools.TestCase):
 
-    def test_each_tap_interface_is_counted(self):
+    def test_queues_of_each_tap_interface_are_counted(self):
         self.assertEqual(
             [('fa:16:3e:00:00:01', 2), ('fa:16:3e:00:00:01', 3)],
             vnic_abi.tap_queues(golden('duplicate-macs', 'source')))
 
-    def test_one_queue_is_not_written_down(self):
+    def test_interface_without_queues_attribute_has_one_queue(self):
         self.assertEqual(
             [('fa:16:3e:00:00:01', 1)],
             vnic_abi.tap_queues(golden('single-queue', 'source')))
 
-    def test_other_kinds_have_no_tap(self):
+    def test_other_interface_types_have_no_tap(self):
         self.assertEqual(
             [], vnic_abi.tap_queues(golden('vhost-user', 'source')))
         self.assertEqual(
@@ -237,7 +237,7 @@ class TestTapQueues(testtools.TestCase):
 
 
 def _element(path):
-    """Turn 'driver/@queues' into ('driver', 'queues'), 'rom' into its own."""
+    """Return element and attribute of a path: 'driver/@queues', 'rom'."""
     parent, _, step = path.rpartition('/')
     step = step.partition('[')[0]
     return (parent, step[1:]) if step.startswith('@') else (
@@ -266,10 +266,10 @@ def build(values):
     return etree.tostring(domain, encoding='unicode')
 
 
-class TestEveryAttribute(testtools.TestCase):
+class TestEveryVnicAttribute(testtools.TestCase):
 
     @given(running=INTERFACES, computed=INTERFACES)
-    def test_each_follows_its_rule(self, running, computed):
+    def test_each_attribute_follows_its_rule(self, running, computed):
         source, stock = build(running), build(computed)
         xml, _ = vnic_abi.keep_vnics(stock, source)
         word_of = {vnic_abi.Rule.KEEP: interfaces(source)[0],

@@ -46,9 +46,9 @@ class ConfigDriveTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestLive(ConfigDriveTestCase):
+class TestLiveMigration(ConfigDriveTestCase):
 
-    def test_the_destination_has_the_file_of_the_source(self):
+    def test_destination_gets_the_config_drive_of_the_source(self):
         self.path.write_bytes(DRIVE)
         there = self.instances.path / 'there'
         there.mkdir()
@@ -64,7 +64,7 @@ class TestLive(ConfigDriveTestCase):
 
     @ddt.data((ZEROS, True), (DRIVE, False))
     @ddt.unpack
-    def test_zeros_are_reported(self, content, reported):
+    def test_zeroed_config_drive_is_reported(self, content, reported):
         self.path.write_bytes(content)
         self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
         self.assertEqual(reported, 'hard reboot the instance'
@@ -74,7 +74,7 @@ class TestLive(ConfigDriveTestCase):
         self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
         self.assertEqual('', self.log.output)
 
-    def test_what_cannot_be_read_is_no_reason_to_refuse(self):
+    def test_unreadable_config_drive_does_not_refuse_the_migration(self):
         self.path.write_bytes(DRIVE)
         with mock.patch.object(disks, 'is_zeros', autospec=True,
                                side_effect=OSError('stale handle')):
@@ -94,34 +94,34 @@ class TestHardReboot(ConfigDriveTestCase):
         return driver._create_configdrive
 
     def build(self, context, instance, injection_info):
-        # Nova's own builds nothing where a file is
+        # Nova builds no config drive where a file exists
         self.assertFalse(self.path.exists())
         self.path.write_bytes(DRIVE)
 
-    def test_zeros_are_built_again(self):
+    def test_zeroed_config_drive_is_rebuilt(self):
         self.path.write_bytes(ZEROS)
         create = self.reboot(self.build)
         self.assertEqual('network', create.call_args.args[2].network_info)
         self.assertEqual(DRIVE, self.path.read_bytes())
         self.assertEqual(['disk.config'], os.listdir(self.path.parent))
 
-    def test_what_is_not_zeros_is_left_alone(self):
+    def test_intact_config_drive_is_not_rebuilt(self):
         self.path.write_bytes(DRIVE)
         self.reboot(self.build).assert_not_called()
 
-    def test_an_instance_that_needs_none_is_left_alone(self):
+    def test_instance_without_config_drive_gets_none(self):
         self.path.write_bytes(ZEROS)
         self.instance.config_drive = ''
         self.reboot(self.build).assert_not_called()
 
-    def test_what_cannot_be_built_is_as_it_was(self):
-        # The guest is started all the same, as Nova does.
+    def test_failed_rebuild_leaves_the_config_drive_as_before(self):
+        # The guest starts nevertheless, as with Nova.
         self.path.write_bytes(ZEROS)
         self.reboot(processutils.ProcessExecutionError('no genisoimage'))
         self.assertEqual(ZEROS, self.path.read_bytes())
         self.assertIn('no genisoimage', self.log.output)
 
-    def test_a_nova_compute_that_died_meanwhile_has_lost_nothing(self):
+    def test_config_drive_is_rebuilt_after_a_killed_nova_compute(self):
         self.path.with_name('disk.config.zeros').write_bytes(ZEROS)
         self.reboot(self.build).assert_called_once()
         self.assertEqual(DRIVE, self.path.read_bytes())

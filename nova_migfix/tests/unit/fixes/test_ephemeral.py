@@ -63,8 +63,8 @@ class EphemeralTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestDestination(EphemeralTestCase):
-    """What the destination of a live migration makes."""
+class TestLiveMigrationDestination(EphemeralTestCase):
+    """The destination of a live migration makes disks from fetched bases."""
 
     def described(self, name='disk.eph0', base=BASE, size=1):
         return {'type': 'qcow2', 'backing_file': base,
@@ -77,14 +77,14 @@ class TestDestination(EphemeralTestCase):
             self.fix.files_to_fetch(
                 self.instance, str(self.dir), list(described))), host)
 
-    def test_the_disk_has_the_bytes_of_the_sources_base(self):
+    def test_disk_has_the_bytes_of_the_base_on_the_source(self):
         base = self.instances.make_base()
         self.pull(self.described())
         self.assert_same_bytes(self.dir / 'disk.eph0', base)
         self.assertIn(f"bytes of the source's {BASE}", self.log.output)
 
-    def test_a_base_of_another_name_than_the_backing_file_is_refused(self):
-        # hostile: any file of the source, or of a host that it names
+    def test_base_not_named_like_the_backing_file_is_refused(self):
+        # hostile: a peer requests any file of the source
         self.instances.make_base('ephemeral_9_other')
         error = self.assertRaises(
             exception.MigrationError, self.pull,
@@ -106,15 +106,15 @@ class TestDestination(EphemeralTestCase):
         else:
             self.assertEqual(name, os.path.basename(wanted.path))
 
-    def test_a_base_that_is_larger_than_the_disk_is_refused(self):
+    def test_base_larger_than_the_disk_is_refused(self):
         self.instances.make_base(size=2 * self.instances.GIB)
         error = self.assertRaises(
             exception.MigrationError, self.pull, self.described())
         self.assertIn('more than the disk', str(error))
         self.assertEqual([], os.listdir(self.dir))
 
-    def test_a_disk_that_is_there_is_not_replaced(self):
-        # by a late attempt: QEMU may have the next one's open
+    def test_existing_disk_is_not_replaced(self):
+        # by a late attempt: QEMU may have the disk of the next attempt open
         self.instances.make_base()
         self.pull(self.described())
         inode = os.stat(self.dir / 'disk.eph0').st_ino
@@ -138,13 +138,13 @@ class TestDestination(EphemeralTestCase):
         self.assertEqual({'disk.eph0', 'disk.eph1'},
                          set(os.listdir(self.dir)))
 
-    def test_a_disk_that_was_grown_stays_so(self):
+    def test_disk_larger_than_its_base_keeps_its_size(self):
         self.instances.make_base()
         self.pull(self.described(size=2))
         self.assertEqual(2 * self.instances.GIB,
                          disks.virtual_size(self.dir / 'disk.eph0'))
 
-    def test_the_source_says_where_the_base_is(self):
+    def test_base_is_pulled_from_the_path_that_the_source_sends(self):
         elsewhere = self.instances.path / '_base_of_compute1'
         self.instances.make_base()
         self.instances.base.rename(elsewhere)
@@ -152,7 +152,7 @@ class TestDestination(EphemeralTestCase):
                    ephemeral.BACKING_PATH: f'{elsewhere}/{BASE}'})
         self.assert_same_bytes(self.dir / 'disk.eph0', elsewhere / BASE)
 
-    def test_a_swap_disk_has_the_bytes_of_the_sources_base(self):
+    def test_swap_disk_has_the_bytes_of_the_base_on_the_source(self):
         base = self.instances.make_base('swap_64', mkfs=None)
         processutils.execute('/sbin/mkswap', base)
         self.pull(self.described('disk.swap', 'swap_64'))
@@ -168,8 +168,7 @@ class TestDestination(EphemeralTestCase):
               ('10.0.2.11', 'ephemeral_1_gone', 'No such file'),
               ('10.0.2.11', 'ephemeral_1_\n', 'not a path of a disk'))
     @ddt.unpack
-    def test_a_base_that_cannot_be_fetched_leaves_nothing(
-            self, host, base, reason):
+    def test_failed_fetch_of_a_base_leaves_no_files(self, host, base, reason):
         self.instances.make_base()
         error = self.assertRaises(
             exception.MigrationError, self.pull, self.described(base=base),
@@ -182,8 +181,8 @@ class TestDestination(EphemeralTestCase):
                          set(os.listdir(self.instances.path)))
 
 
-class TestSource(EphemeralTestCase):
-    """A running guest that leaves for this or that destination."""
+class TestLiveMigrationSource(EphemeralTestCase):
+    """A running guest leaves for a destination with or without the fix."""
 
     def setUp(self):
         super().setUp()
@@ -210,7 +209,7 @@ class TestSource(EphemeralTestCase):
         self.leave(self.fix.dest_capabilities())
         self.device.rebase.assert_not_called()
 
-    def test_for_any_other_the_disk_is_made_complete_first(self):
+    def test_overlay_is_completed_for_a_destination_without_pull(self):
         self.device.rebase.side_effect = self.pull_block
         self.leave(None)
         self.device.rebase.assert_called_once_with(None)
@@ -219,7 +218,7 @@ class TestSource(EphemeralTestCase):
         self.assertRegex(self.log.output,
                          r'disk.eph0: made complete by QEMU in \d')
 
-    def test_a_disk_that_is_complete_is_left_alone(self):
+    def test_complete_disk_is_left_alone(self):
         self.pull_block(None)
         self.leave({})
         self.device.rebase.assert_not_called()
@@ -230,8 +229,8 @@ class TestSource(EphemeralTestCase):
         self.fix.prepare_disks(self.instance, self.host)
         self.device.rebase.assert_called_once_with(None)
 
-    def test_a_base_that_is_lost_cannot_be_pulled(self):
-        # The guest has it open still.
+    def test_overlay_with_a_lost_base_is_completed_by_qemu(self):
+        # The guest still has it open.
         self.device.rebase.side_effect = self.keep_what_is_written
         (self.instances.base / BASE).unlink()
         self.leave(self.fix.dest_capabilities())
@@ -242,21 +241,21 @@ class TestSource(EphemeralTestCase):
     def keep_what_is_written(self, base):
         processutils.execute('qemu-img', 'rebase', '-u', '-b', '', self.path)
 
-    def test_where_the_base_is_is_described(self):
+    def test_disk_info_contains_the_path_of_the_base(self):
         disk = {'path': str(self.path), 'backing_file': BASE}
         self.fix.describe_disks([disk])
         self.assertEqual(f'{self.instances.base}/{BASE}',
                          disk[ephemeral.BACKING_PATH])
 
-    def test_a_pull_that_fails_stops_the_migration(self):
-        # libvirt only says that there is no job any more
+    def test_failed_block_pull_stops_the_migration(self):
+        # libvirt only reports that no job exists any more
         error = self.assertRaises(exception.MigrationError, self.leave, {})
         for part in ('disk.eph0', uuids.instance,
                      'the destination has not announced',
                      'The guest is unchanged', 'Make space here'):
             self.assertIn(part, str(error))
 
-    def test_a_destination_that_cannot_fetch_gets_the_disk_complete(self):
+    def test_destination_that_cannot_fetch_gets_a_complete_disk(self):
         self.device.rebase.side_effect = self.pull_block
         self.leave(self.fix.dest_capabilities())
         self.assertTrue(
@@ -268,15 +267,15 @@ class TestSource(EphemeralTestCase):
         self.fix.describe_disks([disk])
         self.assertEqual('', disk['backing_file'])
 
-    def test_there_is_no_second_attempt_without_an_overlay(self):
+    def test_guest_without_overlay_has_no_second_attempt(self):
         self.pull_block(None)
         self.assertFalse(
             self.fix.prepare_disks(
                 self.instance, self.host, has_failed=True))
         self.assertEqual('', self.log.output)
 
-    def test_a_swap_disk_whose_base_is_lost_is_saved(self):
-        # of which a destination that pulls could have nothing
+    def test_swap_disk_with_a_lost_base_is_completed(self):
+        # its base, which a destination could not pull
         swap = self.disk('disk.swap', self.instances.make_base(
             'swap_64', mkfs=None))
         (self.instances.base / 'swap_64').unlink()
@@ -285,7 +284,7 @@ class TestSource(EphemeralTestCase):
         self.leave(self.fix.dest_capabilities())
         self.guest.get_block_device.assert_called_with(str(swap))
 
-    def test_a_swap_disk_that_cannot_be_saved_stops_the_migration(self):
+    def test_incompletable_swap_disk_stops_the_migration(self):
         self.disk('disk.swap', self.instances.make_base(
             'swap_64', mkfs=None))
         (self.instances.base / 'swap_64').unlink()
@@ -294,7 +293,7 @@ class TestSource(EphemeralTestCase):
         self.assertIn('disk.swap', str(error))
 
 
-class TestCold(EphemeralTestCase):
+class TestColdMigrationAndHardReboot(EphemeralTestCase):
 
     def setUp(self):
         super().setUp()
@@ -315,7 +314,7 @@ class TestCold(EphemeralTestCase):
             self.driver, self.instance, 'dest', devices)
 
     def written(self):
-        """Return the path of a disk, and that of one with the same bytes."""
+        """Return the paths of a disk and of a complete disk with its bytes."""
         path = self.disk(written=b'\x07' * 65536)
         expected = self.instances.path / 'expected'
         disks.flatten(str(path), 'qcow2', str(expected))
@@ -325,7 +324,7 @@ class TestCold(EphemeralTestCase):
         return list(disks.overlays(str(self.dir)))
 
     def run_guest(self):
-        """Have QEMU run, with the disk attached; returns its block pull."""
+        """Run the guest with the disk attached; return its block pull."""
         guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
         guest.is_active.return_value = True
         device = guest.get_block_device.return_value
@@ -334,15 +333,15 @@ class TestCold(EphemeralTestCase):
         self.driver._host.get_guest.return_value = guest
         return device.rebase
 
-    def test_the_source_completes_the_disk_of_a_guest_that_is_off(self):
+    def test_source_completes_the_disk_of_a_stopped_guest(self):
         path, expected = self.written()
         self.leave()
         self.assertEqual([], self.overlays())
         self.assert_same_bytes(path, expected)
         self.assertIn('disk.eph0: made complete', self.log.output)
 
-    def test_the_definition_of_a_guest_that_is_off_names_the_disk(self):
-        # It went off between the pivot of a block copy and the snapshot.
+    def test_definition_of_a_stopped_guest_names_the_disk(self):
+        # The guest stopped between the pivot of a block copy and the snapshot.
         copy = self.dir / 'ephemeral.disk.eph0'
         path, expected = self.written()
         disks.flatten(str(path), 'qcow2', str(copy))
@@ -360,7 +359,7 @@ class TestCold(EphemeralTestCase):
         self.assert_same_bytes(path, expected)
         self.assertFalse(copy.exists())
 
-    def test_a_deletion_ends_the_conversion(self):
+    def test_conversion_is_registered_as_a_job_that_a_deletion_ends(self):
         self.written()
         self.leave()
         self.driver.job_tracker.add_job.assert_called_with(
@@ -368,7 +367,7 @@ class TestCold(EphemeralTestCase):
         self.driver.job_tracker.remove_job.assert_called_with(
             self.instance, mock.ANY)
 
-    def test_the_source_completes_the_disk_of_a_guest_while_it_runs(self):
+    def test_source_completes_the_disk_of_a_running_guest(self):
         path, expected = self.written()
         pull = self.run_guest()
         pull.side_effect = lambda base: disks.flatten(
@@ -377,7 +376,7 @@ class TestCold(EphemeralTestCase):
         pull.assert_called_once_with(None)
         self.assert_same_bytes(path, expected)
 
-    def test_disks_that_both_hosts_share_stay_as_they_are(self):
+    def test_disks_on_shared_storage_stay_overlays(self):
         self.written()
         self.driver._is_path_shared_with.return_value = True
         pull = self.run_guest()
@@ -385,11 +384,11 @@ class TestCold(EphemeralTestCase):
         pull.assert_not_called()
         self.assertEqual(1, len(self.overlays()))
 
-    def test_a_guest_without_overlays_costs_nothing(self):
+    def test_guest_without_overlays_needs_no_check_for_shared_storage(self):
         self.leave()
         self.driver._is_path_shared_with.assert_not_called()
 
-    def test_a_disk_with_data_and_without_base_is_refused(self):
+    def test_cold_migration_with_data_on_a_lost_base_is_refused(self):
         path, _expected = self.written()
         before = path.read_bytes()
         (self.instances.base / BASE).unlink()
@@ -406,7 +405,7 @@ class TestCold(EphemeralTestCase):
         found = disks.filesystem(str(raw))
         self.assertEqual((kind, label), (found['TYPE'], found['LABEL']))
 
-    def test_a_disk_without_data_gets_a_new_file_system(self):
+    def test_cold_migration_makes_a_file_system_on_an_unwritten_disk(self):
         self.disk()
         (self.instances.base / BASE).unlink()
         self.leave(ephemerals=[{'guest_format': 'xfs'}])
@@ -417,14 +416,14 @@ class TestCold(EphemeralTestCase):
         self.fix.hard_reboot(self.driver, 'context', self.instance, 'network',
                             devices)
 
-    def test_a_hard_reboot_makes_the_file_system_of_the_disk(self):
+    def test_hard_reboot_makes_a_file_system_on_an_unwritten_disk(self):
         self.disk('disk.eph1')
         (self.instances.base / BASE).unlink()
         self.reboot(ephemerals=[{}, {'guest_format': 'xfs'}])
         self.assertEqual([], self.overlays())
         self.assert_has('xfs', 'ephemeral1', 'disk.eph1')
 
-    def test_a_hard_reboot_with_data_and_without_base_is_refused(self):
+    def test_hard_reboot_with_data_on_a_lost_base_is_refused(self):
         path, _expected = self.written()
         before = path.read_bytes()
         (self.instances.base / BASE).unlink()
@@ -432,13 +431,13 @@ class TestCold(EphemeralTestCase):
         self.assertIn('has data', str(error))
         self.assertEqual(before, path.read_bytes())
 
-    def test_a_hard_reboot_leaves_a_disk_with_its_base_alone(self):
+    def test_hard_reboot_leaves_a_disk_with_its_base_alone(self):
         path, _expected = self.written()
         before = path.read_bytes()
         self.reboot()
         self.assertEqual(before, path.read_bytes())
 
-    def test_what_would_fill_the_file_system_is_not_begun(self):
+    def test_conversion_without_enough_space_is_not_begun(self):
         path, _expected = self.written()
         inode = os.stat(path).st_ino
         usage = shutil.disk_usage(self.dir)
@@ -448,14 +447,14 @@ class TestCold(EphemeralTestCase):
         self.assertRegex(str(error), r'up to \d+ MiB will be written, and 0 ')
         self.assertEqual(inode, os.stat(path).st_ino)
 
-    def test_the_destination_does_if_the_source_has_not(self):
+    def test_destination_completes_a_disk_that_the_source_did_not(self):
         path, expected = self.written()
         self.fix.finish_migration(self.instance, str(self.dir), '10.0.2.11')
         self.assertEqual([], list(disks.ephemeral_overlays(self.dir)))
         self.assert_same_bytes(path, expected)
         self.assertEqual(1, len(self.ssh.asked))
 
-    def test_without_the_base_the_disk_keeps_its_data(self):
+    def test_disk_keeps_its_data_if_its_base_cannot_be_fetched(self):
         path, _expected = self.written()
         error = self.assertRaises(
             exception.MigrationError, self.fix.finish_migration,
@@ -465,19 +464,19 @@ class TestCold(EphemeralTestCase):
         self.assertNotIn('has not been moved', str(error))
         overlay, = self.overlays()
         self.assertTrue(disks.is_written(overlay))
-        # A hard reboot does not take the base of this host for the source's.
+        # A hard reboot does not use the base of this host instead.
         self.assertTrue((self.instances.base / BASE).exists())
         self.assertTrue(disks.lacks_base(overlay))
 
-    def test_a_disk_without_data_needs_no_base_of_the_source(self):
+    def test_unwritten_disk_needs_no_base_from_the_source(self):
         self.disk()
         self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         overlay, = self.overlays()
-        # Nova's backend makes it complete next.
+        # Nova's image backend then makes a complete disk.
         self.assertTrue(disks.lacks_base(overlay))
         self.assertIn('new file systems', self.log.output)
 
-    def test_a_disk_with_its_data_elsewhere_is_not_opened(self):
+    def test_disk_with_an_external_data_file_is_refused(self):
         # hostile: the data of another tenant
         path, _expected = self.written()
         secret = self.instances.path / 'secret'
@@ -492,7 +491,7 @@ class TestCold(EphemeralTestCase):
         self.assertIn('external data file', str(error))
         self.assertEqual([], self.ssh.asked)
 
-    def test_a_base_that_is_larger_than_the_disk_is_refused(self):
+    def test_fetched_base_larger_than_the_disk_is_refused(self):
         self.written()
         with open(self.instances.base / BASE, 'r+b') as file:
             file.truncate(2 * self.instances.GIB)
@@ -501,7 +500,7 @@ class TestCold(EphemeralTestCase):
             self.instance, str(self.dir), '10.0.2.11')
         self.assertIn('more than the disk', str(error))
 
-    def test_a_complete_disk_needs_nothing_of_the_source(self):
+    def test_complete_disk_is_not_fetched_for(self):
         path = self.disk()
         disks.flatten(str(path), 'qcow2', str(path))
         self.fix.finish_migration(self.instance, str(self.dir), 'cut')
@@ -509,12 +508,12 @@ class TestCold(EphemeralTestCase):
 
 
 @ddt.ddt
-class TestStopping(EphemeralTestCase):
-    """A guest stops whose backing file is gone: QEMU has the only copy."""
+class TestStoppingGuest(EphemeralTestCase):
+    """A guest stops while QEMU has the only copy of its backing file."""
 
     def setUp(self):
         super().setUp()
-        self.running = None     # or what the guest's QEMU does
+        self.running = None     # or a function that stands for a block pull
         self.attached = True
 
     def stop(self):
@@ -542,8 +541,8 @@ class TestStopping(EphemeralTestCase):
     def has_no_space(self, path):
         raise OSError('No space left on device')
 
-    def test_a_half_completed_disk_holds_up_nothing(self):
-        # Its data is beneath its name.
+    def test_half_completed_disk_does_not_hold_up_a_stop(self):
+        # The disk's name leads to its data.
         copy = self.dir / 'ephemeral.disk.eph0'
         disks.flatten(str(self.disk()), 'qcow2', str(copy))
         processutils.execute('qemu-img', 'rebase', '-u', '-F', 'qcow2', '-b',
@@ -560,53 +559,53 @@ class TestStopping(EphemeralTestCase):
         return list(disks.overlays(str(self.dir)))
 
     @ddt.data(b'', b'\x07' * 512)
-    def test_a_guest_that_stops_leaves_its_disk_complete(self, written):
+    def test_stop_completes_the_disk_of_a_lost_base(self, written):
         self.lose_base(written)
         self.running = self.has_it_open
         self.stop()
         self.assertEqual([], self.overlays())
 
-    def test_a_guest_whose_disk_cannot_be_completed_goes_on(self):
+    def test_stop_is_refused_if_the_disk_cannot_be_completed(self):
         self.lose_base()
         self.running = self.has_no_space
         error = self.assertRaises(exception.MigrationError, self.stop)
         self.assertIn('No space left', str(error))
 
-    def test_a_rebuild_throws_the_disks_away(self):
+    def test_rebuild_stops_the_guest_without_completing_disks(self):
         self.lose_base()
         self.running = self.has_no_space
         self.instance.task_state = task_states.REBUILDING
         self.stop()
 
-    def test_a_guest_that_was_rescued_without_the_disk_stops(self):
+    def test_rescued_guest_without_the_disk_stops(self):
         self.lose_base()
         self.running = self.has_no_space
         self.attached = None
         self.stop()
 
     @ddt.data('{', 'null', '[]')
-    def test_a_guest_with_an_unreadable_record_stops(self, record):
+    def test_guest_with_an_unreadable_record_stops(self, record):
         self.disk()
         (self.dir / 'disk.info').write_text(record)
         self.running = self.has_no_space
         self.stop()
         self.assertIn('Cannot determine', self.log.output)
 
-    def test_a_guest_with_its_base_stops_as_it_is(self):
+    def test_stop_leaves_a_disk_with_its_base_an_overlay(self):
         self.disk(written=b'\x07' * 512)
         self.running = self.has_no_space
         self.stop()
         self.assertEqual(1, len(self.overlays()))
 
-    def test_a_guest_that_is_off_is_left_as_it_is(self):
+    def test_disk_of_a_stopped_guest_is_left_unchanged(self):
         self.lose_base()
         self.stop()
         self.assertEqual(1, len(self.overlays()))
 
 
-class TestExtension(testtools.TestCase):
+class TestDriverExtension(testtools.TestCase):
 
-    def test_the_driver_makes_disks_and_keeps_bases_by_the_fix(self):
+    def test_driver_uses_the_image_backend_and_cache_of_the_fix(self):
         driver = mock.Mock(image_backend=imagebackend.Backend(use_cow=True))
         ephemeral.Ephemeral().extend_driver(driver)
         self.assertIs(image_backend.Qcow2, driver.image_backend.backend(

@@ -40,18 +40,18 @@ class TestKernelRamdisk(testtools.TestCase):
     @ddt.data(('k', 'r', ['kernel', 'ramdisk']), ('k', '', ['kernel']),
               ('', '', []), (None, None, []))
     @ddt.unpack
-    def test_what_the_guest_boots_from_is_pulled(self, kernel, ramdisk, files):
+    def test_kernel_and_ramdisk_are_pulled(self, kernel, ramdisk, files):
         _instance, wanted = self.wanted(kernel, ramdisk)
         self.assertEqual([str(self.dir / name) for name in files],
                          [file.path for file in wanted])
 
-    def test_a_file_that_is_there_is_not_pulled(self):
+    def test_existing_kernel_is_not_pulled(self):
         (self.dir / 'kernel').write_bytes(b'bzImage')
         _instance, wanted = self.wanted('k', 'r')
         self.assertEqual(['ramdisk'], [name for file in wanted
                                        for name in file.used_for])
 
-    def test_the_files_are_put_where_nova_looks(self):
+    def test_files_are_put_at_the_paths_that_nova_reads(self):
         source = self.instances.path / 'source'
         self.dir.rename(source)
         for name in ('kernel', 'ramdisk'):

@@ -38,7 +38,7 @@ OURS = [config_drive.ConfigDrive, ephemeral.Ephemeral,
 
 
 @ddt.ddt
-class TestLoad(testtools.TestCase):
+class TestLoadFixes(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -55,7 +55,7 @@ class TestLoad(testtools.TestCase):
             self.assertIn(f'Fix {fix.name}: active ({fix.bug})',
                           self.log.output)
 
-    def test_names_are_those_of_the_entry_points(self):
+    def test_fix_names_match_the_entry_points(self):
         names = named.NamedExtensionManager(
             fixes.NAMESPACE, []).list_entry_points()
         self.assertEqual(
@@ -63,7 +63,7 @@ class TestLoad(testtools.TestCase):
             {point.name: point.value for point in names})
 
     @ddt.data(['vnic'], ['vnic', 'vnic'], ['vnic', 'rollback_state'], [])
-    def test_only_what_is_enabled(self, enabled):
+    def test_only_enabled_fixes_are_loaded(self, enabled):
         self.assertEqual([fix for fix in OURS if fix.name in enabled],
                          self.load(enabled))
         for fix in OURS:
@@ -71,14 +71,14 @@ class TestLoad(testtools.TestCase):
             check = self.assertNotIn if fix.name in enabled else self.assertIn
             check(off, self.log.output)
 
-    def test_an_unknown_name_stops_and_lists_the_known_ones(self):
+    def test_unknown_fix_is_an_error_that_lists_the_known_fixes(self):
         error = self.assertRaises(
             exception.InvalidConfiguration, fixes.load, ['vnic', 'vnics'])
         self.assertIn('unknown fixes: vnics.', str(error))
         known = ', '.join(fix.name for fix in OURS)
         self.assertIn(f'The known fixes are: {known}.', str(error))
 
-    def test_a_fix_that_this_nova_does_not_need_steps_aside(self):
+    def test_fix_is_off_where_this_nova_does_not_need_it(self):
         self.nova.return_value = 31
         self.assertNotIn(rollback_state.RollbackState, self.load(None))
         self.assertIn('Fix rollback_state: not needed in this Nova, it does '
@@ -110,7 +110,7 @@ class TestLoad(testtools.TestCase):
         asked.assert_any_call(fix.fixed_upstream_marker_29)
 
     @ddt.data(None, ['vnic'])
-    def test_a_fix_that_fails_to_load_stops(self, enabled):
+    def test_fix_that_fails_to_load_is_an_error(self, enabled):
         def fail(self, ep, *args, **kwargs):
             raise ImportError(f'no libfoo for {ep.name}')
         self.useFixture(fixtures.MockPatchObject(
@@ -122,15 +122,15 @@ class TestLoad(testtools.TestCase):
         self.assertRegex(str(error), r'The fix (\w+) cannot be loaded from '
                          r'nova_migfix\.fixes\.\w+:\w+: no libfoo for \1')
 
-    def test_a_fix_that_cannot_be_made_stops(self):
+    def test_fix_that_cannot_be_constructed_is_an_error(self):
         with mock.patch.object(vnic.Vnic, '__init__', autospec=True,
                                side_effect=OSError('no kernel')):
             self.assertRaises(OSError, fixes.load, None)
 
 
-class TestHooks(testtools.TestCase):
+class TestFixHooks(testtools.TestCase):
 
-    def test_a_fix_without_hooks_changes_nothing(self):
+    def test_fix_without_hooks_has_no_effect(self):
         fix = base.Fix()
         self.assertIsNone(fix.not_needed())
         self.assertEqual({}, fix.dest_capabilities())
@@ -146,26 +146,26 @@ class TestHooks(testtools.TestCase):
 
 
 @ddt.ddt
-class TestRelease(testtools.TestCase):
+class TestNovaRelease(testtools.TestCase):
 
     @ddt.data('29.4.0', '30.0.1', '34.0.0', '34.1.0.dev12')
-    def test_supported(self, version):
+    def test_supported_releases_are_accepted(self, version):
         with mock.patch.object(nova_release.version, 'version_string',
                                return_value=version):
             nova_release.require_supported()
 
     @ddt.data('nova.virt.libvirt', 'nova.virt.libvirt.driver.LibvirtDriver',
               'nova.virt.libvirt.driver.LibvirtDriver.spawn')
-    def test_what_this_nova_has(self, path):
+    def test_existing_path_is_found_in_nova(self, path):
         self.assertTrue(nova_release.has(path))
 
     @ddt.data('nova.virt.libwirt', 'nova.virt.libvirt.driver.Driver',
               'nova.virt.libvirt.driver.LibvirtDriver.spam')
-    def test_what_this_nova_does_not_have(self, path):
+    def test_missing_path_is_not_found_in_nova(self, path):
         self.assertFalse(nova_release.has(path))
 
     @ddt.data('26.2.2', '28.3.0', '35.0.0')
-    def test_any_other_release_stops(self, version):
+    def test_unsupported_release_is_refused(self, version):
         with mock.patch.object(nova_release.version, 'version_string',
                                return_value=version):
             error = self.assertRaises(exception.InvalidConfiguration,

@@ -47,7 +47,7 @@ class TestRollbackState(testtools.TestCase):
         self.event.__exit__.return_value = False
 
     def settles(self, vm_state, state, record='failed'):
-        """Ask about a guest that libvirt says is in that state."""
+        """Return whether the fix settles a failure in this state."""
         host = mock.create_autospec(libvirt_host.Host, instance=True)
         host.get_guest.return_value.get_power_state.side_effect = [state]
         return rollback_state.RollbackState().live_migration_failed(
@@ -59,13 +59,13 @@ class TestRollbackState(testtools.TestCase):
     @ddt.data((vm_states.ACTIVE, power_state.RUNNING),
               (vm_states.PAUSED, power_state.PAUSED))
     @ddt.unpack
-    def test_a_guest_that_is_as_before(self, vm_state, state):
+    def test_unchanged_guest_keeps_its_vm_state(self, vm_state, state):
         self.assertTrue(self.settles(vm_state, state))
         self.assertIn(f'kept {vm_state} where Nova would have set error',
                       self.log.output)
         self.assertIn(str(ERROR), self.log.output)
 
-    def test_the_reason_is_an_event_of_the_action(self):
+    def test_reason_is_an_event_of_the_instance_action(self):
         self.settles(vm_states.ACTIVE, power_state.RUNNING)
         self.reporter.assert_called_once_with(
             'context', 'compute__live_migration_operation', 'compute1',
@@ -74,14 +74,14 @@ class TestRollbackState(testtools.TestCase):
         self.assertEqual(f'Migration error: {ERROR}', str(recorded))
         self.assertIs(ERROR, recorded.__cause__)
 
-    def test_a_reason_that_cannot_be_recorded_is_no_new_failure(self):
+    def test_unrecordable_reason_is_no_new_failure(self):
         self.event.__exit__.side_effect = exception.InstanceActionNotFound(
             request_id='r', instance_uuid='u')
         self.assertTrue(self.settles(vm_states.ACTIVE, power_state.RUNNING))
         self.assertIn('could not be recorded', self.log.output)
 
     @ddt.data(
-        # post-copy failed, or nobody knows where the guest may run on
+        # post-copy failed, or it is unknown on which host the guest may run
         (vm_states.ACTIVE, power_state.PAUSED),
         (vm_states.ACTIVE, power_state.SHUTDOWN),
         (vm_states.ACTIVE, power_state.CRASHED),
@@ -93,19 +93,19 @@ class TestRollbackState(testtools.TestCase):
         (vm_states.ACTIVE, ConnectionError('libvirtd is gone')),
     )
     @ddt.unpack
-    def test_whatever_else_is_left_to_nova(self, vm_state, state):
+    def test_guest_in_any_other_state_is_left_to_nova(self, vm_state, state):
         self.assertFalse(self.settles(vm_state, state))
         self.assertIn('Nova handles the failure', self.log.output)
         self.reporter.assert_not_called()
 
-    def test_an_operators_abort_stays_one(self):
+    def test_cancelled_migration_is_settled_as_cancelled(self):
         self.assertTrue(self.settles(
             vm_states.ACTIVE, power_state.RUNNING, 'cancelled'))
         self.assertIn('Live migration cancelled and rolled back',
                       self.log.output)
 
     @ddt.data('running', 'completed', 'error', 'preparing')
-    def test_a_rollback_that_is_not_complete_is_left_to_nova(self, record):
+    def test_unfinished_rollback_is_left_to_nova(self, record):
         self.assertFalse(self.settles(
             vm_states.ACTIVE, power_state.RUNNING, record))
         self.assertIn(f'the record is {record}', self.log.output)
@@ -118,7 +118,7 @@ class TestRollbackState(testtools.TestCase):
 
     @ddt.data((29, False), (31, False), (32, True), (34, True))
     @ddt.unpack
-    def test_needed_from_nova_32(self, major, needed):
+    def test_fix_is_needed_from_nova_32(self, major, needed):
         with mock.patch('nova_migfix.nova_release.major', autospec=True,
                         return_value=major):
             reason = rollback_state.RollbackState.not_needed()
@@ -126,8 +126,8 @@ class TestRollbackState(testtools.TestCase):
 
 
 @testtools.skipIf(nova_release.major() < 32, 'there is nothing to settle')
-class TestBesideNovasMonitor(testtools.TestCase):
-    """Nova's own ``_live_migration`` and monitor over a failed operation."""
+class TestWithMonitorOfNova(testtools.TestCase):
+    """Nova's ``_live_migration`` and monitor handle a failed operation."""
 
     def setUp(self):
         super().setUp()
@@ -159,7 +159,7 @@ class TestBesideNovasMonitor(testtools.TestCase):
         self.record.status = 'failed'
 
     def migrate(self, active, state):
-        """Migrate a guest that is so once the operation has failed."""
+        """Migrate a guest that is in this state after the failure."""
         self.guest.is_active.return_value = active
         self.guest.get_power_state.return_value = state
         data = objects.LibvirtLiveMigrateData(
@@ -170,27 +170,27 @@ class TestBesideNovasMonitor(testtools.TestCase):
                 vm_state=vm_states.ACTIVE, resources=None),
             'dest', self.post_method, self.recover, False, data)
 
-    def test_what_was_rolled_back_is_not_raised_again(self):
+    def test_rolled_back_failure_is_not_raised_again(self):
         self.migrate(active=True, state=power_state.RUNNING)
         self.assertEqual('failed', self.record.status)
         self.post_method.assert_not_called()
 
-    def test_a_guest_that_is_gone_meanwhile_is_left_to_nova(self):
-        # the monitor takes it for a migration that has completed
+    def test_guest_that_disappears_is_left_to_nova(self):
+        # the monitor treats it as a completed migration
         self.assertRaises(RuntimeError, self.migrate,
                           active=False, state=power_state.RUNNING)
         self.post_method.assert_called_once()
 
-    def test_a_guest_that_is_paused_is_left_to_nova(self):
+    def test_paused_guest_is_left_to_nova(self):
         self.assertRaises(RuntimeError, self.migrate,
                           active=True, state=power_state.PAUSED)
 
-    def test_a_rollback_that_fails_is_left_to_nova(self):
+    def test_failed_rollback_is_left_to_nova(self):
         self.recover = mock.Mock(side_effect=ConnectionError('no conductor'))
         self.assertRaises(ConnectionError, self.migrate,
                           active=True, state=power_state.RUNNING)
 
-    def test_switched_off_it_is_raised_again(self):
+    def test_failure_is_raised_again_without_the_fix(self):
         self.driver._fixes = ()
         self.assertRaises(RuntimeError, self.migrate,
                           active=True, state=power_state.RUNNING)

@@ -43,7 +43,7 @@ class TestSourceAddress(testtools.TestCase):
         self.config.config(live_migration_inbound_addr=value, group='libvirt')
 
     @ddt.data(*ADDRESSES)
-    def test_the_source_tells_in_the_precheck_and_on_departure(self, own):
+    def test_source_sends_its_address_in_precheck_and_on_departure(self, own):
         self.configure(own)
         for tell in (
                 lambda: self.fix.check_can_live_migrate_source(
@@ -53,7 +53,7 @@ class TestSourceAddress(testtools.TestCase):
             tell()
             self.assertEqual(own, self.data.source_connect_addr)
 
-    def test_unset_tells_nothing(self):
+    def test_unset_option_sends_no_address(self):
         self.configure(None)
         self.fix.check_can_live_migrate_source(None, None, self.data)
         self.fix.set_source_fields(self.data)
@@ -63,7 +63,7 @@ class TestSourceAddress(testtools.TestCase):
         self.assertEqual([{'path': 'disk'}], disks)
 
     @ddt.data(*ADDRESSES)
-    def test_the_destination_fetches_from_there(self, told):
+    def test_destination_fetches_from_the_address_of_the_source(self, told):
         self.data.source_connect_addr = told
         self.assertEqual(told, self.fix.source_address(None, self.data))
         self.assertIn(told, self.log.output)
@@ -76,7 +76,7 @@ class TestSourceAddress(testtools.TestCase):
         self.assertEqual('', self.log.output)
 
     @ddt.data(*REFUSED)
-    def test_what_is_no_address_is_refused(self, told):
+    def test_invalid_address_is_refused(self, told):
         self.data.source_connect_addr = told
         error = self.assertRaises(exception.MigrationPreCheckError,
                                   self.fix.source_address, None, self.data)
@@ -86,7 +86,7 @@ class TestSourceAddress(testtools.TestCase):
             None, [{'source_connect_addr': told}])
 
     @ddt.data(*ADDRESSES)
-    def test_a_cold_migration_carries_it_with_each_disk(self, own):
+    def test_cold_migration_sends_the_address_with_each_disk(self, own):
         self.configure(own)
         disks = [{'path': 'disk'}, {'path': 'disk.eph0'}]
         self.fix.set_source_fields(None, disks)
@@ -97,7 +97,7 @@ class TestSourceAddress(testtools.TestCase):
     def test_a_cold_migration_without_disks_carries_nothing(self):
         self.assertIsNone(self.fix.source_address(None, None, []))
 
-    def test_a_nova_that_has_the_field_does_not_need_it(self):
+    def test_fix_is_not_needed_where_nova_has_the_field(self):
         self.assertIsNone(source_address.SourceAddress.not_needed())
         with mock.patch('nova_migfix.peer.NOVA_FIELDS',
                         {'source_connect_addr'}):

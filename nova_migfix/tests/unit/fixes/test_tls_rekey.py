@@ -57,20 +57,21 @@ class TestDestination(TlsTestCase):
               ('TLSv1.3', 'TLS_CHACHA20_POLY1305_SHA256', 'safe'),
               ('TLSv1.3', 'TLS_AES_256_GCM_SHA384', 'rekeys'))
     @ddt.unpack
-    def test_tells_what_its_qemu_negotiates(self, version, cipher, told):
+    def test_destination_sends_whether_its_qemu_rekeys(
+            self, version, cipher, told):
         self.assertEqual({'tls': told},
                          self.capabilities(probe.Answer(version, cipher)))
 
-    def test_tells_nothing_without_a_session(self):
+    def test_destination_sends_nothing_without_a_tls_session(self):
         self.assertEqual({}, self.capabilities(
             probe.Answer('', '', 'handshake failure')))
 
-    def test_tells_nothing_where_qemu_cannot_be_asked(self):
+    def test_destination_sends_nothing_without_qemu(self):
         self.assertEqual({}, self.capabilities(
             qmp.QemuError('no QEMU found')))
         self.assertIn('no QEMU found', self.log.output)
 
-    def test_does_not_ask_where_tls_is_not_used(self):
+    def test_qemu_is_not_probed_without_tls(self):
         self.config.config(live_migration_with_native_tls=False,
                            group='libvirt')
         self.assertEqual({}, self.capabilities(None))
@@ -104,15 +105,15 @@ class TestSource(TlsTestCase):
             self.assertIn(part, self.log.output)
         self.assertEqual(1, self.log.output.count('nova-migfix-tls generate'))
 
-    def test_a_large_guest_is_warned_of(self):
+    def test_large_guest_causes_a_warning(self):
         self.check()
         self.assertWarned('GnuTLS 3.7.9', 'will fail', '100.0 GiB')
 
-    def test_also_if_the_destination_says_that_it_rekeys(self):
+    def test_large_guest_causes_a_warning_if_the_destination_rekeys(self):
         self.check(tls='rekeys')
         self.assertWarned('will fail')
 
-    def test_or_is_refused(self):
+    def test_large_guest_is_refused_with_refuse_unsafe_tls(self):
         self.config.config(refuse_unsafe_tls=True, group='migfix')
         error = self.assertRaises(
             exception.MigrationPreCheckError, self.check)
@@ -120,40 +121,40 @@ class TestSource(TlsTestCase):
                      'nova-migfix-tls generate'):
             self.assertIn(part, str(error))
 
-    def test_a_guest_that_cannot_be_seen_is_judged_by_its_flavor(self):
+    def test_guest_without_process_is_judged_by_its_flavor(self):
         self.guest = None
         self.check()
         self.assertWarned('of unknown version', '200.0 GiB')
 
-    def test_so_is_one_that_may_not_be_looked_into(self):
+    def test_guest_with_unreadable_process_causes_a_warning(self):
         self.useFixture(fixtures.MockPatchObject(
             audit, 'find', autospec=True, side_effect=PermissionError))
         self.check()
         self.assertWarned('of unknown version')
 
     @ddt.data({'tls': 'safe'}, {'tls': 'safe', 'max_tap_queues': '256'})
-    def test_not_if_the_destination_negotiates_safely(self, told):
+    def test_safe_destination_causes_no_warning(self, told):
         self.check(**told)
         self.assertEqual('', self.log.output)
 
-    def test_not_without_tls(self):
+    def test_migration_without_tls_causes_no_warning(self):
         self.config.config(live_migration_with_native_tls=False,
                            group='libvirt')
         self.check()
         self.assertEqual('', self.log.output)
 
-    def test_not_a_small_guest(self):
+    def test_small_guest_causes_no_warning(self):
         self.guest = self.guest._replace(memory=8 * GIB)
         self.check()
         self.assertEqual('', self.log.output)
 
-    def test_not_with_a_gnutls_that_is_mended(self):
+    def test_fixed_gnutls_causes_no_warning(self):
         self.guest = self.guest._replace(
             library=self.guest.library._replace(version='3.8.11'))
         self.check()
         self.assertEqual('', self.log.output)
 
-    def test_the_rules_are_those_of_the_audit(self):
+    def test_rules_are_those_of_the_audit(self):
         self.config.config(live_migration_permit_post_copy=True,
                            group='libvirt')
         self.guest = self.guest._replace(memory=33 * GIB)

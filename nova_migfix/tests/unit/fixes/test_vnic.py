@@ -56,13 +56,13 @@ class VnicTestCase(testtools.TestCase):
 class TestQueuesOfTheKernel(VnicTestCase):
 
     @ddt.data(1, 8, 256)
-    def test_the_destination_tells_its_limit(self, queues):
+    def test_destination_sends_its_queue_limit(self, queues):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
                         return_value=queues):
             capabilities = self.fix.dest_capabilities()
         self.assertEqual(str(queues), capabilities['max_tap_queues'])
 
-    def test_a_destination_that_cannot_find_out_tells_nothing(self):
+    def test_destination_with_unknown_queue_limit_sends_none(self):
         with mock.patch('nova_migfix.abi.tap.max_queues', autospec=True,
                         side_effect=PermissionError('no CAP_NET_ADMIN')):
             self.assertNotIn('max_tap_queues', self.fix.dest_capabilities())
@@ -80,12 +80,12 @@ class TestQueuesOfTheKernel(VnicTestCase):
     @ddt.data({'max_tap_queues': '2'}, {'max_tap_queues': '256'},
               {'max_tap_queues': 'many'}, {'max_tap_queues': '-1'},
               {'max_tap_queues': '1' * 5000}, {'something': 'else'})
-    def test_enough_or_unknown_is_not_refused(self, told):
+    def test_sufficient_or_unknown_queue_limit_is_accepted(self, told):
         self.check(told)
         self.assertEqual('', self.log.output)
 
     @ddt.data(None, {})
-    def test_an_unpatched_destination_is_not_refused(self, told):
+    def test_destination_without_the_plugin_is_accepted(self, told):
         host = self.check(told)
         host.get_guest.assert_not_called()
 
@@ -106,7 +106,7 @@ class TestTapCreatedBeforehand(VnicTestCase):
               ({'create_port'}, True, False),
               ({'create_tap', 'multiqueue'}, False, False))
     @ddt.unpack
-    def test_the_destination_tells_whether_it_does(
+    def test_destination_sends_whether_os_vif_creates_taps(
             self, os_vif_fields, nova_knows, does):
         nova = mock.Mock(
             spec=['VIF_DETAILS_OVS_CREATE_TAP'] if nova_knows else [])
@@ -121,7 +121,8 @@ class TestTapCreatedBeforehand(VnicTestCase):
 
     @ddt.data(('single-queue', True), ('queues-grow', False))
     @ddt.unpack
-    def test_a_tap_that_does_not_fit_is_refused(self, running, multiqueue):
+    def test_tap_with_the_wrong_multiqueue_flag_is_refused(
+            self, running, multiqueue):
         self.bind(create_tap=True, multiqueue=multiqueue)
         error = self.assertRaises(
             exception.MigrationPreCheckError, self.check,
@@ -134,7 +135,8 @@ class TestTapCreatedBeforehand(VnicTestCase):
               ('single-queue', True, False, {'os_vif_creates_tap': 'yes'}),
               ('single-queue', True, True, {'max_tap_queues': '256'}))
     @ddt.unpack
-    def test_others_are_not(self, running, multiqueue, create_tap, told):
+    def test_matching_or_libvirt_created_tap_is_accepted(
+            self, running, multiqueue, create_tap, told):
         self.bind(create_tap=create_tap, multiqueue=multiqueue)
         self.check(told, running)
         self.assertEqual('', self.log.output)
@@ -142,7 +144,7 @@ class TestTapCreatedBeforehand(VnicTestCase):
 
 class TestDestinationXML(VnicTestCase):
 
-    def test_each_thing_kept_is_one_line_of_the_log(self):
+    def test_each_kept_attribute_is_one_line_of_the_log(self):
         xml = self.fix.update_destination_xml(
             self.instance, test_abi.golden('queues-shrink', 'stock'),
             test_abi.golden('queues-shrink', 'source'))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks of running guests get a copy of their data beneath; on real files."""
+"""Disks of running guests are completed by a block copy; on real files."""
 
 import os
 import shutil
@@ -53,12 +53,12 @@ class BlockJobTestCase(testtools.TestCase):
         self.qemu.write()
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
         self.useFixture(fixtures.MockPatchObject(block_job, '_HUNG', 3))
-        # a copy of so small a disk is cheaper, too
+        # a copy of such a small disk counts as cheaper, too
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
 
     def complete(self, **kwargs):
-        """Complete the disk as a nova-compute that has just been started."""
+        """Complete the disk as a newly started nova-compute does."""
         found = list(disks.overlays(str(self.path.parent)))
         overlay, = found or [self.overlay]
         completion.complete(self.guest, overlay, **kwargs)
@@ -67,7 +67,7 @@ class BlockJobTestCase(testtools.TestCase):
         return block_job.lay_on_copy(self.guest, self.overlay, **kwargs)
 
     def fail(self, step, message='it failed'):
-        """Have libvirt refuse a step, until it is mended."""
+        """Make libvirt refuse a step until the hook is removed."""
         def refuse():
             raise fake_qemu.failure(message)
         self.qemu.hooks[step] = refuse
@@ -82,7 +82,7 @@ class BlockJobTestCase(testtools.TestCase):
         return [step for step, *_details in self.qemu.asked]
 
     def files(self):
-        """Names in the directory of the instance, but for scratch files."""
+        """Return the files of the instance, without scratch files."""
         return {name for name in os.listdir(self.path.parent)
                 if not name.startswith('migfix-')
                 and not name.endswith('.lock')}
@@ -91,7 +91,7 @@ class BlockJobTestCase(testtools.TestCase):
         processutils.execute('qemu-img', 'compare', self.qemu.expected, image)
 
     def assert_complete(self):
-        """The guest has the disk alone, under its name, with all bytes."""
+        """Assert that the guest runs on the complete disk with all bytes."""
         self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
         self.assertIsNone(self.qemu.job)
@@ -99,7 +99,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_as_before(self):
-        """The guest has the disk on its base, without a job or a copy."""
+        """Assert that the disk is on its base, without a job or a copy."""
         self.assertEqual(str(self.base),
                          disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
@@ -109,7 +109,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_on_copy(self):
-        """The disk's name leads to all bytes, which the copy has."""
+        """Assert that the disk is on a copy that has all bytes."""
         overlay, = disks.overlays(str(self.path.parent))
         self.assertTrue(disks.is_on_copy(overlay))
         self.assertTrue(disks.is_written(overlay))
@@ -117,22 +117,22 @@ class BlockJobTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestKilled(BlockJobTestCase):
-    """A nova-compute is killed at some step, and another one is started."""
+class TestKilledNovaCompute(BlockJobTestCase):
+    """A nova-compute is killed at a step, and another one starts."""
 
     def kill_at(self, step):
         self.qemu.kill_at(step, self.complete)
         self.assert_same_bytes(self.qemu.image)
 
     @ddt.data(*fake_qemu.STEPS)
-    def test_disk_is_completed_by_the_next(self, step):
+    def test_disk_is_completed_by_the_next_nova_compute(self, step):
         self.kill_at(step)
         self.complete()
         self.assert_complete()
 
     @ddt.data(*fake_qemu.STEPS)
     def test_name_of_the_disk_leads_to_all_data(self, step):
-        # for a guest that is started again after its host has lost power
+        # for a guest that starts again after its host lost power
         self.kill_at(step)
         self.assert_same_bytes(self.path)
 
@@ -156,14 +156,15 @@ class TestKilled(BlockJobTestCase):
         self.complete()
         self.assertNotIn('copy asked', self.steps)
 
-    def test_pull_goes_on(self):
+    def test_running_pull_continues_after_a_kill(self):
         self.kill_at('pull runs')
         self.complete()
         self.assertEqual(['pull done'], [
             step for step in self.steps if step != 'pull runs'])
 
     @ddt.data('pull asked', 'pull runs')
-    def test_pull_without_a_copy_is_completed_by_the_next(self, step):
+    def test_pull_without_a_copy_is_completed_by_the_next_nova_compute(
+            self, step):
         with self.free(completion.allocated(str(self.base))):
             self.kill_at(step)
             self.complete()
@@ -176,14 +177,14 @@ class TestKilled(BlockJobTestCase):
         self.assert_complete()
 
     @ddt.data('pivot asked', 'pivoted', 'snapshot made', 'pull runs')
-    def test_copy_is_completed_whatever_became_of_the_base(self, step):
+    def test_copy_is_completed_without_its_base(self, step):
         self.kill_at(step)
         self.base.unlink()
         self.complete()
         self.assert_complete()
 
     @ddt.data(*fake_qemu.STEPS[:-1])
-    def test_disk_is_converted_once_the_guest_is_off(self, step):
+    def test_disk_is_converted_after_the_guest_stopped(self, step):
         self.kill_at(step)
         overlay, = disks.overlays(str(self.path.parent))
         completion.convert(overlay)
@@ -192,9 +193,9 @@ class TestKilled(BlockJobTestCase):
         self.assert_same_bytes(self.path)
 
 
-class TestCopy(BlockJobTestCase):
+class TestBlockCopy(BlockJobTestCase):
 
-    def test_guest_goes_on_with_the_disk_on_a_copy(self):
+    def test_guest_continues_with_the_disk_on_a_copy(self):
         overlay = self.lay_on_copy()
         self.assertEqual(
             self.overlay._replace(backing=self.overlay.copy), overlay)
@@ -204,7 +205,7 @@ class TestCopy(BlockJobTestCase):
         self.assert_same_bytes(self.qemu.image)
         self.assert_on_copy()
 
-    def test_copy_needs_no_base(self):
+    def test_block_copy_has_no_backing_file(self):
         self.lay_on_copy()
         self.assertEqual('', disks.qcow2_header(self.overlay.copy).backing)
 
@@ -219,13 +220,13 @@ class TestCopy(BlockJobTestCase):
         return found
 
     def test_bandwidth_bounds_copy_and_pull(self):
-        # bytes, and MiB
+        # bytes for the copy, MiB for the pull
         self.complete(bandwidth=7)
         self.assertEqual({'bandwidth': 7 * units.Mi},
                          self.details('copy asked')[1])
         self.assertEqual([7], self.details('pull asked'))
 
-    def test_bandwidth_is_unlimited_otherwise(self):
+    def test_bandwidth_is_unlimited_by_default(self):
         self.complete()
         self.assertEqual({}, self.details('copy asked')[1])
         self.assertEqual([0], self.details('pull asked'))
@@ -236,7 +237,7 @@ class TestCopy(BlockJobTestCase):
         self.assertEqual({(2, 2)}, set(seen))
         self.assertEqual(2, len(seen))
 
-    def test_file_system_that_cannot_exchange_names_is_found_out_first(self):
+    def test_copy_is_not_begun_without_exchange_of_names(self):
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
             self.complete()
@@ -252,8 +253,8 @@ class TestCopy(BlockJobTestCase):
         self.assert_complete()
 
 
-class TestFailure(BlockJobTestCase):
-    """Steps fail; the guest runs on, and its disk is completed later."""
+class TestFailedStep(BlockJobTestCase):
+    """A step fails; the guest keeps running; its disk is completed later."""
 
     def assert_left_as_before(self, error):
         self.assertRaises(error, self.lay_on_copy)
@@ -265,18 +266,18 @@ class TestFailure(BlockJobTestCase):
         self.assertNotIn('pivoted', self.steps)
         self.assert_complete()
 
-    def test_old_libvirt_refuses_the_copy(self):
+    def test_copy_refused_by_an_old_libvirt_leaves_the_disk_as_before(self):
         self.fail('copy asked', 'unsupported flags (0xe)')
         self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
-    def test_copy_without_space_for_its_file(self):
+    def test_copy_without_space_leaves_the_disk_as_before(self):
         self.useFixture(fixtures.MockPatchObject(
             disks, 'virtual_size', autospec=True, side_effect=OSError))
         self.assert_left_as_before(OSError)
         self.assert_pulled()
 
-    def test_copy_that_ends_early(self):
+    def test_copy_that_ends_early_leaves_the_disk_as_before(self):
         self.qemu.hooks['copy runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.lay_on_copy)
         self.assertIn('ended before its time', str(error))
@@ -299,7 +300,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_operator_interrupts_the_copy(self):
+    def test_interrupted_copy_leaves_the_disk_as_before(self):
         def interrupt(*_job):
             raise KeyboardInterrupt
         self.assertRaises(
@@ -311,12 +312,12 @@ class TestFailure(BlockJobTestCase):
         self.assertRaises(ValueError, self.complete, progress=progress)
         self.assert_as_before()
 
-    def test_pivot_fails(self):
+    def test_failed_pivot_leaves_the_disk_as_before(self):
         self.fail('pivot asked')
         self.assert_left_as_before(fakelibvirt.libvirtError)
         self.assert_pulled()
 
-    def test_pivot_and_abort_fail(self):
+    def test_disk_is_completed_after_a_failed_pivot_and_abort(self):
         self.fail('pivot asked')
         self.fail('abort asked')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
@@ -327,7 +328,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_pivot_succeeds_and_libvirt_reports_a_failure(self):
+    def test_disk_is_completed_after_a_pivot_reported_as_failed(self):
         self.fail('pivoted', 'timed out')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertTrue(self.qemu.runs_on(self.overlay.copy))
@@ -336,7 +337,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_libvirt_is_gone_after_the_pivot_was_asked(self):
+    def test_disk_is_completed_after_libvirt_ended_during_the_pivot(self):
         def gone():
             for step in ('looked at', 'abort asked', 'pivot asked'):
                 self.fail(step, 'End of file while reading data')
@@ -348,7 +349,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_snapshot_fails(self):
+    def test_disk_is_completed_after_a_failed_snapshot(self):
         self.fail('snapshot asked')
         self.assertRaises(fakelibvirt.libvirtError, self.complete)
         self.assertNotIn('pull asked', self.steps)
@@ -358,7 +359,7 @@ class TestFailure(BlockJobTestCase):
         self.complete()
         self.assert_complete()
 
-    def test_pull_from_the_copy_ends_early(self):
+    def test_disk_is_completed_after_a_pull_that_ends_early(self):
         self.qemu.hooks['pull runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.complete)
         self.assertIn('before the disk was complete', str(error))
@@ -369,7 +370,7 @@ class TestFailure(BlockJobTestCase):
 
 
 @ddt.ddt
-class TestChoice(BlockJobTestCase):
+class TestCopyOrPull(BlockJobTestCase):
 
     def test_disk_is_pulled_where_a_copy_has_no_space(self):
         with self.free(completion.allocated(str(self.base))):
@@ -377,7 +378,7 @@ class TestChoice(BlockJobTestCase):
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
         self.assert_complete()
 
-    def test_disk_that_has_lost_its_base_is_pulled(self):
+    def test_disk_with_a_lost_base_is_pulled(self):
         self.base.unlink()
         self.complete()
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
@@ -395,16 +396,16 @@ class TestChoice(BlockJobTestCase):
         ((4 << 10) + 1, 0, 1 << 20, True),
         (12 << 10, 1 << 10, 1 << 20, False),
         ((12 << 10) + 1, 1 << 10, 1 << 20, True),
-        # little space: the data is there twice for a while
+        # little space: the data exists twice for a while
         (1 << 20, 1 << 10, 2 << 10, True),
         (1 << 20, 1 << 10, (2 << 10) - 1, False),
     )
     @ddt.unpack
-    def test_copy_is_for_large_disks_with_little_data(
+    def test_large_disk_with_little_data_is_copied(
             self, size, data, free, copied):
         self.assertEqual(copied, self.is_copied(size, data, free))
 
-    def test_copy_is_not_for_disks_that_have_lost_their_base(self):
+    def test_disk_with_a_lost_base_is_not_copied(self):
         self.base.unlink()
         self.assertFalse(self.is_copied(1 << 20, 0, 1 << 20))
 
@@ -426,8 +427,8 @@ class TestChoice(BlockJobTestCase):
 
 
 @ddt.ddt
-class TestStart(BlockJobTestCase):
-    """A nova-compute starts after another one was killed."""
+class TestStartAfterKill(BlockJobTestCase):
+    """A nova-compute starts after a previous one was killed."""
 
     def setUp(self):
         super().setUp()
@@ -439,7 +440,7 @@ class TestStart(BlockJobTestCase):
         completion.go_on(self.host)
 
     @ddt.data('copy asked', 'copy runs')
-    def test_copy_that_was_not_used_is_given_up(self, step):
+    def test_unused_copy_is_removed(self, step):
         self.qemu.kill_at(step, self.complete)
         for left in self.path.parent.glob('migfix-*'):
             shutil.rmtree(left)     # as scratch.sweep does
@@ -458,18 +459,18 @@ class TestStart(BlockJobTestCase):
         self.go_on()
         self.assert_complete()
 
-    def test_other_disks_stay_as_they_are(self):
+    def test_start_leaves_other_disks_unchanged(self):
         self.go_on()
         self.assert_as_before()
         self.assertEqual([], self.steps)
 
-    def test_disk_of_a_guest_that_is_off_stays(self):
+    def test_start_leaves_the_disk_of_a_stopped_guest_unchanged(self):
         self.qemu.kill_at('pivoted', self.complete)
         self.host.list_guests.return_value = []
         self.go_on()
         self.assert_on_copy()
 
-    def test_disk_that_another_process_completes_is_left_to_it(self):
+    def test_disk_that_another_process_completes_is_not_touched(self):
         self.qemu.kill_at('pivoted', self.complete)
         with scratch.locked(f'{self.overlay.copy}.lock'):
             self.go_on()
@@ -477,7 +478,7 @@ class TestStart(BlockJobTestCase):
         self.assertIn(f'disk.eph0 of instance {uuids.instance} stays half '
                       'completed', self.log.output)
 
-    def test_copy_that_was_given_up_is_made_once_more(self):
+    def test_removed_copy_is_made_again(self):
         # as by an operator, or for lack of space
         self.qemu.kill_at('pivot asked', self.complete)
         self.qemu.end_job()

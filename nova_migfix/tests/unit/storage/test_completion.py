@@ -63,14 +63,14 @@ class TestPull(CompletionTestCase):
     def qemu_pulls(self, base):
         disks.flatten(str(self.path), 'qcow2', str(self.path))
 
-    def test_the_disk_is_complete(self):
+    def test_pull_completes_the_disk(self):
         completion.pull(self.guest, self.overlay, bandwidth=7)
         self.device.rebase.assert_called_once_with(None)
         self.assertEqual(7, self.device.REBASE_DEFAULT_BANDWIDTH)
         self.guest.get_block_device.assert_called_once_with(str(self.path))
         self.assert_complete()
 
-    def test_a_missing_base_needs_no_space_that_is_known(self):
+    def test_pull_without_base_skips_the_space_check(self):
         self.base.rename(self.instances.path / 'held')
         self.device.rebase.side_effect = lambda base: disks.flatten(
             str(self.path), 'qcow2', str(self.path),
@@ -79,22 +79,22 @@ class TestPull(CompletionTestCase):
             completion.pull(self.guest, self.overlay)
         self.assert_complete()
 
-    def test_a_full_file_system_is_not_filled(self):
+    def test_pull_without_enough_space_is_refused(self):
         with self.free(1 << 20):
             error = self.assertRaises(
                 OSError, completion.pull, self.guest, self.overlay)
         self.assertRegex(str(error), r'up to \d+ MiB will be written, and 1 M')
         self.device.rebase.assert_not_called()
 
-    def test_a_job_that_ends_early_is_an_error(self):
-        # libvirt only says that there is no job any more
+    def test_pull_that_ends_early_is_an_error(self):
+        # libvirt only reports that no job exists any more
         self.device.rebase.side_effect = None
         error = self.assertRaises(
             exception.MigrationError, completion.pull, self.guest,
             self.overlay)
         self.assertIn('ended before the disk was complete', str(error))
 
-    def test_a_job_that_outlived_a_nova_compute_is_waited_for(self):
+    def test_pull_of_a_killed_nova_compute_is_waited_for(self):
         self.device.get_job_info.return_value = mock.Mock(cur=1)
         self.device.is_job_complete.side_effect = (
             lambda: self.qemu_pulls(None) or True)
@@ -102,13 +102,13 @@ class TestPull(CompletionTestCase):
         self.device.rebase.assert_not_called()
         self.assert_complete()
 
-    def test_a_job_that_cannot_be_watched_is_ended(self):
+    def test_pull_is_aborted_if_libvirt_does_not_answer(self):
         self.device.is_job_complete.side_effect = OSError('libvirt is gone')
         self.assertRaises(
             OSError, completion.pull, self.guest, self.overlay)
         self.device.abort_job.assert_called_once_with()
 
-    def test_a_job_without_progress_is_ended(self):
+    def test_pull_without_progress_is_aborted(self):
         self.device.is_job_complete.side_effect = lambda: False
         with mock.patch.object(block_job, '_HUNG', 0.3):
             error = self.assertRaises(
@@ -116,7 +116,7 @@ class TestPull(CompletionTestCase):
         self.assertIn('no progress', str(error))
         self.device.abort_job.assert_called_once_with()
 
-    def test_a_slow_job_with_progress_is_not(self):
+    def test_slow_pull_with_progress_is_not_aborted(self):
         jobs = iter(range(100))
         self.device.get_job_info.side_effect = [None] + [
             mock.Mock(cur=cur) for cur in range(100)]
@@ -128,13 +128,13 @@ class TestPull(CompletionTestCase):
 
 class TestConvert(CompletionTestCase):
 
-    def test_the_disk_is_complete(self):
+    def test_convert_completes_the_disk(self):
         inode = self.path.stat().st_ino
         completion.convert(self.overlay)
         self.assertNotEqual(inode, self.path.stat().st_ino)
         self.assert_complete()
 
-    def test_without_room_for_a_copy_it_is_completed_in_place(self):
+    def test_convert_without_space_for_a_copy_works_in_place(self):
         inode = self.path.stat().st_ino
         needed = disks.flat_size(str(self.path))
         with mock.patch.object(disks, 'flat_size', autospec=True,
@@ -143,13 +143,13 @@ class TestConvert(CompletionTestCase):
         self.assertEqual(inode, self.path.stat().st_ino)
         self.assert_complete()
 
-    def test_without_room_for_the_base_it_is_left_as_it_is(self):
+    def test_convert_without_space_for_the_base_is_refused(self):
         before = self.path.read_bytes()
         with self.free(1 << 20):
             self.assertRaises(OSError, completion.convert, self.overlay)
         self.assertEqual(before, self.path.read_bytes())
 
-    def test_the_process_can_be_ended(self):
+    def test_convert_passes_its_process_to_the_caller(self):
         started = mock.Mock()
         completion.convert(self.overlay, on_execute=started)
         self.assertTrue(started.called)

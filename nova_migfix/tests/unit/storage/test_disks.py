@@ -52,7 +52,7 @@ class TestOverlays(DisksTestCase):
     @ddt.data(('disk.local', 0), ('disk.eph0', 0), ('disk.eph1', 1),
               ('disk.eph12', 12))
     @ddt.unpack
-    def test_an_ephemeral_disk_upon_a_base(self, name, number):
+    def test_ephemeral_disk_with_a_base_is_an_overlay(self, name, number):
         path = self.disk(name)
         overlay, = self.overlays()
         self.assertEqual((name, str(path), number),
@@ -61,49 +61,49 @@ class TestOverlays(DisksTestCase):
             overlay.backing, self.instances.base / 'ephemeral_1_40d1d2c'))
 
     @ddt.data('disk', 'disk.swap', 'disk.config', 'disk.eph0.rescue')
-    def test_no_other_disk_is_one(self, name):
+    def test_other_disks_are_no_ephemeral_overlays(self, name):
         self.disk(name)
         self.assertEqual([], self.overlays())
 
-    def test_a_complete_disk_is_none(self):
+    def test_complete_disk_is_no_overlay(self):
         path = self.disk()
         disks.flatten(str(path), 'qcow2', str(path))
         self.assertEqual([], self.overlays())
 
-    def test_the_header_says_what_qemu_img_says(self):
+    def test_qcow2_header_matches_the_image(self):
         path = self.disk(written=b'\x07' * 512)
         header = disks.qcow2_header(str(path))
         self.assertEqual(
             (f'{self.instances.base}/ephemeral_1_40d1d2c',
              self.instances.GIB, True, False), header)
 
-    def test_what_is_not_qcow2_has_no_header(self):
+    def test_file_that_is_not_qcow2_has_no_header(self):
         for content in (b'', b'QFI', b'\x00' * 512):
             path = self.instances.path / 'file'
             path.write_bytes(content)
             self.assertIsNone(disks.qcow2_header(str(path)))
 
     @hypothesis.given(strategies.binary(max_size=200))
-    def test_no_header_is_too_damaged_to_be_read(self, content):
+    def test_damaged_qcow2_header_is_read(self, content):
         path = self.instances.path / 'file'
         path.write_bytes(b'QFI\xfb' + content)
         self.assertIsNotNone(disks.qcow2_header(str(path)))
 
-    def test_swap_is_one_of_all_overlays(self):
+    def test_swap_disk_is_among_all_overlays(self):
         self.instances.make_disk(uuids.instance, 'disk.swap',
                                  self.instances.make_base('swap_64'))
         overlay, = disks.overlays(str(self.dir))
         self.assertTrue(overlay.is_swap)
 
-    def test_a_raw_disk_is_not_looked_into(self):
-        # its guest has written a header with a backing file of its choice
+    def test_raw_disk_is_not_inspected(self):
+        # its guest can write a header with any backing file
         path = self.disk()
         record = self.dir / 'disk.info'
         record.write_text(record.read_text().replace('qcow2', 'raw'))
         self.assertTrue(path.exists())
         self.assertEqual([], self.overlays())
 
-    def test_an_instance_without_files_has_none(self):
+    def test_instance_without_files_has_no_overlays(self):
         self.assertEqual([], self.overlays())
 
 
@@ -111,14 +111,14 @@ class TestOverlays(DisksTestCase):
 class TestFlatten(DisksTestCase):
 
     @ddt.data(b'', b'\x07' * 65536)
-    def test_the_bytes_are_kept(self, written):
+    def test_flatten_keeps_the_bytes(self, written):
         path = self.disk(written=written)
         made = self.dir / 'made'
         disks.flatten(str(path), 'qcow2', str(made))
         self.assert_same_bytes(path, made)
         self.assertIsNone(libvirt_utils.get_disk_backing_file(str(made)))
 
-    def test_the_only_one_is_on_the_disk_before_it_is_replaced(self):
+    def test_flatten_flushes_the_new_file_before_it_replaces_the_disk(self):
         path = self.disk(written=b'\x07' * 65536)
         before = path.read_bytes()
         with mock.patch.object(
@@ -130,25 +130,25 @@ class TestFlatten(DisksTestCase):
             disks.flatten(str(path), 'qcow2', str(self.dir / 'another'))
         through.assert_called_once()
 
-    def test_its_size_is_known_before(self):
-        # whatever the file system of the base has set aside
+    def test_flat_size_predicts_the_size(self):
+        # independent of the space that the file system of the base reserves
         path = self.disk(written=b'\x07' * (3 << 20))
         before = disks.flat_size(str(path))
         disks.flatten(str(path), 'qcow2', str(path))
         made = path.stat().st_blocks * 512
         self.assertTrue(made <= before < made + (8 << 20), (made, before))
 
-    def test_another_file_can_be_the_backing_file(self):
+    def test_flatten_can_read_another_backing_file(self):
         path = self.disk(written=b'\x07' * 65536)
         expected = self.dir / 'expected'
         disks.flatten(str(path), 'qcow2', str(expected))
         base = self.instances.base / 'ephemeral_1_40d1d2c'
         copy = base.rename(self.dir / 'copy')
-        self.instances.make_base()      # what the destination has
+        self.instances.make_base()      # the base on the destination
         disks.flatten(str(path), 'qcow2', str(path), backing=str(copy))
         self.assert_same_bytes(path, expected)
 
-    def test_a_disk_with_its_data_elsewhere_is_refused(self):
+    def test_disk_with_an_external_data_file_is_refused(self):
         path = self.disk()
         processutils.execute(
             'qemu-img', 'create', '-f', 'qcow2', '-o',
@@ -160,7 +160,7 @@ class TestFlatten(DisksTestCase):
             error = self.assertRaises(ValueError, action)
             self.assertIn('external data file', str(error))
 
-    def test_a_disk_that_is_there_already_is_not_replaced(self):
+    def test_flatten_does_not_replace_another_disk(self):
         path = self.disk()
         base = str(self.instances.base / 'ephemeral_1_40d1d2c')
         before = path.read_bytes()
@@ -168,7 +168,7 @@ class TestFlatten(DisksTestCase):
             FileExistsError, disks.flatten, base, 'raw', str(path))
         self.assertEqual(before, path.read_bytes())
 
-    def test_it_grows_to_the_disk_that_will_be_written_on_it(self):
+    def test_flatten_can_enlarge_the_disk(self):
         made = self.dir / 'made'
         self.dir.mkdir()
         disks.flatten(str(self.instances.make_base()), 'raw', str(made),
@@ -176,7 +176,7 @@ class TestFlatten(DisksTestCase):
         self.assertIn(b'QFI\xfb', made.read_bytes()[:4])
         self.assertEqual(3 * self.instances.GIB, disks.virtual_size(made))
 
-    def test_what_fails_leaves_nothing(self):
+    def test_failed_flatten_leaves_the_disk_and_no_other_file(self):
         path = self.disk()
         (self.instances.base / 'ephemeral_1_40d1d2c').unlink()
         before = path.read_bytes()
@@ -198,24 +198,24 @@ class TestContents(DisksTestCase):
             out.truncate()
         return str(path)
 
-    def test_holes_are_zeros(self):
+    def test_hole_counts_as_zeros(self):
         self.assertTrue(disks.is_zeros(self.file(1 << 40)))
 
-    def test_what_qemu_img_makes_is_zeros(self):
-        # though its first block is none but data
+    def test_blank_image_of_qemu_img_counts_as_zeros(self):
+        # although its first block is allocated
         self.assertTrue(disks.is_zeros(
             str(self.instances.make_base(size=1 << 40, mkfs=None))))
 
-    def test_a_file_system_is_none(self):
+    def test_file_system_is_not_zeros(self):
         self.assertFalse(disks.is_zeros(str(self.instances.make_base())))
 
-    def test_zeros_are_data_and_zeros(self):
+    def test_written_zeros_count_as_zeros(self):
         path = self.file(bytes(1 << 16))
         self.assertTrue(disks.is_zeros(path))
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))
 
-    def test_of_what_cannot_be_read_no_file_system_is_known(self):
-        # blkid says the same of it as of one without
+    def test_file_system_of_an_unreadable_file_is_unknown(self):
+        # blkid reports the same for a file without a file system
         base = str(self.instances.make_base())
         with mock.patch.object(os, 'access', autospec=True,
                                return_value=False):
@@ -224,10 +224,10 @@ class TestContents(DisksTestCase):
         self.assertEqual({}, disks.filesystem(
             str(self.instances.make_base(mkfs=None))))
 
-    def test_one_byte_at_the_end_is_something(self):
+    def test_nonzero_byte_at_the_end_is_not_zeros(self):
         self.assertFalse(disks.is_zeros(self.file(bytes(1 << 22), b'\x01')))
 
-    def test_whether_the_guest_has_written_is_seen_without_the_base(self):
+    def test_guest_writes_are_detected_without_the_base(self):
         for written in (b'', b'\x07' * 512, b'\x00' * 512):
             path = self.disk(written=written)
             overlay, = self.overlays()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""File systems have their names when they are complete."""
+"""A file gets its name when its file system is complete."""
 
 import os
 
@@ -39,9 +39,9 @@ class FileSystemTestCase(testtools.TestCase):
         self.config = self.useFixture(config_fixture.Config(cfg.CONF))
 
 
-class TestWhole(FileSystemTestCase):
+class TestWholeFile(FileSystemTestCase):
 
-    def test_the_file_has_its_name_when_it_is_complete(self):
+    def test_file_gets_its_name_when_it_is_complete(self):
         def create(target, size):
             self.assertEqual(BASE, os.path.basename(target))
             with open(target, 'w') as file:
@@ -51,7 +51,7 @@ class TestWhole(FileSystemTestCase):
         self.assertEqual([BASE], os.listdir(self.instances.base))
         self.assertEqual(5, os.path.getsize(self.target))
 
-    def test_a_failure_leaves_nothing(self):
+    def test_failed_creation_leaves_no_file(self):
         def fail(target):
             with open(target, 'w'):
                 raise processutils.ProcessExecutionError
@@ -64,17 +64,17 @@ class TestWhole(FileSystemTestCase):
         file_system.whole(made.append)(target)
         self.assertEqual([target], made)
 
-    def test_a_logical_volume_is_made_in_its_place(self):
+    def test_logical_volume_is_created_in_place(self):
         self.assert_made_in_its_place('/dev/vg/volume')
 
-    def test_a_ploop_image_is_made_in_its_place(self):
-        # It is a directory.
+    def test_ploop_image_is_created_in_place(self):
+        # The image is a directory.
         self.config.config(virt_type='parallels', group='libvirt')
         self.assert_made_in_its_place(self.target)
 
 
 @ddt.ddt
-class TestSparse(FileSystemTestCase):
+class TestSparseFileSystem(FileSystemTestCase):
 
     def create(self, **kwargs):
         file_system.sparse(nova_driver.LibvirtDriver._create_ephemeral)(
@@ -83,17 +83,17 @@ class TestSparse(FileSystemTestCase):
         return disks.filesystem(self.target)
 
     @ddt.data({'specified_fs': 'ntfs'}, {'os_type': 'windows'})
-    def test_ntfs_costs_no_more_than_its_metadata(self, asked):
+    def test_ntfs_allocates_only_its_metadata(self, asked):
         found = self.create(**asked)
         self.assertEqual(('ntfs', 'ephemeral0'),
                          (found['TYPE'], found['LABEL']))
         self.assertEqual(1 << 30, os.path.getsize(self.target))
         self.assertLess(os.stat(self.target).st_blocks * 512, 100 << 20)
 
-    def test_others_are_made_by_nova(self):
+    def test_other_file_systems_are_made_by_nova(self):
         self.assertEqual('xfs', self.create(specified_fs='xfs')['TYPE'])
 
-    def test_a_logical_volume_is_left_to_nova(self):
+    def test_logical_volume_is_left_to_nova(self):
         asked = []
         file_system.sparse(lambda *args: asked.append(args))(
             '/dev/vg/volume', 1, 'ephemeral0', 'windows', True)
@@ -102,11 +102,11 @@ class TestSparse(FileSystemTestCase):
     @ddt.data((None, None, 'vfat'), ('linux', None, 'ext4'),
               ('windows', None, 'ntfs'), ('windows', 'btrfs', 'btrfs'))
     @ddt.unpack
-    def test_the_kind_follows_os_type_and_guest_format(
+    def test_file_system_follows_os_type_and_guest_format(
             self, os_type, guest_format, kind):
         self.assertEqual(kind, file_system.kind_of(os_type, guest_format))
 
-    def test_a_command_of_the_operator_decides_itself(self):
+    def test_file_system_of_a_configured_mkfs_command_is_unknown(self):
         self.useFixture(fixtures.MockPatchObject(
             fs, '_DEFAULT_MKFS_COMMAND', 'mkfs.special %(target)s'))
         self.assertIsNone(file_system.kind_of(None, 'ntfs'))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""New disks are complete, and no base is made under data; on real files."""
+"""New disks are complete; no base is made under data; on real files."""
 
 import functools
 import os
@@ -55,7 +55,7 @@ class BackendTestCase(testtools.TestCase):
             objects.Instance(uuid=uuid), name, 'qcow2')
 
     def create(self, name='disk.eph0', form='ext4', size=1, **kwargs):
-        """Ask for a disk as the driver does."""
+        """Create a disk as the driver does; return its path."""
         image = self.image(name, **kwargs)
         os.makedirs(os.path.dirname(image.path), exist_ok=True)
         image.cache(
@@ -74,13 +74,13 @@ class BackendTestCase(testtools.TestCase):
         return image.path
 
     def found(self, path):
-        """Return what blkid finds in a disk."""
+        """Return the file system that blkid finds in a disk."""
         raw = self.instances.path / 'raw'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, raw)
         return disks.filesystem(str(raw))
 
     def lost(self, name='disk.eph0', base=BASE, written=b''):
-        """Make an overlay whose base is missing."""
+        """Make an overlay with a missing base; return its path."""
         base = self.instances.make_base(base)
         path = self.instances.make_disk(
             uuids.instance, name, base, written=written)
@@ -99,7 +99,7 @@ class BackendTestCase(testtools.TestCase):
 class TestNewDisk(BackendTestCase):
 
     @ddt.data('ext4', 'xfs', 'vfat')
-    def test_a_new_disk_has_the_file_system_that_was_asked_for(self, form):
+    def test_new_disk_has_the_requested_file_system(self, form):
         path = self.create('disk.eph1', form)
         found = self.found(path)
         self.assertEqual((form, 'ephemeral1'),
@@ -107,26 +107,26 @@ class TestNewDisk(BackendTestCase):
         self.assertEqual(1 << 30, disks.virtual_size(path))
         self.assert_complete(path)
 
-    def test_disks_of_one_size_have_file_systems_of_their_own(self):
+    def test_disks_of_one_size_have_separate_file_systems(self):
         one, other = self.create(), self.create(
             'disk.eph1', 'xfs', uuid=uuids.other)
         self.assertNotEqual(
             self.found(one)['UUID'], self.found(other)['UUID'])
         self.assertEqual('xfs', self.found(other)['TYPE'])
 
-    def test_a_new_swap_disk_is_complete(self):
+    def test_new_swap_disk_is_complete(self):
         path = self.create_swap()
         self.assertEqual('swap', self.found(path)['TYPE'])
         self.assertEqual(64 << 20, disks.virtual_size(path))
         self.assert_complete(path)
 
-    def test_a_blank_base_of_the_host_is_not_used(self):
+    def test_blank_base_on_the_host_is_not_used(self):
         blank = self.instances.make_base(mkfs=None)
         path = self.create()
         self.assertEqual('ext4', self.found(path)['TYPE'])
         self.assertEqual({}, disks.filesystem(str(blank)))
 
-    def test_a_mkfs_that_fails_leaves_nothing(self):
+    def test_failed_mkfs_leaves_no_disk(self):
         self.useFixture(fixtures.MockPatch(
             'nova.privsep.fs.unprivileged_mkfs',
             side_effect=processutils.ProcessExecutionError))
@@ -134,14 +134,14 @@ class TestNewDisk(BackendTestCase):
         self.assertEqual([], os.listdir(self.instances.base))
         self.assertNotIn('disk.eph0', os.listdir(self.dir))
 
-    def test_preallocation_is_as_with_nova(self):
+    def test_preallocate_images_applies_to_complete_disks(self):
         self.config.config(preallocate_images='space')
         self.useFixture(fixtures.MockPatchObject(
             image_backend.Qcow2, '_can_fallocate', return_value=True))
         path = self.create()
         self.assertGreaterEqual(os.stat(path).st_blocks * 512, 1 << 30)
 
-    def test_an_image_of_glance_stays_a_backing_file(self):
+    def test_glance_image_stays_a_backing_file(self):
         name = 'a' * 40
         base = self.instances.make_base(name)
         self.dir.mkdir()
@@ -150,7 +150,7 @@ class TestNewDisk(BackendTestCase):
                     image_id='image')
         self.assertEqual(str(base), disks.qcow2_header(image.path).backing)
 
-    def test_other_backends_stay_nova_s(self):
+    def test_other_backends_stay_those_of_nova(self):
         stock = imagebackend.Backend(use_cow=True).BACKEND
         for name, backend in self.backend.BACKEND.items():
             self.assertEqual(
@@ -159,25 +159,25 @@ class TestNewDisk(BackendTestCase):
 
 
 class TestOverlays(BackendTestCase):
-    """[migfix] ephemeral_overlays"""
+    """With ``[migfix] ephemeral_overlays`` new disks are overlays."""
 
     def setUp(self):
         super().setUp()
         self.config.config(ephemeral_overlays=True, group='migfix')
 
-    def test_a_new_disk_is_an_overlay_as_with_nova(self):
+    def test_new_disk_is_an_overlay_as_with_nova(self):
         path = self.create()
         self.assertEqual(f'{self.instances.base}/{BASE}',
                          disks.qcow2_header(path).backing)
 
-    def test_a_base_that_another_disk_has_lost_is_not_made_again(self):
+    def test_base_that_another_disk_lost_is_not_made_again(self):
         lost = self.lost(written=b'\x07' * 512)
         path = self.create(uuid=uuids.other)
         self.assert_complete(path)
         self.assertEqual('ext4', self.found(path)['TYPE'])
         self.assertTrue(disks.qcow2_header(str(lost)).backing)
 
-    def test_a_disk_that_cannot_be_read_counts_as_one_that_needs_it(self):
+    def test_base_is_not_made_while_a_disk_cannot_be_read(self):
         self.useFixture(fixtures.MockPatchObject(
             disks, 'bases_in_use', side_effect=PermissionError))
         self.assert_complete(self.create())
@@ -186,7 +186,7 @@ class TestOverlays(BackendTestCase):
 @ddt.ddt
 class TestLostBase(BackendTestCase):
 
-    def test_under_data_nothing_is_made(self):
+    def test_disk_with_data_on_a_lost_base_is_refused(self):
         path = self.lost(written=b'\x07' * 512)
         before = path.read_bytes()
         error = self.assertRaises(exception.InvalidDiskInfo, self.create)
@@ -196,7 +196,7 @@ class TestLostBase(BackendTestCase):
         self.assertEqual(before, path.read_bytes())
         self.assertEqual([], os.listdir(self.instances.base))
 
-    def test_a_disk_never_written_to_gets_a_new_file_system(self):
+    def test_unwritten_disk_gets_a_new_file_system(self):
         path = self.lost('disk.eph1')
         self.create('disk.eph1', 'xfs')
         found = self.found(path)
@@ -205,7 +205,7 @@ class TestLostBase(BackendTestCase):
         self.assert_complete(path)
         self.assertIn('is missing', self.log.output)
 
-    def test_a_swap_disk_gets_a_new_swap_area_under_what_is_written(self):
+    def test_swap_disk_gets_a_new_swap_area_under_its_data(self):
         path = self.lost('disk.swap', 'swap_64', written=b'\x07' * 512)
         self.create_swap()
         self.assertEqual('swap', self.found(path)['TYPE'])
@@ -213,7 +213,7 @@ class TestLostBase(BackendTestCase):
         self.assert_complete(path)
 
     @ddt.data(PermissionError, OSError(116, 'Stale file handle'))
-    def test_a_base_that_cannot_be_looked_at_is_not_missing(self, error):
+    def test_inaccessible_base_does_not_count_as_missing(self, error):
         path = self.lost(written=b'\x07' * 512)
         stat = os.stat
 
@@ -226,7 +226,7 @@ class TestLostBase(BackendTestCase):
             self.assertFalse(disks.lacks_base(overlay))
         self.assertTrue(path.exists())
 
-    def test_a_base_that_is_there_is_left_alone(self):
+    def test_existing_base_is_left_alone(self):
         base = self.instances.make_base()
         path = self.instances.make_disk(
             uuids.instance, 'disk.eph0', base, written=b'\x07' * 512)
@@ -234,14 +234,14 @@ class TestLostBase(BackendTestCase):
         self.create()
         self.assertEqual(before, (base.stat().st_mtime_ns, path.read_bytes()))
 
-    def test_a_complete_disk_gets_no_base(self):
+    def test_complete_disk_gets_no_base(self):
         path = self.create()
         before = os.stat(path).st_ino
         self.create()
         self.assertEqual(before, os.stat(path).st_ino)
         self.assert_complete(path)
 
-    def test_unmodified_nova_makes_it_under_data(self):
+    def test_unmodified_nova_makes_a_new_base_under_data(self):
         path = self.lost(written=b'\x07' * 512)
         self.backend = imagebackend.Backend(use_cow=True)
         self.create()

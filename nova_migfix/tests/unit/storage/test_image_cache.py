@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image cache keeps what a disk names, and removes the rest."""
+"""The image cache keeps bases that a disk names, and removes others."""
 
 import os
 from unittest import mock
@@ -28,10 +28,10 @@ from nova_migfix.storage import disks
 from nova_migfix.storage import image_cache
 from nova_migfix.tests import fixtures as migfix_fixtures
 
-# Seconds since which nobody has used a file that is old.
+# Age of an unused file in seconds.
 _OLD = 10 * 24 * 3600
 
-#: the base of a second ephemeral size, of which Nova knows nothing
+#: the base of a second ephemeral size, which Nova does not count
 SECOND = 'ephemeral_2_40d1d2c'
 
 
@@ -55,7 +55,7 @@ class ImageCacheTestCase(testtools.TestCase):
         return path
 
     def run_pass(self):
-        """Have a pass in which Nova knows of no instance."""
+        """Run a pass of the cache in which Nova knows no instance."""
         with mock.patch('nova.objects.BlockDeviceMappingList.'
                         'bdms_by_instance_uuid', return_value={}):
             self.manager().update(mock.sentinel.context, [])
@@ -63,34 +63,34 @@ class ImageCacheTestCase(testtools.TestCase):
 
 class TestImageCache(ImageCacheTestCase):
 
-    def test_a_base_that_a_disk_names_stays(self):
+    def test_base_that_a_disk_names_stays(self):
         base = self.base(SECOND)
         self.instances.make_disk(uuids.instance, 'disk.eph1', base)
         before = base.stat().st_mtime
         self.run_pass()
-        # and counts as used for the other hosts that share the directory
+        # other hosts that share the directory see it as used
         self.assertLess(before, base.stat().st_mtime)
 
-    def test_bases_of_root_and_swap_disks_stay_as_well(self):
+    def test_bases_of_root_and_swap_disks_stay(self):
         for disk, name in (('disk', 'a' * 40), ('disk.swap', 'swap_64')):
             base = self.base(name)
             self.instances.make_disk(uuids.instance, disk, base)
             self.run_pass()
             self.assertTrue(base.exists(), name)
 
-    def test_a_base_of_a_resized_instance_stays(self):
+    def test_base_of_a_resized_instance_stays(self):
         base = self.base(SECOND)
         self.instances.make_disk(f'{uuids.instance}_resize', 'disk.eph1', base)
         self.run_pass()
         self.assertTrue(base.exists())
 
-    def test_a_base_that_no_disk_names_goes(self):
+    def test_base_that_no_disk_names_is_removed(self):
         base, swap = self.base(SECOND), self.base('swap_64')
         self.run_pass()
         self.assertFalse(base.exists())
         self.assertFalse(swap.exists())
 
-    def test_what_nobody_can_tell_deletes_nothing(self):
+    def test_unreadable_disk_keeps_all_bases(self):
         base = self.base(SECOND)
         with mock.patch.object(disks, 'qcow2_header', autospec=True,
                                side_effect=PermissionError('not yours')):
@@ -99,7 +99,7 @@ class TestImageCache(ImageCacheTestCase):
         self.assertTrue(base.exists())
         self.assertIn('not yours', self.log.output)
 
-    def test_the_disks_are_looked_at_once_in_a_pass(self):
+    def test_disks_are_inspected_once_per_pass(self):
         for size in range(3):
             self.base(f'ephemeral_{size}_40d1d2c')
         with mock.patch.object(disks, 'bases_in_use', autospec=True,
@@ -108,11 +108,11 @@ class TestImageCache(ImageCacheTestCase):
         in_use.assert_called_once_with()
 
 
-class TestUnmodified(ImageCacheTestCase):
+class TestUnmodifiedNova(ImageCacheTestCase):
 
     manager = imagecache.ImageCacheManager
 
-    def test_nova_removes_a_base_in_use(self):
+    def test_unmodified_nova_removes_a_base_in_use(self):
         base = self.base(SECOND)
         self.instances.make_disk(uuids.instance, 'disk.eph1', base)
         self.run_pass()

@@ -11,12 +11,12 @@
 #    under the License.
 
 
-"""Disks that are no overlays are left to Nova, as they are.
+"""The plugin leaves disks that are no overlays to Nova.
 
-By ``[libvirt] images_type``: raw and flat have the file system's bytes in a
-file of the instance's own, lvm in a logical volume, rbd in Ceph. Each is
-made, described, moved and started again by the driver with Nova's own image
-backend; what is not here, LVM and Ceph, is a directory.
+By ``[libvirt] images_type``: raw and flat have the file system in a file of
+the instance, lvm in a logical volume, rbd in Ceph. The driver creates,
+describes, moves and restarts each with Nova's image backend. Directories
+stand in for LVM and Ceph.
 """
 
 import pathlib
@@ -71,7 +71,7 @@ class Volumes(fixtures.Fixture):
 
 
 class Pool(fixtures.Fixture):
-    """A pool of Ceph's that is a directory, each image a file in it."""
+    """A Ceph pool that is a directory, each image a file in it."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -126,10 +126,10 @@ class OtherStorageTestCase(testtools.TestCase):
             **behaviour)).mock
 
     def create(self, images_type):
-        """Make the disk; afterwards its base is gone, if it had one."""
+        """Create the disk, then remove its base, if it has one."""
         self.config.config(
             group='libvirt', images_type=images_type, images_rbd_pool='pool',
-            # joined to /dev, which a path does not need
+            # Nova joins it to /dev; an absolute path stays as it is
             images_volume_group=str(self.volumes.path))
         self.driver._create_image(
             self.context, self.instance, {'disk.eph0': MAPPING},
@@ -143,13 +143,13 @@ class OtherStorageTestCase(testtools.TestCase):
             self.instance, 'disk.eph0', disk_info_mapping=MAPPING)
 
     def files(self):
-        """Return every file of the instance's."""
+        """Return every file of the instance."""
         return sorted(path for place in (
             self.dir, self.volumes.path, self.pool.path)
             for path in place.glob('*'))
 
     def content(self):
-        """Return what is where each file system has its metadata."""
+        """Return the first MiB of each file, with the metadata."""
         found = {}
         for path in self.files():
             with open(path, 'rb') as file:
@@ -157,7 +157,7 @@ class OtherStorageTestCase(testtools.TestCase):
         return found
 
     def described(self):
-        """Return what Nova says of the disk in the guest's XML."""
+        """Return Nova's disk info for the disk in the guest's XML."""
         guest = guest_config.LibvirtConfigGuest()
         guest.add_device(self.backend().libvirt_info('none', {}))
         return self.driver._get_instance_disk_info_from_config(
@@ -170,10 +170,10 @@ class OtherStorageTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestMoved(OtherStorageTestCase):
+class TestMovedDisk(OtherStorageTestCase):
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_nothing_is_pulled(self, images_type):
+    def test_live_migration_pulls_no_disk(self, images_type):
         self.create(images_type)
         described = self.described()
         self.nova('get_instance_disk_info',
@@ -192,7 +192,7 @@ class TestMoved(OtherStorageTestCase):
         self.assert_left_alone()
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_no_block_is_pulled(self, images_type):
+    def test_migration_starts_no_block_pull(self, images_type):
         self.create(images_type)
         self.nova('get_instance_disk_info', return_value='[]')
         self.nova('migrate_disk_and_power_off', return_value='[]')
@@ -205,7 +205,7 @@ class TestMoved(OtherStorageTestCase):
         self.assert_left_alone()
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_nothing_is_completed(self, images_type):
+    def test_cold_migration_completes_no_disk(self, images_type):
         self.create(images_type)
         self.nova('_is_path_shared_with', return_value=False)
         self.nova('_get_instance_disk_info')
@@ -220,17 +220,17 @@ class TestMoved(OtherStorageTestCase):
 
 
 @ddt.ddt
-class TestMade(OtherStorageTestCase):
+class TestCreatedDisk(OtherStorageTestCase):
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_the_disk_has_its_file_system(self, images_type):
+    def test_new_disk_has_its_file_system(self, images_type):
         self.create(images_type)
         disk, = (path for path in self.files() if path.name != 'disk.info')
         self.assertEqual('ext4', disks.filesystem(str(disk))['TYPE'])
         self.assertEqual(1 << 30, disk.stat().st_size)
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_a_mkfs_that_fails_leaves_no_base(self, images_type):
+    def test_failed_mkfs_leaves_no_base(self, images_type):
         with mock.patch('nova.privsep.fs.mkfs', autospec=True,
                         side_effect=processutils.ProcessExecutionError), \
                 mock.patch('nova.privsep.fs.unprivileged_mkfs',
@@ -242,7 +242,7 @@ class TestMade(OtherStorageTestCase):
         self.create(images_type)
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
-    def test_started_again_it_is_the_same(self, images_type):
+    def test_hard_reboot_leaves_the_disk_alone(self, images_type):
         self.create(images_type)
         nova = self.nova('_hard_reboot')
         self.driver._hard_reboot(

@@ -41,7 +41,7 @@ class TestScratch(testtools.TestCase):
         self.config.config(host='compute1.example')
 
     def killed(self):
-        """Leave a directory behind, as a process that is killed does."""
+        """Leave a directory behind as a killed process does."""
         with mock.patch.object(scratch, '_RUN', 'killed'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             kept = f'{path}-kept'
@@ -49,7 +49,7 @@ class TestScratch(testtools.TestCase):
         return os.path.exists(kept), kept
 
     def replace(self, program, script):
-        """Put a shell script in a program's place, and return its log."""
+        """Replace a program by a shell script; return the script's log."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, path = directory / 'log', directory / program
         path.write_text(f'#!/bin/sh\necho "$*" >>{log}\n'
@@ -59,38 +59,38 @@ class TestScratch(testtools.TestCase):
             'PATH', f'{directory}:{os.environ["PATH"]}'))
         return log
 
-    def test_it_is_beside_the_file_and_gone_afterwards(self):
+    def test_directory_is_beside_the_file_and_removed_afterwards(self):
         with scratch.directory(str(self.instances.base / 'file')) as path:
             self.assertEqual(str(self.instances.base), os.path.dirname(path))
             (self.instances.base / 'other').touch()
         self.assertEqual(['other'], os.listdir(self.instances.base))
 
-    def test_the_name_means_nothing_to_the_image_cache(self):
+    def test_directory_name_is_ignored_by_the_image_cache(self):
         self.config.config(host='a_host_with_a_name_of_more_than_40_letters')
         with scratch.directory(str(self.instances.base / 'file')) as path:
             name = os.path.basename(path)
             self.assertLess(len(name), 40)
             self.assertNotIn(name.split('_')[0], ('ephemeral', 'swap'))
 
-    def test_what_a_killed_process_left_is_swept_away(self):
+    def test_directory_of_a_killed_process_is_removed(self):
         existed, path = self.killed()
         self.assertTrue(existed)
         scratch.sweep()
         self.assertFalse(os.path.exists(path))
 
-    def test_what_this_process_uses_stays(self):
+    def test_directory_that_this_process_uses_stays(self):
         with scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
 
-    def test_directory_of_another_process_that_runs_stays(self):
+    def test_directory_of_another_running_process_stays(self):
         with mock.patch.object(scratch, '_RUN', 'another'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
         self.assertEqual([], os.listdir(self.instances.base))
 
-    def test_directory_that_is_swept_before_it_is_locked_is_made_again(self):
+    def test_directory_removed_before_its_lock_is_made_again(self):
         make, made = tempfile.mkdtemp, []
 
         def make_and_lose(*args, **kwargs):
@@ -103,7 +103,7 @@ class TestScratch(testtools.TestCase):
             self.assertEqual(made[1], path)
             self.assertTrue(os.path.exists(path))
 
-    def test_what_cannot_be_removed_stays(self):
+    def test_directory_that_cannot_be_removed_is_logged(self):
         _existed, path = self.killed()
         log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.replace('rm', 'echo "Read-only file system" >&2; exit 1')
@@ -112,8 +112,8 @@ class TestScratch(testtools.TestCase):
         self.assertIn(f'{path}, which was left', log.output)
         self.assertIn('Read-only file system', log.output)
 
-    def test_another_process_removes_it(self):
-        """It may have GiB to free, which keep eventlet from all else."""
+    def test_directory_is_removed_by_another_process(self):
+        """Freeing many GiB blocks all greenthreads of eventlet."""
         log = self.replace('rm', 'exec {real} "$@"')
         with scratch.directory(str(self.instances.base / 'file')) as path:
             (pathlib.Path(path) / 'raw').touch()
@@ -126,13 +126,13 @@ class TestScratch(testtools.TestCase):
                 os.path, 'getmtime', side_effect=FileNotFoundError):
             scratch.sweep()
 
-    def test_other_hosts_directories_on_shared_storage_are_not(self):
+    def test_directories_of_other_hosts_on_shared_storage_stay(self):
         _existed, path = self.killed()
         self.config.config(host='compute2.example')
         scratch.sweep()
         self.assertTrue(os.path.exists(path))
 
-    def test_an_archive_that_nobody_wants_any_more_is(self):
+    def test_old_archive_is_removed(self):
         old, new = (self.instances.base / scratch.archive() for _ in '12')
         for path, age in ((old, 2), (new, 0)):
             path.touch()
@@ -149,7 +149,7 @@ class TestWriteThrough(testtools.TestCase):
         self.path = self.useFixture(fixtures.TempDir()).join('disk')
 
     def flush_log(self):
-        """Return what is flushed when, by a sync that writes it down."""
+        """Replace sync by a script that logs its arguments; return the log."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, sync = directory / 'log', directory / 'sync'
         log.touch()
@@ -160,7 +160,7 @@ class TestWriteThrough(testtools.TestCase):
             'PATH', f'{directory}:{os.environ["PATH"]}'))
         return log
 
-    def test_another_process_flushes_this_file_alone(self):
+    def test_file_is_flushed_alone_by_another_process(self):
         pathlib.Path(self.path).write_text('content')
         log = self.flush_log()
         with mock.patch.object(os, 'fsync', autospec=True) as fsync:
@@ -168,7 +168,7 @@ class TestWriteThrough(testtools.TestCase):
         self.assertEqual(f'-- {self.path}\n', log.read_text())
         fsync.assert_not_called()
 
-    def test_file_that_is_not_there(self):
+    def test_flush_of_a_missing_file_is_an_error(self):
         error = self.assertRaises(OSError, scratch.write_through, self.path)
         self.assertIn('No such file', str(error))
 
@@ -177,7 +177,7 @@ class TestWriteThrough(testtools.TestCase):
         exclude_characters='/', exclude_categories=['Cs'], min_codepoint=1),
         min_size=1, max_size=20).filter(
             lambda name: name not in ('.', '..')))
-    def test_every_name(self, name):
+    def test_file_with_any_name_is_flushed(self, name):
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, name)
             self.assertRaises(OSError, scratch.write_through, path)
@@ -190,8 +190,8 @@ class TestWriteThrough(testtools.TestCase):
     'nova-compute of this release has threads')
 class TestWriteThroughUnderEventlet(testtools.TestCase):
 
-    # Bytes of dirty pages, and the seconds by which a flush takes longer: not
-    # every disk is slow enough.
+    # Bytes of dirty pages, and the seconds added to a flush: not every disk is
+    # slow enough.
     DIRTY = 256 << 20
     DELAY = 1
 
@@ -206,7 +206,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
         eventlet.sleep(0)
 
     def delay(self, directory):
-        """Make a flush take longer, by whichever way it is done."""
+        """Delay each flush, by sync or by fsync."""
         sync = directory / 'sync'
         sync.write_text(f'#!/bin/sh\nsleep {self.DELAY}\n'
                         f'exec {shutil.which("sync")} "$@"\n')
@@ -225,7 +225,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
             self.ticks += 1
             eventlet.sleep(0.01)
 
-    def test_other_threads_go_on_every_100_ms(self):
+    def test_greenthreads_run_every_100_ms_during_a_flush(self):
         block = os.urandom(1 << 20)
         with self.path.open('wb') as file:
             for _ in range(self.DIRTY >> 20):
@@ -238,7 +238,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
 
 
 class TestPut(testtools.TestCase):
-    """A file takes the place of another."""
+    """A file replaces another file."""
 
     def setUp(self):
         super().setUp()
@@ -251,23 +251,23 @@ class TestPut(testtools.TestCase):
         scratch.put(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
-    def test_old_file_is_left_to_the_directory(self):
+    def test_replaced_file_stays_under_the_temporary_name(self):
         self.path.write_text('old')
         self.put()
         self.assertEqual('old', self.made.read_text())
 
-    def test_file_that_is_not_there_yet(self):
+    def test_put_without_an_old_file_moves_the_new_one(self):
         self.put()
         self.assertFalse(self.made.exists())
 
-    def test_file_system_that_cannot_exchange_names(self):
+    def test_put_works_without_exchange_of_names(self):
         self.path.write_text('old')
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
             self.put()
         self.assertFalse(self.made.exists())
 
-    def test_exchange_without_a_file_changes_nothing(self):
+    def test_exchange_without_an_old_file_changes_nothing(self):
         error = self.assertRaises(
             FileNotFoundError, scratch.exchange, str(self.made),
             str(self.path))

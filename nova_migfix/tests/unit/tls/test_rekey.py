@@ -55,10 +55,10 @@ class TestIsFixed(testtools.TestCase):
         ('3.8.9', '3.8.9-14.fc41', False),
     )
     @ddt.unpack
-    def test_version(self, gnutls, package, expected):
+    def test_fixed_versions_are_recognized(self, gnutls, package, expected):
         self.assertEqual(expected, rekey.is_fixed(gnutls, package))
 
-    def test_no_version(self):
+    def test_malformed_version_is_an_error(self):
         self.assertRaises(ValueError, rekey.is_fixed, 'unknown')
 
 
@@ -70,7 +70,8 @@ class TestBytesSent(testtools.TestCase):
         (10, None, None, 10), (10, 0, 4, 10), (10, 2, 4, 20), (10, 3, 4, 40),
         (10, 4, 4, None), (10, 5, 4, None))
     @ddt.unpack
-    def test_until_it_converges(self, memory, rate, bandwidth, expected):
+    def test_bytes_sent_until_the_migration_converges(
+            self, memory, rate, bandwidth, expected):
         self.assertEqual(
             expected, rekey.bytes_sent(memory, rate, bandwidth))
 
@@ -110,7 +111,8 @@ class TestAssess(testtools.TestCase):
         (TUNNELLED, '3.7.9', 200, SAFE, 0, 'tunnelled through libvirt'),
     )
     @ddt.unpack
-    def test_memory(self, transport, gnutls, memory, verdict, rekeys, reason):
+    def test_verdict_follows_the_memory_in_use(
+            self, transport, gnutls, memory, verdict, rekeys, reason):
         found = self.assess(transport, gnutls, memory)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
         self.assertIn(reason, found.reason)
@@ -130,13 +132,13 @@ class TestAssess(testtools.TestCase):
         (POST_COPY, 10, 1, AT_RISK, 0, 'several times'),
     )
     @ddt.unpack
-    def test_dirty_rate(self, transport, memory, rate, verdict, rekeys,
-                        reason):
+    def test_verdict_follows_the_dirty_rate(
+            self, transport, memory, rate, verdict, rekeys, reason):
         found = self.assess(transport, '3.7.9', memory, rate)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
         self.assertIn(reason, found.reason)
 
-    def test_a_backport(self):
+    def test_backport_of_the_fix_is_safe(self):
         found = self.assess(TLS, '3.8.3', 200, package='3.8.3-6.el9_6.2')
         self.assertEqual(
             (SAFE, 'GnuTLS 3.8.3-6.el9_6.2 rekeys safely'),
@@ -156,5 +158,5 @@ class TestTransport(testtools.TestCase):
          'connections: 1'),
         (TUNNELLED, 'tunnelled through libvirt'))
     @ddt.unpack
-    def test_in_words(self, transport, expected):
+    def test_transport_is_described_in_words(self, transport, expected):
         self.assertEqual(expected, str(transport))

@@ -26,7 +26,7 @@ class TestAddress(testtools.TestCase):
 
     @ddt.data('10.0.2.11', 'fd00::2:11', '::1', 'compute1', 'c-1.example.org',
               'c-1.example.org.', 'node_7', '3com.example', 'a' * 63)
-    def test_hosts_are_taken(self, value):
+    def test_valid_host_is_accepted(self, value):
         self.assertEqual(value, address.check(value))
 
     @ddt.data('', '.', '-oProxyCommand=id', 'a -oProxyCommand=id', ' a', 'a ',
@@ -36,20 +36,20 @@ class TestAddress(testtools.TestCase):
               'a.' * 126 + 'ab', '127.0.0.1 -oProxyCommand=id',
               '127.0.0.1\n', '10.0.2.11\thost', '127.1 x', '::1 -v',
               '1.2.3.4\x00', None, 7, b'a', ['a'])
-    def test_anything_else_is_refused(self, value):
+    def test_invalid_host_is_refused(self, value):
         self.assertRaises(ValueError, address.check, value)
 
     @given(st.ip_addresses().map(str))
-    def test_every_address_is_taken(self, value):
+    def test_every_ip_address_is_accepted(self, value):
         self.assertEqual(value, address.check(value))
 
     @given(st.ip_addresses().map(str) | st.just('127.1'),
            st.sampled_from(' \t\n\r\v\f\x00\x1c\x85\u2028/@%,;'), st.text())
-    def test_nothing_follows_an_address(self, value, separator, rest):
+    def test_text_after_an_address_is_refused(self, value, separator, rest):
         self.assertRaises(ValueError, address.check, value + separator + rest)
 
     @given(st.text('0123456789abcdefx.:-_ %@[]\n', max_size=20))
-    def test_what_is_taken_is_one_word_for_a_shell_and_no_option(self, value):
+    def test_accepted_host_is_one_shell_word_and_no_option(self, value):
         try:
             address.check(value)
         except ValueError:
@@ -58,6 +58,6 @@ class TestAddress(testtools.TestCase):
         self.assertTrue(re.fullmatch(r'[0-9a-z_.:][0-9a-z_.:-]*', value),
                         value)
 
-    def test_a_long_value_is_cut_in_the_message(self):
+    def test_long_value_is_cut_in_the_message(self):
         error = self.assertRaises(ValueError, address.check, '-' * 10000)
         self.assertLess(len(str(error)), 200)

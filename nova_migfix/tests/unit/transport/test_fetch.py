@@ -22,8 +22,8 @@ from nova_migfix.transport import fetch
 
 
 @ddt.ddt
-class TestReason(testtools.TestCase):
-    """What an operator is told of a file that could not be had."""
+class TestErrorReason(testtools.TestCase):
+    """The reason that an operator reads for a file that was not fetched."""
 
     @ddt.data(
         ('Warning: Permanently added compute1 to the list of known hosts.\n'

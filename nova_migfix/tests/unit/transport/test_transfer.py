@@ -76,7 +76,7 @@ class TestPull(testtools.TestCase):
         transfer.fetch(host, list(map(str, paths)), self.target)
 
     @ddt.data('ssh', 'rsync')
-    def test_one_session_brings_all_files(self, transport):
+    def test_all_files_are_transferred_in_one_session(self, transport):
         disk = self.instances.path / 'uuid' / 'disk.config'
         disk.parent.mkdir()
         disk.write_bytes(b'config drive' * 1000)
@@ -91,7 +91,7 @@ class TestPull(testtools.TestCase):
         self.assertThat(self.ssh.asked[0], matchers.StartsWith('10.0.2.11 '))
 
     @ddt.data('ssh', 'rsync')
-    def test_the_source_keeps_nothing(self, transport):
+    def test_source_keeps_no_temporary_files(self, transport):
         base = self.instances.make_base()
         self.pull(transport, base)
         self.assertEqual(['_base'], os.listdir(self.instances.path))
@@ -106,11 +106,11 @@ class TestPull(testtools.TestCase):
 
     @ddt.data(('ssh', 'fd00::11'), ('rsync', 'fd00::11'))
     @ddt.unpack
-    def test_ipv6(self, transport, host):
+    def test_ipv6_address_reaches_ssh_without_brackets(self, transport, host):
         self.pull(transport, self.instances.make_base(mkfs=None), host=host)
         self.assertThat(self.ssh.asked[0], matchers.StartsWith('fd00::11 '))
 
-    def test_files_of_one_name_would_take_each_others_place(self):
+    def test_files_of_one_name_are_refused(self):
         base = self.instances.make_base(mkfs=None)
         error = self.assertRaises(
             ValueError, self.pull, 'ssh', base, f'/elsewhere/{base.name}')
@@ -118,21 +118,21 @@ class TestPull(testtools.TestCase):
         self.assertEqual([], self.ssh.asked)
 
     @ddt.data('ssh', 'rsync')
-    def test_a_file_that_is_not_there(self, transport):
+    def test_missing_file_is_an_error(self, transport):
         error = self.assertRaises(
             processutils.ProcessExecutionError, self.pull, transport,
             self.instances.base / 'ephemeral_2_40d1d2c')
         self.assertIn('No such file', error.stderr)
 
     @ddt.data('ssh', 'rsync')
-    def test_a_host_that_is_not_there(self, transport):
+    def test_unreachable_host_is_an_error(self, transport):
         error = self.assertRaises(
             processutils.ProcessExecutionError, self.pull, transport,
             self.instances.make_base(mkfs=None), host='cut')
         self.assertIn('Connection refused', error.stderr)
 
     @ddt.data('ssh', 'rsync')
-    def test_a_file_that_cannot_be_written(self, transport):
+    def test_unwritable_file_is_an_error(self, transport):
         base = self.instances.make_base(mkfs=None)
         os.makedirs(os.path.join(self.target, base.name, 'in the way'))
         error = self.assertRaises(
@@ -140,29 +140,29 @@ class TestPull(testtools.TestCase):
         self.assertIn('Cannot open', error.stderr)
 
     @ddt.data('ssh', 'rsync')
-    def test_a_file_whose_time_is_changed_meanwhile(self, transport):
-        # as Nova changes that of each backing file that it uses
+    def test_file_with_a_changed_time_is_transferred(self, transport):
+        # Nova changes the time of each backing file that it uses
         base = self.instances.make_base(mkfs=None)
         self.useFixture(migfix_fixtures.FakeTar('file changed as we read it'))
         self.pull(transport, base)
         self.assertEqual([base.name], os.listdir(self.target))
 
     @ddt.data('ssh', 'rsync')
-    def test_what_is_no_file_is_not_taken(self, transport):
+    def test_symbolic_link_in_the_archive_is_refused(self, transport):
         link = self.instances.base / 'kernel'
         link.symlink_to('/etc/shadow')
         self.useFixture(migfix_fixtures.FakeTar(dereference=False))
         self.assertRaises(ValueError, self.pull, transport, link)
 
     @ddt.data('-oProxyCommand=reboot', 'a b', 'root@host', '')
-    def test_nova_names_a_host(self, host):
+    def test_invalid_host_is_refused(self, host):
         self.assertRaises(ValueError, self.pull, 'ssh',
                           self.instances.make_base(mkfs=None), host=host)
         self.assertEqual([], self.ssh.asked)
 
     @ddt.data('ssh', 'rsync')
-    def test_file_that_shrinks_while_it_is_read(self, transport):
-        # tar fills it up with zeros and says 1, as of one that was touched
+    def test_shrinking_file_is_an_error(self, transport):
+        # tar pads it with zeros and exits with 1, as for a touched file
         base = self.instances.make_base(mkfs=None)
         base.write_bytes(os.urandom(8 << 20))
         self.useFixture(migfix_fixtures.FakeTar(
@@ -173,7 +173,7 @@ class TestPull(testtools.TestCase):
 
     @ddt.data(('ssh', '-s 64M'), ('rsync', '-s 64M'), ('ssh', '-s 1M'))
     @ddt.unpack
-    def test_file_whose_size_changes_meanwhile(self, transport, change):
+    def test_file_with_a_changed_size_is_an_error(self, transport, change):
         base = self.instances.make_base(mkfs=None)
         base.write_bytes(b'x' * (8 << 20))
         self.useFixture(migfix_fixtures.FakeTar(
@@ -182,8 +182,8 @@ class TestPull(testtools.TestCase):
             processutils.ProcessExecutionError, self.pull, transport, base)
         self.assertIn(f'had {8 << 20} bytes', error.stderr)
 
-    def test_zeros_of_a_real_tar_are_not_taken(self):
-        # a file that shrinks while tar waits for its reader
+    def test_zeros_that_a_real_tar_pads_with_are_refused(self):
+        # the file shrinks while tar waits for its reader
         base = self.instances.base / 'large'
         base.write_bytes(b'x' * (64 << 20))
         send = subprocess.Popen(
@@ -200,7 +200,8 @@ class TestPull(testtools.TestCase):
 
     @settings(max_examples=20)
     @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
-    def test_archive_is_taken_only_of_a_size_that_stays(self, before, after):
+    def test_archive_is_accepted_only_of_a_file_of_constant_size(
+            self, before, after):
         path = self.instances.base / 'file'
         path.write_bytes(b'x' * before)
         with migfix_fixtures.FakeTar('file changed as we read it',
@@ -212,16 +213,16 @@ class TestPull(testtools.TestCase):
 
     @settings(max_examples=20)
     @given(st.integers(0, 0o7777))
-    def test_file_is_no_program_and_nobody_else_may_write_to_it(self, mode):
+    def test_file_is_neither_executable_nor_writable_by_others(self, mode):
         kernel = self.instances.path / 'kernel'
         kernel.touch()
-        kernel.chmod(mode | 0o400)      # whose reader need not be root
+        kernel.chmod(mode | 0o400)      # its reader need not be root
         self.pull('ssh', kernel)
         found = os.stat(os.path.join(self.target, 'kernel')).st_mode & 0o7777
         self.assertEqual(0o600, found & 0o7733)
         self.assertEqual(mode & 0o044, found & 0o044)
 
-    def test_setuid_program_of_the_source_is_none_here(self):
+    def test_setuid_bit_of_the_source_is_dropped(self):
         kernel = self.instances.path / 'kernel'
         shutil.copy('/bin/true', kernel)
         kernel.chmod(0o4755)
@@ -229,7 +230,7 @@ class TestPull(testtools.TestCase):
         self.assertEqual(0o644, os.stat(
             os.path.join(self.target, 'kernel')).st_mode & 0o7777)
 
-    def test_mode_of_the_directory_is_not_the_peers(self):
+    def test_peer_cannot_change_the_mode_of_the_directory(self):
         os.chmod(self.target, 0o700)
         self.useFixture(migfix_fixtures.FakeTar(before=(
             'set -- --create --file - --directory '
@@ -238,8 +239,8 @@ class TestPull(testtools.TestCase):
         self.assertRaises(OSError, self.pull, 'ssh', base)
         self.assertEqual(0o700, os.stat(self.target).st_mode & 0o777)
 
-    def test_silent_source_does_not_keep_a_thread(self):
-        # an ssh that neither writes nor ends, and a disk that is full here
+    def test_silent_source_does_not_block_a_thread(self):
+        # an ssh that neither writes nor ends, and a full disk on this host
         self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
         begin = time.monotonic()
         error = self.assertRaises(
@@ -248,7 +249,7 @@ class TestPull(testtools.TestCase):
         self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
         self.assertIn('No space left', error.stderr)
 
-    def test_source_that_stays_when_all_is_here_has_not_sent_all(self):
+    def test_source_command_that_does_not_end_is_an_error(self):
         self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
         error = self.assertRaises(
             processutils.ProcessExecutionError, transfer._run,
@@ -256,7 +257,7 @@ class TestPull(testtools.TestCase):
         self.assertIn('had not ended', error.stderr)
 
     @ddt.data([], [['cat']])
-    def test_complaints_are_bounded(self, receiver):
+    def test_standard_error_of_the_peer_is_bounded(self, receiver):
         begin = time.monotonic()
         error = self.assertRaises(
             processutils.ProcessExecutionError, transfer._run,
@@ -266,7 +267,7 @@ class TestPull(testtools.TestCase):
 
     @settings(max_examples=30)
     @given(codes=st.lists(st.integers(0, 3), min_size=1, max_size=2))
-    def test_failure_of_any_command_is_one(self, codes):
+    def test_failure_of_any_command_is_an_error(self, codes):
         try:
             transfer._run(*(['sh', '-c', f'exit {code}'] for code in codes))
         except processutils.ProcessExecutionError as error:
@@ -280,7 +281,7 @@ class TestPull(testtools.TestCase):
         '/a\\tb/c\\nd', '/[a]*/?{b}', '/\xe4/\u4f60', '/;&|/`#!"<>',
         '/a--b/c=--x') for transport in ('ssh', 'rsync')])
     @ddt.unpack
-    def test_paths_that_are_unusual(self, transport, path):
+    def test_unusual_paths_are_transferred(self, transport, path):
         path = str(self.instances.path) + path
         os.makedirs(os.path.dirname(path))
         with open(path, 'w') as file:
@@ -299,7 +300,7 @@ class TestPull(testtools.TestCase):
         min_size=1, max_size=12).filter(
             lambda part: part not in ('.', '..') and part[0] != '-'),
         min_size=1, max_size=3))
-    def test_every_path_without_control_characters(self, parts):
+    def test_every_path_without_control_characters_is_transferred(self, parts):
         with tempfile.TemporaryDirectory() as there, (
                 tempfile.TemporaryDirectory()) as here:
             path = os.path.join(there, *parts)
@@ -311,7 +312,7 @@ class TestPull(testtools.TestCase):
             self.assertEqual([parts[-1]], os.listdir(here))
 
     @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
-    def test_path_that_is_taken_stays_below_its_root(self, path):
+    def test_accepted_path_has_no_parent_or_option_parts(self, path):
         try:
             checked = transfer._checked(path)
         except ValueError:
@@ -323,7 +324,7 @@ class TestPull(testtools.TestCase):
             self.assertFalse(part.startswith('-'))
         self.assertNotRegex(checked, '[\n\x1b\x7f\x9f\ud800]')
 
-    def test_an_empty_directory_is_removed_and_no_other(self):
+    def test_only_an_empty_directory_is_removed(self):
         directory = self.instances.path / 'uuid'
         directory.mkdir()
         (directory / 'disk').touch()
@@ -337,6 +338,6 @@ class TestPull(testtools.TestCase):
     @ddt.data('_base/file', '/inst/../../etc/shadow', '/inst/-rf', '/inst/',
               '/inst/.', '/inst/..', '/-inst/a', '/inst/a\nb', '/a\x1b[31m',
               '/a\x00', '/a\x9b', '/\ud800', '')
-    def test_a_peer_names_files_only(self, path):
+    def test_invalid_path_of_the_peer_is_refused(self, path):
         self.assertRaises(ValueError, self.pull, 'ssh', path)
         self.assertEqual([], self.ssh.asked)
