@@ -123,7 +123,7 @@ class TestDriverStart(DriverTestCase):
         self.assertNotIn(threading.get_ident(), [
             done.get(timeout=10) for _job in range(2)])
 
-    def test_the_fixes_extend_the_driver_that_nova_has_made(self):
+    def test_fixes_extend_the_driver_after_nova_has_built_it(self):
         self.fix.extend_driver.assert_called_once_with(self.driver)
         self.assertIsNotNone(self.driver.image_backend)
 
@@ -257,7 +257,7 @@ class TestMigrationDestination(DriverTestCase):
             'context', objects.Instance(uuid=uuids.instance), 'mapping')
         self.fix.finish_migration.assert_not_called()
 
-    def test_what_holds_while_preparing_ends_with_a_failure(self):
+    def test_failed_preparation_closes_the_arrival_context(self):
         self.nova('pre_live_migration', side_effect=OSError)
         self.assertRaises(OSError, self.prepare)
         self.assertEqual('src', migration.source('src'))
@@ -267,7 +267,7 @@ class TestMigrationDestination(DriverTestCase):
         (self.directory / 'disk').touch()
         raise OSError
 
-    def test_a_directory_of_a_failed_attempt_is_removed(self):
+    def test_directory_of_a_failed_attempt_is_removed(self):
         # Nova would treat it as another instance's in the next attempt.
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
@@ -342,7 +342,7 @@ class TestMigrationFailure(DriverTestCase):
     def test_unsettled_failure_goes_to_nova(self):
         self.assertRaises(OSError, self.migrate, OSError())
 
-    def test_one_that_is_settled_ends_here(self):
+    def test_settled_failure_is_not_raised(self):
         self.fix.live_migration_failed.return_value = True
         error = OSError()
         self.migrate(error)
@@ -421,12 +421,12 @@ class TestDisks(DriverTestCase):
         nova.assert_not_called()
 
     @ddt.data('power_off', '_hard_reboot')
-    def test_a_guest_that_must_not_stop_goes_on(self, method):
+    def test_fix_can_refuse_to_stop_the_guest(self, method):
         self.assert_may_refuse(
             method, exception.MigrationError, self.fix.power_off,
             'the instance', self.driver._host)
 
-    def test_a_destination_is_asked_again_when_a_fix_has_done_something(self):
+    def test_destination_gets_a_second_attempt_after_a_fix_acted(self):
         self.fix.prepare_disks.return_value = True
         self.fix.describe_disks.side_effect = (
             lambda disks: disks[0].update(backing_file=''))
@@ -437,7 +437,7 @@ class TestDisks(DriverTestCase):
 
     @ddt.data((False, '[]'), (True, None))
     @ddt.unpack
-    def test_a_destination_is_asked_once_otherwise(self, done, disks):
+    def test_destination_gets_one_attempt_if_no_fix_acted(self, done, disks):
         self.fix.prepare_disks.return_value = done
         self.assertIsNone(self.driver._retry_preparation('instance', disks))
 

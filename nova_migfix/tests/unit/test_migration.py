@@ -17,29 +17,29 @@ import testtools
 from nova_migfix import migration
 
 
-class TestSource(testtools.TestCase):
+class TestSourceHost(testtools.TestCase):
 
-    def test_the_migration_address_stands_in_for_the_host_name(self):
+    def test_migration_address_replaces_the_host_name(self):
         with migration.incoming('10.0.2.11', is_live=True):
             self.assertEqual('10.0.2.11', migration.source('compute1'))
         self.assertEqual('compute1', migration.source('compute1'))
 
-    def test_without_an_address_nova_chooses(self):
+    def test_host_name_of_nova_is_used_without_an_address(self):
         with migration.incoming(None, is_live=True):
             self.assertEqual('compute1', migration.source('compute1'))
 
-    def test_what_nova_fetches_from_nobody_is_fetched_from_nobody(self):
+    def test_fetch_without_a_host_stays_without_a_host(self):
         with migration.incoming('10.0.2.11', is_live=True):
             self.assertIsNone(migration.source(None))
 
-    def test_it_ends_with_an_error_too(self):
+    def test_migration_address_is_reset_after_an_error(self):
         def fail():
             with migration.incoming('10.0.2.11', is_live=True):
                 raise ValueError
         self.assertRaises(ValueError, fail)
         self.assertEqual('compute1', migration.source('compute1'))
 
-    def test_migrations_in_other_threads_have_their_own(self):
+    def test_migration_address_applies_to_one_thread_only(self):
         seen = []
         with migration.incoming('10.0.2.11', is_live=True):
             other = threading.Thread(

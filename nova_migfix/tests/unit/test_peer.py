@@ -126,25 +126,25 @@ class TestDeparture(testtools.TestCase):
         return self.manager._do_pre_live_migration_from_source(
             'context', 'dest', 'instance', True, 'migration', [], 'bdms')
 
-    def test_the_stamp_is_on_each_attempt(self):
+    def test_each_attempt_carries_the_data_of_the_fixes(self):
         self.wrap()
         self.assertEqual('prepared', self.prepare())
         self.assertEqual(
             [('overlays', ('address',)), ('complete', ('address',))],
             self.manager.compute_rpcapi.asked)
 
-    def test_a_second_migration_has_no_more_attempts(self):
+    def test_second_migration_has_no_more_attempts(self):
         self.wrap(retry_preparation=lambda instance, disk: 'as before')
         for times in (2, 4):
             self.assertRaises(exception.MigrationError, self.prepare)
             self.assertEqual(times, len(self.manager.compute_rpcapi.asked))
 
-    def test_there_is_one_attempt_when_nothing_has_changed(self):
+    def test_unchanged_disk_info_allows_one_attempt(self):
         self.wrap(retry_preparation=lambda instance, disk: None)
         self.assertRaises(exception.MigrationError, self.prepare)
         self.assertEqual(1, len(self.manager.compute_rpcapi.asked))
 
-    def test_it_survives_reset(self):
+    def test_hook_survives_a_reset_of_the_manager(self):
         self.wrap()
         self.manager.reset()
         self.assertEqual('prepared', self.prepare())
@@ -157,7 +157,7 @@ class TestDeparture(testtools.TestCase):
                          self.manager.compute_rpcapi.asked)
         self.assertIn('ValueError', log.output)
 
-    def test_without_a_manager_nothing_departs(self):
+    def test_hook_without_a_manager_is_ignored(self):
         self.assertIsNone(peer.wrap_pre_live_migration(
             object(), mock.Mock(), mock.Mock()))
 

@@ -58,7 +58,7 @@ class TestLiveMigration(ConfigDriveTestCase):
         self.assertIn('The config drive of the source is kept',
                       self.log.output)
 
-    def test_other_disks_are_not_its_business(self):
+    def test_other_disks_are_not_pulled(self):
         self.assertEqual([], list(self.fix.files_to_fetch(
             self.instance, '/there', [{'path': '/here/disk'}])))
 
@@ -70,7 +70,7 @@ class TestLiveMigration(ConfigDriveTestCase):
         self.assertEqual(reported, 'hard reboot the instance'
                          in self.log.output)
 
-    def test_without_a_config_drive_there_is_nothing_to_report(self):
+    def test_guest_without_config_drive_is_not_reported(self):
         self.fix.check_can_live_migrate_source(self.instance, 'host', 'data')
         self.assertEqual('', self.log.output)
 

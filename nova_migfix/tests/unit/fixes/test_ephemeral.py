@@ -205,7 +205,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
     def pull_block(self, base):
         disks.flatten(str(self.path), 'qcow2', str(self.path))
 
-    def test_a_destination_that_pulls_gets_the_disk_as_it_is(self):
+    def test_overlay_is_not_completed_for_a_destination_that_pulls(self):
         self.leave(self.fix.dest_capabilities())
         self.device.rebase.assert_not_called()
 
@@ -223,7 +223,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
         self.leave({})
         self.device.rebase.assert_not_called()
 
-    def test_what_was_told_counts_for_one_migration(self):
+    def test_capabilities_count_for_one_migration_only(self):
         self.leave(self.fix.dest_capabilities())
         self.device.rebase.side_effect = self.pull_block
         self.fix.prepare_disks(self.instance, self.host)

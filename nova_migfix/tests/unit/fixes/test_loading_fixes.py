@@ -86,7 +86,7 @@ class TestLoadFixes(testtools.TestCase):
                       self.log.output)
 
     @ddt.data(*OURS)
-    def test_a_fix_that_a_patched_nova_has_itself_steps_aside(self, fix):
+    def test_fix_is_off_where_a_patched_nova_has_it(self, fix):
         if not fix.fixed_upstream_marker:
             self.skipTest('tested by itself, or no fault of Nova')
         self.useFixture(fixtures.MockPatchObject(
@@ -98,7 +98,7 @@ class TestLoadFixes(testtools.TestCase):
                       f'{fix.fixed_upstream_marker}', self.log.output)
 
     @ddt.data(*(fix for fix in OURS if fix.fixed_upstream_marker_29))
-    def test_in_nova_29_other_patches_do_so(self, fix):
+    def test_fix_is_off_where_a_patched_nova_29_has_it(self, fix):
         asked = self.useFixture(fixtures.MockPatchObject(
             nova_release, 'has', autospec=True,
             side_effect=lambda path: (

@@ -111,7 +111,7 @@ class TestRollbackState(testtools.TestCase):
         self.assertIn(f'the record is {record}', self.log.output)
         self.reporter.assert_not_called()
 
-    def test_without_a_record_it_is_left_to_nova(self):
+    def test_failure_without_migration_record_is_left_to_nova(self):
         self.assertFalse(rollback_state.RollbackState().live_migration_failed(
             'context', objects.Instance(), mock.Mock(),
             objects.LibvirtLiveMigrateData(), ERROR))

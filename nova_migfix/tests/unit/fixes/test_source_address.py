@@ -69,7 +69,7 @@ class TestSourceAddress(testtools.TestCase):
         self.assertIn(told, self.log.output)
         self.assertIn('LP 1939869', self.log.output)
 
-    def test_told_nothing_the_destination_does_as_nova_does(self):
+    def test_destination_without_address_fetches_from_the_host_name(self):
         self.assertIsNone(self.fix.source_address(None, self.data))
         stock = nova_migrate_data.LibvirtLiveMigrateData()
         self.assertIsNone(self.fix.source_address(None, stock))
@@ -94,7 +94,7 @@ class TestSourceAddress(testtools.TestCase):
                          [disk['source_connect_addr'] for disk in disks])
         self.assertEqual(own, self.fix.source_address(None, None, disks))
 
-    def test_a_cold_migration_without_disks_carries_nothing(self):
+    def test_cold_migration_without_disks_sends_no_address(self):
         self.assertIsNone(self.fix.source_address(None, None, []))
 
     def test_fix_is_not_needed_where_nova_has_the_field(self):

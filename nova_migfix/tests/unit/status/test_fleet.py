@@ -221,7 +221,7 @@ class TestDrain(FleetTestCase):
         self.assertDrain('no', 'ssh to the migration address: nobody answers.')
         self.assertDrain('yes', host='b')
 
-    def test_a_guest_that_was_not_looked_at(self):
+    def test_guest_that_was_not_checked_is_unknown(self):
         note = (f'{A}: the vNICs that Nova would give it could not be '
                 'computed')
         self.put('a', notes=[note, f'{A} (x) is not an instance of Nova\'s.'])

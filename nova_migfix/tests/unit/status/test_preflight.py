@@ -377,7 +377,7 @@ class TestServices(PreflightTestCase):
 
 
 @ddt.ddt
-class TestRecomputed(testtools.TestCase):
+class TestRecomputedVnics(testtools.TestCase):
     """Nova's own code computes the values in the fix's golden files."""
 
     def setUp(self):

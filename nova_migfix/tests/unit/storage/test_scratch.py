@@ -120,7 +120,7 @@ class TestScratch(testtools.TestCase):
         self.assertEqual(f'-rf -- {path}\n', log.read_text())
         self.assertFalse(os.path.exists(path))
 
-    def test_an_archive_that_its_peer_removes_meanwhile_is_no_matter(self):
+    def test_archive_that_disappears_during_a_sweep_is_ignored(self):
         (self.instances.base / scratch.archive()).touch()
         with mock.patch.object(
                 os.path, 'getmtime', side_effect=FileNotFoundError):

@@ -45,7 +45,7 @@ class TestVersion(testtools.TestCase):
     def test_version_of_a_missing_file_is_unknown(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
 
-    def test_pipe_is_not_waited_for(self):
+    def test_version_does_not_wait_for_a_pipe(self):
         # a container may have any file at the path of the library
         path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
         os.mkfifo(path)

@@ -60,7 +60,7 @@ class TestLint(testtools.TestCase):
             self.assertEqual([], self.complaints(
                 f'[priorities]\n{key} = {priority}\n', lint.SYSTEM))
 
-    def test_an_entry_of_system_that_allows_tls13(self):
+    def test_system_entry_that_allows_tls13_is_found(self):
         self.assertIn('no setting keeps QEMU', self.complaints(
             '[priorities]\nSYSTEM = NORMAL\n', lint.SYSTEM)[0])
 

@@ -178,7 +178,7 @@ def _mode(path):
 
 
 @ddt.ddt
-class TestReplaced(testtools.TestCase):
+class TestReplacedFile(testtools.TestCase):
     """A replaced file keeps its owner and mode."""
 
     def setUp(self):

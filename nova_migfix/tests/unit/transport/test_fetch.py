@@ -54,14 +54,14 @@ class TestErrorReason(testtools.TestCase):
          'tar: disk is 1mlost'),
     )
     @ddt.unpack
-    def test_what_ended_a_command(self, stderr, reason):
+    def test_reason_is_the_error_that_ended_the_command(self, stderr, reason):
         self.assertEqual(reason, fetch.reason(
             processutils.ProcessExecutionError(stderr=stderr)))
 
     @ddt.data((OSError('no space'), 'no space'),
               (ValueError(), 'ValueError()'))
     @ddt.unpack
-    def test_another_error(self, error, reason):
+    def test_reason_of_another_error_is_its_text(self, error, reason):
         self.assertEqual(reason, fetch.reason(error))
 
     def test_long_output_is_cut_and_its_end_is_kept(self):

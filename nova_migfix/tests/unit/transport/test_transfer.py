@@ -51,11 +51,11 @@ class TestRemoteFilesystem(testtools.TestCase):
               ('c1.migration', 'c1.migration:/inst/disk.config'),
               (None, 'compute1:/inst/disk.config'))
     @ddt.unpack
-    def test_fetches_from_the_migration_address(self, address, src):
+    def test_copy_file_fetches_from_the_migration_address(self, address, src):
         with migration.incoming(address, is_live=True):
             self.assertEqual(src, self.copied('compute1:/inst/disk.config'))
 
-    def test_a_local_path_is_left_alone(self):
+    def test_local_path_is_left_alone(self):
         with migration.incoming('10.0.2.11', is_live=True):
             self.assertEqual('/inst/disk', self.copied('/inst/disk'))
 
