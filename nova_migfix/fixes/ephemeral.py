@@ -203,7 +203,7 @@ def _lacking_bases(instance: Any) -> list[local_disks.Overlay]:
     """Return the ephemeral disks without bases, as far as can be found."""
     try:
         return [disk for disk in _overlays_of(instance)
-                if local_disks.lacks_base(disk) and not disk.is_swap]
+                if local_disks.lacks_backing_file(disk) and not disk.is_swap]
     except _UNREADABLE as error:
         LOG.warning('Nobody can say whether ephemeral disks have their '
                     'backing files: %s', error, instance=instance)
@@ -232,7 +232,7 @@ def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
 
 def _needs_completing(disk: local_disks.Overlay) -> bool:
     """Say whether a disk has lost its base, or has been half completed."""
-    return local_disks.lacks_base(disk) or local_disks.is_on_copy(disk)
+    return local_disks.lacks_backing_file(disk) or local_disks.is_on_copy(disk)
 
 
 def _held(
@@ -285,7 +285,7 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
 # -- live migration, destination --------------------------------------------
 
 def _is_made_here(disk: dict[str, Any]) -> bool:
-    return local_disks.is_made_here(disk['backing_file'])
+    return local_disks.has_local_base_name(disk['backing_file'])
 
 
 def _backing_path(disk: dict[str, Any]) -> str:
@@ -351,7 +351,7 @@ def _complete_stopped(
     for disk in disks:
         begin = time.monotonic()
         try:
-            if local_disks.lacks_base(disk):
+            if local_disks.lacks_backing_file(disk):
                 _make_again(driver, instance, disk, formats)
             else:
                 _have_named(driver, instance, disk)

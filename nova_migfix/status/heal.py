@@ -183,7 +183,7 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
     if guest.get_disk(disk.copy):
         raise Skipped('the guest has to be started: it is defined with '
                       f'{os.path.basename(disk.copy)}')
-    if disks.lacks_base(disk):
+    if disks.lacks_backing_file(disk):
         raise Skipped('the backing file is missing and the guest is off')
     if disks.is_open(disk.path):
         raise Skipped('a process has the disk open')
@@ -194,7 +194,7 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
 
 def _cost_of_pull(disk: disks.Overlay) -> int | None:
     """Return the data of the base; QEMU copies them in larger pieces."""
-    return None if disks.lacks_base(disk) else completion.allocated(
+    return None if disks.lacks_backing_file(disk) else completion.allocated(
         disk.backing)
 
 
@@ -228,7 +228,7 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
         if _is_resized(row.disk) or _state(os.stat(path)) != _state(before):
             raise Skipped('the disk has changed meanwhile')
         _require_off(row.disk, guest)
-        scratch.put(made, path)
+        scratch.replace(made, path)
     block_job.remove_copy(row.disk)
 
 

@@ -192,13 +192,13 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
         path = str(disk.xpath('string(source/@file)'))
         # what QEMU has open, whatever the file itself says
         backing = str(disk.xpath('string(backingStore/source/@file)'))
-        if not disks.is_made_here(backing):
+        if not disks.has_local_base_name(backing):
             continue
         overlay = disks.Overlay(os.path.basename(path), path, backing)
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
         if not os.path.isdir(os.path.dirname(backing)):
             host.note(f'Backing files are not in reach: {backing}.')
-        elif disks.lacks_base(overlay):
+        elif disks.lacks_backing_file(overlay):
             yield Found('ephemeral-lost', device, backing, 'is missing')
             continue
         if not host.has_shared_disks:

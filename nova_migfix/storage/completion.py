@@ -128,7 +128,7 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
     It is not for disks with much data, for small ones, and without the space.
     How much data there is, nobody knows of a backing file that is missing.
     """
-    if disks.lacks_base(overlay):
+    if disks.lacks_backing_file(overlay):
         return False
     try:
         data = disks.flat_size(overlay.path)
@@ -157,7 +157,7 @@ def pull(
     device = guest.get_block_device(overlay.path)
     # The block pull of a nova-compute that was killed may go on.
     if device.get_job_info() is None:
-        if not disks.lacks_base(overlay):
+        if not disks.lacks_backing_file(overlay):
             require_space(overlay, allocated(overlay.backing))
         device.REBASE_DEFAULT_BANDWIDTH = bandwidth
         device.rebase(None)

@@ -48,7 +48,7 @@ _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
 _SWAP = re.compile(r'disk\.swap')
 
 #: how the names of base files begin that Nova makes on each host
-MADE_HERE = ('ephemeral', 'swap')
+_BASE_PREFIXES = ('ephemeral', 'swap')
 
 # Bytes that are read at once.
 _BLOCK = 1 << 20
@@ -100,7 +100,7 @@ class Overlay(NamedTuple):
     def copy(self) -> str:
         """The path of a backing file of its own, see block_job."""
         return os.path.join(os.path.dirname(self.path),
-                            f'{MADE_HERE[0]}.{self.name}')
+                            f'{_BASE_PREFIXES[0]}.{self.name}')
 
     @property
     def number(self) -> int:
@@ -151,7 +151,7 @@ def overlays(instance_dir: str) -> Iterator[Overlay]:
         if (form == 'qcow2' and os.path.exists(path)
                 and (_EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name))):
             header = qcow2_header(path)
-            if header and is_made_here(header.backing):
+            if header and has_local_base_name(header.backing):
                 yield Overlay(name, path, os.path.join(
                     instance_dir, header.backing))
 
@@ -181,7 +181,8 @@ def copies() -> Iterator[tuple[str, Overlay]]:
     :returns: name of the instance's directory, and disk
     """
     for copy in sorted(glob.glob(os.path.join(
-            glob.escape(CONF.instances_path), '*', f'{MADE_HERE[0]}.disk*'))):
+            glob.escape(CONF.instances_path), '*',
+            f'{_BASE_PREFIXES[0]}.disk*'))):
         directory, called = os.path.split(copy)
         name = called.partition('.')[2]
         if _EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name):
@@ -195,9 +196,9 @@ def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
             if not overlay.is_swap)
 
 
-def is_made_here(backing: str | None) -> bool:
+def has_local_base_name(backing: str | None) -> bool:
     """Say whether Nova makes a backing file on each host."""
-    return os.path.basename(backing or '').startswith(MADE_HERE)
+    return os.path.basename(backing or '').startswith(_BASE_PREFIXES)
 
 
 def is_missing(path: str) -> bool:
@@ -215,7 +216,7 @@ def is_missing(path: str) -> bool:
     return False
 
 
-def lacks_base(overlay: Overlay) -> bool:
+def lacks_backing_file(overlay: Overlay) -> bool:
     """Say whether the backing file of a disk is known to be gone."""
     return is_missing(overlay.backing)
 
@@ -301,7 +302,7 @@ def flatten(path: str, form: str, target: str, size: int = 0,
                                  str(size), **execution)
         if target == path:
             scratch.write_through(made)
-            scratch.put(made, target)
+            scratch.replace(made, target)
         else:
             # A late attempt must not replace the disk of the next one.
             os.link(made, target)

@@ -54,7 +54,7 @@ class Qcow2(imagebackend.Qcow2):
         self, fetch_func: Callable[..., None], filename: str, *args: Any,
         **kwargs: Any,
     ) -> None:
-        if disks.is_made_here(filename) and self.exists():
+        if disks.has_local_base_name(filename) and self.exists():
             self._keep_overlay(functools.partial(
                 fetch_func, **{name: value for name, value in kwargs.items()
                                if name not in ('size', 'safe')}))
@@ -64,7 +64,8 @@ class Qcow2(imagebackend.Qcow2):
         self, prepare_template: Callable[..., None], base: str, size: int,
         *args: Any, **kwargs: Any,
     ) -> None:
-        if not disks.is_made_here(base) or self._is_overlay_wanted(base):
+        if (not disks.has_local_base_name(base)
+                or self._is_overlay_wanted(base)):
             super().create_image(prepare_template, base, size, *args, **kwargs)
         elif not self.exists():
             kwargs.pop('safe', None)
@@ -93,7 +94,7 @@ class Qcow2(imagebackend.Qcow2):
         :raises InvalidDiskInfo: the disk has data
         """
         for overlay in disks.overlays(os.path.dirname(self.path)):
-            if overlay.path == self.path and disks.lacks_base(overlay):
+            if overlay.path == self.path and disks.lacks_backing_file(overlay):
                 complete_without_base(overlay, prepare)
 
 

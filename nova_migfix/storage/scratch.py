@@ -93,7 +93,7 @@ def exchange(one: str, other: str) -> None:
         raise OSError(number, os.strerror(number), one)
 
 
-def put(made: str, path: str) -> None:
+def replace(made: str, path: str) -> None:
     """Have a file of a scratch directory take the place of another.
 
     That goes with the directory: within nova-compute it would take long.

@@ -43,7 +43,7 @@ class CreationTestCase(storage.StorageTestCase):
         return sorted(
             path.name
             for path in (self.hosts.instances('src') / '_base').iterdir()
-            if disks.is_made_here(path.name))
+            if disks.has_local_base_name(path.name))
 
     def file_system(self, name='disk.eph0'):
         return disks.filesystem(str(self.image(name)))

@@ -467,14 +467,14 @@ class TestCold(EphemeralTestCase):
         self.assertTrue(disks.is_written(overlay))
         # A hard reboot does not take the base of this host for the source's.
         self.assertTrue((self.instances.base / BASE).exists())
-        self.assertTrue(disks.lacks_base(overlay))
+        self.assertTrue(disks.lacks_backing_file(overlay))
 
     def test_a_disk_without_data_needs_no_base_of_the_source(self):
         self.disk()
         self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         overlay, = self.overlays()
         # Nova's backend makes it complete next.
-        self.assertTrue(disks.lacks_base(overlay))
+        self.assertTrue(disks.lacks_backing_file(overlay))
         self.assertIn('new file systems', self.log.output)
 
     def test_a_disk_with_its_data_elsewhere_is_not_opened(self):

@@ -248,7 +248,7 @@ class TestPut(testtools.TestCase):
         self.made.write_text('new')
 
     def put(self):
-        scratch.put(str(self.made), str(self.path))
+        scratch.replace(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
     def test_old_file_is_left_to_the_directory(self):
