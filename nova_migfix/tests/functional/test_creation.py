@@ -208,7 +208,7 @@ class OverlayTestCase(CreationTestCase):
         base = self.hosts.instances('src') / '_base' / BASE
         base.parent.mkdir()
         with self.hosts.on('src'), mock.patch.object(
-                scratch, '_RUN', 'another'), \
+                scratch, '_RUN_ID', 'another'), \
                 scratch.directory(str(base)) as directory:
             left = pathlib.Path(f'{directory}-left')
         left.mkdir()

@@ -52,7 +52,8 @@ class BlockJobTestCase(testtools.TestCase):
         self.guest = self.qemu.guest
         self.qemu.write()
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
-        self.useFixture(fixtures.MockPatchObject(block_job, '_HUNG', 3))
+        self.useFixture(fixtures.MockPatchObject(
+            block_job, '_STALL_TIMEOUT', 3))
         # a copy of so small a disk is cheaper, too
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
@@ -279,19 +280,19 @@ class TestFailure(BlockJobTestCase):
     def test_copy_that_ends_early(self):
         self.qemu.hooks['copy runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.lay_on_copy)
-        self.assertIn('ended before its time', str(error))
+        self.assertIn('ended early', str(error))
         self.assert_as_before()
         self.assert_pulled()
 
     def test_copy_without_progress_is_aborted(self):
         self.qemu.stuck = True
-        with mock.patch.object(block_job, '_HUNG', 0.1):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.1):
             self.assert_left_as_before(TimeoutError)
 
     def test_pull_without_progress_is_aborted(self):
         self.qemu.hooks['pull asked'] = lambda: setattr(
             self.qemu, 'stuck', True)
-        with mock.patch.object(block_job, '_HUNG', 0.1):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.1):
             self.assertRaises(TimeoutError, self.complete)
         self.assertIsNone(self.qemu.job)
         self.assert_on_copy()
@@ -474,8 +475,8 @@ class TestStart(BlockJobTestCase):
         with scratch.locked(f'{self.overlay.copy}.lock'):
             self.go_on()
         self.assert_on_copy()
-        self.assertIn(f'disk.eph0 of instance {uuids.instance} stays half '
-                      'completed', self.log.output)
+        self.assertIn('Could not finish completing disk.eph0 of instance '
+                      f'{uuids.instance}', self.log.output)
 
     def test_copy_that_was_given_up_is_made_once_more(self):
         # as by an operator, or for lack of space

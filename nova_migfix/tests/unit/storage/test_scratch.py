@@ -42,7 +42,7 @@ class TestScratch(testtools.TestCase):
 
     def killed(self):
         """Leave a directory behind, as a process that is killed does."""
-        with mock.patch.object(scratch, '_RUN', 'killed'), \
+        with mock.patch.object(scratch, '_RUN_ID', 'killed'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             kept = f'{path}-kept'
             os.mkdir(kept)
@@ -84,7 +84,7 @@ class TestScratch(testtools.TestCase):
             self.assertTrue(os.path.exists(path))
 
     def test_directory_of_another_process_that_runs_stays(self):
-        with mock.patch.object(scratch, '_RUN', 'another'), \
+        with mock.patch.object(scratch, '_RUN_ID', 'another'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
