@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks of running guests get a copy of their data beneath; on real files."""
+"""Block copies and block pulls, with real files and a fake QEMU."""
 
 import os
 import shutil
@@ -54,12 +54,12 @@ class BlockJobTestCase(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
         self.useFixture(fixtures.MockPatchObject(
             block_job, '_STALL_TIMEOUT', 3))
-        # a copy of so small a disk is cheaper, too
+        # A copy of this small disk must count as cheaper, too.
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
 
     def complete(self, **kwargs):
-        """Complete the disk as a nova-compute that has just been started."""
+        """Complete the disk like a nova-compute that has just started."""
         found = list(disks.overlays(str(self.path.parent)))
         overlay, = found or [self.overlay]
         completion.complete(self.guest, overlay, **kwargs)
@@ -68,7 +68,7 @@ class BlockJobTestCase(testtools.TestCase):
         return block_job.lay_on_copy(self.guest, self.overlay, **kwargs)
 
     def fail(self, step, message='it failed'):
-        """Have libvirt refuse a step, until it is mended."""
+        """Make libvirt refuse a step, until the hook is removed."""
         def refuse():
             raise fake_qemu.failure(message)
         self.qemu.hooks[step] = refuse
@@ -83,7 +83,7 @@ class BlockJobTestCase(testtools.TestCase):
         return [step for step, *_details in self.qemu.asked]
 
     def files(self):
-        """Names in the directory of the instance, but for scratch files."""
+        """Return the files of the instance, without scratch files."""
         return {name for name in os.listdir(self.path.parent)
                 if not name.startswith('migfix-')
                 and not name.endswith('.lock')}
@@ -92,7 +92,7 @@ class BlockJobTestCase(testtools.TestCase):
         processutils.execute('qemu-img', 'compare', self.qemu.expected, image)
 
     def assert_complete(self):
-        """The guest has the disk alone, under its name, with all bytes."""
+        """Assert that the guest's disk has all bytes, and no backing file."""
         self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
         self.assertIsNone(self.qemu.job)
@@ -100,7 +100,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_as_before(self):
-        """The guest has the disk on its base, without a job or a copy."""
+        """Assert that the disk is on its base file, without job or copy."""
         self.assertEqual(str(self.base),
                          disks.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
@@ -110,7 +110,7 @@ class BlockJobTestCase(testtools.TestCase):
         self.assert_same_bytes(self.path)
 
     def assert_on_copy(self):
-        """The disk's name leads to all bytes, which the copy has."""
+        """Assert that the disk is an overlay on the copy, with all bytes."""
         overlay, = disks.overlays(str(self.path.parent))
         self.assertTrue(disks.is_on_copy(overlay))
         self.assertTrue(disks.is_written(overlay))
@@ -119,7 +119,7 @@ class BlockJobTestCase(testtools.TestCase):
 
 @ddt.ddt
 class TestKilled(BlockJobTestCase):
-    """A nova-compute is killed at some step, and another one is started."""
+    """nova-compute is killed at one of the steps, and started again."""
 
     def kill_at(self, step):
         self.qemu.kill_at(step, self.complete)
@@ -133,7 +133,7 @@ class TestKilled(BlockJobTestCase):
 
     @ddt.data(*fake_qemu.STEPS)
     def test_name_of_the_disk_leads_to_all_data(self, step):
-        # for a guest that is started again after its host has lost power
+        # The guest may be started again after a power failure of its host.
         self.kill_at(step)
         self.assert_same_bytes(self.path)
 
@@ -220,7 +220,7 @@ class TestCopy(BlockJobTestCase):
         return found
 
     def test_bandwidth_bounds_copy_and_pull(self):
-        # bytes, and MiB
+        # libvirt takes bytes for a copy, and MiB for a pull.
         self.complete(bandwidth=7)
         self.assertEqual({'bandwidth': 7 * units.Mi},
                          self.details('copy asked')[1])
@@ -254,7 +254,7 @@ class TestCopy(BlockJobTestCase):
 
 
 class TestFailure(BlockJobTestCase):
-    """Steps fail; the guest runs on, and its disk is completed later."""
+    """A step fails; the guest keeps running; its disk is completed later."""
 
     def assert_left_as_before(self, error):
         self.assertRaises(error, self.lay_on_copy)
@@ -384,7 +384,7 @@ class TestChoice(BlockJobTestCase):
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
         self.assert_complete()
 
-    # sizes in MiB: of the disk, its data, the free space
+    # Sizes in MiB: the disk, its data, the free space.
     @ddt.data(
         (1 << 20, 0, 0, True),
         (1 << 20, 100 << 10, 1 << 20, True),
@@ -396,7 +396,7 @@ class TestChoice(BlockJobTestCase):
         ((4 << 10) + 1, 0, 1 << 20, True),
         (12 << 10, 1 << 10, 1 << 20, False),
         ((12 << 10) + 1, 1 << 10, 1 << 20, True),
-        # little space: the data is there twice for a while
+        # little space: for a while there are two copies of the data
         (1 << 20, 1 << 10, 2 << 10, True),
         (1 << 20, 1 << 10, (2 << 10) - 1, False),
     )
@@ -428,7 +428,7 @@ class TestChoice(BlockJobTestCase):
 
 @ddt.ddt
 class TestStart(BlockJobTestCase):
-    """A nova-compute starts after another one was killed."""
+    """nova-compute starts after it was killed."""
 
     def setUp(self):
         super().setUp()
@@ -442,8 +442,8 @@ class TestStart(BlockJobTestCase):
     @ddt.data('copy asked', 'copy runs')
     def test_copy_that_was_not_used_is_given_up(self, step):
         self.qemu.kill_at(step, self.complete)
-        for left in self.path.parent.glob('migfix-*'):
-            shutil.rmtree(left)     # as scratch.sweep does
+        for directory in self.path.parent.glob('migfix-*'):
+            shutil.rmtree(directory)    # as scratch.sweep does
         self.go_on()
         self.assert_as_before()
 
@@ -479,7 +479,7 @@ class TestStart(BlockJobTestCase):
                       f'{uuids.instance}', self.log.output)
 
     def test_copy_that_was_given_up_is_made_once_more(self):
-        # as by an operator, or for lack of space
+        # An operator, or a lack of space, has ended the job.
         self.qemu.kill_at('pivot asked', self.complete)
         self.qemu.end_job()
         self.qemu.write()

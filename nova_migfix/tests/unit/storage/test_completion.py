@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks become complete, whether the guest runs or not; on real files."""
+"""Completion of disks of guests that run or are off, with real files."""
 
 import shutil
 from unittest import mock
@@ -87,7 +87,7 @@ class TestPull(CompletionTestCase):
         self.device.rebase.assert_not_called()
 
     def test_a_job_that_ends_early_is_an_error(self):
-        # libvirt only says that there is no job any more
+        # libvirt only reports that the job no longer exists.
         self.device.rebase.side_effect = None
         error = self.assertRaises(
             exception.MigrationError, completion.pull, self.guest,

@@ -96,7 +96,7 @@ class TestOverlays(DisksTestCase):
         self.assertTrue(overlay.is_swap)
 
     def test_a_raw_disk_is_not_looked_into(self):
-        # its guest has written a header with a backing file of its choice
+        # The guest has written a header that names a backing file.
         path = self.disk()
         record = self.dir / 'disk.info'
         record.write_text(record.read_text().replace('qcow2', 'raw'))
@@ -131,7 +131,7 @@ class TestFlatten(DisksTestCase):
         through.assert_called_once()
 
     def test_its_size_is_known_before(self):
-        # whatever the file system of the base has set aside
+        # The file system of the base file may have preallocated blocks.
         path = self.disk(written=b'\x07' * (3 << 20))
         before = disks.flat_size(str(path))
         disks.flatten(str(path), 'qcow2', str(path))
@@ -144,7 +144,7 @@ class TestFlatten(DisksTestCase):
         disks.flatten(str(path), 'qcow2', str(expected))
         base = self.instances.base / 'ephemeral_1_40d1d2c'
         copy = base.rename(self.dir / 'copy')
-        self.instances.make_base()      # what the destination has
+        self.instances.make_base()      # the destination's base file
         disks.flatten(str(path), 'qcow2', str(path), backing=str(copy))
         self.assert_same_bytes(path, expected)
 
@@ -202,7 +202,7 @@ class TestContents(DisksTestCase):
         self.assertTrue(disks.is_zeros(self.file(1 << 40)))
 
     def test_what_qemu_img_makes_is_zeros(self):
-        # though its first block is none but data
+        # Its first block is data, not a hole.
         self.assertTrue(disks.is_zeros(
             str(self.instances.make_base(size=1 << 40, mkfs=None))))
 
@@ -215,7 +215,7 @@ class TestContents(DisksTestCase):
         self.assertTrue(disks.is_zeros(self.file(1 << 20)))
 
     def test_of_what_cannot_be_read_no_file_system_is_known(self):
-        # blkid says the same of it as of one without
+        # For blkid, it is the same as a file without file system.
         base = str(self.instances.make_base())
         with mock.patch.object(os, 'access', autospec=True,
                                return_value=False):

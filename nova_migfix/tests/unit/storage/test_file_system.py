@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""File systems have their names when they are complete."""
+"""Files with file systems get their names when they are complete."""
 
 import os
 
@@ -68,7 +68,7 @@ class TestWhole(FileSystemTestCase):
         self.assert_made_in_its_place('/dev/vg/volume')
 
     def test_a_ploop_image_is_made_in_its_place(self):
-        # It is a directory.
+        # A ploop image is a directory.
         self.config.config(virt_type='parallels', group='libvirt')
         self.assert_made_in_its_place(self.target)
 
@@ -94,10 +94,10 @@ class TestSparse(FileSystemTestCase):
         self.assertEqual('xfs', self.create(specified_fs='xfs')['TYPE'])
 
     def test_a_logical_volume_is_left_to_nova(self):
-        asked = []
-        file_system.sparse(lambda *args: asked.append(args))(
+        calls = []
+        file_system.sparse(lambda *args: calls.append(args))(
             '/dev/vg/volume', 1, 'ephemeral0', 'windows', True)
-        self.assertEqual('/dev/vg/volume', asked[0][0])
+        self.assertEqual('/dev/vg/volume', calls[0][0])
 
     @ddt.data((None, None, 'vfat'), ('linux', None, 'ext4'),
               ('windows', None, 'ntfs'), ('windows', 'btrfs', 'btrfs'))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""New disks are complete, and no base is made under data; on real files."""
+"""New disks are complete; overlays with data get no new base file."""
 
 import functools
 import os
@@ -55,7 +55,7 @@ class BackendTestCase(testtools.TestCase):
             objects.Instance(uuid=uuid), name, 'qcow2')
 
     def create(self, name='disk.eph0', form='ext4', size=1, **kwargs):
-        """Ask for a disk as the driver does."""
+        """Request a disk as the driver does."""
         image = self.image(name, **kwargs)
         os.makedirs(os.path.dirname(image.path), exist_ok=True)
         image.cache(
@@ -74,13 +74,13 @@ class BackendTestCase(testtools.TestCase):
         return image.path
 
     def found(self, path):
-        """Return what blkid finds in a disk."""
+        """Return blkid's properties of a disk."""
         raw = self.instances.path / 'raw'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, raw)
         return disks.filesystem(str(raw))
 
     def lost(self, name='disk.eph0', base=BASE, written=b''):
-        """Make an overlay whose base is missing."""
+        """Make an overlay whose base file is missing."""
         base = self.instances.make_base(base)
         path = self.instances.make_disk(
             uuids.instance, name, base, written=written)
@@ -159,7 +159,7 @@ class TestNewDisk(BackendTestCase):
 
 
 class TestOverlays(BackendTestCase):
-    """[migfix] ephemeral_overlays"""
+    """New disks with ``[migfix] ephemeral_overlays``."""
 
     def setUp(self):
         super().setUp()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The image cache keeps what a disk names, and removes the rest."""
+"""The image cache keeps base files in use, and removes other old ones."""
 
 import os
 from unittest import mock
@@ -28,10 +28,10 @@ from nova_migfix.storage import disks
 from nova_migfix.storage import image_cache
 from nova_migfix.tests import fixtures as migfix_fixtures
 
-# Seconds since which nobody has used a file that is old.
+# Seconds since the last use of an old file.
 _OLD = 10 * 24 * 3600
 
-#: the base of a second ephemeral size, of which Nova knows nothing
+#: base file of a second ephemeral size, which Nova does not count as used
 SECOND = 'ephemeral_2_40d1d2c'
 
 
@@ -55,7 +55,7 @@ class ImageCacheTestCase(testtools.TestCase):
         return path
 
     def run_pass(self):
-        """Have a pass in which Nova knows of no instance."""
+        """Run a pass, with no instances in Nova's database."""
         with mock.patch('nova.objects.BlockDeviceMappingList.'
                         'bdms_by_instance_uuid', return_value={}):
             self.manager().update(mock.sentinel.context, [])
@@ -68,7 +68,7 @@ class TestImageCache(ImageCacheTestCase):
         self.instances.make_disk(uuids.instance, 'disk.eph1', base)
         before = base.stat().st_mtime
         self.run_pass()
-        # and counts as used for the other hosts that share the directory
+        # It counts as used for the other hosts that share the directory.
         self.assertLess(before, base.stat().st_mtime)
 
     def test_bases_of_root_and_swap_disks_stay_as_well(self):

@@ -10,13 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+"""The driver leaves disks that are not overlays to Nova.
 
-"""Disks that are no overlays are left to Nova, as they are.
-
-By ``[libvirt] images_type``: raw and flat have the file system's bytes in a
-file of the instance's own, lvm in a logical volume, rbd in Ceph. Each is
-made, described, moved and started again by the driver with Nova's own image
-backend; what is not here, LVM and Ceph, is a directory.
+With ``[libvirt] images_type`` raw and flat, the file system is in a file of
+the instance, with lvm in a logical volume, with rbd in Ceph. The tests make,
+describe, move and restart each with Nova's own image backends. Directories
+stand in for LVM and Ceph.
 """
 
 import pathlib
@@ -49,7 +48,7 @@ MAPPING = {'dev': 'vdb', 'bus': 'virtio', 'type': 'disk'}
 
 
 class Volumes(fixtures.Fixture):
-    """A volume group that is a directory, each volume a file in it."""
+    """A directory as fake volume group, with a file for each volume."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -71,7 +70,7 @@ class Volumes(fixtures.Fixture):
 
 
 class Pool(fixtures.Fixture):
-    """A pool of Ceph's that is a directory, each image a file in it."""
+    """A directory as fake pool of Ceph, with a file for each image."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -126,10 +125,10 @@ class OtherStorageTestCase(testtools.TestCase):
             **behaviour)).mock
 
     def create(self, images_type):
-        """Make the disk; afterwards its base is gone, if it had one."""
+        """Make the disk, and then remove its base file, if it has one."""
         self.config.config(
             group='libvirt', images_type=images_type, images_rbd_pool='pool',
-            # joined to /dev, which a path does not need
+            # Nova joins it to /dev, which an absolute path replaces.
             images_volume_group=str(self.volumes.path))
         self.driver._create_image(
             self.context, self.instance, {'disk.eph0': MAPPING},
@@ -143,13 +142,13 @@ class OtherStorageTestCase(testtools.TestCase):
             self.instance, 'disk.eph0', disk_info_mapping=MAPPING)
 
     def files(self):
-        """Return every file of the instance's."""
+        """Return all files of the instance."""
         return sorted(path for place in (
             self.dir, self.volumes.path, self.pool.path)
             for path in place.glob('*'))
 
     def content(self):
-        """Return what is where each file system has its metadata."""
+        """Return the first MiB, with file system metadata, of each file."""
         found = {}
         for path in self.files():
             with open(path, 'rb') as file:
@@ -157,7 +156,7 @@ class OtherStorageTestCase(testtools.TestCase):
         return found
 
     def described(self):
-        """Return what Nova says of the disk in the guest's XML."""
+        """Return Nova's disk info, computed from the guest's XML."""
         guest = guest_config.LibvirtConfigGuest()
         guest.add_device(self.backend().libvirt_info('none', {}))
         return self.driver._get_instance_disk_info_from_config(

@@ -41,7 +41,7 @@ class TestScratch(testtools.TestCase):
         self.config.config(host='compute1.example')
 
     def killed(self):
-        """Leave a directory behind, as a process that is killed does."""
+        """Leave a directory behind, like a killed process."""
         with mock.patch.object(scratch, '_RUN_ID', 'killed'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             kept = f'{path}-kept'
@@ -49,7 +49,7 @@ class TestScratch(testtools.TestCase):
         return os.path.exists(kept), kept
 
     def replace(self, program, script):
-        """Put a shell script in a program's place, and return its log."""
+        """Replace a program by a shell script, and return the script's log."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, path = directory / 'log', directory / program
         path.write_text(f'#!/bin/sh\necho "$*" >>{log}\n'
@@ -113,7 +113,7 @@ class TestScratch(testtools.TestCase):
         self.assertIn('Read-only file system', log.output)
 
     def test_another_process_removes_it(self):
-        """It may have GiB to free, which keep eventlet from all else."""
+        """Freeing GiB in this process would block eventlet."""
         log = self.replace('rm', 'exec {real} "$@"')
         with scratch.directory(str(self.instances.base / 'file')) as path:
             (pathlib.Path(path) / 'raw').touch()
@@ -149,7 +149,7 @@ class TestWriteThrough(testtools.TestCase):
         self.path = self.useFixture(fixtures.TempDir()).join('disk')
 
     def flush_log(self):
-        """Return what is flushed when, by a sync that writes it down."""
+        """Return the log of a sync that records its arguments."""
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         log, sync = directory / 'log', directory / 'sync'
         log.touch()
@@ -190,8 +190,8 @@ class TestWriteThrough(testtools.TestCase):
     'nova-compute of this release has threads')
 class TestWriteThroughUnderEventlet(testtools.TestCase):
 
-    # Bytes of dirty pages, and the seconds by which a flush takes longer: not
-    # every disk is slow enough.
+    # Bytes of dirty pages, and the seconds that a flush is delayed, because
+    # the disk may be too fast.
     DIRTY = 256 << 20
     DELAY = 1
 
@@ -206,7 +206,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
         eventlet.sleep(0)
 
     def delay(self, directory):
-        """Make a flush take longer, by whichever way it is done."""
+        """Delay a flush by sync and by os.fsync."""
         sync = directory / 'sync'
         sync.write_text(f'#!/bin/sh\nsleep {self.DELAY}\n'
                         f'exec {shutil.which("sync")} "$@"\n')
@@ -238,7 +238,7 @@ class TestWriteThroughUnderEventlet(testtools.TestCase):
 
 
 class TestPut(testtools.TestCase):
-    """A file takes the place of another."""
+    """A file replaces another."""
 
     def setUp(self):
         super().setUp()
@@ -247,24 +247,24 @@ class TestPut(testtools.TestCase):
         self.made, self.path = self.directory / 'made', self.directory / 'path'
         self.made.write_text('new')
 
-    def put(self):
+    def replace(self):
         scratch.replace(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
     def test_old_file_is_left_to_the_directory(self):
         self.path.write_text('old')
-        self.put()
+        self.replace()
         self.assertEqual('old', self.made.read_text())
 
     def test_file_that_is_not_there_yet(self):
-        self.put()
+        self.replace()
         self.assertFalse(self.made.exists())
 
     def test_file_system_that_cannot_exchange_names(self):
         self.path.write_text('old')
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
-            self.put()
+            self.replace()
         self.assertFalse(self.made.exists())
 
     def test_exchange_without_a_file_changes_nothing(self):

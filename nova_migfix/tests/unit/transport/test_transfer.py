@@ -141,7 +141,7 @@ class TestPull(testtools.TestCase):
 
     @ddt.data('ssh', 'rsync')
     def test_a_file_whose_time_is_changed_meanwhile(self, transport):
-        # as Nova changes that of each backing file that it uses
+        # Nova changes that of each backing file that it uses.
         base = self.instances.make_base(mkfs=None)
         self.useFixture(migfix_fixtures.FakeTar('file changed as we read it'))
         self.pull(transport, base)
@@ -162,7 +162,7 @@ class TestPull(testtools.TestCase):
 
     @ddt.data('ssh', 'rsync')
     def test_file_that_shrinks_while_it_is_read(self, transport):
-        # tar fills it up with zeros and says 1, as of one that was touched
+        # tar pads it with zeros and exits with 1, as for a touched file.
         base = self.instances.make_base(mkfs=None)
         base.write_bytes(os.urandom(8 << 20))
         self.useFixture(migfix_fixtures.FakeTar(
@@ -183,20 +183,20 @@ class TestPull(testtools.TestCase):
         self.assertIn(f'had {8 << 20} bytes', error.stderr)
 
     def test_zeros_of_a_real_tar_are_not_taken(self):
-        # a file that shrinks while tar waits for its reader
+        # The file shrinks while tar waits for the reader of the pipe.
         base = self.instances.base / 'large'
         base.write_bytes(b'x' * (64 << 20))
         send = subprocess.Popen(
-            ['sh', '-c', transfer._send([str(base)])],
+            ['sh', '-c', transfer._send_command([str(base)])],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         send.stdout.read(1 << 20)
         os.truncate(base, 2 << 20)
-        os.truncate(base, 64 << 20)     # of the same size again
+        os.truncate(base, 64 << 20)     # the same size as before
         base.write_bytes(b'x' * (8 << 20))
         os.truncate(base, 8 << 20)
-        _rest, said = send.communicate(timeout=60)
-        self.assertNotEqual(0, send.returncode, said)
-        self.assertIn(b'File shrank by', said)
+        _rest, errors = send.communicate(timeout=60)
+        self.assertNotEqual(0, send.returncode, errors)
+        self.assertIn(b'File shrank by', errors)
 
     @settings(max_examples=20)
     @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
@@ -206,7 +206,7 @@ class TestPull(testtools.TestCase):
         with migfix_fixtures.FakeTar('file changed as we read it',
                                      after=f'truncate -s {after} {path}'):
             done = subprocess.run(
-                ['sh', '-c', transfer._send([str(path)])],
+                ['sh', '-c', transfer._send_command([str(path)])],
                 capture_output=True, check=False)
         self.assertEqual(before == after, done.returncode == 0)
 
@@ -215,7 +215,7 @@ class TestPull(testtools.TestCase):
     def test_file_is_no_program_and_nobody_else_may_write_to_it(self, mode):
         kernel = self.instances.path / 'kernel'
         kernel.touch()
-        kernel.chmod(mode | 0o400)      # whose reader need not be root
+        kernel.chmod(mode | 0o400)      # readable also without root
         self.pull('ssh', kernel)
         found = os.stat(os.path.join(self.target, 'kernel')).st_mode & 0o7777
         self.assertEqual(0o600, found & 0o7733)
@@ -239,7 +239,7 @@ class TestPull(testtools.TestCase):
         self.assertEqual(0o700, os.stat(self.target).st_mode & 0o777)
 
     def test_silent_source_does_not_keep_a_thread(self):
-        # an ssh that neither writes nor ends, and a disk that is full here
+        # An ssh neither writes nor ends, and the local disk is full.
         self.useFixture(fixtures.MockPatchObject(transfer, '_GRACE', 1))
         begin = time.monotonic()
         error = self.assertRaises(
@@ -300,20 +300,20 @@ class TestPull(testtools.TestCase):
             lambda part: part not in ('.', '..') and part[0] != '-'),
         min_size=1, max_size=3))
     def test_every_path_without_control_characters(self, parts):
-        with tempfile.TemporaryDirectory() as there, (
-                tempfile.TemporaryDirectory()) as here:
-            path = os.path.join(there, *parts)
+        with tempfile.TemporaryDirectory() as source, (
+                tempfile.TemporaryDirectory()) as target:
+            path = os.path.join(source, *parts)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             pathlib.Path(path).write_text('content')
             self.config.config(
                 remote_filesystem_transport='ssh', group='libvirt')
-            transfer.fetch('10.0.2.11', [path], here)
-            self.assertEqual([parts[-1]], os.listdir(here))
+            transfer.fetch('10.0.2.11', [path], target)
+            self.assertEqual([parts[-1]], os.listdir(target))
 
     @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
     def test_path_that_is_taken_stays_below_its_root(self, path):
         try:
-            checked = transfer._checked(path)
+            checked = transfer._check_path(path)
         except ValueError:
             return
         parts = checked.split('/')
