@@ -12,7 +12,7 @@
 """Complete disks: copy the data of their backing files into them.
 
 A complete disk needs no backing file. QEMU completes the disks of a running
-guest; it has the backing file open even if somebody has deleted that.
+guest; it keeps the backing file open even after that has been deleted.
 qemu-img converts the disks of a guest that is off.
 """
 
