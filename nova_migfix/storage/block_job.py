@@ -180,8 +180,8 @@ def _xpath(guest: Any, path: str, query: str, **variables: str) -> list[Any]:
 def _undo(guest: Any, overlay: disks.Overlay, new_overlay: str) -> None:
     """Return the guest, and the name of its disk, to the original file.
 
-    Keep the copy if libvirt does not say which file the guest uses: the copy
-    has all data that the guest writes.
+    Keep the copy if libvirt cannot report which file the guest uses: it may
+    be the copy, which has all writes of the guest.
     """
     with contextlib.suppress(Exception):
         guest.get_block_device(overlay.path).abort_job()

@@ -131,9 +131,10 @@ def qcow2_header(path: str) -> Qcow2 | None:
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Return up to *size* bytes at an offset; a damaged header may have any.
+    """Return up to *size* bytes at an offset that a header names.
 
-    :returns: nothing for offset 0, which means none, or past the end
+    :returns: ``b''`` at offset 0, which means that the image has no such data,
+        and past the end of the file, where a damaged header may point
     """
     if not 0 < offset < os.fstat(file.fileno()).st_size:
         return b''

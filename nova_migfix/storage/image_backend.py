@@ -18,9 +18,9 @@ label, nor always its file system, so all disks of one size share the label and
 file system of the first one.
 
 This backend makes each new disk complete, with the requested file system and
-label and a UUID of its own. It has no base file that could be lost, replaced
-or confused with another. The backend never makes a base file under an overlay
-that has data.
+label and a UUID of its own. Such a disk has no base file that can be lost,
+replaced or confused with another. The backend never makes a base file under an
+overlay that has data.
 """
 
 from __future__ import annotations
