@@ -207,7 +207,7 @@ def _without_backing_files(instance: Any) -> list[local_disks.Overlay]:
     """
     try:
         return [disk for disk in _overlays_of(instance)
-                if local_disks.lacks_base(disk) and not disk.is_swap]
+                if local_disks.lacks_backing_file(disk) and not disk.is_swap]
     except _UNREADABLE as error:
         LOG.warning('Cannot determine whether ephemeral disks have their '
                     'backing files: %s', error, instance=instance)
@@ -290,7 +290,7 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
 # -- live migration, destination --------------------------------------------
 
 def _is_made_here(disk: dict[str, Any]) -> bool:
-    return local_disks.is_made_here(disk['backing_file'])
+    return local_disks.has_local_base_name(disk['backing_file'])
 
 
 def _backing_path(disk: dict[str, Any]) -> str:

@@ -183,7 +183,7 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
     if guest.get_disk(disk.copy):
         raise Skipped('the guest must be started first: its definition has '
                       f'{os.path.basename(disk.copy)}')
-    if disks.lacks_base(disk):
+    if disks.lacks_backing_file(disk):
         raise Skipped('the backing file is missing and the guest is off')
     if disks.is_open(disk.path):
         raise Skipped('a process has the disk open')
@@ -231,7 +231,7 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
         if _is_resized(row.disk) or _state(os.stat(path)) != _state(before):
             raise Skipped('the disk changed in the meantime')
         _require_off(row.disk, guest)
-        scratch.put(made, path)
+        scratch.replace(made, path)
     block_job.remove_copy(row.disk)
 
 

@@ -192,7 +192,7 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
         path = str(disk.xpath('string(source/@file)'))
         # the file that QEMU has open, which the disk's header may not name
         backing = str(disk.xpath('string(backingStore/source/@file)'))
-        if not disks.is_made_here(backing):
+        if not disks.has_local_base_name(backing):
             continue
         overlay = disks.Overlay(os.path.basename(path), path, backing)
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'

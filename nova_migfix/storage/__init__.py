@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks of guests on this host: images, overlays, bases, block jobs."""
+"""Guest disks on this host: images, overlays, backing files, block jobs."""

@@ -9,12 +9,13 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Block jobs of a running guest's QEMU.
+"""Run block jobs on the disks of a running guest.
 
-A block pull completes a disk, but reads every hole of a raw backing file: 1 TB
-takes the better part of an hour. A block copy skips holes, but the guest then
-goes on with a file of another name, and libvirt cannot change that name. Both
-together are fast, and the disk keeps its name: see :func:`lay_on_copy`.
+A block pull removes a disk's need for a backing file, but reads every hole of
+a raw backing file: 1 TB takes most of an hour. A block copy skips holes, but
+the guest then uses a file with another name, and libvirt cannot change that
+name. :func:`lay_on_copy` prepares a combination of both, which is fast and
+keeps the name of the disk.
 """
 
 from __future__ import annotations
@@ -36,33 +37,33 @@ from oslo_utils import units
 from nova_migfix.storage import disks
 from nova_migfix.storage import scratch
 
-# Seconds between two looks at a block job, and without progress until it
-# counts as hung.
+# Seconds between two queries of a block job.
 _POLL = 0.2
-_HUNG = 300
+# Seconds without progress after which a block job counts as hung.
+_STALL_TIMEOUT = 300
 
-# Flags of virDomainBlockCopy: the file is there; the job does not outlive the
-# run of the guest; all writes go to both files once they are alike. The last
-# one is of libvirt 8.0, and not every python binding has its name.
+# Flags of virDomainBlockCopy: reuse the existing file; end the job when the
+# guest stops; write to both files once they are in sync. libvirt 8.0 added the
+# last one, and some Python bindings lack its name.
 _REUSE_EXT = 1 << 1
 _TRANSIENT_JOB = 1 << 2
 _SYNCHRONOUS_WRITES = 1 << 3
 
 
-#: is called with the bytes that have been looked at, and all of them
+#: called with the number of bytes processed so far, and in total
 Progress = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """Report no progress."""
+    """Ignore the progress of a block job."""
 
 
 def wait(device: Any, progress: Progress = silent) -> None:
-    """Wait for a block job, as long as it makes progress.
+    """Wait for a block job to end, as long as it makes progress.
 
     :param device: nova.virt.libvirt.guest.BlockDevice
-    :param progress: is called several times a second
-    :raises TimeoutError: it makes none
+    :param progress: called several times a second
+    :raises TimeoutError: the job made no progress for 300 seconds
     """
     cursor, since = None, time.monotonic()
     while not device.is_job_complete():
@@ -71,69 +72,74 @@ def wait(device: Any, progress: Progress = silent) -> None:
             progress(job.cur, job.end)
         if job and job.cur != cursor:
             cursor, since = job.cur, time.monotonic()
-        elif time.monotonic() - since > _HUNG:
+        elif time.monotonic() - since > _STALL_TIMEOUT:
             raise TimeoutError(_(
-                'the block job has made no progress for %d seconds') % _HUNG)
+                'the block job has made no progress for %d seconds')
+                % _STALL_TIMEOUT)
         time.sleep(_POLL)
 
 
 def lay_on_copy(guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
                 progress: Progress = silent) -> disks.Overlay:
-    """Put a qcow2 with all its bytes beneath a disk of a running guest.
+    """Give a disk of a running guest a qcow2 copy of it as backing file.
 
-    QEMU copies the disk and then writes to both files; a new overlay on the
-    copy gets the name of the disk; the guest goes on with the copy, and by a
-    snapshot with that overlay. Whatever ends a nova-compute between these
-    steps, all data is beneath the name of the disk, and the next call goes on
-    from there.
+    1. QEMU copies the disk and then writes to both files.
+    2. A new overlay on the copy takes the name of the disk.
+    3. The guest pivots to the copy.
+    4. A snapshot makes the guest write to the new overlay.
+
+    If nova-compute is killed between these steps, the file with the disk's
+    name still yields all data, and the next call resumes at that step.
 
     :param guest: nova.virt.libvirt.guest.Guest
-    :param bandwidth: most MiB/s, 0 for no limit
+    :param bandwidth: limit in MiB/s, 0 for no limit
     :param progress: see :func:`wait`
     :returns: the disk, with its new backing file
-    :raises Exception: the disk is as it was
+    :raises Exception: the copy failed; the disk is unchanged, unless
+        :func:`disks.is_on_copy`
     """
     copy = overlay.copy
     if not disks.is_on_copy(overlay):
-        _copy(guest, overlay, copy, bandwidth, progress)
-    elif _has_old_file(guest, overlay.path, copy):
-        # The file has no name any more, and the copy may have been given up.
-        if _mirror(guest, overlay.path, copy) is None:
+        _copy_and_pivot(guest, overlay, copy, bandwidth, progress)
+    elif _uses_old_file(guest, overlay.path, copy):
+        # The old file has lost its name, and the copy job may have ended.
+        if _find_mirror(guest, overlay.path, copy) is None:
             _mirror_to(guest, overlay.path, copy, bandwidth, progress)
         guest.get_block_device(overlay.path).abort_job(pivot=True)
     if guest.get_disk(copy):
-        _go_on_with(guest, overlay.path, copy)
+        _switch_to_overlay(guest, overlay.path, copy)
     return overlay._replace(backing=copy)
 
 
-def _copy(guest: Any, overlay: disks.Overlay, copy: str, bandwidth: int,
-          progress: Progress) -> None:
-    """Have the guest run on a copy, and the disk's name lead to it."""
+def _copy_and_pivot(guest: Any, overlay: disks.Overlay, copy: str,
+                    bandwidth: int, progress: Progress) -> None:
+    """Pivot the guest to a copy, and name an overlay on it like the disk."""
     with scratch.directory(overlay.path) as directory:
-        above = os.path.join(directory, overlay.name)
+        new_overlay = os.path.join(directory, overlay.name)
         try:
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', copy,
                 str(disks.virtual_size(overlay.path)))
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', '-F', 'qcow2', '-b', copy,
-                above)
-            # Not all file systems can; the copy is hours of work for some.
+                new_overlay)
+            # Some file systems cannot exchange names. Find that out before a
+            # copy that may take hours.
             for _there_and_back in range(2):
-                scratch.exchange(above, copy)
+                scratch.exchange(new_overlay, copy)
             _mirror_to(guest, overlay.path, copy, bandwidth, progress)
-            scratch.exchange(above, overlay.path)
+            scratch.exchange(new_overlay, overlay.path)
             guest.get_block_device(overlay.path).abort_job(pivot=True)
         except BaseException:
             with excutils.save_and_reraise_exception():
-                _undo(guest, overlay, above)
+                _undo(guest, overlay, new_overlay)
 
 
 def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
                progress: Progress) -> None:
-    """Start a block copy, and wait until all writes go to both files.
+    """Start a block copy, and wait until QEMU writes to both files.
 
-    :raises MigrationError: the job has ended before that
+    :raises MigrationError: the job ended before that
     """
     disk = etree.Element('disk', type='file')
     etree.SubElement(disk, 'source', file=copy)
@@ -143,47 +149,55 @@ def _mirror_to(guest: Any, path: str, copy: str, bandwidth: int,
         {'bandwidth': bandwidth * units.Mi} if bandwidth else {},
         _REUSE_EXT | _TRANSIENT_JOB | _SYNCHRONOUS_WRITES)
     wait(guest.get_block_device(path), progress)
-    mirror = _mirror(guest, path, copy)
+    mirror = _find_mirror(guest, path, copy)
     if mirror is None or mirror.get('ready') != 'yes':
         raise exception.MigrationError(reason=_(
-            'the block copy ended before its time, see the log of libvirt'))
+            'the block copy ended early, see the log of libvirt'))
 
 
-def _mirror(guest: Any, path: str, copy: str) -> Any:
-    """Return the element of the copy that is made of a disk, or None."""
+def _find_mirror(guest: Any, path: str, copy: str) -> Any:
+    """Return the ``<mirror>`` element of the block copy of a disk, or None."""
     return next(iter(_xpath(
         guest, path, 'mirror[source/@file=$copy]', copy=copy)), None)
 
 
-def _has_old_file(guest: Any, path: str, copy: str) -> bool:
-    """Say whether the guest has the file that had a disk's name before."""
+def _uses_old_file(guest: Any, path: str, copy: str) -> bool:
+    """Return whether the guest uses the file that had the disk's name before.
+
+    The overlay on the copy has that name now.
+    """
     below = _xpath(guest, path, 'backingStore/descendant::source/@file')
     return bool(_xpath(guest, path, 'source')) and copy not in below
 
 
-def _xpath(guest: Any, path: str, wanted: str, **variables: str) -> list[Any]:
-    """Look into the element of a disk."""
+def _xpath(guest: Any, path: str, query: str, **variables: str) -> list[Any]:
+    """Evaluate an XPath query relative to the ``<disk>`` element of a disk."""
     found: list[Any] = etree.fromstring(guest.get_xml_desc()).xpath(
-        f'devices/disk[source/@file=$path]/{wanted}', path=path, **variables)
+        f'devices/disk[source/@file=$path]/{query}', path=path, **variables)
     return found
 
 
-def _undo(guest: Any, overlay: disks.Overlay, above: str) -> None:
-    """Leave the guest and the name of its disk with the file of before.
+def _undo(guest: Any, overlay: disks.Overlay, new_overlay: str) -> None:
+    """Return the guest, and the name of its disk, to the original file.
 
-    If that cannot be found out, the copy has what the guest writes, and stays.
+    Keep the copy if libvirt cannot report which file the guest uses: it may
+    be the copy, which has all writes of the guest.
     """
     with contextlib.suppress(Exception):
         guest.get_block_device(overlay.path).abort_job()
     if (_xpath(guest, overlay.path, 'source')
-            and _mirror(guest, overlay.path, overlay.copy) is None):
+            and _find_mirror(guest, overlay.path, overlay.copy) is None):
         if disks.is_on_copy(overlay):
-            scratch.exchange(above, overlay.path)
+            scratch.exchange(new_overlay, overlay.path)
         remove_copy(overlay)
 
 
-def _go_on_with(guest: Any, path: str, current: str) -> None:
-    """Have a guest write to an overlay on the file to which it writes."""
+def _switch_to_overlay(guest: Any, path: str, current: str) -> None:
+    """Make a guest write to an overlay on its current file.
+
+    :param path: the overlay, which exists
+    :param current: the file that the guest writes to now
+    """
     snapshot = vconfig.LibvirtConfigGuestSnapshot()
     for disk in guest.get_all_disks():
         part = vconfig.LibvirtConfigGuestSnapshotDisk()
@@ -198,17 +212,17 @@ def _go_on_with(guest: Any, path: str, current: str) -> None:
 
 
 def discard_copy(guest: Any, overlay: disks.Overlay) -> None:
-    """Discard what a killed process has left, and its job.
+    """Remove the copy, and end the block copy, of a killed process.
 
     :param guest: nova.virt.libvirt.guest.Guest
-    :param overlay: a disk that does not lie on its copy
+    :param overlay: a disk whose backing file is not its copy
     """
     if os.path.exists(overlay.copy):
-        if _mirror(guest, overlay.path, overlay.copy) is not None:
+        if _find_mirror(guest, overlay.path, overlay.copy) is not None:
             guest.get_block_device(overlay.path).abort_job()
         remove_copy(overlay)
 
 
 def remove_copy(overlay: disks.Overlay) -> None:
-    """Remove the backing file that a complete disk has not any more."""
+    """Remove the copy, which a complete disk no longer needs."""
     scratch.remove(overlay.copy)

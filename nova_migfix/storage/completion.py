@@ -9,10 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Complete disks: what their backing files have is copied into them.
+"""Complete disks: copy the data of their backing files into them.
 
-A running guest's QEMU does it, and has the backing file open even if that has
-lost its name. The disk of a guest that is off is converted.
+A complete disk needs no backing file. QEMU completes the disks of a running
+guest; it keeps the backing file open even after that has been deleted.
+qemu-img converts the disks of a guest that is off.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from nova_migfix.storage import scratch
 
 LOG = logging.getLogger(__name__)
 
-# Bytes, whatever the block size of the file system: stat(2).
+# Bytes; stat(2) does not use the block size of the file system.
 _STAT_BLOCK = 512
 
-# A block pull reads the whole disk, at some 400 MiB/s; a copy writes the data
-# twice, at no more than 100 MiB/s, and has three jobs to do.
-_COPY_IS_DEARER = 8
+# A block pull reads the whole disk, at about 400 MiB/s. A copy writes the data
+# twice, at 100 MiB/s or less, and takes three jobs.
+_COPY_COST_FACTOR = 8
 _COPY_OVERHEAD = 4 * units.Gi
 
 
@@ -50,16 +51,16 @@ def complete(
     guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
     progress: block_job.Progress = block_job.silent,
 ) -> None:
-    """Complete a disk of a running guest, in whichever way costs less.
+    """Complete a disk of a running guest, in the cheaper of two ways.
 
-    The guest runs on, whatever happens.
+    A failure does not stop the guest.
 
     :param guest: nova.virt.libvirt.guest.Guest
-    :param bandwidth: most MiB/s, 0 for no limit
-    :param progress: see block_job.wait; if it raises, the job is ended
+    :param bandwidth: limit in MiB/s, 0 for no limit
+    :param progress: see block_job.wait; an exception from it aborts the job
     :raises Exception: the disk still needs its backing file
     """
-    with _alone(overlay):
+    with _exclusive(overlay):
         is_on_copy = disks.is_on_copy(overlay)
         if not is_on_copy:
             block_job.discard_copy(guest, overlay)
@@ -72,17 +73,18 @@ def complete(
             except Exception as error:
                 if disks.is_on_copy(overlay):
                     raise
-                LOG.info('%(disk)s is completed without a copy: %(error)s',
+                LOG.info('Completing %(disk)s without a copy: %(error)s',
                          {'disk': overlay.path, 'error': error})
         pull(guest, overlay, bandwidth, progress)
         block_job.remove_copy(overlay)
 
 
 def go_on(host: Any) -> None:
-    """Go on where a process was killed that completed disks.
+    """Resume the completion of disks after a process was killed.
 
-    Its block copy would go on for as long as the guest runs, and keep libvirt
-    from a migration; the copy has what the guest flushes only after the pivot.
+    Otherwise its block copy continues as long as the guest runs, and libvirt
+    refuses to migrate the guest. Only after the pivot does a flush by the
+    guest also flush the copy.
 
     :param host: nova.virt.libvirt.host.Host
     """
@@ -90,26 +92,28 @@ def go_on(host: Any) -> None:
     for uuid, disk in disks.copies():
         try:
             if guest := guests.get(uuid):
-                _go_on(guest, disk)
+                _resume(guest, disk)
         except Exception as error:
-            LOG.warning('%(disk)s of instance %(uuid)s stays half completed: '
-                        '%(error)s', {'disk': disk.name, 'uuid': uuid,
-                                      'error': error})
+            LOG.warning('Could not finish completing %(disk)s of instance '
+                        '%(uuid)s: %(error)s', {
+                            'disk': disk.name, 'uuid': uuid, 'error': error})
 
 
-def _go_on(guest: Any, disk: disks.Overlay) -> None:
+def _resume(guest: Any, disk: disks.Overlay) -> None:
     if disks.is_on_copy(disk):
         complete(guest, disk)
     else:
-        with _alone(disk):
+        with _exclusive(disk):
             block_job.discard_copy(guest, disk)
 
 
 @contextlib.contextmanager
-def _alone(overlay: disks.Overlay) -> Iterator[None]:
-    """Have nobody else complete a disk, as ``nova-migfix-status heal`` may.
+def _exclusive(overlay: disks.Overlay) -> Iterator[None]:
+    """Lock a disk against completion by another process.
 
-    :raises MigrationError: somebody does
+    That may be nova-compute or ``nova-migfix-status heal``.
+
+    :raises MigrationError: another process is completing the disk
     """
     path = f'{overlay.copy}.lock'
     with scratch.locked(path) as is_locked:
@@ -123,12 +127,13 @@ def _alone(overlay: disks.Overlay) -> Iterator[None]:
 
 
 def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
-    """Say whether a copy of the disk, and a pull of that, is the faster way.
+    """Return whether a block copy and a pull are faster than a pull alone.
 
-    It is not for disks with much data, for small ones, and without the space.
-    How much data there is, nobody knows of a backing file that is missing.
+    They are not for small disks or disks with much data. They are also not
+    possible without enough space, or with a missing backing file, the data of
+    which cannot be measured.
     """
-    if disks.lacks_base(overlay):
+    if disks.lacks_backing_file(overlay):
         return False
     try:
         data = disks.flat_size(overlay.path)
@@ -137,7 +142,7 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
     except (OSError, exception.InvalidDiskInfo,
             processutils.ProcessExecutionError):
         return False
-    return size > _COPY_IS_DEARER * data + _COPY_OVERHEAD
+    return size > _COPY_COST_FACTOR * data + _COPY_OVERHEAD
 
 
 def pull(
@@ -146,18 +151,18 @@ def pull(
 ) -> None:
     """Complete a disk of a running guest by a block pull.
 
-    Its time grows with the virtual size of a disk on a raw backing file. The
-    guest runs on, whatever happens.
+    On a raw backing file, the time grows with the virtual size of the disk. A
+    failure does not stop the guest.
 
     :param guest: nova.virt.libvirt.guest.Guest
-    :param bandwidth: most MiB/s, 0 for no limit
-    :param progress: see block_job.wait; if it raises, the job is ended
+    :param bandwidth: limit in MiB/s, 0 for no limit
+    :param progress: see block_job.wait; an exception from it aborts the job
     :raises Exception: the disk still needs its backing file
     """
     device = guest.get_block_device(overlay.path)
-    # The block pull of a nova-compute that was killed may go on.
+    # The block pull of a killed nova-compute may still run.
     if device.get_job_info() is None:
-        if not disks.lacks_base(overlay):
+        if not disks.lacks_backing_file(overlay):
             require_space(overlay, allocated(overlay.backing))
         device.REBASE_DEFAULT_BANDWIDTH = bandwidth
         device.rebase(None)
@@ -166,7 +171,7 @@ def pull(
     except Exception:
         with excutils.save_and_reraise_exception():
             device.abort_job()
-    # A job that is gone may have failed.
+    # libvirt does not report whether the job that ended has failed.
     header = disks.qcow2_header(overlay.path)
     if header is None or header.backing:
         raise exception.MigrationError(reason=_(
@@ -175,13 +180,14 @@ def pull(
 
 
 def convert(overlay: disks.Overlay, **execution: Any) -> None:
-    """Complete a disk of a guest that is off; the cost follows the data.
+    """Complete a disk of a guest that is off.
 
-    Where there is no room for a second copy of the disk, the backing file is
-    copied into the disk, which takes longer.
+    The cost depends on the amount of data. Without space for a second copy of
+    the disk, the backing file is copied into the disk, which takes longer.
 
-    :param execution: for processutils.execute, as ``on_execute``
-    :raises OSError, ProcessExecutionError: the disk is as it was
+    :param execution: passed to processutils.execute, such as ``on_execute``
+    :raises OSError, ProcessExecutionError: the disk has the same data as
+        before, and still needs its backing file
     """
     try:
         require_space(overlay, disks.flat_size(overlay.path))
@@ -194,22 +200,22 @@ def convert(overlay: disks.Overlay, **execution: Any) -> None:
 
 
 def allocated(path: str) -> int:
-    """Return how many bytes of a file are not holes."""
+    """Return the number of allocated bytes of a file, without its holes."""
     return os.stat(path).st_blocks * _STAT_BLOCK
 
 
 def free_space(overlay: disks.Overlay) -> int:
-    """Return how many bytes are free where a disk is."""
+    """Return the free bytes of the file system that has a disk."""
     return shutil.disk_usage(os.path.dirname(overlay.path)).free
 
 
 def require_space(overlay: disks.Overlay, needed: int) -> None:
-    """Refuse what would fill the file system, as far as that is known.
+    """Refuse an operation that would fill the file system.
 
-    QEMU pauses guests that write to a full file system, also this one if its
-    block pull fails.
+    QEMU pauses a guest that writes to a full file system, or whose block pull
+    fails there.
 
-    :param needed: bytes that will be written beside the disk
+    :param needed: upper bound of the bytes to write, beside the disk
     :raises OSError: there is not enough space
     """
     free = free_space(overlay)

@@ -9,12 +9,12 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The local disks of an instance, as they lie in its directory.
+"""Inspect and convert the local disks in the directory of an instance.
 
-With qcow2 Nova makes an ephemeral disk as an overlay: it has what the guest
-has written, and its backing file in ``_base`` has a new file system, which all
-disks of that size on the host share. Only the name identifies a backing file,
-and no two files of that name on two hosts have the same bytes.
+With the qcow2 backend, Nova makes an ephemeral disk as an overlay, which has
+the guest's writes. Its backing file in ``_base`` has a new file system, which
+all disks of that size on the host share. Only its name identifies a backing
+file, but files with the same name on two hosts have different bytes.
 """
 
 from __future__ import annotations
@@ -43,25 +43,26 @@ from nova_migfix.storage import scratch
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
-# The first is the name of an ephemeral disk that comes from the flavor.
+# Nova uses the name disk.local for an ephemeral disk that only the flavor asks
+# for.
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph([0-9]{1,3}))')
 _SWAP = re.compile(r'disk\.swap')
 
-#: how the names of base files begin that Nova makes on each host
-MADE_HERE = ('ephemeral', 'swap')
+# Prefixes of the names of base files that Nova makes on each host.
+_BASE_PREFIXES = ('ephemeral', 'swap')
 
-# Bytes that are read at once.
+# Bytes per read.
 _BLOCK = 1 << 20
 
 # Nova's record of the formats of an instance's disks, in its directory.
 _INFO = 'disk.info'
 
-# A name of a backing file, and an L1 table, have no more bytes. QEMU's limits.
+# QEMU's limits, in bytes, of a backing file's name and of an L1 table.
 _MAX_NAME = 1023
 _MAX_L1 = 32 << 20
 
-# The header of a qcow2 up to l1_table_offset, then the incompatible features
-# of version 3, of which the third bit says that the data is in another file:
+# The header of a qcow2 image up to l1_table_offset, and the incompatible
+# features of version 3, whose third bit means an external data file:
 # docs/interop/qcow2.rst of QEMU.
 _HEADER = struct.Struct('>4sIQIIQIIQ')
 _FEATURES = struct.Struct('>72xQ')
@@ -72,16 +73,16 @@ _DATA_FILE = 1 << 2
 class Qcow2(NamedTuple):
     """The header of a qcow2 image.
 
-    qemu-img takes a tenth of a second to read it.
+    The plugin parses it itself, because qemu-img takes a tenth of a second.
     """
 
-    #: path of the backing file as the image names it, '' without one
+    #: path of the backing file as in the image, '' without backing file
     backing: str
-    #: bytes that a guest sees
+    #: virtual size in bytes
     size: int
-    #: the guest has written to it, or may have
+    #: whether the guest has written to it, or may have
     is_written: bool
-    #: an external file has the data
+    #: whether the data is in an external file
     has_data_file: bool
 
 
@@ -98,9 +99,9 @@ class Overlay(NamedTuple):
 
     @property
     def copy(self) -> str:
-        """The path of a backing file of its own, see block_job."""
+        """The path of the disk's private backing file, see block_job."""
         return os.path.join(os.path.dirname(self.path),
-                            f'{MADE_HERE[0]}.{self.name}')
+                            f'{_BASE_PREFIXES[0]}.{self.name}')
 
     @property
     def number(self) -> int:
@@ -123,14 +124,18 @@ def qcow2_header(path: str) -> Qcow2 | None:
             return None
         features, = _FEATURES.unpack(start)
         name = _read(file, name_offset, min(name_size, _MAX_NAME))
-        # Without an L2 table there is no cluster.
+        # An image without L2 tables has no clusters.
         is_written = any(_read(file, l1_offset, min(l1_entries * 8, _MAX_L1)))
     return Qcow2(os.fsdecode(name), size, is_written,
                  version >= 3 and bool(features & _DATA_FILE))
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Read at an offset; a damaged header may have any, and 0 means none."""
+    """Return up to *size* bytes at an offset that a header names.
+
+    :returns: ``b''`` at offset 0, which means that the image has no such data,
+        and past the end of the file, where a damaged header may point
+    """
     if not 0 < offset < os.fstat(file.fileno()).st_size:
         return b''
     file.seek(offset)
@@ -138,10 +143,10 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def overlays(instance_dir: str) -> Iterator[Overlay]:
-    """Yield the ephemeral and swap disks of an instance that need a base.
+    """Yield the ephemeral and swap disks of an instance with a base file.
 
-    Only what ``disk.info`` calls qcow2 is read: a raw disk is the guest's to
-    write, and could pretend to have a backing file.
+    Read only disks that are qcow2 according to ``disk.info``: on a raw disk,
+    the guest could write a header that names a backing file.
 
     :raises OSError, ValueError: disks or ``disk.info`` cannot be read
     """
@@ -151,7 +156,7 @@ def overlays(instance_dir: str) -> Iterator[Overlay]:
         if (form == 'qcow2' and os.path.exists(path)
                 and (_EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name))):
             header = qcow2_header(path)
-            if header and is_made_here(header.backing):
+            if header and has_local_base_name(header.backing):
                 yield Overlay(name, path, os.path.join(
                     instance_dir, header.backing))
 
@@ -161,8 +166,8 @@ def all_overlays(
 ) -> Iterator[tuple[str, Overlay]]:
     """Yield :func:`overlays` of all instances below ``instances_path``.
 
-    :param note: is called with each problem
-    :returns: name of the instance's directory, and disk
+    :param note: called with the text of each problem
+    :returns: the name of the instance's directory, and the disk
     """
     for directory in sorted(glob.glob(
             os.path.join(glob.escape(CONF.instances_path), '*', ''))):
@@ -176,83 +181,93 @@ def all_overlays(
 
 
 def copies() -> Iterator[tuple[str, Overlay]]:
-    """Yield the disks that have, or had, a backing file of their own.
+    """Yield the disks for which a private backing file exists.
 
-    :returns: name of the instance's directory, and disk
+    Their completion was interrupted, or is in progress.
+
+    :returns: the name of the instance's directory, and the disk
     """
     for copy in sorted(glob.glob(os.path.join(
-            glob.escape(CONF.instances_path), '*', f'{MADE_HERE[0]}.disk*'))):
-        directory, called = os.path.split(copy)
-        name = called.partition('.')[2]
+            glob.escape(CONF.instances_path), '*',
+            f'{_BASE_PREFIXES[0]}.disk*'))):
+        directory, copy_name = os.path.split(copy)
+        name = copy_name.partition('.')[2]
         if _EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name):
             yield os.path.basename(directory), Overlay(
                 name, os.path.join(directory, name), copy)
 
 
 def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
-    """Yield those of :func:`overlays` that are ephemeral disks."""
+    """Yield the ephemeral disks among :func:`overlays`."""
     return (overlay for overlay in overlays(instance_dir)
             if not overlay.is_swap)
 
 
-def is_made_here(backing: str | None) -> bool:
-    """Say whether Nova makes a backing file on each host."""
-    return os.path.basename(backing or '').startswith(MADE_HERE)
+def has_local_base_name(backing: str | None) -> bool:
+    """Return whether a backing file has a name that Nova uses on each host.
+
+    Nova makes those files, for ephemeral and swap disks, on each host itself.
+    """
+    return os.path.basename(backing or '').startswith(_BASE_PREFIXES)
 
 
 def is_missing(path: str) -> bool:
-    """Say whether a file is known to be gone.
+    """Return whether a file is known not to exist.
 
-    A file that cannot be looked at, for lack of rights or of a server, is not.
+    :returns: False if that cannot be determined, for example because of
+        permissions or of an NFS server that does not answer
     """
     try:
         os.stat(path)
     except FileNotFoundError:
         return True
     except OSError as error:
-        LOG.warning('Nobody can say whether %(path)s exists: %(error)s',
+        LOG.warning('Could not determine whether %(path)s exists: %(error)s',
                     {'path': path, 'error': error})
     return False
 
 
-def lacks_base(overlay: Overlay) -> bool:
-    """Say whether the backing file of a disk is known to be gone."""
+def lacks_backing_file(overlay: Overlay) -> bool:
+    """Return whether the backing file of a disk is known to be missing."""
     return is_missing(overlay.backing)
 
 
 def is_on_copy(overlay: Overlay) -> bool:
-    """Say whether a disk now lies on a file of its own, which has its data."""
+    """Return whether the disk's backing file is its copy, see block_job.
+
+    The copy then has the data of the guest.
+    """
     header = qcow2_header(overlay.path)
     return header is not None and header.backing == overlay.copy
 
 
 def is_written(overlay: Overlay) -> bool:
-    """Say whether the guest has written to a disk, or may have."""
+    """Return whether the guest has written to a disk, or may have."""
     header = qcow2_header(overlay.path)
     return (header is None or header.is_written
             or header.backing == overlay.copy)
 
 
 def bases_in_use() -> set[str]:
-    """Return the names of the base files that disks on this host name.
+    """Return the names of the base files that disks on this host use.
 
-    All disks below ``instances_path`` count, also those of instances that are
-    stopped, resized, or on other hosts that share the directory.
+    That includes all disks below ``instances_path``, also of instances that
+    are stopped, resized, or on other hosts that share the directory.
 
     :raises OSError: a disk cannot be read
     """
     names: set[str] = set()
     for directory in os.scandir(CONF.instances_path):
         if directory.is_dir():
-            names.update(_named_bases(directory.path))
-            time.sleep(0)       # other greenthreads go on
+            names.update(_base_names(directory.path))
+            time.sleep(0)       # let other greenthreads run
     return names
 
 
-def _named_bases(instance_dir: str) -> Iterator[str]:
+def _base_names(instance_dir: str) -> Iterator[str]:
     for disk in os.scandir(instance_dir):
         if disk.name.startswith('disk') and disk.is_file():
-            # A guest may be deleted meanwhile.
+            # Nova may delete the instance meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 header = qcow2_header(disk.path)
                 if header and header.backing:
@@ -260,7 +275,7 @@ def _named_bases(instance_dir: str) -> Iterator[str]:
 
 
 def _formats(instance_dir: str) -> dict[str, str]:
-    """Return Nova's record of the format of each of an instance's files.
+    """Return the format of each disk of an instance, from Nova's record.
 
     :raises ValueError: the record is damaged
     """
@@ -279,19 +294,19 @@ def flatten(path: str, form: str, target: str, size: int = 0,
             backing: str | None = None, **execution: Any) -> None:
     """Make a qcow2 without backing file that has the bytes of a disk.
 
-    The cost follows the data; ``qemu-img rebase`` reads every hole. A new disk
-    that replaces the only one there is, is written through first.
+    The cost depends on the amount of data, while ``qemu-img rebase`` reads
+    every hole. A new disk is flushed before it replaces the original.
 
     :param path: the disk
     :param form: its format, 'raw' or 'qcow2'
-    :param target: where the new disk is put when it is complete; may be
-        *path*, else no file may be there
-    :param size: the least size of the new disk, in bytes
-    :param backing: a raw file that is read as the backing file, instead of
-        the one that the disk names
-    :param execution: for processutils.execute, as ``on_execute``
-    :raises ValueError: the disk has its data in another file
-    :raises OSError, ProcessExecutionError: it could not be made
+    :param target: path of the new disk, which appears there when it is
+        complete; either *path*, or no file may exist there
+    :param size: minimum virtual size of the new disk, in bytes
+    :param backing: a raw file to read as the backing file, instead of the one
+        that the disk names
+    :param execution: passed to processutils.execute, such as ``on_execute``
+    :raises ValueError: the disk has an external data file
+    :raises OSError, ProcessExecutionError: the new disk could not be made
     """
     with scratch.directory(target) as directory:
         made = os.path.join(directory, os.path.basename(target))
@@ -301,15 +316,17 @@ def flatten(path: str, form: str, target: str, size: int = 0,
                                  str(size), **execution)
         if target == path:
             scratch.write_through(made)
-            scratch.put(made, target)
+            scratch.replace(made, target)
         else:
-            # A late attempt must not replace the disk of the next one.
+            # An attempt that is late must not replace the disk of its retry.
             os.link(made, target)
 
 
 def copy(path: str, form: str, target: str, *options: str,
          backing: str | None = None, **execution: Any) -> None:
-    """Make a qcow2 without backing file, as :func:`flatten`, in its place.
+    """Make a qcow2 without backing file, like :func:`flatten`.
+
+    Write directly to *target*.
 
     :param options: for qemu-img convert
     """
@@ -324,10 +341,10 @@ def copy(path: str, form: str, target: str, *options: str,
 
 
 def is_open(path: str) -> bool:
-    """Say whether a process of QEMU has a qcow2 disk open for writing.
+    """Return whether a QEMU process has a qcow2 disk open for writing.
 
-    qemu-img shares no image that another process writes to, unless it is
-    told to.
+    Without ``--force-share``, qemu-img refuses an image that another process
+    has locked for writing.
     """
     try:
         processutils.execute('qemu-img', 'info', '-f', 'qcow2', path)
@@ -341,7 +358,7 @@ def is_open(path: str) -> bool:
 def name_backing_file(path: str, backing: str) -> None:
     """Change the backing file that a qcow2 disk names, and nothing else.
 
-    :raises ValueError: the disk has its data in another file
+    :raises ValueError: the disk has an external data file
     """
     _refuse_data_file(path)
     processutils.execute('qemu-img', 'rebase', '-u', '-f', 'qcow2',
@@ -349,12 +366,12 @@ def name_backing_file(path: str, backing: str) -> None:
 
 
 def absorb_backing_file(path: str, **execution: Any) -> None:
-    """Copy into a qcow2 disk what its backing file has, in place.
+    """Copy the data of its backing file into a qcow2 disk, in place.
 
-    This reads every hole, and needs the least space. The disk names its
-    backing file until all is copied.
+    This reads every hole, but needs the least space. The disk names its
+    backing file until all data is copied.
 
-    :param execution: for processutils.execute
+    :param execution: passed to processutils.execute
     :raises ProcessExecutionError: the disk still needs its backing file
     """
     processutils.execute('qemu-img', 'rebase', '-f', 'qcow2', '-b', '', path,
@@ -362,16 +379,19 @@ def absorb_backing_file(path: str, **execution: Any) -> None:
 
 
 def _refuse_data_file(path: str) -> None:
-    """Keep qemu-img from following what a peer has sent to another file."""
+    """Refuse a disk with an external data file.
+
+    A peer may have sent it, and qemu-img would open any file that it names.
+    """
     header = qcow2_header(path)
     if header and header.has_data_file:
         raise ValueError(f'{path} names an external data file')
 
 
 def flat_size(path: str) -> int:
-    """Return how many bytes :func:`flatten` will write of a qcow2 disk.
+    """Return how many bytes :func:`flatten` writes for a qcow2 disk.
 
-    A guest may run on it.
+    The disk may be in use by a guest.
     """
     found, _errors = processutils.execute(
         'qemu-img', 'measure', '--force-share', '--output', 'json', '-O',
@@ -381,20 +401,20 @@ def flat_size(path: str) -> int:
 
 
 def virtual_size(path: str) -> int:
-    """Return how many bytes a guest sees of a qcow2 disk."""
+    """Return the virtual size of a qcow2 disk in bytes."""
     size: int = disk_api.get_disk_size(str(path))
     return size
 
 
 def _node(path: str, form: str) -> dict[str, Any]:
-    """Describe a file to QEMU, which then does not probe for its format."""
+    """Return QEMU's description of a file, which prevents format probing."""
     return {'driver': form, 'file': {'driver': 'file', 'filename': path}}
 
 
 def is_zeros(path: str) -> bool:
-    """Say whether a file has nothing but zeros; what is a hole is not read.
+    """Return whether a file has nothing but zeros, without reading holes.
 
-    :returns: False also where there is no file
+    :returns: False also if the file does not exist
     """
     if not os.path.isfile(path):
         return False
@@ -403,14 +423,14 @@ def is_zeros(path: str) -> bool:
 
 
 def _data(descriptor: int) -> Iterator[bytes]:
-    """Yield what a file has between its holes, in blocks."""
+    """Yield the data between the holes of a file, in blocks."""
     end = 0
     while True:
         try:
             begin = os.lseek(descriptor, end, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return      # nothing but a hole up to the end
+                return      # no data up to the end of the file
             raise
         end = os.lseek(descriptor, begin, os.SEEK_HOLE)
         for offset in range(begin, end, _BLOCK):
@@ -418,19 +438,19 @@ def _data(descriptor: int) -> Iterator[bytes]:
 
 
 def filesystem(path: str) -> dict[str, str] | None:
-    """Return what blkid finds in a raw image: TYPE, UUID, LABEL and more.
+    """Return blkid's properties of a raw image: TYPE, UUID, LABEL and more.
 
-    :returns: nothing of these where it finds no file system, None if it
-        cannot be asked or cannot read the file
+    :returns: an empty dictionary if the image has no file system, None if
+        blkid cannot be run or cannot read the file
     """
     if not os.access(path, os.R_OK):
-        return None     # of which blkid says the same as of an empty one
+        return None     # blkid exits as it does for an empty file
     try:
         found, _errors = processutils.execute(
             'blkid', '--probe', '--output', 'export', path,
             check_exit_code=[0, 2])
     except (OSError, processutils.ProcessExecutionError) as error:
-        LOG.info('Which file system %(path)s has could not be found out: '
-                 '%(error)s', {'path': path, 'error': error})
+        LOG.info('Could not determine the file system of %(path)s: %(error)s',
+                 {'path': path, 'error': error})
         return None
     return dict(line.split('=', 1) for line in found.splitlines())

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""File systems get the names of their files when they are complete.
+"""Make files with file systems that get their names when complete.
 
-Nova makes the base of an ephemeral or swap disk in its place. A mkfs that
-fails, or a nova-compute that dies, leaves a file without a file system there,
-and the next guest gets it as its disk.
+Nova makes the base file of an ephemeral or swap disk under its final name. If
+mkfs fails, or nova-compute is killed, a file without a file system remains
+there, and the next guest gets it as its disk.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from nova_migfix.storage import scratch
 
 CONF = cfg.CONF
 
-# File systems whose names blkid and mkfs share.
+# File systems that have the same name in blkid and mkfs.
 _KINDS = ('btrfs', 'ext2', 'ext3', 'ext4', 'ntfs', 'vfat', 'xfs')
 
 
 def whole(create: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that makes a file as *create* does, or no file.
+    """Return a function that calls *create* and leaves no partial file.
+
+    The file gets its name when it is complete.
 
     :param create: Nova's ``_create_ephemeral`` or ``_create_swap``
     """
     @functools.wraps(create)
     def create_whole(target: str, *args: Any, **kwargs: Any) -> None:
-        # A ploop image is a directory; others are logical volumes.
+        # Leave ploop images, which are directories, and logical volumes alone.
         if (CONF.libvirt.virt_type == 'parallels'
                 or not target.startswith(CONF.instances_path)):
             create(target, *args, **kwargs)
@@ -56,10 +58,11 @@ def whole(create: Callable[..., None]) -> Callable[..., None]:
 
 
 def sparse(create: Callable[..., None]) -> Callable[..., None]:
-    """Return Nova's ``_create_ephemeral`` with a quick NTFS.
+    """Return Nova's ``_create_ephemeral`` with quick formatting of NTFS.
 
-    Nova has mkfs.ntfs write zeros over the whole disk, for each new size on a
-    host. A disk of its own for each guest must cost no more than its metadata.
+    Nova lets mkfs.ntfs write zeros to the whole disk, once for each size on a
+    host. With the plugin each guest has its own disk, so a new disk must cost
+    no more than the metadata of its file system.
     """
     @functools.wraps(create)
     def create_sparse(
@@ -80,13 +83,14 @@ def sparse(create: Callable[..., None]) -> Callable[..., None]:
 
 
 def kind_of(os_type: str | None, guest_format: str | None) -> str | None:
-    """Return the file system that Nova makes.
+    """Return the type of file system that Nova makes.
 
-    Nova does not say so itself, but derives a name from it.
+    Nova has no function for that, but a function that derives a file name
+    extension from the type.
 
-    :returns: None where the operator's ``[DEFAULT] virt_mkfs`` decides
+    :returns: None if the operator's ``[DEFAULT] virt_mkfs`` decides
     """
-    name = functools.partial(fs.get_file_extension_for_os_type, os_type)
-    asked = name(CONF.default_ephemeral_format, guest_format)
-    same = [kind for kind in _KINDS if name(None, kind) == asked]
+    extension = functools.partial(fs.get_file_extension_for_os_type, os_type)
+    wanted = extension(CONF.default_ephemeral_format, guest_format)
+    same = [kind for kind in _KINDS if extension(None, kind) == wanted]
     return same[0] if len(same) == 1 else None

@@ -9,17 +9,17 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""New ephemeral and swap disks are complete; old ones keep their base.
+"""Make complete ephemeral and swap disks, and keep existing overlays.
 
 Nova's qcow2 backend makes an ephemeral disk as an overlay on a base file in
-``_base``, and makes that file whenever it is not there: also under an overlay
-that has the data of a guest. The name of a base says nothing of its label, and
-not always of its file system, so disks of one size share what the first of
-them asked for.
+``_base``. It makes that file whenever it is missing, even under an overlay
+that has the data of a guest. The name of a base file does not include its
+label, nor always its file system, so all disks of one size share the label and
+file system of the first one.
 
-This backend makes each new disk complete, with the file system and the label
-that were asked for and a UUID of its own. Nothing of it can be lost, replaced
-or taken for another afterwards. The backend never makes a base under an
+This backend makes each new disk complete, with the requested file system and
+label and a UUID of its own. Such a disk has no base file that can be lost,
+replaced or confused with another. The backend never makes a base file under an
 overlay that has data.
 """
 
@@ -44,17 +44,17 @@ CONF = cfg.CONF
 
 
 class Qcow2(imagebackend.Qcow2):
-    """Nova's, for disks that need no backing file.
+    """Nova's qcow2 backend, extended with disks that need no backing file.
 
-    The name of a base file tells a disk with a file system, which Nova makes,
-    from one of an image of Glance. The latter are left to Nova.
+    The name of a base file distinguishes ephemeral and swap disks from those
+    with an image of Glance, which are left to Nova.
     """
 
     def cache(
         self, fetch_func: Callable[..., None], filename: str, *args: Any,
         **kwargs: Any,
     ) -> None:
-        if disks.is_made_here(filename) and self.exists():
+        if disks.has_local_base_name(filename) and self.exists():
             self._keep_overlay(functools.partial(
                 fetch_func, **{name: value for name, value in kwargs.items()
                                if name not in ('size', 'safe')}))
@@ -64,7 +64,8 @@ class Qcow2(imagebackend.Qcow2):
         self, prepare_template: Callable[..., None], base: str, size: int,
         *args: Any, **kwargs: Any,
     ) -> None:
-        if not disks.is_made_here(base) or self._is_overlay_wanted(base):
+        if (not disks.has_local_base_name(base)
+                or self._is_overlay_wanted(base)):
             super().create_image(prepare_template, base, size, *args, **kwargs)
         elif not self.exists():
             kwargs.pop('safe', None)
@@ -72,7 +73,7 @@ class Qcow2(imagebackend.Qcow2):
                 prepare_template, *args, **kwargs))
 
     def _is_overlay_wanted(self, base: str) -> bool:
-        """Say whether Nova may make a new overlay, and the base for it."""
+        """Return whether Nova may make a new overlay, and its base file."""
         if not CONF.migfix.ephemeral_overlays or self.exists():
             return False
         try:
@@ -88,21 +89,24 @@ class Qcow2(imagebackend.Qcow2):
             disks.flatten(template, 'raw', self.path)
 
     def _keep_overlay(self, prepare: Callable[..., None]) -> None:
-        """Keep Nova from making the base of a disk that has lost its own.
+        """Prevent Nova from making the missing base file of an overlay.
+
+        Complete the disk instead.
 
         :raises InvalidDiskInfo: the disk has data
         """
         for overlay in disks.overlays(os.path.dirname(self.path)):
-            if overlay.path == self.path and disks.lacks_base(overlay):
+            if overlay.path == self.path and disks.lacks_backing_file(overlay):
                 complete_without_base(overlay, prepare)
 
 
 def complete_without_base(
     overlay: disks.Overlay, prepare: Callable[..., None],
 ) -> None:
-    """Make a disk complete whose base is lost, and has nothing to lose.
+    """Complete a disk that has no data, and whose base file is missing.
 
-    A swap area has nothing that outlives the guest's run.
+    A swap disk counts as one without data: a swap area is not used after the
+    guest has stopped.
 
     :param prepare: makes a raw file system in the file *target*
     :raises InvalidDiskInfo: the guest has written to the disk
@@ -125,7 +129,7 @@ def complete_without_base(
 
 
 def extend(backends: dict[str, type]) -> None:
-    """Put :class:`Qcow2` where Nova's stands in its table of backends."""
+    """Replace Nova's qcow2 backend by :class:`Qcow2` in Nova's table."""
     backends.update(
         (name, Qcow2) for name, backend in backends.items()
         if backend is imagebackend.Qcow2)

@@ -9,12 +9,12 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The image cache keeps the base files that disks on this host name.
+"""Keep the base files that disks on this host use in the image cache.
 
-Nova counts the first ephemeral size of each instance that it has in the
-database as used. The base of a second ephemeral disk, and all bases of
-instances of which it does not know, age out while disks lie on them; a hard
-reboot then makes a new file system under the data of the guest.
+Nova counts only the first ephemeral size of each instance in the database as
+used. It deletes the base file of a second ephemeral disk, and all base files
+of instances that are not in the database, while disks use them. A hard reboot
+then makes a new file system under the data of the guest.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ LOG = logging.getLogger(__name__)
 
 
 class ImageCacheManager(imagecache.ImageCacheManager):
-    """Nova's, which removes no base file that a disk names."""
+    """Nova's manager, which here removes no base file that a disk uses."""
 
     def _reset_state(self) -> None:
-        """Begin a pass, for which the disks are looked at once.
+        """Begin a pass, and read the disks once for the whole pass.
 
-        A base that gets its first disk meanwhile is new, or has been touched.
+        A base file that gets its first disk during the pass is safe: it is
+        new, or Nova has updated its modification time.
         """
         super()._reset_state()
         self._bases_in_use = functools.cache(disks.bases_in_use)
@@ -46,15 +47,19 @@ class ImageCacheManager(imagecache.ImageCacheManager):
     def _remove_old_enough_file(
         self, base_file: str, *args: Any, **kwargs: Any,
     ) -> None:
-        """Every removal of a base file passes here."""
+        """Remove a base file unless a disk uses it.
+
+        Nova calls this for each base file that it removes.
+        """
         try:
             is_used = os.path.basename(base_file) in self._bases_in_use()
             if is_used:
-                # for the other hosts that share the directory
+                # Other hosts that share the directory must not remove it.
                 nova.privsep.path.utime(base_file)
         except OSError as error:
-            LOG.warning('%(base)s stays: nobody can say whether a disk needs '
-                        'it: %(error)s', {'base': base_file, 'error': error})
+            LOG.warning('Keeping %(base)s: could not determine whether a disk '
+                        'needs it: %(error)s', {
+                            'base': base_file, 'error': error})
             return
         if not is_used:
             super()._remove_old_enough_file(base_file, *args, **kwargs)

@@ -9,16 +9,16 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Directories in which files are made before they get their names.
+"""Make files in scratch directories before they get their final names.
 
-A file that a crash leaves half made must not be found under the name that
-Nova looks for: a base file without a file system is taken for a finished one
-by the next guest. So whatever takes time is made in a directory of its own
-beside its place and then renamed.
+After a crash, no partial file may have the name that Nova looks for: the next
+guest would use a base file without a file system. Every file that takes time
+is therefore made in a scratch directory beside its target and then renamed.
 
-The names mean nothing to Nova's image cache, which parses those of all that
-lies in ``_base``: they have no underscore of their own and fewer than the 40
-characters of a Glance image's, whatever the host is called.
+Nova's image cache parses the names of all files in ``_base``. To be ignored
+there, the names of scratch directories contain no underscore and are shorter
+than the 40 characters of a Glance image's base file, whatever the host name
+is.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
 _ARCHIVE = 'migfix-archive-'
-# Seconds after which an archive was left.
-_FORGOTTEN = 24 * 3600
+# Age in seconds after which an archive is no longer in use.
+_MAX_ARCHIVE_AGE = 24 * 3600
 
 
-# Tells the directories of this process from those of others. Over NFS a
-# process gets a lock that it has.
-_RUN = uuid.uuid4().hex[:8]
+# Distinguishes the directories of this process from those of others. The lock
+# does not: over NFS, a process can lock a file again that it has locked.
+_RUN_ID = uuid.uuid4().hex[:8]
 
-# A file in each directory, which its process has locked.
+# A file in each directory, locked by the process that made the directory.
 _LOCK = '.lock'
 
 
@@ -61,31 +61,32 @@ _RENAME_EXCHANGE = 1 << 1
 
 
 def _prefix() -> str:
-    """Return what this host's directories begin with; storage is shared."""
+    """Return the name prefix of this host's directories on shared storage."""
     return f'migfix-{hashlib.sha256(CONF.host.encode()).hexdigest()[:12]}-'
 
 
 @contextlib.contextmanager
 def directory(beside: str) -> Iterator[str]:
-    """Make a directory on the file system of *beside*, and remove it again.
+    """Make a directory beside a file, and remove it after use.
 
-    :param beside: path of the file that is to be made
-    :returns: path of the directory
+    :param beside: path of the file that the caller makes
+    :returns: path of the directory, which is on the same file system
     """
     with contextlib.ExitStack() as stack:
         while True:
             path = tempfile.mkdtemp(
-                prefix=f'{_prefix()}{_RUN}-', dir=os.path.dirname(beside))
+                prefix=f'{_prefix()}{_RUN_ID}-', dir=os.path.dirname(beside))
             stack.callback(remove, path)
             if stack.enter_context(_lock_in(path)):
-                break       # else another process sweeps it away just now
+                break       # otherwise another process has just swept it
         yield path
 
 
 def exchange(one: str, other: str) -> None:
-    """Have two files change names, with nothing in between: renameat2(2).
+    """Exchange the names of two files atomically, with renameat2(2).
 
-    :raises OSError: one is not there, or the file system cannot, as NFS
+    :raises OSError: a file is missing, or the file system does not support
+        that, such as NFS
     """
     if _LIBC.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD,
                        os.fsencode(other), _RENAME_EXCHANGE):
@@ -93,10 +94,11 @@ def exchange(one: str, other: str) -> None:
         raise OSError(number, os.strerror(number), one)
 
 
-def put(made: str, path: str) -> None:
-    """Have a file of a scratch directory take the place of another.
+def replace(made: str, path: str) -> None:
+    """Replace a file by one from a scratch directory.
 
-    That goes with the directory: within nova-compute it would take long.
+    The old file moves to the scratch directory and is removed with that,
+    because nova-compute itself would take long to delete it.
     """
     try:
         exchange(made, path)
@@ -105,31 +107,33 @@ def put(made: str, path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove whatever has a name, in another process.
+    """Remove a file or directory, in another process.
 
-    A file system takes up to 100 ms and more to free a new ext4 of 20 GB, in
-    which a nova-compute under eventlet would do nothing else.
+    A file system takes 100 ms or more to free a new ext4 of 20 GB, which would
+    block a nova-compute under eventlet.
 
-    :raises OSError: something of it is left
+    :raises OSError: it could not be removed completely
     """
     try:
         processutils.execute('rm', '-rf', '--', path)
     except processutils.ProcessExecutionError as error:
-        raise OSError(f'{path} is left: {error.stderr}') from error
+        raise OSError(
+            f'{path} could not be removed: {error.stderr}') from error
 
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[bool]:
-    """Lock a file, which is made if it is not there, unless it is locked.
+    """Try to lock a file, and create it if it does not exist.
 
-    The lock ends with the process, however that ends, and holds for all
-    containers that have the file system.
+    The kernel releases the lock when the process ends in any way. The lock is
+    valid in all containers that mount the file system.
 
-    :returns: whether it is locked by this; not if it is removed just now
+    :returns: whether this call locked the file; False also if another process
+        has just removed it
     :raises OSError: the file system has no locks, or the directory of the file
-        is gone
+        does not exist
     """
-    with open(path, 'w') as file:   # NFS wants it to be open for writing
+    with open(path, 'w') as file:   # NFS locks only files open for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,7 +146,7 @@ def locked(path: str) -> Iterator[bool]:
 def _lock_in(directory: str) -> Iterator[bool]:
     """Lock a new directory of this process.
 
-    :returns: False if it has been swept away
+    :returns: False if another process has swept the directory
     """
     path = os.path.join(directory, _LOCK)
     with contextlib.ExitStack() as stack:
@@ -154,60 +158,59 @@ def _lock_in(directory: str) -> Iterator[bool]:
 
 
 def write_through(path: str) -> None:
-    """Wait until a file is on the disk.
+    """Flush a file to the disk, in another process.
 
-    What is renamed before that may be empty after a loss of power. Another
-    process waits: with many dirty pages fsync(2) takes minutes, in which a
-    nova-compute under eventlet would do nothing else, not even report that it
-    is alive.
+    A file that is renamed before that may be empty after a power failure. With
+    many dirty pages fsync(2) takes minutes, and would block a nova-compute
+    under eventlet, which then could not even report that it is alive.
 
-    :raises OSError: it could not be written
+    :raises OSError: the file could not be flushed
     """
     try:
         processutils.execute('sync', '--', path)
     except processutils.ProcessExecutionError as error:
         raise OSError(
-            f'{path} could not be written through: {error.stderr}') from error
+            f'{path} could not be flushed to disk: {error.stderr}') from error
 
 
 def archive() -> str:
-    """Return a new name for an archive that a peer fetches, see sweep."""
+    """Return a new name for an archive that a peer fetches, see sweep()."""
     return f'{_ARCHIVE}{uuid.uuid4()}.tar'
 
 
 def sweep() -> None:
-    """Remove what a process of this host that was killed has left.
+    """Remove the files that killed processes of this host have left.
 
-    Archives may belong to a peer that fetches one just now, so only those go
-    that nobody can want any more.
+    A peer may be fetching an archive, so remove only archives that are more
+    than a day old.
     """
     for path in _find(f'{_prefix()}*'):
-        if not os.path.basename(path).startswith(f'{_prefix()}{_RUN}-'):
+        if not os.path.basename(path).startswith(f'{_prefix()}{_RUN_ID}-'):
             _remove(_remove_unless_locked, path)
-    old = time.time() - _FORGOTTEN
+    oldest = time.time() - _MAX_ARCHIVE_AGE
     for path in _find(f'{_ARCHIVE}*.tar'):
-        # the peer may remove it just now
+        # The peer may remove it meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.getmtime(path) < old:
+            if os.path.getmtime(path) < oldest:
                 _remove(os.unlink, path)
 
 
 def _remove_unless_locked(directory: str) -> bool:
-    """Remove a directory that no process uses.
+    """Remove a directory unless a process uses it.
 
-    :returns: False if one uses it, maybe in another container
+    :returns: False if a process uses it, possibly in another container
     """
-    with locked(os.path.join(directory, _LOCK)) as is_left:
-        if is_left:
+    with locked(os.path.join(directory, _LOCK)) as is_unused:
+        if is_unused:
             remove(directory)
-        return is_left
+        return is_unused
 
 
 def _remove(remove: Callable[[str], bool | None], path: str) -> None:
     try:
         is_used = remove(path) is False
     except FileNotFoundError:
-        return      # its process has ended just now
+        return      # Its process has just removed it.
     except OSError as error:
         LOG.warning('%(path)s, which was left by a process that did not '
                     'end properly, cannot be removed: %(error)s',
@@ -219,8 +222,8 @@ def _remove(remove: Callable[[str], bool | None], path: str) -> None:
 
 
 def _find(pattern: str) -> Iterator[str]:
-    """Yield the paths of all that is called so where instances are."""
+    """Yield matching paths in the instances path and its subdirectories."""
     root = glob.escape(CONF.instances_path)
     for directory in (root, *map(glob.escape, glob.iglob(f'{root}/*/'))):
         yield from glob.iglob(os.path.join(directory, pattern))
-        time.sleep(0)       # other greenthreads go on
+        time.sleep(0)       # let other greenthreads run

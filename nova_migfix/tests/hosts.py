@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Hosts that have told something, made up: what ``report`` merges."""
+"""Fake results of hosts, as input of ``nova-migfix-status report``."""
 
 import json
 import random
@@ -22,8 +22,8 @@ UNREACHABLE = {'unreachable': True, 'msg': (
 NO_CONTAINER = {'rc': 1, 'stdout': '', 'stderr': (
     'Error response from daemon: No such container: nova_compute')}
 
-# Of preflight: finding, device, as it is, as Nova would have it, bug, fix,
-# covered where there is the plugin, result where there is not.
+# Findings of preflight: finding, device, running value, value that Nova
+# computes, bug, fix, covered with the plugin, result without the plugin.
 KINDS = (
     ('vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4',
      'the vNIC is recomputed instead of kept on live migration', 'vnic',
@@ -51,10 +51,11 @@ REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 
 def finding(kind, guest, plugin=True, domain='instance-00000001', **changes):
-    """A row of preflight.
+    """Return a row of preflight.
 
-    :param kind: the first word of one of KINDS
+    :param kind: the first column of one of KINDS
     :param plugin: whether the fixes are active
+    :param changes: other values for some keys of the row
     """
     name, device, running, computed, bug, fix, covered, harm = next(
         row for row in KINDS if row[0] == kind)
@@ -69,7 +70,7 @@ def finding(kind, guest, plugin=True, domain='instance-00000001', **changes):
 
 
 def checks(plugin=True, **results):
-    """What ``upgrade check --json`` prints.
+    """Return the output of ``upgrade check --json``.
 
     :param results: ``Name_of_a_check=(result, details)``
     """
@@ -89,27 +90,29 @@ def checks(plugin=True, **results):
 
 
 def preflight(host, findings, guests=50, plugin=True, notes=()):
-    """What ``preflight --json`` prints."""
+    """Return the output of ``preflight --json``."""
     return {'host': host, 'destination': '',
             'fixes': list(FIXES if plugin else ()), 'guests': guests,
             'seconds': 0.21, 'findings': findings, 'notes': list(notes)}
 
 
 def registered(printed, rc=0):
-    """What Ansible has of a command that has printed JSON."""
+    """Return Ansible's result of a command that has printed JSON."""
     return {'rc': rc, 'stdout': json.dumps(printed), 'stderr': ''}
 
 
 def write(directory, name, upgrade, preflight):
-    """What has come from one host, by registered and the like."""
+    """Write the results of one host, such as from registered()."""
     (directory / f'{name}.json').write_text(json.dumps(
         {'upgrade': upgrade, 'preflight': preflight}))
 
 
 def write_many(directory, hosts, guests, often=.25):
-    """The same fleet each time: mute hosts, old ones, and all findings.
+    """Write the results of a fleet, which are the same each time.
 
-    :param often: in how many of the guests each of them is
+    It has unreachable hosts, hosts without the plugin, and all findings.
+
+    :param often: probability of each finding in a guest
     """
     chance = random.Random(6)   # noqa: S311
     for number in range(hosts):

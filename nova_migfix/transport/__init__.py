@@ -10,4 +10,4 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Files that a destination fetches from the source."""
+"""Transfer of files from the source host to the destination."""

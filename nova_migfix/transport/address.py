@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Addresses that another host told us, before they reach a command line."""
+"""Check the addresses that peers send before a command line uses them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ import ipaddress
 import re
 
 # RFC 1123: labels of letters, digits and hyphens that neither begin nor end
-# with a hyphen. The underscore is no part of it but of many a host's name.
+# with a hyphen. It does not allow underscores, but many host names have them.
 _LABEL = re.compile(r'(?!-)[A-Za-z0-9_-]{1,63}(?<!-)')
 _MAX_NAME = 253
 
 
 def check(value: object) -> str:
-    """Return *value* if ssh, scp and rsync can take it as a host.
+    """Return *value* if ssh, scp and rsync accept it as a host.
 
-    :param value: what a peer sent or a file configured
-    :returns: the same, an IPv4 or IPv6 literal without brackets or scope, or
-        a host name of at most 253 characters
-    :raises ValueError: it is anything else: a path, an option that begins
-        with a dash, several words, a ``user@host``
+    :param value: a value from a peer or from a configuration file
+    :returns: *value*: an IPv4 or IPv6 literal without brackets or scope, or a
+        host name of at most 253 characters
+    :raises ValueError: *value* is anything else, such as a path, an option
+        that begins with a dash, several words, or ``user@host``
     """
     if isinstance(value, str):
         if '%' not in value and _is_ip(value):
@@ -44,9 +44,9 @@ def check(value: object) -> str:
 
 
 def _is_ip(value: str) -> bool:
-    """Say whether the whole of it is an address.
+    """Return whether the whole of *value* is an IP address.
 
-    inet_aton(3), which oslo.utils asks, ignores what follows a blank.
+    oslo.utils calls inet_aton(3), which ignores the text after a blank.
     """
     try:
         ipaddress.ip_address(value)

@@ -9,11 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Fetch files from the source before Nova prepares for the guest.
+"""Fetch files of a guest from the source before Nova prepares its disks.
 
-Nova makes files on the destination that the guest already has on the source.
-The fixes fetch the guest's own files first, all in one session; Nova makes the
-rest.
+Nova makes new files on the destination, although the guest has its own on the
+source. The fixes fetch those first, all in one session; Nova makes the rest.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
 
-# What ssh, tar and rsync write besides the reason.
-_SAYS_NOTHING = ('Warning: ', 'tar: Exiting with failure',
-                 'tar: Error is not recoverable',
-                 'tar: This does not look like a tar archive', 'rsync error: ',
-                 'rsync: connection unexpectedly closed')
-# Characters of an output that are looked at, and of a reason.
+# Beginnings of lines from ssh, tar and rsync that do not say the reason.
+_NOISE = ('Warning: ', 'tar: Exiting with failure',
+          'tar: Error is not recoverable',
+          'tar: This does not look like a tar archive', 'rsync error: ',
+          'rsync: connection unexpectedly closed')
+# Limits in characters: of the part of an output to search, and of a reason.
 _LONGEST_OUTPUT = 1 << 16
 _LONGEST_REASON = 240
 # ECMA-48: a control sequence, such as one that sets a colour.
@@ -54,7 +53,7 @@ _ESCAPE = re.compile(r'\x1b\[[0-?]*[ -/]*[@-~]')
 
 # The guest's state when a fetch fails, in a live and in a cold migration.
 NOT_MOVED = _('The guest has not been moved.')
-IS_OFF = _('The guest is off; its disks are left as they came, and on the '
+IS_OFF = _('The guest is off; its disks remain as they arrived, and on the '
            'source in %s_resize.')
 
 
@@ -65,18 +64,18 @@ class FileRequest(NamedTuple):
     path: str
     #: names of the guest's files that need it, for the operator
     used_for: tuple[str, ...]
-    #: called with the path of the copy, which is removed afterwards
+    #: called with the path of the fetched copy, which is removed afterwards
     on_fetched: Callable[[str], None]
 
 
 @contextlib.contextmanager
 def directory_removed_on_failure(instance_dir: str) -> Iterator[None]:
-    """Remove the instance's directory, unless it has been there before.
+    """Remove the instance's directory on failure, unless it existed before.
 
-    Nova does so only when it rolls the migration back, and refuses another
+    Nova removes it only when it rolls the migration back, and refuses another
     attempt until then.
 
-    :param instance_dir: where its files will be, on this host
+    :param instance_dir: path of the directory on this host
     """
     was_there = os.path.exists(instance_dir)
     try:
@@ -94,13 +93,14 @@ def fetch(instance: Any, instance_dir: str, wanted: Collection[FileRequest],
     :param instance: nova.objects.Instance
     :param instance_dir: its directory, which exists
     :param host: the source, a host name or an IP literal
-    :param guest_state: the guest's state if that fails, for the operator
-    :raises MigrationError: with instance, disks, host, reason and remedy
+    :param guest_state: the guest's state if the fetch fails, for the operator
+    :raises MigrationError: the files could not be fetched; names the instance,
+        disks, host, reason and remedy
     """
     if not wanted:
         return
     begin = time.monotonic()
-    # Beside the instance's own directory, which is looked into by Nova.
+    # Beside the instance's directory, because Nova looks into that.
     with scratch.directory(instance_dir) as directory:
         try:
             transfer.fetch(host, {file.path for file in wanted}, directory)
@@ -111,9 +111,9 @@ def fetch(instance: Any, instance_dir: str, wanted: Collection[FileRequest],
                 exception.NovaException) as error:
             raise exception.MigrationError(reason=_(
                 '%(disks)s of instance %(uuid)s could not be fetched from '
-                '%(host)s: %(error)s. %(guest_state)s See that this host '
-                'can log in there by ssh, that there is space, and that the '
-                'files exist: %(paths)s.') % {
+                '%(host)s: %(error)s. %(guest_state)s Check that this host '
+                'can log in there by ssh, that there is enough space, and '
+                'that the files exist: %(paths)s.') % {
                     'disks': ', '.join(sum((f.used_for for f in wanted), ())),
                     'uuid': instance.uuid, 'host': host,
                     'error': reason(error),
@@ -126,16 +126,17 @@ def fetch(instance: Any, instance_dir: str, wanted: Collection[FileRequest],
 
 
 def reason(error: Exception) -> str:
-    """Say it in a few words: an instance's action keeps 255 characters.
+    """Return the reason of an error in at most 240 characters.
 
-    A login may greet first; what ended it comes last. The other host may
-    write whatever it likes: what a terminal would obey is left out.
+    The record of an instance action keeps 255 characters. A login may print a
+    greeting first; the reason comes last. Omit control characters: the peer
+    may send sequences that a terminal would execute.
     """
     text = str(getattr(error, 'stderr', None) or error)[-_LONGEST_OUTPUT:]
-    said = dict.fromkeys(filter(None, (
+    lines = dict.fromkeys(filter(None, (
         _printable(line).strip().rstrip('.') for line in text.splitlines()
-        if not line.startswith(_SAYS_NOTHING))))
-    found = '; '.join([*said][-2:]) or _printable(repr(error))
+        if not line.startswith(_NOISE))))
+    found = '; '.join([*lines][-2:]) or _printable(repr(error))
     return (found if len(found) <= _LONGEST_REASON
             else f'...{found[3 - _LONGEST_REASON:]}')
 

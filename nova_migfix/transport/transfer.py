@@ -11,9 +11,9 @@
 #    under the License.
 """Fetch files of a guest from the source.
 
-Files that are huge and almost empty are pulled by ``tar --sparse``, the one
-way whose cost follows the data: ``scp`` sends every zero, ``rsync --sparse``
-reads every hole.
+The files are huge and almost empty. ``tar --sparse`` pulls them, because only
+its cost depends on the amount of data: ``scp`` sends every zero, and
+``rsync --sparse`` reads every hole.
 """
 
 from __future__ import annotations
@@ -42,36 +42,37 @@ from nova_migfix.transport import address
 
 CONF = cfg.CONF
 
-# A network that is cut has to be noticed: within 15 seconds.
+# ssh has to notice a network failure within 15 seconds.
 _SSH = ('ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=15',
         '-o', 'ServerAliveInterval=5', '-o', 'ServerAliveCountMax=3')
 _ARCHIVE = 'files.tar'
-# What no path has, and no log should: control characters, and halves of
-# characters that JSON can have.
+# Characters that are not allowed in paths, and should not reach logs: control
+# characters, and the lone surrogates that JSON permits.
 _UNPRINTABLE = re.compile('[\x00-\x1f\x7f-\x9f\ud800-\udfff]')
 _POLL = 0.05        # seconds
-# Seconds that the source may take to end when the destination has ended.
+# Seconds that the source may take to end after the destination has ended.
 _GRACE = 10
-# Bytes of complaints after which a session is ended, and that are read.
+# Bytes of error messages after which a session is ended.
 _MAX_ERRORS = 1 << 20
-_MAX_SAID = 1 << 16
+# Bytes of error messages that are read.
+_MAX_STDERR = 1 << 16
 
-# The source writes an archive for each file. An exit code of 1 is no failure:
-# a file "changed as we read it" when Nova touches a backing file, as it does
-# whenever it uses one, or when the guest writes to a config drive, of which
-# libvirt copies what is written. But it means also that a file shrank and was
-# filled up with zeros: tar says so, and one that has another size afterwards
-# is not taken either.
+# The source writes an archive for each file. tar's exit code 1 need not be a
+# failure: a file "changed as we read it" when Nova updates the modification
+# time of a backing file, which it does at each use, or when the guest writes
+# to a config drive; libvirt copies those writes. But 1 also means that a file
+# shrank and tar padded it with zeros. tar reports that; a file whose size
+# differs afterwards is refused, too.
 _SEND = ' '.join("""
 export LC_ALL=C; exec 3>&1;
 for path; do
     before=$(stat --dereference --format=%s -- "$path") || exit;
-    said=$(tar --create --sparse --dereference --no-recursion --no-unquote
+    errors=$(tar --create --sparse --dereference --no-recursion --no-unquote
         --format=gnu --file -
         --directory "${path%/*}/" -- "${path##*/}" 2>&1 >&3 3>&-);
     code=$?;
-    [ -z "$said" ] || { printf %s "$said"; echo; } >&2;
-    case $code,$said in
+    [ -z "$errors" ] || { printf %s "$errors"; echo; } >&2;
+    case $code,$errors in
         0,*) ;;
         1,*"File shrank by "*) exit 1 ;;
         1,*) ;;
@@ -86,9 +87,10 @@ done
 
 
 class RemoteFilesystem(remotefs.RemoteFilesystem):
-    """Nova's, for the one file that it names as ``host:path`` itself.
+    """Nova's class, which here copies from the source's migration address.
 
-    Up to 30.0 ``pre_live_migration`` copies an ISO config drive that way.
+    Up to Nova 30.0, ``pre_live_migration`` copies an ISO config drive with a
+    ``host:path`` of its own.
     """
 
     def copy_file(self, src: str, dst: str, *args: Any,
@@ -101,122 +103,126 @@ class RemoteFilesystem(remotefs.RemoteFilesystem):
 
 
 def fetch(host: str, paths: Collection[str], directory: str) -> None:
-    """Fetch files in one session; holes stay holes.
+    """Fetch files in one session, and keep their holes.
 
-    By ``[libvirt] remote_filesystem_transport``.
+    ``[libvirt] remote_filesystem_transport`` selects ssh or rsync.
 
     :param host: a host name or an IP literal
-    :param paths: absolute paths of the files on that host, no two of which
-        end alike
-    :param directory: where they are put under their own names
-    :raises ValueError: host or paths are not what they should be, or what
-        came is no file
-    :raises OSError: something that was asked for did not come
-    :raises ProcessExecutionError: they could not be had
+    :param paths: absolute paths of the files on that host, whose base names
+        must be unique
+    :param directory: gets the files, under their base names
+    :raises ValueError: host or paths are invalid, or the peer sent something
+        else than a regular file
+    :raises OSError: the peer did not send one of the files
+    :raises ProcessExecutionError: the files could not be fetched
     """
-    checked = [_checked(path) for path in sorted(paths)]
+    checked = [_check_path(path) for path in sorted(paths)]
     names = sorted(map(os.path.basename, checked))
     if len(set(names)) < len(names):
-        raise ValueError(f'two files of one name: {", ".join(names)}')
-    {'ssh': _by_ssh, 'rsync': _by_rsync}[
+        raise ValueError(
+            f'several files have the same name: {", ".join(names)}')
+    {'ssh': _fetch_by_ssh, 'rsync': _fetch_by_rsync}[
         CONF.libvirt.remote_filesystem_transport](
             address.check(host), checked, directory)
     for name in names:
         path = os.path.join(directory, name)
         mode = os.lstat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise ValueError(f'{name} came as something else than a file')
-        # A peer makes no program of it, nor a file that others may write to.
+            raise ValueError(f'{name} did not arrive as a regular file')
+        # The peer must not make the file executable or writable by others.
         os.chmod(path, mode & 0o644 | 0o600)
 
 
-def _checked(path: str) -> str:
-    """Return the normal form of *path*, which a peer has named.
+def _check_path(path: str) -> str:
+    """Return the normal form of *path*, which comes from a peer.
 
-    Shells get it quoted, so blanks and the like are no matter.
+    Blanks and shell characters are allowed, because shells get it quoted.
 
-    :raises ValueError: it is not absolute, names no file, leads upwards, has
-        control characters, or a part that looks like an option
+    :raises ValueError: it is relative, does not end in a file name, or has
+        ``..``, control characters, or a part that looks like an option
     """
     parts = path.split('/')
     if (parts[0] or parts[-1] in ('', '.') or '..' in parts
             or any(part.startswith('-') for part in parts)
             or _UNPRINTABLE.search(path)):
         raise ValueError(f'not a path of a disk: {path!r:.300}')
-    # POSIX lets two slashes at the beginning stay.
+    # normpath keeps two leading slashes, as POSIX permits.
     return f'/{os.path.normpath(path).lstrip("/")}'
 
 
-def _send(paths: list[str]) -> str:
-    """Return what a shell of the source runs, see _SEND."""
+def _send_command(paths: list[str]) -> str:
+    """Return the command line for a shell on the source, see _SEND."""
     return shlex.join(['sh', '-c', _SEND, 'sh', *paths])
 
 
-def _untar(archive: str, directory: str) -> list[str]:
-    """Return the command that unpacks what _send has written.
+def _untar_command(archive: str, directory: str) -> list[str]:
+    """Return the command that unpacks the archives of the source.
 
-    One archive follows the other. A peer does not set the mode of *directory*.
+    The archives are concatenated. The peer cannot set the mode of *directory*.
     """
     return ['tar', '--extract', '--sparse', '--ignore-zeros',
             '--no-same-owner', '--no-overwrite-dir', '--directory', directory,
             '--file', archive]
 
 
-def _by_ssh(host: str, paths: list[str], directory: str) -> None:
-    # ssh does not say why it could not write; tar does.
-    _run([*_SSH, host, _send(paths)], _untar('-', directory))
+def _fetch_by_ssh(host: str, paths: list[str], directory: str) -> None:
+    # If writing fails, only tar reports why, not ssh.
+    _run([*_SSH, host, _send_command(paths)],
+         _untar_command('-', directory))
 
 
-def _by_rsync(host: str, paths: list[str], directory: str) -> None:
-    """Let the remote end make the archive before its rsync sends it.
+def _fetch_by_rsync(host: str, paths: list[str], directory: str) -> None:
+    """Make an archive on the source, and let rsync send it.
 
-    ``--rsync-path`` is documented to be a command line of the remote shell.
-    rsync has no time limit: until the archive is made it would only wait. A
-    network that is cut is noticed by ssh. Releases of rsync differ in how they
-    quote a remote path; the archive's is a plain name in a directory that
-    our command line has changed to.
+    The documentation of ``--rsync-path`` allows a command line for the remote
+    shell. rsync gets no ``--timeout``, because it has to wait until the
+    archive is made; ssh notices a network failure. Releases of rsync quote a
+    remote path differently, so the archive has a plain name in a directory
+    that the command line changes to.
     """
     remote = scratch.archive()
-    there = shlex.join(['sh', '-c', (
+    remote_command = shlex.join(['sh', '-c', (
         f'{shlex.join(["cd", "--", os.path.dirname(paths[0])])} || exit; '
         f'trap {shlex.quote(shlex.join(["rm", "-f", remote]))} '
         'EXIT HUP INT TERM; umask 077; '
-        f'{_send(paths)} >{remote} && rsync "$@"'), 'rsync'])
+        f'{_send_command(paths)} >{remote} && rsync "$@"'), 'rsync'])
     archive = os.path.join(directory, _ARCHIVE)
-    _run(['rsync', '--rsh', shlex.join(_SSH), '--rsync-path', there,
+    _run(['rsync', '--rsh', shlex.join(_SSH), '--rsync-path', remote_command,
           f'{netutils.escape_ipv6(host)}:{remote}', archive])
-    _run(_untar(archive, directory))
+    _run(_untar_command(archive, directory))
     os.unlink(archive)
 
 
 def remove_empty_directory(host: str, path: str) -> None:
-    """Remove a directory on another host, unless it has become another's.
+    """Remove a directory on another host, unless something now uses it.
 
-    :raises ProcessExecutionError: it is not empty, or cannot be had
+    :raises ProcessExecutionError: the directory is not empty, or the host
+        cannot be reached
     """
     execute(host, 'rmdir', '--', path)
 
 
 def execute(host: str, *command: str, **kwargs: Any) -> str:
-    """Run a command on another host; returns what it prints.
+    """Run a command on another host, and return its standard output.
 
-    :param kwargs: as processutils.execute has them
-    :raises ProcessExecutionError: it failed, or cannot be had
+    :param kwargs: passed to processutils.execute
+    :raises ProcessExecutionError: the command failed, or the host cannot be
+        reached
     """
-    said, _errors = processutils.execute(
+    output, _errors = processutils.execute(
         *_SSH, host, shlex.join(command), **kwargs)
-    return str(said)
+    return str(output)
 
 
 def _run(*commands: list[str]) -> None:
-    """Run one command, or two, the second with the output of the first.
+    """Run one command, or pipe the output of the first into the second.
 
-    processutils has no pipes, and would keep all of it in memory. Under
-    eventlet, too, only this thread waits; a pipe of its subprocess would not
-    block, which tar does not expect.
+    processutils has no pipes, and would keep all output in memory. Other
+    threads run meanwhile, under eventlet too. The pipe is an os.pipe, because
+    a pipe of eventlet's subprocess is non-blocking, which tar does not expect.
 
-    :raises ProcessExecutionError: one failed, did not end after the other, or
-        complained without an end
+    :raises ProcessExecutionError: a command failed, did not end after the
+        second had ended, or wrote too many error messages
     """
     with tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
         ends: list[int] = []
@@ -239,21 +245,21 @@ def _run(*commands: list[str]) -> None:
                 raise processutils.ProcessExecutionError(
                     exit_code=process.returncode, description=problem,
                     cmd=shlex.join(process.args),
-                    stderr=_last(errors) or problem)
+                    stderr=_tail(errors) or problem)
 
 
 def _wait(processes: list[Any], errors: IO[bytes]) -> str | None:
-    """Wait until all have ended.
+    """Wait until all processes have ended.
 
-    :returns: why they had to be ended, if so
+    :returns: the reason to kill those that still run, None if none does
     """
     receiver = processes[-1]
     deadline = None
     while any(process.poll() is None for process in processes):
         if os.fstat(errors.fileno()).st_size > _MAX_ERRORS:
-            return 'it complains without an end'
+            return f'more than {_MAX_ERRORS} bytes of error messages'
         if receiver.poll() is not None:
-            # An ssh that is silent does not notice that nobody reads.
+            # An ssh that writes nothing does not notice the closed pipe.
             deadline = deadline or time.monotonic() + _GRACE
             if time.monotonic() > deadline:
                 return (f'the source had not ended {_GRACE} s after the '
@@ -262,17 +268,17 @@ def _wait(processes: list[Any], errors: IO[bytes]) -> str | None:
     return None
 
 
-def _last(errors: IO[bytes]) -> str:
-    """Return what the commands wrote last."""
+def _tail(errors: IO[bytes]) -> str:
+    """Return the last error messages of the commands."""
     size = os.fstat(errors.fileno()).st_size
-    errors.seek(max(0, size - _MAX_SAID))
-    return errors.read(_MAX_SAID).decode(errors='replace')
+    errors.seek(max(0, size - _MAX_STDERR))
+    return errors.read(_MAX_STDERR).decode(errors='replace')
 
 
 @contextlib.contextmanager
 def _process(command: list[str], errors: Any,
              **streams: Any) -> Iterator[Any]:
-    """A process that does not outlive the context."""
+    """Run a process, and kill it at the end of the context."""
     process = subprocess.Popen(  # noqa: S603 - no shell, paths checked
         command, stderr=errors, **streams)
     try:

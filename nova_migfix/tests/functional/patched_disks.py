@@ -101,7 +101,8 @@ class DisksTestCase(testtools.TestCase):
 
     def test_plugin_and_patches_agree_on_missing_bases(self):
         def missing():
-            found = [disks.lacks_base(overlay) for overlay in self.overlays()]
+            found = [disks.lacks_backing_file(overlay)
+                     for overlay in self.overlays()]
             self.assertEqual(found, [
                 ephemeral.get_loss(overlay) == 'is missing' for overlay
                 in ephemeral.get_overlays(str(self.directory))])

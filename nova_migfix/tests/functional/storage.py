@@ -505,7 +505,7 @@ class StorageTestCase(base.MigrationTestCase):
         self.assertEqual([], [
             path.name
             for path in (self.hosts.instances(host) / '_base').glob('*')
-            if disks.is_made_here(path.name)])
+            if disks.has_local_base_name(path.name)])
 
     # -- libvirt --------------------------------------------------------------
 

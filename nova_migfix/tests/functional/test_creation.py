@@ -43,7 +43,7 @@ class CreationTestCase(storage.StorageTestCase):
         return sorted(
             path.name
             for path in (self.hosts.instances('src') / '_base').iterdir()
-            if disks.is_made_here(path.name))
+            if disks.has_local_base_name(path.name))
 
     def file_system(self, name='disk.eph0'):
         return disks.filesystem(str(self.image(name)))
@@ -208,7 +208,7 @@ class OverlayTestCase(CreationTestCase):
         base = self.hosts.instances('src') / '_base' / BASE
         base.parent.mkdir()
         with self.hosts.on('src'), mock.patch.object(
-                scratch, '_RUN', 'another'), \
+                scratch, '_RUN_ID', 'another'), \
                 scratch.directory(str(base)) as directory:
             left = pathlib.Path(f'{directory}-left')
         left.mkdir()

@@ -134,8 +134,8 @@ class UnpatchedDestinationTestCase(DisksTestCase):
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
             return_value=[self.disk]))
-        self.lacks_base = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.storage.disks.lacks_base', autospec=True,
+        self.lacks_backing_file = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.storage.disks.lacks_backing_file', autospec=True,
             return_value=False)).mock
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.storage.disks.is_on_copy', autospec=True,

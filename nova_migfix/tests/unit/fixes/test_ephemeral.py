@@ -466,7 +466,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.assertTrue(disks.is_written(overlay))
         # A hard reboot does not use the base of this host instead.
         self.assertTrue((self.instances.base / BASE).exists())
-        self.assertTrue(disks.lacks_base(overlay))
+        self.assertTrue(disks.lacks_backing_file(overlay))
 
     def test_unwritten_disk_needs_no_base_from_the_source(self):
         self.disk()

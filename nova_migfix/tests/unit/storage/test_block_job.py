@@ -280,19 +280,19 @@ class TestFailedStep(BlockJobTestCase):
     def test_copy_that_ends_early_leaves_the_disk_as_before(self):
         self.qemu.hooks['copy runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.lay_on_copy)
-        self.assertIn('ended before its time', str(error))
+        self.assertIn('ended early', str(error))
         self.assert_as_before()
         self.assert_pulled()
 
     def test_copy_without_progress_is_aborted(self):
         self.qemu.stuck = True
-        with mock.patch.object(block_job, '_HUNG', 0.1):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.1):
             self.assert_left_as_before(TimeoutError)
 
     def test_pull_without_progress_is_aborted(self):
         self.qemu.hooks['pull asked'] = lambda: setattr(
             self.qemu, 'stuck', True)
-        with mock.patch.object(block_job, '_HUNG', 0.1):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.1):
             self.assertRaises(TimeoutError, self.complete)
         self.assertIsNone(self.qemu.job)
         self.assert_on_copy()
@@ -384,7 +384,7 @@ class TestCopyOrPull(BlockJobTestCase):
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
         self.assert_complete()
 
-    # sizes in MiB: of the disk, its data, the free space
+    # Sizes in MiB: the disk, its data, the free space.
     @ddt.data(
         (1 << 20, 0, 0, True),
         (1 << 20, 100 << 10, 1 << 20, True),
@@ -442,8 +442,8 @@ class TestStartAfterKill(BlockJobTestCase):
     @ddt.data('copy asked', 'copy runs')
     def test_unused_copy_is_removed(self, step):
         self.qemu.kill_at(step, self.complete)
-        for left in self.path.parent.glob('migfix-*'):
-            shutil.rmtree(left)     # as scratch.sweep does
+        for directory in self.path.parent.glob('migfix-*'):
+            shutil.rmtree(directory)    # as scratch.sweep does
         self.go_on()
         self.assert_as_before()
 
@@ -475,8 +475,8 @@ class TestStartAfterKill(BlockJobTestCase):
         with scratch.locked(f'{self.overlay.copy}.lock'):
             self.go_on()
         self.assert_on_copy()
-        self.assertIn(f'disk.eph0 of instance {uuids.instance} stays half '
-                      'completed', self.log.output)
+        self.assertIn('Could not finish completing disk.eph0 of instance '
+                      f'{uuids.instance}', self.log.output)
 
     def test_removed_copy_is_made_again(self):
         # as by an operator, or for lack of space

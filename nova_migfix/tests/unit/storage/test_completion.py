@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Disks become complete, whether the guest runs or not; on real files."""
+"""Completion of disks of guests that run or are off, with real files."""
 
 import shutil
 from unittest import mock
@@ -110,7 +110,7 @@ class TestPull(CompletionTestCase):
 
     def test_pull_without_progress_is_aborted(self):
         self.device.is_job_complete.side_effect = lambda: False
-        with mock.patch.object(block_job, '_HUNG', 0.3):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.3):
             error = self.assertRaises(
                 TimeoutError, completion.pull, self.guest, self.overlay)
         self.assertIn('no progress', str(error))
@@ -121,7 +121,7 @@ class TestPull(CompletionTestCase):
         self.device.get_job_info.side_effect = [None] + [
             mock.Mock(cur=cur) for cur in range(100)]
         self.device.is_job_complete.side_effect = lambda: next(jobs) == 4
-        with mock.patch.object(block_job, '_HUNG', 0.3):
+        with mock.patch.object(block_job, '_STALL_TIMEOUT', 0.3):
             completion.pull(self.guest, self.overlay)
         self.device.abort_job.assert_not_called()
 

@@ -231,8 +231,8 @@ class TestContents(DisksTestCase):
         for written in (b'', b'\x07' * 512, b'\x00' * 512):
             path = self.disk(written=written)
             overlay, = self.overlays()
-            self.assertFalse(disks.lacks_base(overlay))
+            self.assertFalse(disks.lacks_backing_file(overlay))
             (self.instances.base / 'ephemeral_1_40d1d2c').unlink()
             self.assertEqual(bool(written), disks.is_written(overlay))
-            self.assertTrue(disks.lacks_base(overlay))
+            self.assertTrue(disks.lacks_backing_file(overlay))
             path.unlink()

@@ -223,7 +223,7 @@ class TestLostBase(BackendTestCase):
             return stat(name, *args, **kwargs)
         with fixtures.MonkeyPatch('os.stat', fail):
             overlay, = disks.overlays(str(self.dir))
-            self.assertFalse(disks.lacks_base(overlay))
+            self.assertFalse(disks.lacks_backing_file(overlay))
         self.assertTrue(path.exists())
 
     def test_existing_base_is_left_alone(self):

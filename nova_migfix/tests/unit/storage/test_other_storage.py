@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+"""The driver leaves disks that are not overlays to Nova.
 
 """The plugin leaves disks that are no overlays to Nova.
 
@@ -49,7 +50,7 @@ MAPPING = {'dev': 'vdb', 'bus': 'virtio', 'type': 'disk'}
 
 
 class Volumes(fixtures.Fixture):
-    """A volume group that is a directory, each volume a file in it."""
+    """A directory as fake volume group, with a file for each volume."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)

@@ -247,13 +247,13 @@ class TestPut(testtools.TestCase):
         self.made, self.path = self.directory / 'made', self.directory / 'path'
         self.made.write_text('new')
 
-    def put(self):
-        scratch.put(str(self.made), str(self.path))
+    def replace(self):
+        scratch.replace(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
     def test_replaced_file_stays_under_the_temporary_name(self):
         self.path.write_text('old')
-        self.put()
+        self.replace()
         self.assertEqual('old', self.made.read_text())
 
     def test_put_without_an_old_file_moves_the_new_one(self):
@@ -264,7 +264,7 @@ class TestPut(testtools.TestCase):
         self.path.write_text('old')
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
-            self.put()
+            self.replace()
         self.assertFalse(self.made.exists())
 
     def test_exchange_without_an_old_file_changes_nothing(self):

@@ -187,16 +187,16 @@ class TestPull(testtools.TestCase):
         base = self.instances.base / 'large'
         base.write_bytes(b'x' * (64 << 20))
         send = subprocess.Popen(
-            ['sh', '-c', transfer._send([str(base)])],
+            ['sh', '-c', transfer._send_command([str(base)])],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         send.stdout.read(1 << 20)
         os.truncate(base, 2 << 20)
-        os.truncate(base, 64 << 20)     # of the same size again
+        os.truncate(base, 64 << 20)     # the same size as before
         base.write_bytes(b'x' * (8 << 20))
         os.truncate(base, 8 << 20)
-        _rest, said = send.communicate(timeout=60)
-        self.assertNotEqual(0, send.returncode, said)
-        self.assertIn(b'File shrank by', said)
+        _rest, errors = send.communicate(timeout=60)
+        self.assertNotEqual(0, send.returncode, errors)
+        self.assertIn(b'File shrank by', errors)
 
     @settings(max_examples=20)
     @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
@@ -207,7 +207,7 @@ class TestPull(testtools.TestCase):
         with migfix_fixtures.FakeTar('file changed as we read it',
                                      after=f'truncate -s {after} {path}'):
             done = subprocess.run(
-                ['sh', '-c', transfer._send([str(path)])],
+                ['sh', '-c', transfer._send_command([str(path)])],
                 capture_output=True, check=False)
         self.assertEqual(before == after, done.returncode == 0)
 
@@ -308,13 +308,13 @@ class TestPull(testtools.TestCase):
             pathlib.Path(path).write_text('content')
             self.config.config(
                 remote_filesystem_transport='ssh', group='libvirt')
-            transfer.fetch('10.0.2.11', [path], here)
-            self.assertEqual([parts[-1]], os.listdir(here))
+            transfer.fetch('10.0.2.11', [path], target)
+            self.assertEqual([parts[-1]], os.listdir(target))
 
     @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
     def test_accepted_path_has_no_parent_or_option_parts(self, path):
         try:
-            checked = transfer._checked(path)
+            checked = transfer._check_path(path)
         except ValueError:
             return
         parts = checked.split('/')
