@@ -236,7 +236,7 @@ def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
 
 def _needs_completing(disk: local_disks.Overlay) -> bool:
     """Return whether a disk lacks its backing file or is half completed."""
-    return local_disks.lacks_base(disk) or local_disks.is_on_copy(disk)
+    return local_disks.lacks_backing_file(disk) or local_disks.is_on_copy(disk)
 
 
 def _in_use(
@@ -362,7 +362,7 @@ def _complete_stopped(
     for disk in disks:
         begin = time.monotonic()
         try:
-            if local_disks.lacks_base(disk):
+            if local_disks.lacks_backing_file(disk):
                 _make_file_system(driver, instance, disk, formats)
             else:
                 _redefine_with_disk(driver, instance, disk)

@@ -197,7 +197,7 @@ def _cost_of_pull(disk: disks.Overlay) -> int | None:
 
     It copies them in larger pieces.
     """
-    return None if disks.lacks_base(disk) else completion.allocated(
+    return None if disks.lacks_backing_file(disk) else completion.allocated(
         disk.backing)
 
 

@@ -198,7 +198,7 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
         if not os.path.isdir(os.path.dirname(backing)):
             host.note(f'Backing files are not accessible: {backing}.')
-        elif disks.lacks_base(overlay):
+        elif disks.lacks_backing_file(overlay):
             yield Found('ephemeral-lost', device, backing, 'is missing')
             continue
         if not host.has_shared_disks:

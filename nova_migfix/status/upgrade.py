@@ -270,7 +270,7 @@ def _ephemeral_overlays() -> upgradecheck.Result:
     notes: list[str] = []
     found = list(disks.all_overlays(notes.append))
     missing = {disk.backing for _instance, disk in found
-               if disks.lacks_base(disk)}
+               if disks.lacks_backing_file(disk)}
     text = (f'{len(found)} disks of {len({name for name, _ in found})} '
             'instances need backing files that Nova made, of which '
             f'{len(missing)} are missing.')

@@ -153,7 +153,7 @@ class UnpatchedDestinationTestCase(DisksTestCase):
         self.complete.assert_not_called()
 
     def test_source_completes_a_disk_with_a_lost_base(self):
-        self.lacks_base.return_value = True
+        self.lacks_backing_file.return_value = True
         self.boot()
         self.live_migrate('completed')
         self.assertEqual(self.disk, self.complete.call_args.args[1])

@@ -473,7 +473,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         overlay, = self.overlays()
         # Nova's image backend then makes a complete disk.
-        self.assertTrue(disks.lacks_base(overlay))
+        self.assertTrue(disks.lacks_backing_file(overlay))
         self.assertIn('new file systems', self.log.output)
 
     def test_disk_with_an_external_data_file_is_refused(self):

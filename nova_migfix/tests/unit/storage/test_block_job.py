@@ -52,7 +52,8 @@ class BlockJobTestCase(testtools.TestCase):
         self.guest = self.qemu.guest
         self.qemu.write()
         self.useFixture(fixtures.MockPatchObject(block_job, '_POLL', 0.01))
-        self.useFixture(fixtures.MockPatchObject(block_job, '_HUNG', 3))
+        self.useFixture(fixtures.MockPatchObject(
+            block_job, '_STALL_TIMEOUT', 3))
         # a copy of such a small disk counts as cheaper, too
         self.useFixture(fixtures.MockPatchObject(
             completion, '_COPY_OVERHEAD', 0))
@@ -280,7 +281,7 @@ class TestFailedStep(BlockJobTestCase):
     def test_copy_that_ends_early_leaves_the_disk_as_before(self):
         self.qemu.hooks['copy runs'] = self.qemu.end_job
         error = self.assertRaises(exception.MigrationError, self.lay_on_copy)
-        self.assertIn('ended early', str(error))
+        self.assertIn('the block copy ended early', str(error))
         self.assert_as_before()
         self.assert_pulled()
 
@@ -384,7 +385,7 @@ class TestCopyOrPull(BlockJobTestCase):
         self.assertEqual(['pull asked', 'pull runs', 'pull done'], self.steps)
         self.assert_complete()
 
-    # Sizes in MiB: the disk, its data, the free space.
+    # sizes in MiB: of the disk, its data, the free space
     @ddt.data(
         (1 << 20, 0, 0, True),
         (1 << 20, 100 << 10, 1 << 20, True),
@@ -442,8 +443,8 @@ class TestStartAfterKill(BlockJobTestCase):
     @ddt.data('copy asked', 'copy runs')
     def test_unused_copy_is_removed(self, step):
         self.qemu.kill_at(step, self.complete)
-        for directory in self.path.parent.glob('migfix-*'):
-            shutil.rmtree(directory)    # as scratch.sweep does
+        for left in self.path.parent.glob('migfix-*'):
+            shutil.rmtree(left)     # as scratch.sweep does
         self.go_on()
         self.assert_as_before()
 

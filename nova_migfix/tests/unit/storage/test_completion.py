@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Completion of disks of guests that run or are off, with real files."""
+"""Disks become complete, whether the guest runs or not; on real files."""
 
 import shutil
 from unittest import mock

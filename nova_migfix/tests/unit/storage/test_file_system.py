@@ -97,7 +97,7 @@ class TestSparseFileSystem(FileSystemTestCase):
         asked = []
         file_system.sparse(lambda *args: asked.append(args))(
             '/dev/vg/volume', 1, 'ephemeral0', 'windows', True)
-        self.assertEqual('/dev/vg/volume', calls[0][0])
+        self.assertEqual('/dev/vg/volume', asked[0][0])
 
     @ddt.data((None, None, 'vfat'), ('linux', None, 'ext4'),
               ('windows', None, 'ntfs'), ('windows', 'btrfs', 'btrfs'))

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The driver leaves disks that are not overlays to Nova.
 
 """The plugin leaves disks that are no overlays to Nova.
 
@@ -50,7 +49,7 @@ MAPPING = {'dev': 'vdb', 'bus': 'virtio', 'type': 'disk'}
 
 
 class Volumes(fixtures.Fixture):
-    """A directory as fake volume group, with a file for each volume."""
+    """A volume group that is a directory, each volume a file in it."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)

@@ -42,7 +42,7 @@ class TestScratch(testtools.TestCase):
 
     def killed(self):
         """Leave a directory behind as a killed process does."""
-        with mock.patch.object(scratch, '_RUN', 'killed'), \
+        with mock.patch.object(scratch, '_RUN_ID', 'killed'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             kept = f'{path}-kept'
             os.mkdir(kept)
@@ -84,7 +84,7 @@ class TestScratch(testtools.TestCase):
             self.assertTrue(os.path.exists(path))
 
     def test_directory_of_another_running_process_stays(self):
-        with mock.patch.object(scratch, '_RUN', 'another'), \
+        with mock.patch.object(scratch, '_RUN_ID', 'another'), \
                 scratch.directory(str(self.instances.base / 'file')) as path:
             scratch.sweep()
             self.assertTrue(os.path.exists(path))
@@ -247,13 +247,13 @@ class TestPut(testtools.TestCase):
         self.made, self.path = self.directory / 'made', self.directory / 'path'
         self.made.write_text('new')
 
-    def replace(self):
+    def put(self):
         scratch.replace(str(self.made), str(self.path))
         self.assertEqual('new', self.path.read_text())
 
     def test_replaced_file_stays_under_the_temporary_name(self):
         self.path.write_text('old')
-        self.replace()
+        self.put()
         self.assertEqual('old', self.made.read_text())
 
     def test_put_without_an_old_file_moves_the_new_one(self):
@@ -264,7 +264,7 @@ class TestPut(testtools.TestCase):
         self.path.write_text('old')
         with mock.patch.object(scratch, 'exchange', autospec=True,
                                side_effect=OSError(22, 'Invalid argument')):
-            self.replace()
+            self.put()
         self.assertFalse(self.made.exists())
 
     def test_exchange_without_an_old_file_changes_nothing(self):

@@ -66,11 +66,11 @@ class TestErrorReason(testtools.TestCase):
 
     def test_long_output_is_cut_and_its_end_is_kept(self):
         begin = time.monotonic()
-        reason = self.reason('x' * (64 << 20) + ' No space left on device')
+        said = self.reason('x' * (64 << 20) + ' No space left on device')
         self.assertLess(time.monotonic() - begin, 5)
-        self.assertEqual(240, len(reason))
-        self.assertTrue(reason.startswith('...x'))
-        self.assertTrue(reason.endswith('No space left on device'))
+        self.assertEqual(240, len(said))
+        self.assertTrue(said.startswith('...x'))
+        self.assertTrue(said.endswith('No space left on device'))
 
     def reason(self, stderr):
         return fetch.reason(
@@ -78,7 +78,7 @@ class TestErrorReason(testtools.TestCase):
 
     @given(st.text() | st.text('a\n\t\x1b[0m;.\u2028\x85\u202e', max_size=600))
     def test_any_output_gives_one_short_line(self, stderr):
-        for reason in (self.reason(stderr), fetch.reason(OSError(stderr))):
-            self.assertTrue(reason.isprintable(), reason)
-            self.assertLessEqual(len(reason), 240)
-            self.assertTrue(reason)
+        for said in (self.reason(stderr), fetch.reason(OSError(stderr))):
+            self.assertTrue(said.isprintable(), said)
+            self.assertLessEqual(len(said), 240)
+            self.assertTrue(said)

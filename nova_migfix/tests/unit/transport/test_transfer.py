@@ -191,12 +191,12 @@ class TestPull(testtools.TestCase):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         send.stdout.read(1 << 20)
         os.truncate(base, 2 << 20)
-        os.truncate(base, 64 << 20)     # the same size as before
+        os.truncate(base, 64 << 20)     # of the same size again
         base.write_bytes(b'x' * (8 << 20))
         os.truncate(base, 8 << 20)
-        _rest, errors = send.communicate(timeout=60)
-        self.assertNotEqual(0, send.returncode, errors)
-        self.assertIn(b'File shrank by', errors)
+        _rest, said = send.communicate(timeout=60)
+        self.assertNotEqual(0, send.returncode, said)
+        self.assertIn(b'File shrank by', said)
 
     @settings(max_examples=20)
     @given(before=st.integers(0, 1 << 20), after=st.integers(0, 1 << 20))
@@ -308,8 +308,8 @@ class TestPull(testtools.TestCase):
             pathlib.Path(path).write_text('content')
             self.config.config(
                 remote_filesystem_transport='ssh', group='libvirt')
-            transfer.fetch('10.0.2.11', [path], target)
-            self.assertEqual([parts[-1]], os.listdir(target))
+            transfer.fetch('10.0.2.11', [path], here)
+            self.assertEqual([parts[-1]], os.listdir(here))
 
     @given(st.text(st.sampled_from('ab/.-~: $\n\x1b\x7f\x9f\ud800')))
     def test_accepted_path_has_no_parent_or_option_parts(self, path):
