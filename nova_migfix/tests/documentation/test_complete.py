@@ -28,7 +28,7 @@ from nova_migfix.tests import elsewhere
 from nova_migfix.tests import pages
 
 _TESTS = pages.CHECKOUT / 'nova_migfix/tests'
-_SCENARIOS = _TESTS / 'lab/scenarios'
+_SCENARIOS = pages.CHECKOUT / 'lab/scenarios'
 
 # A command that is not in a console block.
 _ASTRAY = re.compile(r'^ +[$#] \S.*$', re.MULTILINE)
