@@ -129,7 +129,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def repair(self, kind, *sections):
         """Follow the runbook; returns what each command has printed."""
         commands = [command for command in self.shown(
-            'How it is seen', *sections, 'The disk upon the right one',
+            'Detection', *sections, 'Restoring the disk',
             base=self.base.name) if self.is_for(kind, command)]
         return dict(zip(commands, self.host.run(commands)))
 
@@ -169,12 +169,12 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def test_the_backing_file_is_made_again(self, kind):
         self.damage(kind)
         self.base.unlink()
-        self.repair(kind, 'A backing file made again')
+        self.repair(kind, 'Creating the backing file again')
         self.assert_repaired()
 
     def test_the_damage_is_found_by_the_check(self):
         self.damage('xfs')
-        self.host.run(self.shown('How it is seen', base=self.base.name))
+        self.host.run(self.shown('Detection', base=self.base.name))
         check = subprocess.run(
             [*self.check, self.host.nova / 'repair/damaged.raw'],
             capture_output=True, text=True)
@@ -185,7 +185,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.damage('ext4')
         found = self.source.nova / 'repair' / self.base.name
         expected = self.base.read_bytes()
-        commands = self.shown('A backing file that is open still',
+        commands = self.shown('A backing file that is still open',
                               base=self.base.name)
         path = f'/var/lib/nova/instances/_base/{self.base.name}'
         self.source.run([f'exec 9<{path}', f'rm {path}', *commands])
@@ -229,7 +229,7 @@ class FilesTestCase(HurtGuestTestCase):
 
     def test_files_of_a_guest_that_has_gone(self):
         (self.directory / 'disk').write_text('data')
-        listed, _copied = self.host.run(self.shown('A guest that has gone'))
+        listed, _copied = self.host.run(self.shown('A lost guest'))
         self.assertEqual(f'/var/lib/nova/instances/{_UUID}\n', listed)
         self.assertEqual('data', (
             self.host.nova / f'repair-{_UUID}/disk').read_text())
@@ -237,7 +237,7 @@ class FilesTestCase(HurtGuestTestCase):
     def test_what_a_resize_has_left(self):
         left = self.host.instances / f'{_UUID}_resize'
         left.mkdir()
-        commands = self.shown('``<server>_resize`` that was left behind')
+        commands = self.shown('A leftover ``<server>_resize``')
         self.assertIn(f'{_UUID}_resize', self.host.run(commands)[0])
         self.assertFalse(left.exists())
         self.assertTrue(
@@ -267,7 +267,7 @@ class CloudTestCase(cloud.CloudTestCase):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
 
     def test_off(self):
-        stop, show = self.shown('Repairing guests that are hurt')
+        stop, show = self.shown('Repairing damaged guests')
         self.do(stop)
         self._wait_for_state_change(self.server, 'SHUTOFF')
         self.assertIn('SHUTOFF', self.do(show))
@@ -290,7 +290,7 @@ class CloudTestCase(cloud.CloudTestCase):
         self.assertEqual('ACTIVE', self.status())
 
     def test_what_a_resize_has_left(self):
-        show, = self.shown('``<server>_resize`` that was left behind')
+        show, = self.shown('A leftover ``<server>_resize``')
         self.assertIn('ACTIVE', self.do(show))
 
     def test_nothing_else_is_shown(self):
