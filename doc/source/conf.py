@@ -48,7 +48,7 @@ config_generator_config_file = [
 autodoc_mock_imports = ['nova']
 
 
-# -- tables, from what applies them -------------------------------------------
+# -- tables, generated from the code that applies them ------------------------
 
 
 def vnic_table():
@@ -59,14 +59,14 @@ def vnic_table():
 
 
 def faults_table():
-    yield 'fault', 'meaning', 'what tells it'
+    yield 'fault', 'meaning', 'pattern'
     for fault in faults.FAULTS:
         yield f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``'
 
 
 def fault_table(fault):
-    """What is told of one, below the lines that tell it."""
-    yield '``explain`` says', f'``{fault.name}``'
+    """Yield the rows about one fault, for below its log lines."""
+    yield '``explain``', f'``{fault.name}``'
     yield 'Meaning', fault.meaning
     yield 'What to do', fault.remedy
     yield 'Fix', f'``{fault.fix}``' if fault.fix else 'none'

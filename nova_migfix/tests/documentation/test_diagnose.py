@@ -44,7 +44,7 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
         self.migrate()
         version, server, records, events, event = (
             command for command, _ in pages.commands(
-                PAGE, 'What Nova tells', server=self.server['id'],
+                PAGE, 'Nova API', server=self.server['id'],
                 request_id=self.request()))
         self.do(version)
         self.assertIn('ACTIVE', self.do(server))
@@ -74,7 +74,7 @@ class LogsTestCase(testtools.TestCase):
             request_id='req-a6ede1b8-6d44-4001-9687-1634efe5a281')]
 
     def test_explain_finds_the_fault_in_the_logs(self):
-        command, *_rest = self.commands('What the logs tell')
+        command, *_rest = self.commands('Logs')
         ran = self.useFixture(status.Status()).run(command)
         self.assertEqual(2, ran.code)
         self.assertIn('vnic-queues', ran.out)
@@ -97,7 +97,7 @@ class LogsTestCase(testtools.TestCase):
         return host
 
     def test_log_commands_find_the_fault(self):
-        _explain, *commands = self.commands('What the logs tell')
+        _explain, *commands = self.commands('Logs')
         nova, qemu = self.host().run(commands)
         self.assertIn('Pre live migration failed', nova)
         self.assertIn('load of migration failed', qemu)
@@ -108,7 +108,7 @@ class LogsTestCase(testtools.TestCase):
         self.useFixture(fixtures.EnvironmentVariable(
             'VIRSH_DEFAULT_CONNECT_URI', 'test:///default'))
         host = self.host()
-        host.run(self.commands('When it says *unknown*'))
+        host.run(self.commands('Unknown faults'))
         kept = host.nova / f'migration-{test_explain.QUEUES}'
         self.assertEqual(
             {'nova-compute.log', 'test.log', 'nova.conf', 'test.xml'},

@@ -53,7 +53,7 @@ class DrainTestCase(cloud.CloudTestCase):
 
     def test_drain_commands_move_the_guest(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
-        disable, services, servers = self.shown('What would happen')
+        disable, services, servers = self.shown('Preparation')
         self.do(disable)
         self.assertIn('disabled', self.do(services))
         self.assertIn(self.server['id'], self.do(servers))

@@ -128,7 +128,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def repair(self, kind, *sections):
         """Follow the runbook; return the output of each command."""
         commands = [command for command in self.shown(
-            'How it is seen', *sections, 'The disk upon the right one',
+            'Detection', *sections, 'Restoring the disk',
             base=self.base.name) if self.is_for(kind, command)]
         return dict(zip(commands, self.host.run(commands)))
 
@@ -168,12 +168,12 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def test_disk_is_repaired_with_a_backing_file_made_again(self, kind):
         self.damage(kind)
         self.base.unlink()
-        self.repair(kind, 'A backing file made again')
+        self.repair(kind, 'Creating the backing file again')
         self.assert_repaired()
 
     def test_check_command_finds_the_damage(self):
         self.damage('xfs')
-        self.host.run(self.shown('How it is seen', base=self.base.name))
+        self.host.run(self.shown('Detection', base=self.base.name))
         check = subprocess.run(
             [*self.check, self.host.nova / 'repair/damaged.raw'],
             capture_output=True, text=True)
@@ -184,7 +184,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.damage('ext4')
         found = self.source.nova / 'repair' / self.base.name
         expected = self.base.read_bytes()
-        commands = self.shown('A backing file that is open still',
+        commands = self.shown('A backing file that is still open',
                               base=self.base.name)
         path = f'/var/lib/nova/instances/_base/{self.base.name}'
         self.source.run([f'exec 9<{path}', f'rm {path}', *commands])
@@ -228,7 +228,7 @@ class FilesTestCase(HurtGuestTestCase):
 
     def test_files_of_a_deleted_guest_are_copied(self):
         (self.directory / 'disk').write_text('data')
-        listed, _copied = self.host.run(self.shown('A guest that has gone'))
+        listed, _copied = self.host.run(self.shown('A lost guest'))
         self.assertEqual(f'/var/lib/nova/instances/{_UUID}\n', listed)
         self.assertEqual('data', (
             self.host.nova / f'repair-{_UUID}/disk').read_text())
@@ -236,7 +236,7 @@ class FilesTestCase(HurtGuestTestCase):
     def test_leftovers_of_a_resize_are_moved_aside(self):
         left = self.host.instances / f'{_UUID}_resize'
         left.mkdir()
-        commands = self.shown('``<server>_resize`` that was left behind')
+        commands = self.shown('A leftover ``<server>_resize``')
         self.assertIn(f'{_UUID}_resize', self.host.run(commands)[0])
         self.assertFalse(left.exists())
         self.assertTrue(
@@ -266,7 +266,7 @@ class CloudTestCase(cloud.CloudTestCase):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
 
     def test_repair_commands_stop_the_guest(self):
-        stop, show = self.shown('Repairing guests that are hurt')
+        stop, show = self.shown('Repairing damaged guests')
         self.do(stop)
         self._wait_for_state_change(self.server, 'SHUTOFF')
         self.assertIn('SHUTOFF', self.do(show))
@@ -289,7 +289,7 @@ class CloudTestCase(cloud.CloudTestCase):
         self.assertEqual('ACTIVE', self.status())
 
     def test_server_command_shows_that_the_resize_is_over(self):
-        show, = self.shown('``<server>_resize`` that was left behind')
+        show, = self.shown('A leftover ``<server>_resize``')
         self.assertIn('ACTIVE', self.do(show))
 
     def test_openstack_commands_of_the_page_are_complete(self):
