@@ -199,7 +199,7 @@ class TestNewTests(testtools.TestCase):
     def test_changed_inherited_test_is_found(self):
         both = """
         class _TestOne:
-            def test_changed_inherited_test_is_found(self):
+            def test_inherited(self):
                 {}
         class TestLocal(TestCase, _TestOne):
             pass
