@@ -76,7 +76,7 @@ install_packages() {
     fi
 }
 
-# The environment the lab itself runs in, made anew when what it needs changes.
+# The environment the lab itself runs in, made again when what it needs changes.
 make_runner() {
     local requirements=$checkout/lab/requirements.txt
     local runner=$lab/venvs/runner

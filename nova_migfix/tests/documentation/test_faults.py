@@ -60,11 +60,11 @@ class FaultsReferenceTestCase(testtools.TestCase):
     @ddt.data(*SECTIONS)
     def test_explain_finds_the_fault_in_the_lines_of_a_section(self, title):
         text = SECTIONS[title]
-        fault, told = explain._match(_said(text))
+        fault, announced = explain._match(_said(text))
         self.assertEqual(_name(text), fault.name if fault else '')
         if fault:
             self.assertEqual(title, fault.name)
-            self.assertNotEqual([], told)
+            self.assertNotEqual([], announced)
 
     @ddt.data(*SECTIONS)
     def test_section_has_its_parts(self, title):

@@ -150,7 +150,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         return self._wait_for_action_fail_completion(
             self.server, 'live-migration', name)
 
-    def told(self, field):
+    def announced(self, field):
         """Return the value of the field in each leg, None if unset."""
         return dict(zip(LEGS, (data.get(field) for data in self.wire)))
 

@@ -129,11 +129,11 @@ if info.get('backing-filename'):
     def _setUp(self):
         self.root = pathlib.Path(os.path.realpath(
             self.useFixture(fixtures.TempDir()).path))
-        for host, told in self.addresses.items():
+        for host, announced in self.addresses.items():
             self.instances(host).mkdir(parents=True, exist_ok=True)
             if self._shared and not (self.root / host).exists():
                 (self.root / host).symlink_to(self.storage(host))
-            (self.root / told).symlink_to(host)
+            (self.root / announced).symlink_to(host)
         (self.root / 'bin').mkdir()
         for name, script in (('ssh', self.SSH), ('scp', self.SCP)):
             path = self.root / 'bin' / name

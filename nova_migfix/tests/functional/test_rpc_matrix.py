@@ -80,7 +80,7 @@ ROLES = ('source', 'conductor', 'destination')
 VERSIONS = {29: 11, 30: 12, 31: 13, 32: 13, 33: 14, 34: 14, MASTER: 15}
 
 #: the capabilities of each destination that is not stock
-TOLD = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
+ANNOUNCED = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
 
 #: how to make the other kinds from unmodified Nova
 DRIVERS = {PLUGIN: 'migfix.LibvirtDriver'}
@@ -272,6 +272,7 @@ class RpcMatrixTestCase(testtools.TestCase):
         # version of the object drops them for all older versions.
         dropped = VERSIONS[releases[0]] < VERSIONS[releases[2]] and (
             conductor == STOCK or releases[2] == MASTER)
-        told = migration.capabilities or {}
-        self.assertEqual(TOLD if both and not dropped else {}, {
-            name: told[name] for name in TOLD if name in told}, which)
+        announced = migration.capabilities or {}
+        self.assertEqual(ANNOUNCED if both and not dropped else {}, {
+            name: announced[name] for name in ANNOUNCED
+            if name in announced}, which)

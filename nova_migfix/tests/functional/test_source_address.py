@@ -156,14 +156,14 @@ class SourceAddressTestCase(base.MigrationTestCase):
 class SentAddressTestCase(SourceAddressTestCase):
     """The address crosses RPC in the legs of a live migration."""
 
-    TOLD = dict(zip(base.LEGS, (
+    ANNOUNCED = dict(zip(base.LEGS, (
         None, ADDRESS, ADDRESS, None, ADDRESS, ADDRESS)))
 
     def test_address_is_sent_again_after_the_conductor(self):
         self.configure(ADDRESS)
         self.boot()
         self.live_migrate('completed')
-        self.assertEqual(self.TOLD, self.told('source_connect_addr'))
+        self.assertEqual(self.ANNOUNCED, self.announced('source_connect_addr'))
 
     def test_address_is_sent_after_a_reset_of_the_manager(self):
         self.configure(ADDRESS)
@@ -171,7 +171,7 @@ class SentAddressTestCase(SourceAddressTestCase):
         for compute in (self.src, self.dest):
             compute.manager.reset()
         self.live_migrate('completed')
-        self.assertEqual(self.TOLD, self.told('source_connect_addr'))
+        self.assertEqual(self.ANNOUNCED, self.announced('source_connect_addr'))
 
     def test_unset_option_leaves_the_field_unset(self):
         self.configure(None)

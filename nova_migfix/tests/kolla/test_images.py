@@ -174,7 +174,7 @@ class PatchesTestCase(image.NovaImageTestCase):
 
     IMAGE = 'nova-base'
     SERIES = '2026.2'       # the series for the Nova in the image
-    MENDED = 'nova/virt/libvirt/driver.py'
+    FIXED = 'nova/virt/libvirt/driver.py'
 
     def render(self):
         """Run the documented commands; return the directory of the image."""
@@ -201,14 +201,14 @@ class PatchesTestCase(image.NovaImageTestCase):
         made.run(f'mkdir --parents /etc/kolla && '
                  f'ln --symbolic python3.{sys.version_info.minor} '
                  f'{image.VENV}/lib/python3')
-        before = made.run(f'sha256sum {packages}/{self.MENDED}')
+        before = made.run(f'sha256sum {packages}/{self.FIXED}')
         made.run('bash /kolla_patch')
         self.assertEqual(
             (files / 'patches/series').read_text().split(),
             [line.removeprefix('[i] Applied /patches/') for line in made.run(
                 'cat /etc/kolla/patched').splitlines()])
         self.assertNotEqual(before, made.run(
-            f'sha256sum {packages}/{self.MENDED}'))
+            f'sha256sum {packages}/{self.FIXED}'))
 
     @staticmethod
     def script():

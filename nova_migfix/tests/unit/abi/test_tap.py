@@ -75,9 +75,10 @@ class TestTap(testtools.TestCase):
         (1000, errno.E2BIG, 256),  # more than count_queues() is asked for
     )
     @ddt.unpack
-    def test_queue_limit_is_where_the_kernel_refuses(self, has, refusal, told):
+    def test_queue_limit_is_where_the_kernel_refuses(
+            self, has, refusal, announced):
         kernel = Kernel(has, refusal)
-        self.assertEqual(told, self.run_on(kernel, 256))
+        self.assertEqual(announced, self.run_on(kernel, 256))
         self.assertEqual(set(), kernel.open)
 
     def test_queues_belong_to_the_device_that_the_kernel_named(self):

@@ -63,10 +63,11 @@ class TestSourceAddress(testtools.TestCase):
         self.assertEqual([{'path': 'disk'}], disks)
 
     @ddt.data(*ADDRESSES)
-    def test_destination_fetches_from_the_address_of_the_source(self, told):
-        self.data.source_connect_addr = told
-        self.assertEqual(told, self.fix.source_address(None, self.data))
-        self.assertIn(told, self.log.output)
+    def test_destination_fetches_from_the_address_of_the_source(
+            self, announced):
+        self.data.source_connect_addr = announced
+        self.assertEqual(announced, self.fix.source_address(None, self.data))
+        self.assertIn(announced, self.log.output)
         self.assertIn('LP 1939869', self.log.output)
 
     def test_destination_without_address_fetches_from_the_host_name(self):
@@ -76,14 +77,14 @@ class TestSourceAddress(testtools.TestCase):
         self.assertEqual('', self.log.output)
 
     @ddt.data(*REFUSED)
-    def test_invalid_address_is_refused(self, told):
-        self.data.source_connect_addr = told
+    def test_invalid_address_is_refused(self, announced):
+        self.data.source_connect_addr = announced
         error = self.assertRaises(exception.MigrationPreCheckError,
                                   self.fix.source_address, None, self.data)
         self.assertIn('live_migration_inbound_addr', str(error))
         self.assertRaises(
             exception.MigrationPreCheckError, self.fix.source_address, None,
-            None, [{'source_connect_addr': told}])
+            None, [{'source_connect_addr': announced}])
 
     @ddt.data(*ADDRESSES)
     def test_cold_migration_sends_the_address_with_each_disk(self, own):

@@ -58,8 +58,8 @@ class TestDestination(TlsTestCase):
               ('TLSv1.3', 'TLS_AES_256_GCM_SHA384', 'rekeys'))
     @ddt.unpack
     def test_destination_sends_whether_its_qemu_rekeys(
-            self, version, cipher, told):
-        self.assertEqual({'tls': told},
+            self, version, cipher, announced):
+        self.assertEqual({'tls': announced},
                          self.capabilities(probe.Answer(version, cipher)))
 
     def test_destination_sends_nothing_without_a_tls_session(self):
@@ -133,8 +133,8 @@ class TestSource(TlsTestCase):
         self.assertWarned('of unknown version')
 
     @ddt.data({'tls': 'safe'}, {'tls': 'safe', 'max_tap_queues': '256'})
-    def test_safe_destination_causes_no_warning(self, told):
-        self.check(**told)
+    def test_safe_destination_causes_no_warning(self, announced):
+        self.check(**announced)
         self.assertEqual('', self.log.output)
 
     def test_migration_without_tls_causes_no_warning(self):

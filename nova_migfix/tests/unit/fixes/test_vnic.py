@@ -80,13 +80,13 @@ class TestQueuesOfTheKernel(VnicTestCase):
     @ddt.data({'max_tap_queues': '2'}, {'max_tap_queues': '256'},
               {'max_tap_queues': 'many'}, {'max_tap_queues': '-1'},
               {'max_tap_queues': '1' * 5000}, {'something': 'else'})
-    def test_sufficient_or_unknown_queue_limit_is_accepted(self, told):
-        self.check(told)
+    def test_sufficient_or_unknown_queue_limit_is_accepted(self, announced):
+        self.check(announced)
         self.assertEqual('', self.log.output)
 
     @ddt.data(None, {})
-    def test_destination_without_the_plugin_is_accepted(self, told):
-        host = self.check(told)
+    def test_destination_without_the_plugin_is_accepted(self, announced):
+        host = self.check(announced)
         host.get_guest.assert_not_called()
 
 
@@ -136,9 +136,9 @@ class TestTapCreatedBeforehand(VnicTestCase):
               ('single-queue', True, True, {'max_tap_queues': '256'}))
     @ddt.unpack
     def test_matching_or_libvirt_created_tap_is_accepted(
-            self, running, multiqueue, create_tap, told):
+            self, running, multiqueue, create_tap, announced):
         self.bind(create_tap=create_tap, multiqueue=multiqueue)
-        self.check(told, running)
+        self.check(announced, running)
         self.assertEqual('', self.log.output)
 
 

@@ -206,11 +206,11 @@ class TestExplain(ExplainTestCase):
 
     REQUEST = f'req-{base.uuid(1)}'
 
-    def migration(self, *told):
+    def migration(self, *announced):
         """Log messages of Nova about a migration, as (level, text)."""
         self.log(*(f'2026-11-25 10:44:4{second}.412 7101 {level} nova.x [None '
                    f'{self.REQUEST} - - - -] [instance: {base.uuid(1)}] {text}'
-                   for second, (level, text) in enumerate(told)))
+                   for second, (level, text) in enumerate(announced)))
 
     # From the lab and Nova's code: messages on the source about a domain that
     # is gone before libvirt reports the error.
@@ -226,8 +226,8 @@ class TestExplain(ExplainTestCase):
     @ddt.data(DIED, DIED[1:3] + DIED[:1], (
         ('ERROR', 'Live Migration failure: Unable to read from monitor: '
                   'Connection reset by peer'), *DIED[1:3]))
-    def test_crashed_guest_has_not_arrived(self, told):
-        self.migration(*told)
+    def test_crashed_guest_has_not_arrived(self, announced):
+        self.migration(*announced)
         (self.command.directory / 'instance-1.log').write_text(
             f'2026-11-25 08:00:00.1+0000: starting up\n'
             f'-uuid {base.uuid(1)} \\\n'
@@ -320,8 +320,8 @@ class TestFaults(testtools.TestCase):
                 for line in lines))
     @ddt.unpack
     def test_known_log_line_matches_its_fault(self, name, line):
-        fault, told = explain._match([explain.Line('log', 1, line)])
-        self.assertEqual((name, 1), (fault.name, len(told)))
+        fault, announced = explain._match([explain.Line('log', 1, line)])
+        self.assertEqual((name, 1), (fault.name, len(announced)))
 
     def test_page_of_each_fault_exists(self):
         source = base.DATA.parents[4] / 'doc/source'
