@@ -10,6 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import configparser
+import os
+import pathlib
+
 import setuptools
+
+# pbr makes a version of git's history, and none without git. With this a wheel
+# has the same version, whatever it is made from.
+setup_cfg = configparser.ConfigParser()
+setup_cfg.read(pathlib.Path(__file__).with_name('setup.cfg'))
+os.environ.setdefault('PBR_VERSION', setup_cfg['metadata']['version'])
 
 setuptools.setup(setup_requires=['pbr>=6.1.1'], pbr=True)

@@ -20,9 +20,9 @@ GROUP = cfg.OptGroup(
     'migfix',
     title='nova_migfix options',
     help="""
-Fixes for faults of Nova's libvirt driver that harm guests when they are
-migrated. They are in force on a compute host whose ``[DEFAULT]
-compute_driver`` is ``migfix.LibvirtDriver``.
+Fixes for faults of Nova's libvirt driver that harm guests during a migration.
+They are active on a compute host whose ``[DEFAULT] compute_driver`` is
+``migfix.LibvirtDriver``.
 """)
 
 OPTS: list[cfg.Opt] = [
@@ -32,17 +32,17 @@ OPTS: list[cfg.Opt] = [
                         'rollback_state', 'source_address', 'tls_rekey',
                         'vnic'],
         help="""
-Names of the fixes that are in force on this host.
+Names of the fixes that are active on this host.
 
-When unset, every registered fix is. A name that no installed package
-registers (in the stevedore namespace ``nova_migfix.fixes``) stops
-nova-compute. A fix that the running release of Nova does not need steps aside
-by itself. What became of each fix is logged when nova-compute starts.
+If unset, all registered fixes are active. nova-compute does not start with a
+name that no installed package registers in the stevedore namespace
+``nova_migfix.fixes``. A fix that the running release of Nova does not need is
+inactive. nova-compute logs the state of each fix when it starts.
 
 Possible values:
 
 * A comma-separated list of names of fixes.
-* An empty value: no fix, which leaves Nova's own behaviour.
+* An empty value: no fix is active, and Nova behaves as without the plugin.
 """),
     cfg.BoolOpt(
         'ephemeral_overlays',
@@ -51,11 +51,11 @@ Possible values:
 Make new ephemeral and swap disks as overlays on shared files, as Nova does.
 
 By default each new disk is complete: it has its own file system, label and
-UUID, and needs no file in the image cache. An overlay is made faster, and
-shares the metadata of its file system with all disks of its size on the host,
-also their label and UUID. It becomes complete when the guest is migrated.
+UUID, and needs no file in the image cache. Nova creates an overlay faster, but
+all overlays of one size on a host share the metadata of their file system, and
+so its label and UUID. A migration of the guest completes the overlay.
 
-The option matters where ``[libvirt] images_type`` is ``qcow2``.
+The option has an effect only if ``[libvirt] images_type`` is ``qcow2``.
 
 Related options:
 
@@ -67,9 +67,9 @@ Related options:
         help="""
 Refuse a live migration that a change of TLS keys is likely to end.
 
-Over TLS 1.3 GnuTLS before 3.8.11 kills QEMU on the source when a large or
-busy guest is migrated with ``[libvirt] live_migration_with_native_tls``. By
-default there is a warning in the log of the source.
+Over TLS 1.3, GnuTLS before 3.8.11 kills QEMU on the source in a live migration
+of a large or busy guest with ``[libvirt] live_migration_with_native_tls``. By
+default the source logs a warning.
 
 Related options:
 
@@ -80,11 +80,11 @@ Related options:
 
 
 def register_opts(conf: cfg.ConfigOpts) -> None:
-    """Register the group and its options, once or again."""
+    """Register the group and its options; repeated calls do no harm."""
     conf.register_group(GROUP)
     conf.register_opts(OPTS, group=GROUP)
 
 
 def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
-    """What oslo.config's generators and validator ask for."""
+    """Return the options for oslo.config's generators and validator."""
     return [(GROUP, OPTS)]

@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's libvirt driver with the fixes hung into its seams.
+"""Nova's libvirt driver, extended with hooks for the enabled fixes.
 
-The methods stand in the order in which a live migration calls them, then a
-cold migration. Each does what Nova does and asks the fixes at one point; what
-they may answer, and why, is written in :mod:`nova_migfix.fixes.base`.
+The methods are in the order in which Nova calls them in a live migration, then
+in a cold migration. Each calls Nova's method and one hook of the fixes.
+Methods that stop or restart a guest, in a migration or not, are last.
+:mod:`nova_migfix.fixes.base` documents the hooks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import contextlib
 import functools
 import inspect
 import os
+import threading
 
 from nova import exception
 from nova.virt.libvirt import driver
@@ -31,13 +33,15 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
-from nova_migfix import arrival
 from nova_migfix import conf
 from nova_migfix import fixes
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import migration as current_migration
 from nova_migfix import nova_release
-from nova_migfix import scratch
-from nova_migfix import transfer
+from nova_migfix import peer
+from nova_migfix.storage import completion
+from nova_migfix.storage import scratch
+from nova_migfix.transport import fetch
+from nova_migfix.transport import transfer
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
@@ -46,7 +50,7 @@ _HARD_REBOOT = inspect.signature(driver.LibvirtDriver._hard_reboot)
 
 
 def _with_signature_of(method):
-    """Give an override the parameters that this release of Nova has."""
+    """Give an override the signature of Nova's method in this release."""
     def decorate(override):
         functools.update_wrapper(override, method)
         override.__signature__ = inspect.signature(method)
@@ -61,29 +65,33 @@ class LibvirtDriver(driver.LibvirtDriver):
         nova_release.require_supported()
         super().__init__(virtapi, read_only)
         conf.register_opts(CONF)
-        migfix_data.register()
+        peer.register()
         self._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
         self._capabilities = {}
         for fix in self._fixes:
-            fix.extend(self)
+            fix.extend_driver(self)
 
     def init_host(self, host):
         super().init_host(host)
-        scratch.sweep_in_background()
-        for fix in self._fixes:
-            fix.started(self._host)
-        self._find_out_capabilities()
-        migfix_data.on_departure(
-            self.virtapi, self._depart, self._prepare_otherwise)
+        self._tidy_up_in_background()
+        self._update_capabilities()
+        peer.wrap_pre_live_migration(
+            self.virtapi, self._set_source_fields, self._retry_preparation)
 
-    def _find_out_capabilities(self):
-        # One thread may read it while another asks.
+    def _tidy_up_in_background(self):
+        # Storage may not respond, and a block pull takes long.
+        for tidy_up in (scratch.sweep,
+                        functools.partial(completion.go_on, self._host)):
+            threading.Thread(target=tidy_up, daemon=True).start()
+
+    def _update_capabilities(self):
+        # Replace the dictionary: another thread may be reading the old one.
         self._capabilities = {
             name: value for fix in self._fixes
-            for name, value in fix.capabilities().items()}
+            for name, value in fix.dest_capabilities().items()}
 
-    # -- destination, then source: may the guest be migrated? ---------------
+    # -- precheck: destination, then source ---------------------------------
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
@@ -93,9 +101,9 @@ class LibvirtDriver(driver.LibvirtDriver):
             context, instance, src_compute_info, dst_compute_info,
             block_migration, disk_over_commit)
         if self._capabilities:
-            # once more: a policy for TLS may have come or gone since
-            self._find_out_capabilities()
-        migfix_data.add_capabilities(data, self._capabilities)
+            # An operator may have added or removed a TLS policy since.
+            self._update_capabilities()
+        peer.add_capabilities(data, self._capabilities)
         return data
 
     def check_can_live_migrate_source(self, context, instance,
@@ -104,57 +112,67 @@ class LibvirtDriver(driver.LibvirtDriver):
         data = super().check_can_live_migrate_source(
             context, instance, dest_check_data, block_device_info)
         for fix in self._fixes:
-            fix.check_source(instance, self._host, data)
+            fix.check_can_live_migrate_source(instance, self._host, data)
         return data
 
-    # -- source: the conductor has been passed, the destination is next -----
+    # -- source: prepare to call the destination ----------------------------
 
-    def _depart(self, migrate_data):
+    def _set_source_fields(self, migrate_data):
         for fix in self._fixes:
-            fix.depart(migrate_data)
+            fix.set_source_fields(migrate_data)
 
     def get_instance_disk_info(self, instance, block_device_info=None):
-        # Nova's only caller is a block migration that begins.
+        # Nova calls this only at the start of a block migration.
         for fix in self._fixes:
-            fix.before_description(instance, self._host)
+            fix.prepare_disks(instance, self._host)
         disks = jsonutils.loads(
             super().get_instance_disk_info(instance, block_device_info))
         for fix in self._fixes:
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
-    def _prepare_otherwise(self, instance, disk_info):
-        """Return the disks' description for another attempt, or None."""
-        asks_again = [fix.preparation_failed(instance, self._host)
-                      for fix in self._fixes]
-        if not (disk_info and any(asks_again)):
+    def _retry_preparation(self, instance, disk_info):
+        """Return the disk info for a second attempt, or None for no attempt.
+
+        :param disk_info: of the first attempt, JSON or None
+        """
+        can_succeed = [
+            fix.prepare_disks(instance, self._host, has_failed=True)
+            for fix in self._fixes]
+        if not (disk_info and any(can_succeed)):
             return None
         disks = jsonutils.loads(disk_info)
         for fix in self._fixes:
             fix.describe_disks(disks)
         return jsonutils.dumps(disks)
 
-    # -- destination: prepare to receive the guest --------------------------
+    # -- destination: prepare for the guest ---------------------------------
 
     def pre_live_migration(self, context, instance, block_device_info,
                            network_info, disk_info, migrate_data):
-        with contextlib.ExitStack() as preparation:
-            preparation.enter_context(arrival.preparation())
-            preparation.enter_context(arrival.undone_if_it_fails(
-                libvirt_utils.get_instance_path_at_destination(
-                    instance, migrate_data)))
-            for fix in self._fixes:
-                preparation.enter_context(fix.arriving(instance, migrate_data))
+        instance_dir = libvirt_utils.get_instance_path_at_destination(
+            instance, migrate_data)
+        with fetch.directory_removed_on_failure(instance_dir), \
+                current_migration.incoming(self._source_address(
+                    instance, migrate_data), is_live=True):
             return super().pre_live_migration(
                 context, instance, block_device_info, network_info, disk_info,
                 migrate_data)
 
+    def _source_address(self, instance, migrate_data, disks=()):
+        return next(filter(None, (
+            fix.source_address(instance, migrate_data, disks)
+            for fix in self._fixes)), None)
+
     def _create_images_and_backing(self, context, instance, instance_dir,
                                    disk_info, fallback_from_host=None):
-        source = transfer.source(fallback_from_host)
-        if arrival.is_prepared():   # and not a hard reboot
-            arrival.pull_disks(
-                self._fixes, instance, instance_dir, disk_info or [], source)
+        source = current_migration.source(fallback_from_host)
+        # A hard reboot calls this too.
+        if current_migration.is_live():
+            fetch.fetch(instance, instance_dir, [
+                request for fix in self._fixes for request in
+                fix.files_to_fetch(instance, instance_dir, disk_info or [])],
+                source)
         super()._create_images_and_backing(
             context, instance, instance_dir, disk_info, source)
 
@@ -163,57 +181,14 @@ class LibvirtDriver(driver.LibvirtDriver):
                                fallback_from_host=None):
         super()._try_fetch_image_cache(
             image, fetch_func, context, filename, image_id, instance, size,
-            transfer.source(fallback_from_host))
+            current_migration.source(fallback_from_host))
 
     def _fetch_instance_kernel_ramdisk(self, context, instance,
                                        fallback_from_host=None):
         super()._fetch_instance_kernel_ramdisk(
-            context, instance, transfer.source(fallback_from_host))
+            context, instance, current_migration.source(fallback_from_host))
 
-    @_with_signature_of(driver.LibvirtDriver._create_image)
-    def _create_image(self, context, instance, *args, **kwargs):
-        asked = _CREATE_IMAGE.bind(
-            self, context, instance, *args, **kwargs).arguments
-        # of a cold migration or resize only; a patched Nova knows it itself
-        if source := transfer.source(asked.get('fallback_from_host')):
-            self._complete_disks(instance, source)
-        return super()._create_image(context, instance, *args, **kwargs)
-
-    def _complete_disks(self, instance, source):
-        instance_dir = libvirt_utils.get_instance_path(instance)
-        # Where the source has put it aside, both hosts share it.
-        if not os.path.exists(f'{instance_dir}_resize'):
-            for fix in self._fixes:
-                fix.complete_disks(instance, instance_dir, source)
-
-    # -- either host: the guest is stopped, or started again -----------------
-
-    def power_off(self, instance, timeout=0, retry_interval=0):
-        self._stop(instance)
-        super().power_off(instance, timeout, retry_interval)
-
-    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
-    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
-        self._stop(instance)
-        asked = _HARD_REBOOT.bind(
-            self, context, instance, network_info, *args, **kwargs).arguments
-        for fix in self._fixes:
-            fix.restarting(self, context, instance, network_info,
-                           asked.get('block_device_info'))
-        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
-
-    def _stop(self, instance):
-        for fix in self._fixes:
-            fix.stopping(instance, self._host)
-
-    # -- source: move the guest, in a thread, and watch over it --------------
-
-    def _live_migration_operation(self, context, instance, dest,
-                                  block_migration, migrate_data, guest,
-                                  device_names):
-        super()._live_migration_operation(
-            context, instance, dest, block_migration, migrate_data,
-            _MigratingGuest(guest, instance, self._fixes), device_names)
+    # -- source: migrate the guest in a thread, and monitor it --------------
 
     def _live_migration(self, context, instance, dest, post_method,
                         recover_method, block_migration,
@@ -223,10 +198,17 @@ class LibvirtDriver(driver.LibvirtDriver):
                 context, instance, dest, post_method, recover_method,
                 block_migration, migrate_data)
         except Exception as error:
-            if not any(fix.settles_failure(
+            if not any(fix.live_migration_failed(
                     context, instance, self._host, migrate_data, error)
                     for fix in self._fixes):
                 raise
+
+    def _live_migration_operation(self, context, instance, dest,
+                                  block_migration, migrate_data, guest,
+                                  device_names):
+        super()._live_migration_operation(
+            context, instance, dest, block_migration, migrate_data,
+            _MigratingGuest(guest, instance, self._fixes), device_names)
 
     # -- cold migration and resize: source, then destination ----------------
 
@@ -234,30 +216,68 @@ class LibvirtDriver(driver.LibvirtDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        with _refusal():
+        with _instance_state_kept():
             for fix in self._fixes:
-                fix.leaving(self, instance, dest, block_device_info)
+                fix.migrate_disk_and_power_off(
+                    self, instance, dest, block_device_info)
         disks = jsonutils.loads(super().migrate_disk_and_power_off(
             context, instance, dest, flavor, network_info,
             block_device_info, timeout, retry_interval))
         for fix in self._fixes:
-            fix.describe_copies(disks)
+            fix.set_source_fields(None, disks)
         return jsonutils.dumps(disks)
 
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,
                          *args, **kwargs):
-        with contextlib.ExitStack() as arriving:
-            for fix in self._fixes:
-                arriving.enter_context(fix.arriving_cold(
-                    instance, jsonutils.loads(disk_info)))
+        address = self._source_address(
+            instance, None, jsonutils.loads(disk_info))
+        with current_migration.incoming(address, is_live=False):
             super().finish_migration(
                 context, migration, instance, disk_info, *args, **kwargs)
 
+    @_with_signature_of(driver.LibvirtDriver._create_image)
+    def _create_image(self, context, instance, *args, **kwargs):
+        arguments = _CREATE_IMAGE.bind(
+            self, context, instance, *args, **kwargs).arguments
+        # Only a cold migration or resize has a source. A Nova with the
+        # patches passes the source's migration address itself.
+        if source := current_migration.source(
+                arguments.get('fallback_from_host')):
+            self._complete_disks(instance, source)
+        return super()._create_image(context, instance, *args, **kwargs)
+
+    def _complete_disks(self, instance, source):
+        instance_dir = libvirt_utils.get_instance_path(instance)
+        # If the source's renamed directory is here, the hosts share it.
+        if not os.path.exists(f'{instance_dir}_resize'):
+            for fix in self._fixes:
+                fix.finish_migration(instance, instance_dir, source)
+
+    # -- either host: stop or restart the guest -----------------------------
+
+    def power_off(self, instance, timeout=0, retry_interval=0):
+        self._prepare_power_off(instance)
+        super().power_off(instance, timeout, retry_interval)
+
+    @_with_signature_of(driver.LibvirtDriver._hard_reboot)
+    def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
+        self._prepare_power_off(instance)
+        arguments = _HARD_REBOOT.bind(
+            self, context, instance, network_info, *args, **kwargs).arguments
+        for fix in self._fixes:
+            fix.hard_reboot(self, context, instance, network_info,
+                            arguments.get('block_device_info'))
+        super()._hard_reboot(context, instance, network_info, *args, **kwargs)
+
+    def _prepare_power_off(self, instance):
+        for fix in self._fixes:
+            fix.power_off(instance, self._host)
+
 
 @contextlib.contextmanager
-def _refusal():
-    """Have Nova leave the instance in its state when a fix raises."""
+def _instance_state_kept():
+    """Make Nova keep the state of the instance when a fix raises."""
     try:
         yield
     except Exception as error:
@@ -265,17 +285,17 @@ def _refusal():
 
 
 class _MigratingGuest:
-    """A Guest whose ``migrate`` hands the fixes' XML to libvirt.
+    """A proxy for Nova's Guest: ``migrate`` passes the fixes' XML to libvirt.
 
-    Nova reads the running guest's XML, computes the destination's from it and
-    passes that on, all within one long method; this is where both can be met
-    in every release. To Nova it is the Guest that it stands for.
+    Nova reads the running guest's XML, computes the destination's XML from it
+    and calls ``migrate``, all in one long method. Only this object sees both
+    XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, instance, fixes_in_force):
+    def __init__(self, guest, instance, active_fixes):
         self._guest = guest
         self._instance = instance
-        self._fixes = fixes_in_force
+        self._fixes = active_fixes
         self._running_xml = None
 
     def __getattr__(self, name):

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which Nova the plugin finds itself in."""
+"""The release of the running Nova, and its features."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ NEWEST = 34
 
 
 def major() -> int:
-    """Return the running Nova's first number, 29 for 2024.1."""
+    """Return the major version of the running Nova, 29 for 2024.1."""
     return int(version.version_string().split('.')[0])
 
 
 def has(path: str) -> bool:
-    """Say whether there is a module, or something in one, of that name."""
+    """Return whether a module, or an object in one, exists.
+
+    :param path: dotted path
+    """
     try:
         pkgutil.resolve_name(path)
     except (ImportError, AttributeError):
@@ -39,9 +42,9 @@ def has(path: str) -> bool:
 
 
 def require_supported() -> None:
-    """Refuse a release whose seams were never looked at.
+    """Refuse a release on which the plugin has not been tested.
 
-    :raises InvalidConfiguration: Nova is older or newer than what is supported
+    :raises InvalidConfiguration: Nova is too old or too new
     """
     if not OLDEST <= major() <= NEWEST:
         raise exception.InvalidConfiguration(_(

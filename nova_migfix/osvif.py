@@ -10,13 +10,13 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Makes ``nova.virt.migfix`` importable, so that Nova can load the driver.
+"""Make ``nova.virt.migfix`` importable, so that Nova can load the driver.
 
-Nova imports ``nova.virt.<compute_driver>`` and nothing else, and a file of
-ours inside Nova's package would break an editable Nova. nova-compute loads
-every ``os_vif`` plugin before it loads its driver, and os-vif does not guard
-that loading: an exception here stops nova-compute. So this module stays tiny
-and imports nothing of Nova.
+Nova imports only ``nova.virt.<compute_driver>``, and a file of ours inside
+Nova's package would break an editable installation of Nova. nova-compute loads
+every ``os_vif`` plugin before it loads its driver. os-vif does not catch
+exceptions while it does so: an exception here stops nova-compute. So this
+module is small and imports nothing from Nova.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ DRIVER = 'nova.virt.migfix'
 
 
 class DriverFinder(importlib.abc.MetaPathFinder):
-    """Finds one module name: the one that ``compute_driver`` leads to.
+    """Find one module, the one that Nova imports for ``compute_driver``.
 
-    The module is executed under Nova's name, so that its logger is a child
+    Python executes the module under that name, so that its logger is a child
     of ``nova`` and Nova's default log levels apply to it.
     """
 
@@ -52,18 +52,19 @@ class DriverFinder(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != DRIVER:
             return None
-        real = importlib.util.find_spec('nova_migfix.driver')
-        if real is None or real.origin is None:
+        spec = importlib.util.find_spec('nova_migfix.driver')
+        if spec is None or spec.origin is None:
             return None
-        return importlib.util.spec_from_file_location(DRIVER, real.origin)
+        return importlib.util.spec_from_file_location(DRIVER, spec.origin)
 
 
 class MigfixPlugin(plugin.PluginBase):
-    """An os-vif plugin that plugs no VIF; being loaded is all it is for."""
+    """An os-vif plugin that plugs no VIF and only adds the finder."""
 
     @classmethod
     def load(cls, plugin_name: str) -> MigfixPlugin:
-        if not any(isinstance(f, DriverFinder) for f in sys.meta_path):
+        if not any(isinstance(finder, DriverFinder)
+                   for finder in sys.meta_path):
             sys.meta_path.append(DriverFinder())
         return super().load(plugin_name)
 

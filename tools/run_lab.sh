@@ -76,9 +76,9 @@ install_packages() {
     fi
 }
 
-# The environment the lab itself runs in, made anew when what it needs changes.
+# The environment the lab itself runs in, made again when what it needs changes.
 make_runner() {
-    local requirements=$checkout/nova_migfix/tests/lab/requirements.txt
+    local requirements=$checkout/lab/requirements.txt
     local runner=$lab/venvs/runner
     cmp --silent "$requirements" "$runner/requirements.txt" && return
     echo 'making the virtual environment of the lab'
@@ -106,4 +106,4 @@ make_runner
 # installs are for the user nova as well
 export UV_PYTHON_INSTALL_DIR=$lab/pythons
 export PYTHONPATH=$checkout PYTHONDONTWRITEBYTECODE=1 UV_SYSTEM_CERTS=1
-exec "$lab/venvs/runner/bin/python" -m nova_migfix.tests.lab "$@"
+exec "$lab/venvs/runner/bin/python" -m lab "$@"

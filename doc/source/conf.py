@@ -13,10 +13,14 @@
 import functools
 import itertools
 import pathlib
+import sys
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import faults
-from nova_migfix.tests.patches import series
+
+SOURCE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(SOURCE.parents[1]))
+from tools.patches import series    # noqa: E402 - of the checkout
 
 extensions = [
     'openstackdocstheme',
@@ -44,27 +48,25 @@ config_generator_config_file = [
 autodoc_mock_imports = ['nova']
 
 
-# -- tables, from what applies them -------------------------------------------
-
-SOURCE = pathlib.Path(__file__).parent
+# -- tables, generated from the code that applies them ------------------------
 
 
 def vnic_table():
     yield 'in ``<interface>``', 'rule', 'why'
-    for attribute in guest_abi.VNIC:
+    for attribute in vnic_abi.VNIC:
         yield (f'``{attribute.path}``', attribute.rule.name.lower(),
                attribute.reason)
 
 
 def faults_table():
-    yield 'fault', 'meaning', 'what tells it'
+    yield 'fault', 'meaning', 'pattern'
     for fault in faults.FAULTS:
         yield f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``'
 
 
 def fault_table(fault):
-    """What is told of one, below the lines that tell it."""
-    yield '``explain`` says', f'``{fault.name}``'
+    """Yield the rows about one fault, for below its log lines."""
+    yield '``explain``', f'``{fault.name}``'
     yield 'Meaning', fault.meaning
     yield 'What to do', fault.remedy
     yield 'Fix', f'``{fault.fix}``' if fault.fix else 'none'

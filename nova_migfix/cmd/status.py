@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``nova-migfix-status``: what migrations do to the guests of this host.
+"""``nova-migfix-status``: check this host and its guests before migrations.
 
-Reads nova-compute's configuration, as nova-compute does, and is run beside it:
-in its Python environment, on the hypervisor, by the user that it runs as. Only
-``report`` is for elsewhere, and needs no Nova.
+Run it beside nova-compute: on the hypervisor, in nova-compute's Python
+environment, as nova-compute's user. It reads nova-compute's configuration.
+Only ``report`` runs elsewhere, and does not need Nova.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ with contextlib.suppress(ImportError):
     # registers Nova's options
     importlib.import_module('nova.conf')
 
-CONF = cfg.CONF     # Nova's, too
+CONF = cfg.CONF     # also Nova's
 
-#: as oslo.upgradecheck's: neither success, warning nor failure
+#: oslo.upgradecheck's code: neither success, warning nor failure
 ERROR = 255
 
 
@@ -48,41 +48,44 @@ def _add_parsers(subparsers: Any) -> None:
     upgrade.add_argument('check', choices=['check'])
     _add_json(upgrade)
     preflight = subparsers.add_parser(
-        'preflight', help='tell what a migration would do to the guests that '
-        'run here')
+        'preflight', help='predict what a migration would do to the guests '
+        'of this host')
     preflight.add_argument(
         '--instance', metavar='UUID', action='append', default=[],
-        help='look at this one, and others so named, only')
+        help='check only this instance; may be repeated')
     preflight.add_argument(
-        '--dest', metavar='HOST', help='where guests are to be migrated to; '
-        'is asked by ssh which fixes it has')
+        '--dest', metavar='HOST', help='destination of the migrations; read '
+        'its fixes by ssh')
     _add_json(preflight.add_mutually_exclusive_group()).add_argument(
         '--csv', action='store_true',
-        help='print CSV; the notes go to standard error')
+        help='print CSV on standard output, and notes on standard error')
     explain = subparsers.add_parser(
-        'explain', help='tell why the last live migration of an instance has '
+        'explain', help='explain why the last live migration of an instance '
         'failed')
     explain.add_argument('uuid', metavar='UUID', help='of the instance')
     _add_json(explain)
     heal = subparsers.add_parser(
-        'heal', help='make old ephemeral disks complete, so that they need no '
-        'backing file')
+        'heal', help='make old ephemeral disks independent of their backing '
+        'files')
     heal.add_argument(
         '--instance', metavar='UUID', action='append', default=[],
-        help='complete the disks of this one, and others so named, only')
+        help='complete only the disks of this instance; may be repeated')
     heal.add_argument('--dry-run', action='store_true',
-                      help='say what it would cost, and change nothing')
+                      help='print the cost, and change nothing')
     heal.add_argument(
         '--bandwidth', metavar='MiB/s', type=int, default=100,
-        help='most that is written; 0: no limit (default: %(default)s)')
-    heal.add_argument('--yes', action='store_true', help='do not ask')
+        help='limit of the write rate; 0: no limit (default: %(default)s)')
+    heal.add_argument('--yes', action='store_true',
+                      help='do not ask for confirmation')
     report = subparsers.add_parser(
-        'report', help='merge what many hosts have told into one report')
+        'report', help='merge the answers of many hosts into one report')
     report.add_argument(
-        'directory', metavar='DIRECTORY', help='with a file HOST.json for '
-        'each host: what ansible/report.yml has registered there')
-    report.add_argument('--json', metavar='FILE', help='write it as JSON')
-    report.add_argument('--html', metavar='FILE', help='write it as a page')
+        'directory', metavar='DIRECTORY', help='directory with a file '
+        'HOST.json for each host, as ansible/report.yml writes it')
+    report.add_argument('--json', metavar='FILE',
+                        help='write the report as JSON to this file')
+    report.add_argument('--html', metavar='FILE',
+                        help='write the report as an HTML page to this file')
 
 
 def _add_json(parser: Any) -> Any:
@@ -98,8 +101,8 @@ COMMAND = cfg.SubCommandOpt(
 def main(argv: list[str] | None = None) -> int:
     """Run one of the commands.
 
-    :returns: 0: all is well; 1: a warning; 2: a failure; 255: it could not be
-        found out
+    :returns: 0: success; 1: a warning; 2: a failure; 255: the command could
+        not do its work
     """
     CONF.register_cli_opt(COMMAND)
     logging.register_options(CONF)
@@ -108,21 +111,21 @@ def main(argv: list[str] | None = None) -> int:
         CONF(sys.argv[1:] if argv is None else argv, project='nova',
              prog='nova-migfix-status')
         with warnings.catch_warnings():
-            # of Nova's libraries, which say that they are deprecated
+            # hide deprecation warnings of Nova's libraries
             warnings.simplefilter('ignore')
             return _run()
     except (cfg.Error, status.Error) as error:
         print(error, file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(f'{error}: run this in the Python environment of nova-compute.',
-              file=sys.stderr)
+        print(f'{error}: run this command in the Python environment of '
+              'nova-compute.', file=sys.stderr)
     except Exception:
         traceback.print_exc()
     return ERROR
 
 
 def _run() -> int:
-    # Some of Nova's modules look at the configuration when they are imported.
+    # Some of Nova's modules read the configuration at import.
     command = importlib.import_module(
         f'nova_migfix.status.{CONF.command.name}')
     code: int = command.run(CONF.command)

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-migfix-tls``: TLS of migrations, on one hypervisor.
+"""``nova-migfix-tls``: check and configure TLS of migrations on a hypervisor.
 
-Needs nothing of Nova: it runs where libvirt does.
+It does not need Nova, and runs where libvirt runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from nova_migfix.tls import policy
 from nova_migfix.tls import probe
 
 _COMMANDS = {
-    'generate': (policy, 'print a policy under which keys never change'),
-    'lint': (lint, 'find what a policy file says in vain'),
-    'probe': (probe, 'ask QEMU of this host what it negotiates'),
-    'audit': (audit, 'tell which running guests are in danger'),
+    'generate': (policy, 'print a policy that prevents rekeys'),
+    'lint': (lint, 'find settings of a policy file that have no effect'),
+    'probe': (probe, 'show the TLS that QEMU of this host negotiates'),
+    'audit': (audit, 'list the running guests that TLS rekeys would harm'),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands; returns its exit status."""
+    """Run one of the commands; return its exit status."""
     parser = argparse.ArgumentParser(
         prog='nova-migfix-tls', description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(required=True, metavar='COMMAND')

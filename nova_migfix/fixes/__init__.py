@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Finding and loading the fixes that are switched on."""
+"""Find and load the enabled fixes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMESPACE = 'nova_migfix.fixes'
 
 
 class State(enum.Enum):
-    """What becomes of a fix on this host, and how the log says it."""
+    """The state of a fix on this host; the value is the text for the log."""
 
     ACTIVE = 'active (%s)'
     NOT_NEEDED = 'not needed in this Nova, %s'
@@ -43,9 +43,9 @@ class Found(NamedTuple):
 
     name: str
     state: State
-    #: the bug of one that is active, or why it is not
+    #: the bug if the fix is active, else the reason why it is not
     reason: str
-    #: None if it is switched off, as it is not loaded then
+    #: None if the fix is switched off and so not loaded
     plugin: type[base.Fix] | None
 
     def __str__(self) -> str:
@@ -53,13 +53,13 @@ class Found(NamedTuple):
 
 
 def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
-    """Load the fixes, and log what became of each that is registered.
+    """Load the enabled fixes, and log the state of each registered fix.
 
-    :param enabled: names of fixes, None for all that are registered
-    :returns: those in force, in the order of their names
+    :param enabled: names of fixes, None for all registered fixes
+    :returns: the active fixes, sorted by name
     :raises InvalidConfiguration: a name is unknown or a fix cannot be loaded;
-        a host that lacks a fix it was configured with would harm guests
-        silently, so nova-compute must not start
+        without a configured fix the host would harm guests silently, so
+        nova-compute must not start
     """
     found = find(enabled)
     for fix in found:
@@ -69,7 +69,7 @@ def load(enabled: Sequence[str] | None) -> tuple[base.Fix, ...]:
 
 
 def find(enabled: Sequence[str] | None) -> list[Found]:
-    """Return the fixes that are registered, in the order of their names.
+    """Return the registered fixes, sorted by name.
 
     :param enabled: see load
     :raises InvalidConfiguration: see load
@@ -77,7 +77,7 @@ def find(enabled: Sequence[str] | None) -> list[Found]:
     def failed(manager, entry_point, error):  # type: ignore[no-untyped-def]
         raise exception.InvalidConfiguration(_(
             'The fix %(name)s cannot be loaded from %(value)s: %(error)s. '
-            'Mend the installation, or leave it out of [migfix] '
+            'Repair the installation, or remove the fix from [migfix] '
             'enabled_fixes.') % {
                 'name': entry_point.name, 'value': entry_point.value,
                 'error': error}) from error
@@ -89,7 +89,7 @@ def find(enabled: Sequence[str] | None) -> list[Found]:
     if unknown := sorted(wanted.difference(known)):
         raise exception.InvalidConfiguration(_(
             '[migfix] enabled_fixes names unknown fixes: %(unknown)s. '
-            'Known are: %(known)s.') % {
+            'The known fixes are: %(known)s.') % {
                 'unknown': ', '.join(unknown), 'known': ', '.join(known)})
     manager = named.NamedExtensionManager(
         NAMESPACE, names=sorted(wanted), name_order=True,

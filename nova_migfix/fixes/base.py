@@ -10,24 +10,23 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a fix is, and when it is asked what.
+"""Base class for fixes, and the hooks that the driver calls.
 
 A fix removes one fault of Nova. It is one class in one module, registered in
-the stevedore namespace ``nova_migfix.fixes``, and overrides those of the
-methods below that concern it. They stand in the order in which a migration
-calls them; each says on which host it runs.
+the stevedore namespace ``nova_migfix.fixes``, and overrides the hooks that it
+needs. The hooks are in the order of a migration. A hook has the name of Nova's
+method where one exists. Its docstring begins with the host that calls it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Mapping
-import contextlib
 from typing import Any
 from typing import ClassVar
 
-from nova_migfix import arrival
 from nova_migfix import nova_release
+from nova_migfix.transport import fetch
 
 
 class Fix:
@@ -35,46 +34,46 @@ class Fix:
 
     #: name of the entry point, as in ``[migfix] enabled_fixes``
     name: ClassVar[str]
-    #: the bug or the fault, as it stands in the log
+    #: the bug or the fault, as log messages quote it
     bug: ClassVar[str]
-    #: the dotted path of what a Nova has only where the fault is mended in
-    #: it: see the patches that come with the plugin
-    mended_by: ClassVar[str | None] = None
-    #: the same for Nova 29, if that has less of the fault, and other patches
-    mended_in_29_by: ClassVar[str | None] = None
+    #: dotted path of an object that only a Nova without the fault has: see the
+    #: patches that come with the plugin
+    fixed_upstream_marker: ClassVar[str | None] = None
+    #: the same for Nova 29, if the fault is smaller there, and the patches
+    #: differ
+    fixed_upstream_marker_29: ClassVar[str | None] = None
 
     @classmethod
     def not_needed(cls) -> str | None:
         """Say why the running Nova does not need this fix, or return None."""
-        by = cls.mended_by
-        if cls.mended_in_29_by and nova_release.major() == 29:
-            by = cls.mended_in_29_by
-        return f'it has {by}' if by and nova_release.has(by) else None
+        marker = cls.fixed_upstream_marker
+        if cls.fixed_upstream_marker_29 and nova_release.major() == 29:
+            marker = cls.fixed_upstream_marker_29
+        if marker and nova_release.has(marker):
+            return f'it has {marker}'
+        return None
 
     # -- nova-compute starts -------------------------------------------------
 
-    def extend(self, driver: Any) -> None:
-        """Either host: replace parts of the driver that Nova has made.
+    def extend_driver(self, driver: Any) -> None:
+        """Either host: replace parts of Nova's driver.
 
-        :param driver: the LibvirtDriver, which knows no host yet
+        :param driver: the LibvirtDriver, before ``init_host``
         """
 
-    def started(self, host: Any) -> None:
-        """Either host: tidy up what an earlier nova-compute has left.
+    # -- precheck: nothing has changed yet ----------------------------------
 
-        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
+    def dest_capabilities(self) -> Mapping[str, str]:
+        """Destination: return the capabilities of this host, for the source.
+
+        :returns: for the field ``dest_capabilities`` of the migrate_data
         """
-
-    # -- precheck: nothing has been touched yet -----------------------------
-
-    def capabilities(self) -> Mapping[str, str]:
-        """Destination, first: what the source has to know of this host."""
         return {}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        """Source: refuse what cannot be kept, before anything is moved.
+        """Source: refuse a migration that would harm the guest.
 
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
@@ -83,152 +82,143 @@ class Fix:
             reason and the remedy
         """
 
-    def before_description(self, instance: Any, host: Any) -> None:
-        """Source: the disks will be described to the destination next.
+    def prepare_disks(
+        self, instance: Any, host: Any, has_failed: bool = False,
+    ) -> bool:
+        """Source: prepare the disks that are migrated with the guest.
 
-        Only if they are migrated with the guest.
-
-        :param instance: nova.objects.Instance
-        :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :raises MigrationError: Nova rolls the migration back
-        """
-
-    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
-        """Source: add to the description that the destination gets as JSON.
-
-        :param disks: Nova's description, a dict for each; changed in place
-        """
-
-    # -- the destination is prepared ----------------------------------------
-
-    def depart(self, migrate_data: Any) -> None:
-        """Source: tell the destination what the conductor has dropped.
-
-        :param migrate_data: LibvirtLiveMigrateData, about to be sent; what
-            cannot be told is left unset, an error is logged and ignored
-        """
-
-    def arriving(
-        self, instance: Any, migrate_data: Any,
-    ) -> contextlib.AbstractContextManager[None]:
-        """Destination: what holds while Nova prepares for the guest.
-
-        :param instance: nova.objects.Instance, still on the source
-        :param migrate_data: LibvirtLiveMigrateData, as it arrived
-        :raises MigrationPreCheckError: the guest cannot be received
-        """
-        return contextlib.nullcontext()
-
-    def files_to_pull(
-        self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
-        """Destination: what to have from the source beforehand.
-
-        All that the fixes want comes in one session, before Nova makes what
-        is not there by then.
-
-        :param instance: nova.objects.Instance, still on the source
-        :param instance_dir: where its files will be, on this host
-        :param disks: the local disks that are migrated, as the source
-            described them; from a peer, so to be checked
-        """
-        return ()
-
-    def preparation_failed(self, instance: Any, host: Any) -> bool:
-        """Source: see whether the destination can do with less.
+        Nova sends their description to the destination next.
 
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :returns: True if something has changed, so that the destination is
-            asked once more
+        :param has_failed: whether the destination failed in its preparation
+        :returns: whether a second attempt of the destination can succeed
         :raises MigrationError: Nova rolls the migration back
         """
         return False
 
-    # -- the guest is moved -------------------------------------------------
+    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
+        """Source: add to the disk info that the destination gets as JSON.
+
+        :param disks: Nova's description, a dict for each; changed in place
+        """
+
+    # -- the destination prepares -------------------------------------------
+
+    def set_source_fields(
+        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        """Source: set fields that the destination reads.
+
+        The conductor drops the values that the precheck has set.
+
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, just
+            before the RPC, else None; the driver logs and ignores an error
+        :param disks: disk info of a cold migration or resize, a dict for each
+            disk, after the copy; changed in place
+        """
+
+    def source_address(
+        self, instance: Any, migrate_data: Any,
+        disks: Iterable[dict[str, Any]] = (),
+    ) -> str | None:
+        """Destination: return the address to fetch the guest's files from.
+
+        :param instance: nova.objects.Instance
+        :param migrate_data: LibvirtLiveMigrateData of a live migration, as
+            the source sent it, else None
+        :param disks: disk info of a cold migration or resize, as the source
+            sent it
+        :returns: a host name or an IP literal, None for Nova's choice
+        :raises MigrationPreCheckError: this host cannot use the address
+        """
+        return None
+
+    def files_to_fetch(
+        self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
+    ) -> Iterable[fetch.FileRequest]:
+        """Destination: return the files to fetch from the source.
+
+        One session fetches the files of all fixes. Nova makes missing files
+        afterwards.
+
+        :param instance: nova.objects.Instance, still on the source
+        :param instance_dir: its directory on this host
+        :param disks: disk info of the local disks, as the source sent it; a
+            fix has to check these values, as they come from a peer
+        """
+        return ()
+
+    # -- the guest migrates -------------------------------------------------
 
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
     ) -> str:
-        """Source: correct the XML that libvirt starts the guest from.
+        """Source: correct the XML from which libvirt starts the guest.
 
         :param instance: nova.objects.Instance
-        :param destination_xml: as Nova computed it
+        :param destination_xml: the domain as Nova computed it
         :param running_xml: ``dumpxml --migratable`` of the running guest
         :returns: the XML for the destination
         """
         return destination_xml
 
-    def settles_failure(
+    def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:
-        """Source: say whether nothing is left to do about a failure.
+        """Source: handle a failure after Nova's monitor has ended.
 
-        Nova's monitor has ended; what it did stands in the migration record,
-        ``migrate_data.migration``.
+        The monitor records the outcome in ``migrate_data.migration``.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :param error: what the migration or its monitor raised
-        :returns: True when Nova need not hear of the error again
+        :param error: the exception of the migration or of its monitor
+        :returns: True if the fix has handled the failure, and Nova must not
+            see it
         """
         return False
 
     # -- cold migration and resize ------------------------------------------
 
-    def leaving(
+    def migrate_disk_and_power_off(
         self, driver: Any, instance: Any, dest: str, block_device_info: Any,
     ) -> None:
-        """Source: the guest will be stopped next, and its disks moved.
+        """Source: prepare the disks. Nova stops the guest next.
 
         :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
         :param dest: address of the destination
         :param block_device_info: as Nova gets it; may be None
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not stop the guest
         """
 
-    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
-        """Source: :meth:`describe_disks` of a cold migration or resize.
-
-        They have been copied, and may not be where they are said to be.
-        """
-
-    def arriving_cold(
-        self, instance: Any, disks: list[dict[str, Any]],
-    ) -> contextlib.AbstractContextManager[None]:
-        """Destination: :meth:`arriving` of a cold migration or resize.
-
-        :param disks: what the source described
-        """
-        return contextlib.nullcontext()
-
-    def complete_disks(
+    def finish_migration(
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
-        """Destination: see to the disks that were copied to it.
+        """Destination: complete the disks that the source has copied here.
 
-        Not called when both hosts share them.
+        The driver does not call it if both hosts share the disks.
 
-        :param source: where to fetch what is missing
+        :param instance_dir: the instance's directory on this host
+        :param source: the host to fetch missing files from
         """
 
-    # -- the guest is stopped, or started again -----------------------------
+    # -- Nova stops or restarts the guest -----------------------------------
 
-    def stopping(self, instance: Any, host: Any) -> None:
-        """Either host: the guest will be stopped, if it runs.
+    def power_off(self, instance: Any, host: Any) -> None:
+        """Either host: prepare the disks. Nova stops the guest next.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not stop the guest
         """
 
-    def restarting(
+    def hard_reboot(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        """Either host: the guest will be stopped, if it runs, and started.
+        """Either host: prepare the disks. Nova restarts the guest next.
 
         :param driver: the LibvirtDriver
         :param block_device_info: as Nova gets it; may be None
-        :raises Exception: the guest stays as it is
+        :raises Exception: Nova does not restart the guest
         """

@@ -9,33 +9,33 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""An ephemeral disk that arrives has the bytes of the one that left.
+"""Keep the contents of ephemeral disks in a migration.
 
 With qcow2 an ephemeral disk is an overlay on a backing file that Nova makes
-with mkfs on each host. A migration moves the overlay only; on the destination
-it lies on a backing file that Nova has made there, whose label, file system,
-UUID and metadata are others (LP 2061701 is about the label). A running guest
-reads a mixture of both: XFS shuts down at once, ext4 of more than some GiB
-loses its journal, and a disk that was never written to has another UUID. So
-does a cold migration or resize, and a hard reboot after the image cache has
+with mkfs on each host. A migration moves the overlay only. On the destination
+its backing file is one that Nova has made there, with another label, file
+system UUID and metadata (LP 2061701 is about the label). A running guest reads
+a mixture of both: XFS shuts down at once, ext4 of more than some GiB loses its
+journal, and a disk without any writes has another UUID. The same happens in a
+cold migration or resize, and in a hard reboot after the image cache has
 removed the backing file. No release up to 34 keeps the bytes.
 
-With the fix a new disk has no backing file: :mod:`nova_migfix.image_backend`.
-An old disk keeps its backing file, see :mod:`nova_migfix.image_cache`, until
-the guest moves, and is complete afterwards:
+With the fix a new disk has no backing file, see
+:mod:`nova_migfix.storage.image_backend`. An existing overlay keeps its backing
+file, see :mod:`nova_migfix.storage.image_cache`, until the guest migrates. The
+migration completes the disk, so that it needs no backing file:
 
 - live migration: the destination fetches the source's backing file and makes a
-  complete disk of it, on which libvirt then writes what the guest has
-  written;
-- to a destination that does not say that it fetches backing files, or cannot
-  fetch one, the source completes the running guest's disk first, by a block
-  pull whose time grows with the size of the disk;
+  complete disk from it. libvirt then copies the guest's writes to that disk;
+- live migration to a destination that does not announce that it fetches
+  backing files, or cannot fetch one: the source first completes the running
+  guest's disk by a block pull, whose time grows with the size of the disk;
 - cold migration and resize: the source completes the disk before it stops the
-  guest, or the destination does if the source has not.
+  guest. If the source has not done so, the destination does.
 
-A backing file can have been lost before the plugin came. While the guest runs,
-QEMU has it open still, and nobody else: whatever moves or stops the guest
-completes the disk first.
+A backing file may have been lost before the plugin was installed. While the
+guest runs, only its QEMU still has the file open: so each operation that moves
+or stops the guest completes the disk first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ import functools
 import itertools
 import operator
 import os
-import threading
 import time
 from typing import Any
 
@@ -60,111 +59,102 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_utils import units
 
-from nova_migfix import arrival
-from nova_migfix import completion
-from nova_migfix import disks as local_disks
-from nova_migfix import file_system
 from nova_migfix.fixes import base
-from nova_migfix import image_backend
-from nova_migfix import image_cache
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks as local_disks
+from nova_migfix.storage import file_system
+from nova_migfix.storage import image_backend
+from nova_migfix.storage import image_cache
+from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
-# what a destination tells: a key of dest_capabilities
-PULLS_BASES = 'pulls_ephemeral_bases'
+# a key of dest_capabilities
+FETCHES_BASES = 'pulls_ephemeral_bases'
 
-# a key in the description of a disk: where its backing file is
+# a key in the disk info: the path of the backing file
 BACKING_PATH = 'backing_path'
 
-# What is raised when a disk or a record cannot be read.
+# exceptions for a disk or a record that cannot be read
 _UNREADABLE = (OSError, ValueError, exception.NovaException)
 
+# reasons for completing a disk
 _LOST = _('its backing file is missing')
-_NOT_PULLED = _('the destination has not said that it fetches backing files')
+_NOT_FETCHING = _(
+    'the destination has not announced that it fetches backing files')
 _NOT_FETCHED = _('the destination could not fetch the backing file')
+_COLD_MIGRATION = _('a cold migration or resize moves it')
 
 
 class Ephemeral(base.Fix):
     name = 'ephemeral'
     bug = 'ephemeral disks get another backing file (LP 2061701)'
-    mended_by = 'nova.virt.libvirt.ephemeral'
+    fixed_upstream_marker = 'nova.virt.libvirt.ephemeral'
 
     def __init__(self) -> None:
-        # Instances whose destination fetches backing files: the precheck says
-        # so, and the migration needs it when it begins. An entry that is lost
-        # costs time only.
-        self._pulled_by_destination: set[str] = set()
+        # UUIDs of the instances whose destination fetches backing files, from
+        # the precheck until the migration begins. A lost entry costs time
+        # only.
+        self._fetched_by_destination: set[str] = set()
 
-    def extend(self, driver: Any) -> None:
+    def extend_driver(self, driver: Any) -> None:
         image_backend.extend(driver.image_backend.BACKEND)
         driver.image_cache_manager = image_cache.ImageCacheManager()
         driver._create_ephemeral = file_system.whole(
             file_system.sparse(driver._create_ephemeral))
         driver._create_swap = file_system.whole(driver._create_swap)
 
-    def started(self, host: Any) -> None:
-        # A pull may take long.
-        threading.Thread(
-            target=completion.go_on, args=(host,), daemon=True).start()
-
     # -- live migration -----------------------------------------------------
 
-    def capabilities(self) -> Mapping[str, str]:
-        return {PULLS_BASES: 'yes'}
+    def dest_capabilities(self) -> Mapping[str, str]:
+        return {FETCHES_BASES: 'yes'}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        said = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
-        self._pulled_by_destination.discard(instance.uuid)
-        if PULLS_BASES in said:
-            self._pulled_by_destination.add(instance.uuid)
+        capabilities = peer.get(migrate_data, peer.DEST_CAPABILITIES) or {}
+        self._fetched_by_destination.discard(instance.uuid)
+        if FETCHES_BASES in capabilities:
+            self._fetched_by_destination.add(instance.uuid)
 
-    def before_description(self, instance: Any, host: Any) -> None:
-        pulled = instance.uuid in self._pulled_by_destination
-        self._pulled_by_destination.discard(instance.uuid)
+    def prepare_disks(
+        self, instance: Any, host: Any, has_failed: bool = False,
+    ) -> bool:
         overlays = _overlays_of(instance)
-        if pulled:
+        if has_failed:
+            return _complete_after_failure(instance, host, overlays)
+        if instance.uuid in self._fetched_by_destination:
+            self._fetched_by_destination.discard(instance.uuid)
             _pull(instance, host, filter(_needs_completing, overlays), _LOST)
         else:
             _pull(instance, host, (disk for disk in overlays
-                                   if not disk.is_swap), _NOT_PULLED)
+                                   if not disk.is_swap), _NOT_FETCHING)
+        return False
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
             if _is_made_here(disk) and os.path.exists(disk['path']):
                 header = local_disks.qcow2_header(disk['path'])
                 backing = header.backing if header else ''
-                # '' where the disk has been completed since
+                # '' if the disk has been completed since
                 disk['backing_file'] = os.path.basename(backing)
                 disk[BACKING_PATH] = backing
 
-    def preparation_failed(self, instance: Any, host: Any) -> bool:
-        overlays = _overlays_of(instance)
-        if overlays:
-            LOG.warning('The destination could not prepare for the guest. '
-                        'Where it cannot fetch backing files by ssh, disks '
-                        'are completed here first, which takes longer.',
-                        instance=instance)
-        _pull(instance, host, overlays, _NOT_FETCHED)
-        return bool(overlays)
-
-    def files_to_pull(
+    def files_to_fetch(
         self, instance: Any, instance_dir: str, disks: list[dict[str, Any]],
-    ) -> Iterable[arrival.Wanted]:
+    ) -> Iterable[fetch.FileRequest]:
         overlays = sorted(filter(_is_made_here, disks), key=_backing_path)
-        for path, above in itertools.groupby(overlays, _backing_path):
+        for path, group in itertools.groupby(overlays, _backing_path):
             sizes = {os.path.basename(disk['path']): disk['virt_disk_size']
-                     for disk in above}
-            yield arrival.Wanted(path, tuple(sizes), functools.partial(
+                     for disk in group}
+            yield fetch.FileRequest(path, tuple(sizes), functools.partial(
                 _make_complete, instance, instance_dir, sizes))
 
     # -- cold migration and resize ------------------------------------------
 
-    def leaving(
+    def migrate_disk_and_power_off(
         self, driver: Any, instance: Any, dest: str, block_device_info: Any,
     ) -> None:
         instance_dir = libvirt_utils.get_instance_path(instance)
@@ -173,18 +163,18 @@ class Ephemeral(base.Fix):
             return
         if driver._is_path_shared_with(dest, instance_dir):
             overlays = list(filter(_needs_completing, overlays))
-        held = _held(instance, driver._host, overlays)
-        _pull(instance, driver._host, held, _('it is migrated cold'))
+        in_use = _in_use(instance, driver._host, overlays)
+        _pull(instance, driver._host, in_use, _COLD_MIGRATION)
         _complete_stopped(driver, instance, block_device_info, [
-            disk for disk in overlays if disk not in held])
+            disk for disk in overlays if disk not in in_use])
 
-    def complete_disks(
+    def finish_migration(
         self, instance: Any, instance_dir: str, source: str,
     ) -> None:
         overlays = list(local_disks.ephemeral_overlays(instance_dir))
-        _name_no_base_of_this_host(instance_dir, overlays)
+        _detach_from_local_backing_files(instance_dir, overlays)
         try:
-            _pull_bases(instance, instance_dir, overlays, source)
+            _fetch_backing_files(instance, instance_dir, overlays, source)
         except exception.MigrationError:
             if any(map(local_disks.is_written, overlays)):
                 raise
@@ -194,34 +184,50 @@ class Ephemeral(base.Fix):
 
     # -- either host --------------------------------------------------------
 
-    def stopping(self, instance: Any, host: Any) -> None:
-        # In a rebuild Nova throws the disks away next.
+    def power_off(self, instance: Any, host: Any) -> None:
+        # In a rebuild Nova deletes the disks next.
         if instance.task_state != task_states.REBUILDING:
-            _pull(instance, host, _held(
-                instance, host, _lacking_bases(instance)), _LOST)
+            _pull(instance, host, _in_use(
+                instance, host, _without_backing_files(instance)), _LOST)
 
-    def restarting(
+    def hard_reboot(
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
-        # Nova would ask for another label, and for the default format.
+        # Nova would use another label and the default file system.
         formats = _guest_formats(block_device_info)
-        for disk in _lacking_bases(instance):
-            _make_again(driver, instance, disk, formats)
+        for disk in _without_backing_files(instance):
+            _make_file_system(driver, instance, disk, formats)
 
 
-def _lacking_bases(instance: Any) -> list[local_disks.Overlay]:
-    """Return the ephemeral disks without bases, as far as can be found."""
+def _without_backing_files(instance: Any) -> list[local_disks.Overlay]:
+    """Return the ephemeral disks, not swap, whose backing file is missing.
+
+    Return none if a disk or a record cannot be read.
+    """
     try:
         return [disk for disk in _overlays_of(instance)
-                if local_disks.lacks_base(disk) and not disk.is_swap]
+                if local_disks.lacks_backing_file(disk) and not disk.is_swap]
     except _UNREADABLE as error:
-        LOG.warning('Nobody can say whether ephemeral disks have their '
+        LOG.warning('Cannot determine whether ephemeral disks have their '
                     'backing files: %s', error, instance=instance)
         return []
 
 
 # -- live migration, source -------------------------------------------------
+
+def _complete_after_failure(
+    instance: Any, host: Any, overlays: list[local_disks.Overlay],
+) -> bool:
+    """Complete disks for a second attempt; return whether there are any."""
+    if overlays:
+        LOG.warning('The destination could not prepare for the guest. '
+                    'In case it cannot fetch backing files by ssh, this host '
+                    'completes the disks first, which takes longer.',
+                    instance=instance)
+    _pull(instance, host, overlays, _NOT_FETCHED)
+    return bool(overlays)
+
 
 def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
     return list(local_disks.overlays(
@@ -229,14 +235,14 @@ def _overlays_of(instance: Any) -> list[local_disks.Overlay]:
 
 
 def _needs_completing(disk: local_disks.Overlay) -> bool:
-    """Say whether a disk has lost its base, or has been half completed."""
-    return local_disks.lacks_base(disk) or local_disks.is_on_copy(disk)
+    """Return whether a disk lacks its backing file or is half completed."""
+    return local_disks.lacks_backing_file(disk) or local_disks.is_on_copy(disk)
 
 
-def _held(
+def _in_use(
     instance: Any, host: Any, disks: list[local_disks.Overlay],
 ) -> list[local_disks.Overlay]:
-    """Return those that the guest's QEMU has open, with the backing files."""
+    """Return the disks that QEMU has open, with their backing files."""
     if not disks:
         return []
     try:
@@ -245,7 +251,7 @@ def _held(
         return []
     if not guest.is_active():
         return []
-    # A rescued guest may run without.
+    # A rescued guest may run without these disks.
     return [disk for disk in disks
             if guest.get_disk(disk.path) or guest.get_disk(disk.copy)]
 
@@ -254,10 +260,11 @@ def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
           why: str) -> None:
     """Complete disks of a running guest.
 
-    :raises MigrationError: one could not be completed; the guest runs on
+    :param why: the reason, for log and error messages
+    :raises MigrationError: a disk could not be completed; the guest still runs
     """
     for disk in disks:
-        LOG.info('%(disk)s is completed by QEMU: %(why)s',
+        LOG.info('QEMU completes %(disk)s: %(why)s',
                  {'disk': disk.name, 'why': why}, instance=instance)
         begin = time.monotonic()
         try:
@@ -273,26 +280,27 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
                 error: Exception) -> exception.MigrationError:
     return exception.MigrationError(reason=_(
         'The disk %(disk)s of instance %(uuid)s cannot be made complete, '
-        'which is needed as %(why)s: %(error)s. The guest is left as it is. '
+        'which is needed because %(why)s: %(error)s. The guest is unchanged. '
         'Make space here; if the backing file %(base)s is lost and the guest '
-        'is off, get that very file back from a backup.') % {
+        'is off, restore that very file from a backup.') % {
             'disk': disk.name, 'uuid': instance.uuid, 'why': why,
-            'base': disk.backing, 'error': arrival.reason(error)})
+            'base': disk.backing, 'error': fetch.reason(error)})
 
 
 # -- live migration, destination --------------------------------------------
 
 def _is_made_here(disk: dict[str, Any]) -> bool:
-    return local_disks.is_made_here(disk['backing_file'])
+    return local_disks.has_local_base_name(disk['backing_file'])
 
 
 def _backing_path(disk: dict[str, Any]) -> str:
-    """Return where the source has a disk's backing file.
+    """Return the path of a disk's backing file on the source.
 
-    A source without the plugin does not say so; there Nova places it beside
-    the instances' directories.
+    A source without the plugin does not send the path. Then the file is where
+    Nova puts it, beside the instances' directories.
 
-    :raises MigrationError: the source names another file than that
+    :param disk: disk info from the source
+    :raises MigrationError: the path does not end in the backing file's name
     """
     name = os.path.basename(disk['backing_file'])
     path: str = disk.get(BACKING_PATH) or os.path.join(
@@ -300,14 +308,19 @@ def _backing_path(disk: dict[str, Any]) -> str:
         CONF.image_cache.subdirectory_name, name)
     if os.path.basename(path) != name:
         raise exception.MigrationError(reason=_(
-            'The source says that the backing file of %(disk)s is %(path)r, '
-            'and that it is %(name)r') % {
+            'The source names two different backing files for %(disk)s: '
+            '%(path)r and %(name)r') % {
                 'disk': disk['path'], 'path': path, 'name': name})
     return path
 
 
 def _make_complete(instance: Any, instance_dir: str, sizes: Mapping[str, int],
                    copy: str) -> None:
+    """Make complete disks from a copy of the source's backing file.
+
+    :param sizes: virtual sizes in bytes, by the names of the disks
+    :raises ValueError: the backing file is larger than a disk
+    """
     for name, size in sizes.items():
         _require_at_most(copy, size)
         local_disks.flatten(
@@ -319,15 +332,15 @@ def _make_complete(instance: Any, instance_dir: str, sizes: Mapping[str, int],
 
 
 def _require_at_most(copy: str, size: int) -> None:
-    """Refuse a backing file that no disk of this size can have.
+    """Refuse a backing file that is larger than the disk.
 
-    :param size: of the disk, in bytes
+    :param size: size of the disk, in bytes
     :raises ValueError: the file is larger
     """
-    found = os.path.getsize(copy)
-    if found > size:
-        raise ValueError(f'{os.path.basename(copy)} has {found} bytes, more '
-                         f'than the disk, which has {size}')
+    backing_size = os.path.getsize(copy)
+    if backing_size > size:
+        raise ValueError(f'{os.path.basename(copy)} has {backing_size} bytes, '
+                         f'more than the disk, which has {size}')
 
 
 # -- cold migration ---------------------------------------------------------
@@ -338,9 +351,9 @@ def _complete_stopped(
 ) -> None:
     """Source: complete disks of a guest that is off.
 
-    :raises MigrationError: one could not be completed; it is as it was
+    :raises MigrationError: a disk could not be completed and is unchanged
     """
-    # A deletion of the instance ends these processes.
+    # Nova ends these processes when it deletes the instance.
     jobs = {'on_execute': lambda process: driver.job_tracker.add_job(
                 instance, process.pid),
             'on_completion': lambda process: driver.job_tracker.remove_job(
@@ -349,25 +362,27 @@ def _complete_stopped(
     for disk in disks:
         begin = time.monotonic()
         try:
-            if local_disks.lacks_base(disk):
-                _make_again(driver, instance, disk, formats)
+            if local_disks.lacks_backing_file(disk):
+                _make_file_system(driver, instance, disk, formats)
             else:
-                _have_named(driver, instance, disk)
+                _redefine_with_disk(driver, instance, disk)
                 completion.convert(disk, **jobs)
         except (*_UNREADABLE, processutils.ProcessExecutionError) as error:
-            raise _incomplete(instance, disk, _('it is migrated cold'),
-                              error) from error
+            raise _incomplete(
+                instance, disk, _COLD_MIGRATION, error) from error
         LOG.info('%(name)s: made complete without its backing file '
                  '%(base)s in %(time).2f s', {
                      'name': disk.name, 'base': disk.backing,
                      'time': time.monotonic() - begin}, instance=instance)
 
 
-def _have_named(driver: Any, instance: Any, disk: local_disks.Overlay) -> None:
-    """Have the definition of a guest that is off name a disk, and no copy.
+def _redefine_with_disk(
+    driver: Any, instance: Any, disk: local_disks.Overlay,
+) -> None:
+    """Make the definition of a stopped guest name the disk, not its copy.
 
-    It names the copy if the guest went off before it went on from there, and
-    Nova would move that file.
+    The definition names the copy if the guest stopped while QEMU was
+    completing the disk, and Nova would move that file.
     """
     if local_disks.is_on_copy(disk):
         xml = driver._host.get_guest(instance).get_xml_desc(
@@ -376,12 +391,13 @@ def _have_named(driver: Any, instance: Any, disk: local_disks.Overlay) -> None:
             xml.replace(disk.copy, disk.path))
 
 
-def _make_again(
+def _make_file_system(
     driver: Any, instance: Any, disk: local_disks.Overlay,
     formats: Mapping[int, str | None],
 ) -> None:
-    """Complete a disk whose base is lost with a new file system.
+    """Complete a disk whose backing file is lost with a new file system.
 
+    :param formats: see _guest_formats
     :raises InvalidDiskInfo: the guest has written to the disk
     """
     image_backend.complete_without_base(disk, functools.partial(
@@ -392,19 +408,22 @@ def _make_again(
 
 
 def _guest_formats(block_device_info: Any) -> dict[int, str | None]:
-    """Return the file system that was asked for, by the disk's number."""
+    """Return the requested file systems, by the numbers of the disks."""
     return dict(enumerate(
         disk.get('guest_format') for disk in
         virt_driver.block_device_info_get_ephemerals(block_device_info)))
 
 
-def _name_no_base_of_this_host(
+def _detach_from_local_backing_files(
     instance_dir: str, disks: Iterable[local_disks.Overlay],
 ) -> None:
-    """Destination: keep disks from the base files that this host has.
+    """Destination: make overlays not refer to backing files of this host.
 
-    Nothing must take one for the source's, not even a hard reboot after the
-    source could not be reached.
+    Neither Nova nor QEMU must take such a file for the source's, not even in a
+    hard reboot after the source could not be reached. The overlays refer to
+    missing files in the instance's directory instead.
+
+    :raises MigrationError: a disk from the source is not a valid overlay
     """
     for disk in disks:
         try:
@@ -414,27 +433,30 @@ def _name_no_base_of_this_host(
             raise exception.MigrationError(reason=_(
                 'The disk %(disk)s that came from the source is not used: '
                 '%(error)s') % {
-                    'disk': disk.path, 'error': arrival.reason(error)}
+                    'disk': disk.path, 'error': fetch.reason(error)}
                 ) from error
 
 
-def _pull_bases(
+def _fetch_backing_files(
     instance: Any, instance_dir: str, disks: Iterable[local_disks.Overlay],
     source: str,
 ) -> None:
     """Destination: complete disks with the backing files of the source."""
-    by_base = operator.attrgetter('backing')
+    backing = operator.attrgetter('backing')
     groups = ((path, list(group)) for path, group in itertools.groupby(
-        sorted(disks, key=by_base), by_base))
-    arrival.pull(instance, instance_dir, [
-        arrival.Wanted(path, tuple(disk.name for disk in above),
-                       functools.partial(_complete, instance, above))
-        for path, above in groups], source, arrival.IS_OFF % instance.uuid)
+        sorted(disks, key=backing), backing))
+    fetch.fetch(instance, instance_dir, [
+        fetch.FileRequest(path, tuple(disk.name for disk in overlays),
+                          functools.partial(_complete, instance, overlays))
+        for path, overlays in groups], source, fetch.IS_OFF % instance.uuid)
 
 
 def _complete(instance: Any, disks: Iterable[local_disks.Overlay],
               copy: str) -> None:
-    """Destination: complete disks with the source's backing file."""
+    """Destination: complete disks with a copy of their backing file.
+
+    :raises ValueError: the backing file is larger than a disk
+    """
     for disk in disks:
         _require_at_most(copy, local_disks.virtual_size(disk.path))
         local_disks.flatten(disk.path, 'qcow2', disk.path, backing=copy)

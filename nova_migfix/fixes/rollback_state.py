@@ -10,27 +10,26 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest that runs on after a failed live migration is not in ERROR.
+"""Keep the state of the instance after a rolled back live migration.
 
-The thread that calls libvirt and the monitor beside it both see a live
-migration fail. The monitor asks libvirt for the state of the guest and, where
-it goes on running on the source, rolls the migration back: the instance is
-ACTIVE, the record ``failed``, the destination is cleaned up. From Nova 32 on
-``LibvirtDriver._live_migration`` then collects the thread's result, which
-raises the same error once more, and the compute manager takes it for one that
-came too late to roll back: the record becomes ``error`` and the instance goes
-to ERROR, although nothing is wrong with the guest.
+Two threads see a live migration fail: the one that calls libvirt, and the
+monitor. The monitor asks libvirt for the state of the guest. If the guest
+still runs on the source, the monitor rolls the migration back: the instance is
+ACTIVE, the migration record ``failed``, and Nova cleans up the destination.
+From Nova 32 on ``LibvirtDriver._live_migration`` then collects the result of
+the first thread, which raises the same error again. The compute manager takes
+it for an error that came too late for a rollback: the record becomes ``error``
+and the instance goes to ERROR, although the guest is unharmed.
 
-With the fix that second error ends there when two things are known: that the
-rollback is complete, which Nova says by setting the record's status as the
-last act of it; and that the guest is on the source as it was before, running
-where the instance is ACTIVE and paused where it is PAUSED. Everything else is
-left to Nova, which says ERROR: a guest that is paused because nobody knows on
-which host it may run, one that is gone, one that libvirt cannot tell the state
-of, a rollback that failed, and whatever the monitor itself raises.
+The fix drops that second error on two conditions. The rollback is complete:
+Nova sets the record's status as the last step of the rollback. And the guest
+is on the source as before: running if the instance is ACTIVE, paused if it is
+PAUSED. In all other cases Nova sets ERROR: the guest is paused because it is
+unknown on which host it may run, the guest is gone, libvirt cannot return its
+state, the rollback failed, or the monitor itself raises.
 
-As the record has no field for a reason, the error is kept as a failed event
-of the instance's action, with its message and traceback.
+The record has no field for a reason. So the fix records the error, with
+message and traceback, as a failed event of the instance's action.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ LOG = logging.getLogger(__name__)
 
 EVENT = 'compute__live_migration_operation'
 
-#: what the rollback sets the record to when it is through
+#: statuses of the migration record that a complete rollback sets
 ROLLED_BACK = frozenset(('cancelled', 'failed'))
 
 #: vm_state of the instance: the guest's power state that it implies
@@ -63,17 +62,17 @@ UNCHANGED = {
 class RollbackState(base.Fix):
     name = 'rollback_state'
     bug = 'a rolled back live migration leaves a running guest in ERROR'
-    mended_by = (
+    fixed_upstream_marker = (
         'nova.virt.libvirt.driver.LibvirtDriver.'
         '_is_live_migration_rolled_back')
 
     @classmethod
     def not_needed(cls) -> str | None:
         if nova_release.major() < 32:
-            return 'it does not raise again what the monitor rolled back'
+            return 'it does not raise the error again after the rollback'
         return super().not_needed()
 
-    def settles_failure(
+    def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
         error: Exception,
     ) -> bool:
@@ -81,16 +80,16 @@ class RollbackState(base.Fix):
             record = migrate_data.migration.status
             state = host.get_guest(instance).get_power_state(host)
         except Exception as unknown:
-            # Nova has to hear of the migration's error, not of this one.
+            # Nova has to get the error of the migration, not this one.
             LOG.info('The state of the guest after the failed live migration '
-                     'is unknown (%s); it is left to Nova', unknown,
+                     'is unknown (%s); Nova handles the failure', unknown,
                      instance=instance)
             return False
         if (record not in ROLLED_BACK
                 or state != UNCHANGED.get(instance.vm_state)):
             LOG.info('After the failed live migration the record is '
-                     '%(record)s and the guest %(state)s on its source, '
-                     'where the instance is %(vm_state)s; it is left to Nova',
+                     '%(record)s, the guest is %(state)s on the source and '
+                     'the instance is %(vm_state)s; Nova handles the failure',
                      {'record': record, 'vm_state': instance.vm_state,
                       'state': power_state.STATE_MAP.get(state, state)},
                      instance=instance)
@@ -108,9 +107,9 @@ class RollbackState(base.Fix):
         try:
             with compute_utils.EventReporter(
                     context, EVENT, instance.host, instance.uuid):
-                # of any other exception the event keeps the class only
+                # Of other exceptions the event records the class only.
                 raise reason from error
         except Exception as raised:
             if raised is not reason:
-                LOG.warning('The reason of the failed live migration could '
+                LOG.warning('The reason for the failed live migration could '
                             'not be recorded: %s', raised, instance=instance)

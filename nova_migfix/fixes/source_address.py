@@ -10,25 +10,25 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The destination fetches files over the migration network: LP 1939869.
+"""Fetch files over the migration network: LP 1939869.
 
-What Glance no longer has (base images, kernel and ramdisk) and what never was
-there (an ISO config drive, up to Nova 30.0) the destination copies from the
-source. Nova tells it the source's host name only, which leads over the
-management network even though ``[libvirt] live_migration_inbound_addr`` keeps
-everything else off it, and nowhere at all where sshd listens on the migration
-network alone.
+The destination copies files from the source that Glance has lost (base images,
+kernel and ramdisk) or never had (an ISO config drive, up to Nova 30.0). Nova
+sends it only the source's host name. That name leads over the management
+network, although ``[libvirt] live_migration_inbound_addr`` keeps all other
+traffic off it. If sshd listens on the migration network only, the copy fails.
 
-With the fix the source tells its own ``live_migration_inbound_addr``: twice
-in ``source_connect_addr`` of a live migration's migrate_data (precheck and
-departure, as the conductor between them drops it), and in each disk's entry
-of the description that a cold migration or resize sends along. Where the
-option is unset nothing is told and the destination does as Nova does.
+With the fix the source sends its own ``live_migration_inbound_addr``. In a
+live migration it sets ``source_connect_addr`` of the migrate_data twice, in
+the precheck and before ``pre_live_migration``, as the conductor between them
+drops the field. In a cold migration or resize it adds the address to the disk
+info of each disk. If the option is unset, the source sends no address and the
+destination does as Nova does.
 """
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from nova import exception
@@ -36,14 +36,13 @@ from nova.i18n import _
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from nova_migfix import address
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data as migfix_data
-from nova_migfix import transfer
+from nova_migfix import peer
+from nova_migfix.transport import address
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
-FIELD = migfix_data.SOURCE_CONNECT_ADDR
+FIELD = peer.SOURCE_CONNECT_ADDR
 
 
 class SourceAddress(base.Fix):
@@ -52,56 +51,42 @@ class SourceAddress(base.Fix):
 
     @classmethod
     def not_needed(cls) -> str | None:
-        if FIELD in migfix_data.NOVA_FIELDS:
+        if FIELD in peer.NOVA_FIELDS:
             return f'its migrate_data has {FIELD}'
         return None
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        self.depart(migrate_data)
+        self.set_source_fields(migrate_data)
 
-    def depart(self, migrate_data: Any) -> None:
-        if own := self._own_address():
-            migrate_data.source_connect_addr = own
+    def set_source_fields(
+        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        own_address = CONF.libvirt.live_migration_inbound_addr
+        if not own_address:
+            return
+        if migrate_data:
+            migrate_data.source_connect_addr = own_address
+        for disk in disks:
+            disk[FIELD] = own_address
 
-    def arriving(
+    def source_address(
         self, instance: Any, migrate_data: Any,
-    ) -> contextlib.AbstractContextManager[None]:
-        return self._fetching_from(
-            instance, migfix_data.get(migrate_data, FIELD))
-
-    def describe_copies(self, disks: list[dict[str, Any]]) -> None:
-        if own := self._own_address():
-            for disk in disks:
-                disk[FIELD] = own
-
-    def arriving_cold(
-        self, instance: Any, disks: list[dict[str, Any]],
-    ) -> contextlib.AbstractContextManager[None]:
-        return self._fetching_from(instance, next(
-            (disk[FIELD] for disk in disks if FIELD in disk), None))
-
-    def _own_address(self) -> str | None:
-        own: str | None = CONF.libvirt.live_migration_inbound_addr
-        return own
-
-    def _fetching_from(
-        self, instance: Any, told: object,
-    ) -> contextlib.AbstractContextManager[None]:
-        if source := self._checked(told):
-            LOG.info('What Glance does not have is fetched from the source\'s '
-                     'migration address %(address)s instead of its host name '
-                     '(LP 1939869)', {'address': source}, instance=instance)
-        return transfer.fetching_from(source)
-
-    def _checked(self, value: object) -> str | None:
+        disks: Iterable[dict[str, Any]] = (),
+    ) -> str | None:
+        value = peer.get(migrate_data, FIELD) if migrate_data else next(
+            (disk[FIELD] for disk in disks if FIELD in disk), None)
         if value is None:
             return None
         try:
-            return address.check(value)
+            source = address.check(value)
         except ValueError as error:
             raise exception.MigrationPreCheckError(reason=_(
                 'The source\'s [libvirt] live_migration_inbound_addr cannot '
                 'be used to fetch files from it: %s. Set it to the source\'s '
                 'address on the migration network.') % error) from error
+        LOG.info('Files that Glance does not have are fetched from the '
+                 'source\'s migration address %(address)s instead of its host '
+                 'name (LP 1939869)', {'address': source}, instance=instance)
+        return source

@@ -10,16 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest that would outlive the keys of its migration is told of.
+"""Warn about, or refuse, live migrations that TLS rekeying would kill.
 
-Over QEMU's own TLS 1.3 GnuTLS before 3.8.11 changes keys in a way that kills
-QEMU on the source (post-copy: the migration) once a guest has sent enough
-pages; Nova does not know. What becomes of a guest is in
-:mod:`nova_migfix.tls.rekey`. The destination decides what is negotiated, and
-tells the source in the precheck, where its QEMU can be asked.
+Over QEMU's native TLS 1.3, GnuTLS before 3.8.11 changes keys in a way that
+kills QEMU on the source (in post-copy: the migration) as soon as a guest has
+sent enough pages. Nova does not know this limit.
+:mod:`nova_migfix.tls.rekey` predicts the outcome for a guest. The destination
+decides which TLS version and cipher the two negotiate. In the precheck it
+probes its QEMU, if it can, and sends the result to the source.
 
-With the fix the source warns before such a guest is moved, or with ``[migfix]
-refuse_unsafe_tls`` refuses to.
+With the fix the source logs a warning before the migration of such a guest, or
+refuses the migration with ``[migfix] refuse_unsafe_tls``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
 from nova_migfix.tls import audit
 from nova_migfix.tls import probe
 from nova_migfix.tls import rekey
@@ -42,8 +43,8 @@ from nova_migfix.tls import rekey
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
 
-# what a destination tells: a key of dest_capabilities, and the value that
-# says that no session with it changes keys
+# A key of dest_capabilities, and its value if no TLS session with the
+# destination changes keys.
 TLS, SAFE = 'tls', 'safe'
 
 
@@ -51,25 +52,24 @@ class TlsRekey(base.Fix):
     name = 'tls_rekey'
     bug = 'a change of TLS keys kills large guests (GnuTLS before 3.8.11)'
 
-    def capabilities(self) -> Mapping[str, str]:
+    def dest_capabilities(self) -> Mapping[str, str]:
         if not CONF.libvirt.live_migration_with_native_tls:
             return {}
         try:
             answer = probe.probe(probe.find_qemu(), probe.find_user())
         except Exception as error:
-            # With Kolla QEMU is in another container. Who tells nothing is
-            # warned of, and not refused by default.
-            LOG.info('What QEMU of this host negotiates over TLS could not '
-                     'be found out: %s', error)
+            # With Kolla QEMU is in another container. By default the source
+            # only warns about a destination without this capability.
+            LOG.info('Cannot determine the TLS version and cipher that QEMU '
+                     'negotiates on this host: %s', error)
             return {}
         return {} if answer.error else {TLS: answer.verdict}
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        told = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
-        if told.get(TLS) == SAFE:
+        capabilities = peer.get(migrate_data, peer.DEST_CAPABILITIES) or {}
+        if capabilities.get(TLS) == SAFE:
             return
         assessment = _assess(instance)
         if assessment.verdict is rekey.Verdict.SAFE:
@@ -93,11 +93,10 @@ def _assess(instance: Any) -> rekey.Assessment:
 
 
 def assess(guest: audit.Guest | None, memory_mb: int) -> rekey.Assessment:
-    """Say what becomes of a guest that is migrated from here.
+    """Predict the outcome of a live migration of a guest from this host.
 
-    :param guest: None where nova-compute does not see the processes of the
-        host
-    :param memory_mb: of its flavor, MiB, which counts then
+    :param guest: None if nova-compute does not see the processes of the host
+    :param memory_mb: memory of the flavor, in MiB; used if *guest* is None
     """
     library = guest.library if guest else None
     return rekey.assess(
@@ -107,17 +106,17 @@ def assess(guest: audit.Guest | None, memory_mb: int) -> rekey.Assessment:
 
 
 def _running(instance: Any) -> audit.Guest | None:
-    """The guest's QEMU; None where the host's processes are not seen."""
+    """Return the guest's QEMU; None if its process cannot be inspected."""
     try:
         return audit.find(instance.uuid)
     except OSError as error:
-        LOG.info('The guest\'s QEMU cannot be looked into: %s', error,
+        LOG.info('Cannot inspect the guest\'s QEMU process: %s', error,
                  instance=instance)
         return None
 
 
 def transport() -> rekey.Transport:
-    """Nova's options, as far as this release has them."""
+    """Return Nova's options for the transport that this release has."""
     return rekey.Transport(**{
         name: CONF.libvirt[name] for name in rekey.Transport._fields
         if name in CONF.libvirt})

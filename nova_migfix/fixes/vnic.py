@@ -10,23 +10,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The vNIC that arrives is the one that left.
+"""Keep the guest-visible attributes of a vNIC in a live migration.
 
-``nova.virt.libvirt.migration._update_vif_xml`` clears every interface of the
-guest and rebuilds it, on the source, from what the source would give a guest
-that boots now: ``max_queues``, ``rx_queue_size``, the kernel's number, flavor
-and image. A guest booted before any of that changed meets a device with other
-queues or features on the destination, where QEMU exits while it loads the
-device's state. No release up to 34 keeps any of it.
+``nova.virt.libvirt.migration._update_vif_xml`` clears each interface of the
+guest on the source and rebuilds it with the values that a guest would get if
+it booted on the source now: from ``max_queues``, ``rx_queue_size``, the kernel
+version, flavor and image. If any of these has changed since the guest booted,
+the device on the destination has other queues or features, and QEMU there
+exits while it loads the device's state. No release up to 34 keeps any of them.
 
-With the fix the destination's XML says of each interface what the running
-guest has, by the table in :mod:`nova_migfix.guest_abi`. What the destination
-cannot provide is refused in the precheck, before anything is moved:
+With the fix the destination's XML has the values of the running guest for each
+interface, according to the table in :mod:`nova_migfix.abi.vnic`. The source
+refuses in the precheck, before the guest moves, two things that the
+destination cannot provide:
 
-- more queues than its kernel opens of a tap device;
-- from Nova 33 on os-vif may create the tap beforehand (LP 2069718), with
-  several queues or with one as flavor and image say *now*. The kernel does
-  not let libvirt open it otherwise.
+- more queues than its kernel opens on a tap device;
+- the other kind of tap device: from Nova 33 on os-vif may create the tap first
+  (LP 2069718), with one queue or with several, by the *present* flavor and
+  image. The kernel does not let libvirt open it in the other mode.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ from nova.virt import hardware
 from os_vif.objects import vif as osv_vif
 from oslo_log import log as logging
 
+from nova_migfix.abi import tap
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.fixes import base
-from nova_migfix import guest_abi
-from nova_migfix import migrate_data as migfix_data
-from nova_migfix import tap
+from nova_migfix import peer
 
 LOG = logging.getLogger(__name__)
 
-# what a destination tells: keys of dest_capabilities
+# keys of dest_capabilities
 MAX_TAP_QUEUES = 'max_tap_queues'
 CREATES_TAP = 'os_vif_creates_tap'
 
@@ -60,40 +61,39 @@ OVS_CREATE_TAP = 'ovs_create_tap'
 class Vnic(base.Fix):
     name = 'vnic'
     bug = 'the vNIC is recomputed instead of kept on live migration'
-    mended_by = 'nova.virt.libvirt.migration.VNIC_GUEST_ABI'
+    fixed_upstream_marker = 'nova.virt.libvirt.migration.VNIC_GUEST_ABI'
 
-    def capabilities(self) -> Mapping[str, str]:
+    def dest_capabilities(self) -> Mapping[str, str]:
         try:
-            told = {MAX_TAP_QUEUES: str(tap.max_queues())}
+            capabilities = {MAX_TAP_QUEUES: str(tap.max_queues())}
         except Exception as error:
-            # Whoever tells nothing is not refused: a probe that fails must
-            # not stop migrations that have always worked.
-            LOG.info('How many queues a tap device of this host takes could '
-                     'not be found out: %s', error)
+            # A failed probe must not stop migrations that have always worked:
+            # the source refuses nothing without these capabilities.
+            LOG.info('Cannot determine how many queues a tap device of this '
+                     'host can have: %s', error)
             return {}
         if _os_vif_creates_taps():
-            told[CREATES_TAP] = 'yes'
-        return told
+            capabilities[CREATES_TAP] = 'yes'
+        return capabilities
 
-    def check_source(
+    def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        told = migfix_data.get(
-            migrate_data, migfix_data.DEST_CAPABILITIES) or {}
-        if not told:
+        capabilities = peer.get(migrate_data, peer.DEST_CAPABILITIES) or {}
+        if not capabilities:
             return
-        queues = guest_abi.tap_queues(
+        queues = vnic_abi.tap_queues(
             host.get_guest(instance).get_xml_desc(dump_migratable=True))
         if possible := re.fullmatch(
-                '[0-9]{1,4}', told.get(MAX_TAP_QUEUES, '')):
+                '[0-9]{1,4}', capabilities.get(MAX_TAP_QUEUES, '')):
             _check_kernel(instance, queues, int(possible[0]))
-        if CREATES_TAP in told:
+        if CREATES_TAP in capabilities:
             _check_created_taps(instance, queues)
 
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
     ) -> str:
-        kept_xml, kept = guest_abi.keep_vnics(destination_xml, running_xml)
+        kept_xml, kept = vnic_abi.keep_vnics(destination_xml, running_xml)
         for change in kept:
             LOG.info('vNIC %(mac)s: kept %(path)s %(running)s where Nova '
                      'would have set %(computed)s (%(bug)s)',
@@ -105,7 +105,7 @@ class Vnic(base.Fix):
 
 
 def _os_vif_creates_taps() -> bool:
-    """Say whether both Nova (33) and os-vif (4.3) know how to."""
+    """Return whether Nova (33) and os-vif (4.3) both support it."""
     return hasattr(network_model, 'VIF_DETAILS_OVS_CREATE_TAP') and {
         'create_tap', 'multiqueue'}.issubset(
             osv_vif.VIFPortProfileOpenVSwitch.fields)
@@ -121,8 +121,8 @@ def _check_kernel(
                 '%(mac)s, but the kernel of the destination opens only '
                 '%(possible)s of a tap device. Choose a destination with a '
                 'newer kernel (Linux 4.0 and later: 256), or set [libvirt] '
-                'max_queues to %(possible)s on the source and reboot the '
-                'instance hard.') % {
+                'max_queues to %(possible)s on the source and hard reboot '
+                'the instance.') % {
                     'uuid': instance.uuid, 'mac': mac, 'needed': needed,
                     'possible': possible})
 
@@ -142,7 +142,7 @@ def _check_created_taps(
                 'Instance %(uuid)s runs with %(running)s queue(s) on the '
                 'vNIC %(mac)s, which does not fit the tap device that the '
                 'destination would create from flavor and image '
-                '(hw:vif_multiqueue_enabled). Reboot the instance hard, or '
+                '(hw:vif_multiqueue_enabled). Hard reboot the instance, or '
                 'set ovs_create_tap to false in Neutron.') % {
                     'uuid': instance.uuid, 'mac': mac, 'running': running})
 

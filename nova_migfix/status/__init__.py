@@ -9,8 +9,8 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The commands of ``nova-migfix-status``, a module each."""
+"""The commands of ``nova-migfix-status``, one module for each."""
 
 
 class Error(Exception):
-    """Something cannot be found out; the text says why and what to do."""
+    """A command cannot do its work; the text gives reason and remedy."""

@@ -9,11 +9,12 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``explain``: why the last live migration of an instance has failed.
+"""``explain``: why the last live migration of an instance failed.
 
-Looks into the logs of nova-compute, of the guest's QEMU and of libvirt on this
-host, and asks libvirt for the guest. The log of the source has the most; that
-of QEMU on the destination knows why it did not take the guest.
+Reads the logs of nova-compute, of the guest's QEMU and of libvirt on this
+host, and the state of the guest from libvirt. The logs of the source have most
+of the information; QEMU's log on the destination says why that QEMU rejected
+the guest.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ CONF = nova.conf.CONF
 
 QEMU_LOGS = pathlib.Path('/var/log/libvirt/qemu')
 
-# Where libvirt logs to a file at all; the second is Kolla's.
+# Present only if libvirt logs to a file; the second path is Kolla's.
 LIBVIRT_LOGS = (pathlib.Path('/var/log/libvirt/libvirtd.log'),
                 pathlib.Path('/var/log/kolla/libvirt/libvirtd.log'))
 
-# What a record of oslo.log begins with; the lines after it belong to it.
+# The beginning of a record of oslo.log; lines without it continue the record.
 _BEGIN = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d')
 _REQUEST = re.compile(r'\breq-[0-9a-f-]{36}\b')
 _ABOUT = re.compile('live.?migrat', re.IGNORECASE)
@@ -53,28 +54,29 @@ _ARRIVED = re.compile(r'Migration operation has completed'
                       r'|_post_live_migration\(\) is started'
                       r'|Post operation of migration started')
 _FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
-# Nova takes a domain that has gone for one that has arrived. The source says
-# so, and the destination, which may mean something else.
+# Nova may treat a migration as complete after the domain disappeared. Then the
+# source logs the first message. The second one is the destination's, and may
+# have another cause.
 _DIED = 'Live Migration failure'
 _NOT_ARRIVED = re.compile(
     f'{_DIED}|Unexpected error during post live migration at destination')
 
-# What libvirt warns of; in UTC, and of which guest it does not say.
+# A warning or error of libvirt: its time is UTC, and it names no guest.
 _LIBVIRT = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: \d+: '
                       r'(?:error|warning) :')
 _TIME = '%Y-%m-%d %H:%M:%S'
-# Seconds that libvirt may be earlier or later than nova-compute.
+# Seconds by which the two logs may differ: libvirt's and nova-compute's.
 _UNCERTAINTY = 2
 
-# A traceback repeats itself.
+# A traceback repeats the same line.
 _MOST_LINES = 5
 _LONGEST = 300
 
 COLLECT = (
-    'Run this on the other host, too. If it says no more: the log of '
-    'nova-compute of both hosts from the begin to the end, those of the '
-    'guest\'s QEMU (/var/log/libvirt/qemu) and of libvirt on both, virsh '
-    'dumpxml of the guest, and both nova.conf.')
+    'Run this command on the other host, too. If it finds nothing there, '
+    'collect from both hosts: the log of nova-compute from begin to end, the '
+    'log of the guest\'s QEMU (/var/log/libvirt/qemu), the log of libvirt; '
+    'virsh dumpxml of the guest, and both nova.conf.')
 
 
 class Line(NamedTuple):
@@ -89,7 +91,7 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one call of a logger has written."""
+    """The lines that one call of a logger wrote."""
 
     lines: list[Line]
 
@@ -99,7 +101,7 @@ class Record(NamedTuple):
 
     @property
     def request(self) -> str:
-        """The request it belongs to, '' if it does not say."""
+        """The ID of the record's request, '' if it has none."""
         found = _REQUEST.search(self.lines[0].text)
         return found[0] if found else ''
 
@@ -109,36 +111,36 @@ class Record(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What has become of a migration; the names are those of the JSON."""
+    """The outcome of a migration; field names are the keys of the JSON."""
 
     instance: str
     outcome: str        # failed, arrived, or unknown
     request: str
     begin: str          # local time, as in the log
     end: str
-    fault: str          # name of a known one, or unknown
+    fault: str          # the name in faults.FAULTS, or unknown
     meaning: str
     fix: str
     remedy: str
     page: str
-    domain_state: str   # of libvirt here; absent, or '' if it is not known
+    domain_state: str   # in libvirt on this host; absent; '' if not known
     evidence: list[str]
-    notes: list[str]    # what could not be read, or asked
+    notes: list[str]    # which logs or services could not be read, and why
 
 
 # -- logs --------------------------------------------------------------------
 
 def _nova_log() -> pathlib.Path:
-    """Return where nova-compute logs to.
+    """Return the path of nova-compute's log.
 
-    :raises Error: not to a file
+    :raises Error: nova-compute does not log to a file
     """
     name = CONF.log_file or (CONF.log_dir and 'nova-compute.log')
     if not name:
         raise status.Error(
             'nova-compute does not log to a file: neither log_file nor '
-            'log_dir is set. Write its journal into one, and name it with '
-            '--log-file.')
+            'log_dir is set. Write its journal to a file, and name that file '
+            'with --log-file.')
     return pathlib.Path(os.path.join(CONF.log_dir or '', name))
 
 
@@ -149,8 +151,8 @@ def _lines(path: pathlib.Path) -> Iterator[Line]:
                 yield Line(str(path), number, text)
     except OSError as error:
         raise status.Error(
-            f'{path} cannot be read: {error.strerror}. Run this as a user '
-            'who may.') from error
+            f'{path} cannot be read: {error.strerror}. Run this command as a '
+            'user with permission to read it.') from error
 
 
 def _records(lines: Iterable[Line]) -> Iterator[Record]:
@@ -165,7 +167,7 @@ def _records(lines: Iterable[Line]) -> Iterator[Record]:
 
 
 def _attempt(uuid: str) -> list[Record]:
-    """Return what the last live migration has logged, nothing if none has."""
+    """Return the records of the last live migration; none if there is none."""
     found: list[Record] = []
     requests: set[str] = set()
     for record in _records(_lines(_nova_log())):
@@ -178,7 +180,7 @@ def _attempt(uuid: str) -> list[Record]:
              and _ABOUT.search(record.text)]
     if not about:
         return []
-    # the lines of a traceback do not say to which request they belong
+    # records of a traceback have no request ID
     places = [place for place, record in enumerate(found)
               if record.request == about[-1]]
     return [record for record in found[places[0]:places[-1] + 1]
@@ -186,17 +188,17 @@ def _attempt(uuid: str) -> list[Record]:
 
 
 def _qemu_lines(uuid: str) -> list[Line]:
-    """Return what the guest's QEMU on this host has said since it began.
+    """Return the lines of the guest's QEMU log since QEMU started last.
 
-    :raises Error: its log cannot be read
+    :raises Error: the log cannot be read
     """
     try:
         paths = sorted(QEMU_LOGS / name for name in os.listdir(QEMU_LOGS)
                        if name.endswith('.log'))
     except OSError as error:
         raise status.Error(
-            f'{QEMU_LOGS} cannot be read: {error.strerror}. With Kolla it is '
-            'in the container nova_libvirt.') from error
+            f'{QEMU_LOGS} cannot be read: {error.strerror}. With Kolla this '
+            'directory is in the container nova_libvirt.') from error
     for path in paths:
         lines: list[Line] = []
         for line in _lines(path):
@@ -209,9 +211,9 @@ def _qemu_lines(uuid: str) -> list[Line]:
 
 
 def _libvirt_lines(attempt: list[Record]) -> list[Line]:
-    """Return what libvirt has warned of meanwhile, of whichever guest.
+    """Return libvirt's warnings and errors during a migration, of all guests.
 
-    :raises Error: its log cannot be read
+    :raises Error: the log cannot be read
     """
     times = [_BEGIN.match(record.time) for record in attempt]
     if not attempt or not times[0] or not times[-1]:
@@ -229,43 +231,44 @@ def _libvirt_lines(attempt: list[Record]) -> list[Line]:
 # -- verdict -----------------------------------------------------------------
 
 def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
-    """Return the first fault of the table that is told, and what tells it."""
+    """Return the first fault of the table that matches, and its lines."""
     texts = list(lines)
     for fault in faults.FAULTS:
-        if told := [line for line in texts
-                    if re.search(fault.pattern, line.text)]:
-            return fault, told[:_MOST_LINES]
+        if matched := [line for line in texts
+                       if re.search(fault.pattern, line.text)]:
+            return fault, matched[:_MOST_LINES]
     return None, []
 
 
 def _fault(attempt: list[Record], qemu: list[Line], libvirt: list[Line]
            ) -> tuple[faults.Fault | None, list[Line]]:
-    """Return the fault of what has not arrived, and what tells it."""
+    """Return the fault of a failed migration, and the lines that show it."""
     fault: faults.Fault | None
     nova = [line for record in attempt for line in record.lines]
-    if _is_told(attempt, _ARRIVED) and (told := [
+    if _has(attempt, _ARRIVED) and (evidence := [
             line for line in nova if _DIED in line.text]):
         fault = next(fault for fault in faults.FAULTS
                      if fault.name == faults.SOURCE_DIED)
-        told += [line for line in qemu if re.search(fault.pattern, line.text)]
-        return fault, told[:_MOST_LINES]
-    fault, told = _match(nova + qemu)
-    # as another guest may be meant, only if nothing else is known
-    return (fault, told) if fault else _match(libvirt)
+        evidence += [line for line in qemu
+                     if re.search(fault.pattern, line.text)]
+        return fault, evidence[:_MOST_LINES]
+    fault, evidence = _match(nova + qemu)
+    # last, as libvirt's lines may be about another guest
+    return (fault, evidence) if fault else _match(libvirt)
 
 
-def _is_told(attempt: list[Record], pattern: re.Pattern[str]) -> bool:
+def _has(attempt: list[Record], pattern: re.Pattern[str]) -> bool:
     return any(pattern.search(record.text) for record in attempt)
 
 
 def explain(uuid: str) -> Explanation:
-    """Look into the logs, and ask libvirt.
+    """Return what the logs and libvirt say about the last live migration.
 
-    :raises Error: that of nova-compute cannot be read
+    :raises Error: the log of nova-compute cannot be read
     """
     attempt = _attempt(uuid)
     notes: list[str] = []
-    # on the destination QEMU may be all that has said something
+    # on the destination only QEMU's log may have the reason
     qemu: list[Line] = []
     libvirt: list[Line] = []
     state = ''
@@ -278,21 +281,21 @@ def explain(uuid: str) -> Explanation:
     begin, end, request = (
         (attempt[0].time, attempt[-1].time, attempt[0].request)
         if attempt else ('', '', ''))
-    if _is_told(attempt, _ARRIVED) and not _is_told(attempt, _NOT_ARRIVED):
+    if _has(attempt, _ARRIVED) and not _has(attempt, _NOT_ARRIVED):
         return Explanation(uuid, 'arrived', request, begin, end,
                            '', '', '', '', '', state, [], notes)
-    fault, told = _fault(attempt, qemu, libvirt)
-    failed = fault or _is_told(attempt, _FAILED)
+    fault, evidence = _fault(attempt, qemu, libvirt)
+    failed = fault or _has(attempt, _FAILED)
     return Explanation(
         uuid, 'failed' if failed else 'unknown', request, begin, end,
         *((fault.name, fault.meaning, fault.fix, fault.remedy, fault.page)
           if fault else ('unknown', '', '', COLLECT, '')),
-        state, [str(line) for line in told or _errors(attempt)], notes)
+        state, [str(line) for line in evidence or _errors(attempt)], notes)
 
 
 @contextlib.contextmanager
 def _noted(notes: list[str]) -> Iterator[None]:
-    """Add to the notes why something cannot be found out."""
+    """Turn an error into a note."""
     try:
         yield
     except status.Error as error:
@@ -300,16 +303,16 @@ def _noted(notes: list[str]) -> Iterator[None]:
 
 
 def _errors(attempt: list[Record]) -> list[Line]:
-    """Return what else there is to go by: the last errors."""
+    """Return the last errors, as evidence for an unknown fault."""
     return [record.lines[0] for record in attempt
             if ' ERROR ' in record.lines[0].text][-_MOST_LINES:]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is known.
+    """Print the explanation.
 
-    :returns: 0: the migration has succeeded; 1: nothing is known; 2: it has
-        failed for a known reason
+    :returns: 0: the migration succeeded; 1: the fault is unknown; 2: the
+        migration failed with a known fault
     """
     found = explain(args.uuid)
     if args.json:

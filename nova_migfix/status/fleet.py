@@ -9,12 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Many hosts: what each has told of itself and of its guests, merged.
+"""Merge the answers of many hosts about themselves and their guests.
 
-A host is asked twice, ``upgrade check`` and ``preflight``, and either may have
-gone wrong: whatever comes of it becomes a :class:`Host`. Together they answer
-what no host knows alone: to where a guest may be moved that needs a fix on the
-destination. Nova is not needed here.
+Each host runs ``upgrade check`` and ``preflight``; either may fail. A
+:class:`Host` has the result. All hosts together show where a guest can be
+moved that needs a fix on the destination. This module does not need Nova.
 """
 
 from __future__ import annotations
@@ -30,32 +29,32 @@ from typing import Any
 
 from nova_migfix import status
 
-#: in the directory, names of the hosts that were asked, one a line
+#: file in the directory with the names of all hosts, one per line
 ASKED = 'hosts'
 _SUFFIX = '.json'
 
 UPGRADE, PREFLIGHT = COMMANDS = 'upgrade', 'preflight'
 
-#: what a finding has beside its result, as preflight prints it
+#: fields of a finding in preflight's JSON, without result
 TEXTS = ('instance', 'domain', 'finding', 'device', 'running', 'computed',
          'bug', 'fix', 'covered', 'otherwise')
 _MAY_BE_NOTHING = frozenset(('running', 'computed'))
 
-# Of the checks of ``upgrade check``, and their results.
+# Names and results of checks of ``upgrade check``.
 _PLUGIN, _TLS = 'Plugin', 'TLS'
 _OF_A_SOURCE = ('Migration address', 'ssh to the migration address')
 _WARNING, _FAILURE = 1, 2
 
-# Findings that depend on what QEMU negotiates, for which there is no fix.
+# Findings that depend on the TLS that QEMU negotiates; no fix prevents them.
 _OVER_TLS = frozenset(('tls', 'old-library'))
 _SAFE_TLS = 'a policy for TLS'
 
-# A note that a guest was not looked at completely; see preflight.
+# A note of preflight that it could not check a guest completely.
 _INCOMPLETE = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}: ')
 
 
 class State(enum.Enum):
-    """What came of asking a host."""
+    """Whether a host answered."""
 
     TOLD = 'told'
     FAILED = 'failed'
@@ -65,19 +64,19 @@ class State(enum.Enum):
 class Drain(enum.Enum):
     """Whether all guests of a host can be moved away; the worst first."""
 
-    NO = 'no'               # one would fail, or be harmed
+    NO = 'no'               # a guest would fail or be harmed
     UNKNOWN = 'unknown'
-    CHANGES = 'changes'     # none fails, but one would not stay as it is
+    CHANGES = 'changes'     # no guest fails, but one would change
     DEPENDS = 'depends'     # yes, to some of the other hosts
     YES = 'yes'
 
 
 @dataclasses.dataclass
 class Host:
-    """One host, as it was found; the names are those of JSON."""
+    """The state of one host; field names are the keys of the JSON."""
 
-    host: str                   # as the inventory has it
-    name: str = ''              # as Nova has it
+    host: str                   # name in the inventory
+    name: str = ''              # name in Nova
     state: State = State.TOLD
     drain: Drain = Drain.UNKNOWN
     why: list[str] = dataclasses.field(default_factory=list)
@@ -92,31 +91,31 @@ class Host:
     findings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def check(self, name: str) -> dict[str, Any]:
-        """Return one of the checks, an empty one if it was not made."""
+        """Return the check of a name, an empty one if the host has none."""
         return next((check for check in self.checks
                      if check['check'] == name), {'result': 0, 'details': ''})
 
     @property
     def offers(self) -> frozenset[str]:
-        """What it has for the guests that it is given."""
+        """The fixes, and the TLS policy, that protect guests arriving here."""
         tls = self.check(_TLS)
         safe = {_SAFE_TLS} if 'safe.' in tls['details'] else set()
         return frozenset(safe.union(() if self.must_restart else self.fixes))
 
     @property
     def must_restart(self) -> bool:
-        """Its nova-compute runs, but not yet with the plugin."""
+        """Whether nova-compute needs a restart to load its nova.conf."""
         return bool(self.check(_PLUGIN)['result'] == _WARNING)
 
 
-# -- what a host has told ----------------------------------------------------
+# -- reading the answers -----------------------------------------------------
 
 def read(directory: pathlib.Path) -> list[Host]:
-    """Return the hosts of a directory, by name.
+    """Return the hosts of a directory, sorted by name.
 
-    :param directory: with a file ``HOST.json`` for each host that has told
-        something, and maybe ``hosts``, the names of all that were asked
-    :raises Error: there is no such directory, or nothing in it
+    :param directory: has a file ``HOST.json`` for each host that answered,
+        and optionally ``hosts``, the names of all hosts
+    :raises Error: the directory does not exist or has no hosts
     """
     try:
         files = {path.name[:-len(_SUFFIX)]: path
@@ -129,7 +128,7 @@ def read(directory: pathlib.Path) -> list[Host]:
     except OSError as error:
         raise status.Error(f'{directory} cannot be read: {error}') from error
     if not hosts:
-        raise status.Error(f'{directory}: no host has told anything.')
+        raise status.Error(f'{directory} has no file HOST.json of any host.')
     return hosts
 
 
@@ -140,16 +139,16 @@ def _read(name: str, path: pathlib.Path | None) -> Host:
         for command in COMMANDS:
             _take(host, command, registered.get(command) or {})
     except (ValueError, AttributeError, RecursionError) as error:
-        host.errors.append(f'What has come from it is not understood: {error}')
+        host.errors.append(f'The file of this host is not valid: {error}')
     if host.state is State.TOLD and host.errors:
         host.state = State.FAILED
     return host
 
 
 def _take(host: Host, command: str, result: dict[str, Any]) -> None:
-    """Put into a host what one command has printed there.
+    """Add the output of one command to a host.
 
-    :param result: as Ansible registers it
+    :param result: of the command, as Ansible registers it
     """
     if host.state is State.UNREACHABLE:
         return
@@ -162,26 +161,26 @@ def _take(host: Host, command: str, result: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError, AttributeError,
             RecursionError):
         complaint = _complaint(result)
-        # of both commands mostly the same
+        # both commands mostly fail with the same message
         if complaint not in host.errors:
             host.errors.append(complaint)
 
 
-def _take_upgrade(host: Host, told: dict[str, Any]) -> None:
+def _take_upgrade(host: Host, answer: dict[str, Any]) -> None:
     host.checks = [{'check': str(check['check']),
                     'result': int(check['result']),
                     'details': str(check['details'])}
-                   for check in told['checks']]
+                   for check in answer['checks']]
 
 
-def _take_preflight(host: Host, told: dict[str, Any]) -> None:
+def _take_preflight(host: Host, answer: dict[str, Any]) -> None:
     host.findings = [{**{name: _text(name, row[name]) for name in TEXTS},
                       'result': int(row['result'])}
-                     for row in told['findings']]
-    host.name, host.guests = str(told['host']), int(told['guests'])
-    host.seconds = float(told['seconds'])
-    host.notes = list(map(str, told['notes']))
-    host.fixes = list(map(str, told['fixes']))
+                     for row in answer['findings']]
+    host.name, host.guests = str(answer['host']), int(answer['guests'])
+    host.seconds = float(answer['seconds'])
+    host.notes = list(map(str, answer['notes']))
+    host.fixes = list(map(str, answer['fixes']))
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -193,13 +192,13 @@ _TAKE = {UPGRADE: _take_upgrade, PREFLIGHT: _take_preflight}
 
 def _complaint(result: dict[str, Any]) -> str:
     if not result:
-        return 'nothing has come from it.'
-    said = next(filter(None, (
+        return 'there is no answer from this host.'
+    message = next(filter(None, (
         _last_line(result.get(key))
         for key in ('stderr', 'module_stderr', 'msg'))), '')
-    said = said or 'it has not printed what nova-migfix-status does'
+    message = message or 'the output is not that of nova-migfix-status'
     code = result.get('rc')
-    return said if code is None else f'exit code {code}: {said}'
+    return message if code is None else f'exit code {code}: {message}'
 
 
 def _last_line(text: Any) -> str:
@@ -210,19 +209,19 @@ def _last_line(text: Any) -> str:
 # -- whether a host can be drained -------------------------------------------
 
 def judge(hosts: list[Host]) -> None:
-    """Say of each host whether it can be drained, and why not."""
+    """Set for each host whether it can be drained, and the reasons."""
     able: dict[frozenset[str], int] = {}
     for host in hosts:
         needs = _needs(host)
         if needs not in able:
             able[needs] = sum(needs <= other.offers for other in hosts)
         host.needs = sorted(needs)
-        # itself it is no destination
+        # a host is not its own destination
         _judge(host, able[needs] - (needs <= host.offers), len(hosts) - 1)
 
 
 def _needs(host: Host) -> frozenset[str]:
-    """Return what a destination has to have for the guests of a host."""
+    """Return the fixes and policy that guests need on their destination."""
     return frozenset(
         _SAFE_TLS if row['finding'] in _OVER_TLS else row['fix']
         for row in host.findings
@@ -236,11 +235,11 @@ def _judge(host: Host, able: int, others: int) -> None:
           if _INCOMPLETE.match(note)),
         *_of_guests(host), *_of_checks(host)]
     if host.needs:
-        what = ', '.join(host.needs)
+        needs = ', '.join(host.needs)
         reasons.append((
             Drain.NO if not able else
             Drain.DEPENDS if able < others else Drain.YES,
-            f'The destination needs {what}: {able} of {others} other hosts '
+            f'The destination needs {needs}: {able} of {others} other hosts '
             'are known to have it.'))
     order = list(Drain)
     reasons.sort(key=lambda reason: order.index(reason[0]))
@@ -256,16 +255,16 @@ def _of_guests(host: Host) -> Iterator[tuple[Drain, str]]:
         yield (Drain.NO, 'Guests that would fail or be harmed: '
                          f'{len(harmed)} of {host.guests}.')
     if changed:
-        yield (Drain.CHANGES, 'Guests that would not stay as they are: '
+        yield (Drain.CHANGES, 'Guests that would change: '
                               f'{len(changed)} of {host.guests}.')
 
 
 def _of_checks(host: Host) -> Iterator[tuple[Drain, str]]:
-    mended = _guests(row for row in host.findings if row['covered'] != 'no')
-    if host.must_restart and mended:
+    covered = _guests(row for row in host.findings if row['covered'] != 'no')
+    if host.must_restart and covered:
         yield Drain.NO, host.check(_PLUGIN)['details']
-    # Without the plugin nothing is fetched by that address.
-    if host.check(_PLUGIN)['result'] != _FAILURE and mended:
+    # Only the plugin fetches from that address.
+    if host.check(_PLUGIN)['result'] != _FAILURE and covered:
         for name in _OF_A_SOURCE:
             check = host.check(name)
             if check['result'] == _FAILURE:
@@ -276,10 +275,10 @@ def _guests(rows: Iterable[dict[str, Any]]) -> set[str]:
     return {row['instance'] for row in rows}
 
 
-# -- all of it ---------------------------------------------------------------
+# -- summary -----------------------------------------------------------------
 
 def summary(hosts: list[Host]) -> dict[str, Any]:
-    """Count hosts, and guests by what was found."""
+    """Count the hosts, their guests and findings."""
     rows = [row for host in hosts for row in host.findings]
     return {
         'hosts': len(hosts),

@@ -9,13 +9,12 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``heal``: make old ephemeral disks complete, so that they need no base.
+"""``heal``: make old ephemeral disks independent of their backing files.
 
-A running guest's QEMU does it. The disk of a guest that is
-shut off is converted in a scratch directory, and replaced if nothing has
-touched it meanwhile. Each disk is looked at when its turn comes: Nova may do
-what it likes with the guests in between, as no lock of Nova's holds outside
-of its own process.
+The QEMU of a running guest does this itself. The disk of a guest that is shut
+off is converted in a scratch directory, and replaced if it did not change in
+the meantime. Each disk is checked again when its turn comes: Nova's locks hold
+only within its own process, so that Nova may change any guest in between.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ import prettytable
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from nova_migfix import arrival
-from nova_migfix import block_job
-from nova_migfix import completion
-from nova_migfix import disks
-from nova_migfix import scratch
 from nova_migfix import status
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
+from nova_migfix.storage import block_job
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
+from nova_migfix.transport import fetch
 
 CONF = nova.conf.CONF
 
 #: exit codes
 DONE, LEFT, FAILED = range(3)
 
-# Seconds between two looks at qemu-img.
+# Seconds between two checks of qemu-img.
 _POLL = 0.2
 
 # virDomainJobType: VIR_DOMAIN_JOB_NONE
@@ -67,33 +66,33 @@ Progress = block_job.Progress
 
 
 class Interrupted(Exception):
-    """The operator has ended the command."""
+    """The operator interrupted the command."""
 
 
 class Skipped(Exception):
-    """A disk is left as it is; the text says why."""
+    """A disk is not changed; the text gives the reason."""
 
 
 class Row(NamedTuple):
-    """A disk, and what it takes to complete it."""
+    """A disk, and the cost of completing it."""
 
     instance: str           # UUID
     disk: disks.Overlay
-    size: int               # bytes that the guest sees
-    needed: int | None      # bytes that are written; None: not known
+    size: int               # bytes, virtual
+    needed: int | None      # bytes to write; None: not known
     free: int               # bytes
     way: str                # a key of WAYS, '' if the disk is skipped
-    reason: str             # why it is skipped
+    reason: str             # why the disk is skipped
 
 
-# -- which disks, and at what cost -------------------------------------------
+# -- disks and their cost ----------------------------------------------------
 
 def _rows(
     guests: dict[str, libvirt_guest.Guest], uuids: list[str],
 ) -> Iterator[Row]:
     note = functools.partial(print, file=sys.stderr)
     for uuid, disk in disks.all_overlays(note):
-        # Nova calls the directory of a resized instance UUID_resize.
+        # Nova names the directory of a resized instance UUID_resize.
         if not uuids or uuid.partition('_')[0] in uuids:
             yield _row(uuid, disk, guests.get(uuid))
 
@@ -101,7 +100,7 @@ def _rows(
 def _row(
     uuid: str, disk: disks.Overlay, guest: libvirt_guest.Guest | None,
 ) -> Row:
-    """Look at a disk.
+    """Return the row of a disk.
 
     :param guest: None if libvirt has no such domain
     """
@@ -116,14 +115,14 @@ def _row(
     except Skipped as error:
         way, reason = '', str(error)
     except Exception as error:
-        way, reason = '', arrival.reason(error)
+        way, reason = '', fetch.reason(error)
     return Row(uuid, disk, size, needed, free, way, reason)
 
 
 def _size(disk: disks.Overlay) -> int:
-    """Return how many bytes a guest sees.
+    """Return the virtual size of a disk in bytes.
 
-    :raises Skipped: the disk does not need its backing file any more
+    :raises Skipped: the disk no longer has a backing file
     """
     header = disks.qcow2_header(disk.path)
     if header is None or not header.backing:
@@ -136,7 +135,7 @@ def _way(
 ) -> str:
     """Return the key in WAYS of the only way that is safe now.
 
-    :raises Skipped: there is none
+    :raises Skipped: no way is safe now
     """
     if _is_resized(disk):
         raise Skipped('the instance is being resized or migrated')
@@ -150,51 +149,55 @@ def _way(
 
 
 def _is_resized(disk: disks.Overlay) -> bool:
-    """Say whether a resize or cold migration waits to be confirmed."""
+    """Return whether a resize or cold migration waits to be confirmed."""
     directory = os.path.dirname(disk.path)
     return directory.endswith('_resize') or os.path.exists(
         f'{directory}_resize')
 
 
 def _require_idle(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
-    """See that nobody else works on a running guest.
+    """Require that a running guest has the disk and no other job.
 
-    :raises Skipped: somebody does
+    :raises Skipped: libvirt runs a job, or the guest does not have the disk
     """
     if guest.get_job_info().type != _NO_JOB:
         raise Skipped('the guest is being migrated or saved')
     if not (guest.get_disk(disk.path) or guest.get_disk(disk.copy)):
         raise Skipped('the running guest does not have the disk')
-    # A killed process leaves a job that does not end by itself.
+    # The block job of a killed process does not end by itself.
     own = (disk.path, disk.copy) if os.path.exists(disk.copy) else ()
     for device in guest.get_all_disks():
         if device.source_path not in own and guest.get_block_device(
                 device.target_dev).get_job_info():
-            raise Skipped(f'a block job on {device.target_dev} is under way')
+            raise Skipped(f'a block job on {device.target_dev} is running')
 
 
 def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
-    """See that nothing has the disk of a guest open that is shut off.
+    """Require that a guest is shut off and no process has its disk open.
 
-    :raises Skipped: something has, or will continue with its backing file
+    :raises Skipped: a process has the disk open; or the guest still needs the
+        backing file, runs, or has lost its backing file
     """
     if guest._domain.hasManagedSaveImage(0):
         raise Skipped('the guest is suspended')
     if guest.get_disk(disk.copy):
-        raise Skipped('the guest has to be started: it is defined with '
+        raise Skipped('the guest must be started first: its definition has '
                       f'{os.path.basename(disk.copy)}')
-    if disks.lacks_base(disk):
+    if disks.lacks_backing_file(disk):
         raise Skipped('the backing file is missing and the guest is off')
     if disks.is_open(disk.path):
         raise Skipped('a process has the disk open')
-    # Last: libvirt marks a domain as active before it looks at disks.
+    # Last: libvirt marks a domain as active before it opens its disks.
     if guest.is_active():
         raise Skipped('the guest has been started')
 
 
 def _cost_of_pull(disk: disks.Overlay) -> int | None:
-    """Return the data of the base; QEMU copies them in larger pieces."""
-    return None if disks.lacks_base(disk) else completion.allocated(
+    """Return the bytes of data in the base; QEMU may write more.
+
+    It copies them in larger pieces.
+    """
+    return None if disks.lacks_backing_file(disk) else completion.allocated(
         disk.backing)
 
 
@@ -209,10 +212,10 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
              progress: Progress) -> None:
     """Replace the disk of a guest that is shut off by a complete one.
 
-    The start of a guest is never held up: the disk is read without a lock, and
-    the copy is thrown away if the guest has been started.
+    Never blocks the start of the guest: qemu-img reads the disk without a
+    lock, and the copy is discarded if the guest was started.
 
-    :raises Skipped: the guest or the disk is not as it was
+    :raises Skipped: the guest or the disk changed in the meantime
     """
     path = row.disk.path
     before = os.stat(path)
@@ -226,14 +229,14 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
         _give_to_owner_of(made, before)
         progress(row.needed or 0, row.needed or 0)
         if _is_resized(row.disk) or _state(os.stat(path)) != _state(before):
-            raise Skipped('the disk has changed meanwhile')
+            raise Skipped('the disk changed in the meantime')
         _require_off(row.disk, guest)
-        scratch.put(made, path)
+        scratch.replace(made, path)
     block_job.remove_copy(row.disk)
 
 
 def _watch(made: str, total: int, progress: Progress, process: Any) -> None:
-    """Report how much of a file is there, until its process has ended."""
+    """Report the size of a file in bytes, until its process ends."""
     try:
         while process.poll() is None:
             if os.path.exists(made):
@@ -246,7 +249,7 @@ def _watch(made: str, total: int, progress: Progress, process: Any) -> None:
 
 
 def _state(found: os.stat_result) -> tuple[int, ...]:
-    """Return what differs when a file was written, replaced or given away."""
+    """Return values that change if a file is written, replaced or chowned."""
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
             found.st_ctime_ns)
 
@@ -262,7 +265,7 @@ def _give_to_owner_of(path: str, model: os.stat_result) -> None:
 
 class Way(NamedTuple):
 
-    #: bytes that are written, None if that is not known
+    #: bytes to write; None: not known
     cost: Callable[[disks.Overlay], int | None]
     complete: Callable[[Row, libvirt_guest.Guest, int, Progress], None]
 
@@ -276,21 +279,22 @@ WAYS = {
 # -- the command -------------------------------------------------------------
 
 def run(args: argparse.Namespace) -> int:
-    """Print what it costs, ask, and complete disk after disk.
+    """Print the cost, ask for confirmation, and complete disk after disk.
 
     :returns: 0: no disk needs a base; 1: some still do; 2: one failed, or the
         command was interrupted
-    :raises Error: libvirt cannot be asked, nobody can be, an instance is not
-        here, or the command runs already
+    :raises Error: libvirt does not answer; there is no terminal to ask at; an
+        instance has no directory here; or the command runs already
     """
     for uuid in args.instance:
         if not os.path.isdir(os.path.join(CONF.instances_path, uuid)):
-            raise status.Error(f'Instance {uuid} has no directory here.')
+            raise status.Error(f'Instance {uuid} has no directory in '
+                               f'{CONF.instances_path}.')
     _become_owner()
     with hypervisor.guests() as guests:
         rows = list(_rows(guests, args.instance))
         if not rows:
-            print('No disk needs a backing file that Nova has made.')
+            print('No disk needs a backing file that Nova made.')
             return DONE
         print(_table(rows))
         possible = [row for row in rows if row.way]
@@ -303,14 +307,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise status.Error('There is no terminal to ask at: use --yes, or '
-                           '--dry-run.')
+        raise status.Error('There is no terminal for the confirmation: use '
+                           '--yes, or --dry-run.')
     return input('Complete these disks? [y/N] ').strip().lower() in (
         'y', 'yes')
 
 
 def _become_owner() -> None:
-    """Be nova-compute's user, in whose directories root would be misled."""
+    """Drop root for nova-compute's user, who could mislead root with links."""
     owner = os.stat(CONF.instances_path)
     if os.geteuid() == 0 and owner.st_uid:
         os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
@@ -320,23 +324,24 @@ def _become_owner() -> None:
 
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
-    """Have no second such command at work on this host.
+    """Lock this command on this host.
 
-    :raises Error: there is one
+    :raises Error: the command runs already on this host
     """
-    # where Nova has the locks of its image cache; storage may be shared
+    # Nova's directory for locks of its image cache; storage may be shared
     path = os.path.join(CONF.instances_path, 'locks',
                         f'migfix-heal-{CONF.host}')
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with scratch.locked(path) as is_locked:
         if not is_locked:
-            raise status.Error('This command runs already on this host.')
+            raise status.Error('This command runs already on this host. Wait '
+                               'until it ends.')
         yield
 
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[threading.Event]:
-    """Return an event that is set when the operator ends the command."""
+    """Return an event that is set when the operator interrupts the command."""
     interrupted = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, lambda *_: interrupted.set())
@@ -352,7 +357,7 @@ def _heal(
     rows: list[Row], guests: dict[str, libvirt_guest.Guest], bandwidth: int,
     interrupted: threading.Event,
 ) -> int:
-    """Complete disks; returns the worst exit code."""
+    """Complete disks; return the worst exit code."""
     worst = DONE
     with _Display() as display:
         for row in rows:
@@ -362,16 +367,17 @@ def _heal(
                           _Interruptible(progress, interrupted))
             except Interrupted:
                 display.say(
-                    f'{_title(row)}: interrupted. The disk is as it was, or '
-                    'has a part of its backing file and still names it; the '
-                    'guest is left as it is. Run the command again to go on.')
+                    f'{_title(row)}: interrupted. The disk is unchanged, or '
+                    'contains a part of its backing file and still needs it; '
+                    'its data are unchanged, and the guest is not affected. '
+                    'Run the command again to continue.')
                 return FAILED
             except Skipped as error:
                 display.say(f'{_title(row)}: skipped: {error}')
                 worst = max(worst, LEFT)
             except Exception as error:
                 display.say(f'{_title(row)}: not completed: '
-                            f'{arrival.reason(error)}')
+                            f'{fetch.reason(error)}')
                 worst = FAILED
             else:
                 display.say(f'{_title(row)}: complete')
@@ -379,16 +385,16 @@ def _heal(
 
 
 class _Interruptible:
-    """Progress that ends the work when the operator wants that."""
+    """Progress that raises Interrupted if the operator interrupts."""
 
     def __init__(self, report: Progress, interrupted: threading.Event) -> None:
         self._report = report
         self._interrupted = interrupted
 
     def __call__(self, done: int, total: int) -> None:
-        """Report it.
+        """Report progress.
 
-        :raises Interrupted: the operator has ended the command
+        :raises Interrupted: the operator interrupted the command
         """
         self.check()
         self._report(done, total)
@@ -400,10 +406,10 @@ class _Interruptible:
 
 def _complete(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
               progress: _Interruptible) -> None:
-    """Complete a disk, in the way that is safe by now.
+    """Complete a disk, in the way that is safe now.
 
-    :raises Skipped: there is none any more
-    :raises Interrupted: the operator has ended the command
+    :raises Skipped: no way is safe any more
+    :raises Interrupted: the operator interrupted the command
     """
     progress.check()
     now = _row(row.instance, row.disk, guest)
@@ -412,19 +418,19 @@ def _complete(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
     try:
         WAYS[now.way].complete(now, guest, bandwidth, progress)
     except Exception:
-        # Ctrl-C ends qemu-img and sync, too.
+        # Ctrl-C also ends qemu-img and sync.
         progress.check()
         raise
 
 
-# -- what the operator sees --------------------------------------------------
+# -- output ------------------------------------------------------------------
 
 def _title(row: Row) -> str:
     return f'{row.instance} {row.disk.name}'
 
 
 class _Display:
-    """A bar for each disk; lines where the output is no terminal."""
+    """A bar for each disk; lines if the output is not a terminal."""
 
     def __init__(self) -> None:
         self._console = rich_console.Console(
@@ -443,7 +449,7 @@ class _Display:
         self._bars.stop()
 
     def begin(self, row: Row) -> Progress:
-        """Show that a disk is next; returns what is to be called then."""
+        """Show that a disk begins; return a callback for its progress."""
         if self._bars.disable:
             self.say(f'{_title(row)}: {row.way}, '
                      f'about {_gib(row.needed)} GiB')
@@ -455,7 +461,7 @@ class _Display:
         self._console.print(line)
 
 
-#: of the table: title, and how a row is shown there
+#: columns of the table: title, and the text of a row
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ('Instance', lambda row: row.instance),
     ('Disk', lambda row: row.disk.name),

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""The guests that run on this hypervisor, as libvirt tells of them."""
+"""The guests on this hypervisor, read from libvirt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import status
 
 
@@ -39,19 +39,19 @@ class Domain:
 
     @functools.cached_property
     def document(self) -> etree._Element:
-        return guest_abi.parse(self.xml)
+        return vnic_abi.parse(self.xml)
 
     @functools.cached_property
     def nova(self) -> etree._Element | None:
-        """What Nova has written down of the instance, None if nothing."""
+        """Nova's element in the domain's metadata, None if it has none."""
         found = self.document.xpath(
             './metadata/*[local-name() = "instance"]')
         return found[0] if found else None
 
-    def told(self, path: str) -> list[etree._Element]:
+    def metadata(self, path: str) -> list[etree._Element]:
         """Return elements of Nova's metadata.
 
-        :param path: of local names, as the namespace has a version
+        :param path: of local names, as the namespace contains a version
         """
         found = [] if self.nova is None else [self.nova]
         for name in path.split('/'):
@@ -61,10 +61,10 @@ class Domain:
 
 
 def domains(uuids: Collection[str] = ()) -> list[Domain]:
-    """Return the guests that run, in the order of libvirt's names.
+    """Return the running guests, sorted by libvirt's names.
 
-    :param uuids: of the only ones that are wanted
-    :raises Error: libvirt cannot be asked, or one of them does not run here
+    :param uuids: return these guests only; empty: all
+    :raises Error: libvirt does not answer, or one of them does not run here
     """
     libvirt = _libvirt()
     with _connected(libvirt) as connection:
@@ -78,11 +78,11 @@ def domains(uuids: Collection[str] = ()) -> list[Domain]:
 
 
 def state(uuid: str) -> str:
-    """Return what Nova calls the state of a domain here, as 'running'.
+    """Return Nova's name of a domain's power state, as 'running'.
 
-    'absent' if there is none of it.
+    'absent' if libvirt on this host has no such domain.
 
-    :raises Error: libvirt cannot be asked
+    :raises Error: libvirt does not answer
     """
     libvirt = _libvirt()
     with _connected(libvirt) as connection:
@@ -97,11 +97,11 @@ def state(uuid: str) -> str:
 
 @contextlib.contextmanager
 def guests() -> Iterator[dict[str, guest.Guest]]:
-    """Connect for writing, as nova-compute does.
+    """Connect to libvirt for writing, as nova-compute does.
 
-    :returns: Nova's guests of all domains here, also of those that are shut
-        off, by their UUIDs
-    :raises Error: libvirt cannot be asked
+    :returns: Nova's Guest objects of all domains on this host, also of those
+        that are shut off, by their UUIDs
+    :raises Error: libvirt does not answer
     """
     with _connected(_libvirt(), flags=0) as connection:
         found = {domain.UUIDString(): guest.Guest(domain)
@@ -111,13 +111,14 @@ def guests() -> Iterator[dict[str, guest.Guest]]:
 
 @contextlib.contextmanager
 def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
-    """Connect to where nova-compute does, and as it does, but for reading.
+    """Connect to the libvirt of nova-compute, by default read-only.
 
-    The socket for that is open to everybody, unless libvirt is configured
-    otherwise. Over TCP libvirt may ask for a name and a password, which its
-    own auth.conf has; nobody else is there to answer.
+    All users may use the read-only socket, unless libvirt is configured
+    otherwise. Over TCP libvirt may request a name and a password; libvirt's
+    client reads them from auth.conf. This command cannot supply them.
 
-    :raises Error: libvirt cannot be asked
+    :param flags: of virConnectOpenAuth; None: read-only
+    :raises Error: libvirt does not answer
     """
     uri = driver.LibvirtDriver._uri()
     kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_ECHOPROMPT,
@@ -129,13 +130,13 @@ def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
             libvirt.VIR_CONNECT_RO if flags is None else flags)
     except libvirt.libvirtError as error:
         otherwise = (
-            'It wants a name and a password, which auth.conf has, in '
-            '/etc/libvirt or in .config/libvirt of the home of '
-            'nova-compute\'s user: run this as that user.'
+            'It requires a name and a password from auth.conf, in '
+            '/etc/libvirt or in .config/libvirt in the home of '
+            'nova-compute\'s user: run this command as that user.'
             if error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED else
-            'Run this on the hypervisor, where nova-compute runs, as a user '
-            'who may read from libvirt\'s socket.')
-        raise status.Error(f'libvirt cannot be asked at {uri}: {error}. '
+            'Run this command on the hypervisor, where nova-compute runs, as '
+            'a user with access to libvirt\'s read-only socket.')
+        raise status.Error(f'libvirt at {uri} does not answer: {error}. '
                            f'{otherwise}') from error
 
 
@@ -144,9 +145,9 @@ def _libvirt() -> Any:
         import libvirt
     except ImportError as error:
         raise status.Error(
-            f'{error}: run this in the Python environment of nova-compute, '
-            'which has libvirt-python.') from error
-    # what it says is in the exception, too
+            f'{error}: run this command in the Python environment of '
+            'nova-compute, which has libvirt-python.') from error
+    # libvirt would print the text of its exceptions, too
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     return libvirt
 
@@ -156,5 +157,5 @@ def _domain(libvirt: Any, domain: Any) -> Domain | None:
         return Domain(domain.UUIDString(), domain.name(), domain.XMLDesc(0))
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None         # it has ended meanwhile
+            return None         # the guest ended in the meantime
         raise

@@ -9,13 +9,13 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``preflight``: what a migration would do to the guests that run here.
+"""``preflight``: predict what a migration would do to this host's guests.
 
-Each finding is one thing that unmodified Nova would change of a guest, or
-that would end its migration, if it were migrated now. :data:`KINDS` says of
-each kind which fix mends it and on which host that has to be. Nothing is
-changed, and neither API nor database is needed; what could not be asked is
-noted.
+Each finding is one property of a guest that unmodified Nova would change, or
+one reason why the migration would fail, if the guest were migrated now.
+:data:`KINDS` has for each kind the fix that prevents it, and the host that
+needs the fix. The command is read-only and needs neither Nova's API nor its
+database. A note names each source of information that was not available.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ import nova.conf
 from oslo_concurrency import processutils
 import prettytable
 
-from nova_migfix import address
-from nova_migfix import disks
 from nova_migfix.fixes import base
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
@@ -53,19 +51,21 @@ from nova_migfix.status import hypervisor
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
 from nova_migfix.status import upgrade
+from nova_migfix.storage import disks
 from nova_migfix.tls import audit
 from nova_migfix.tls import rekey
-from nova_migfix import transfer
+from nova_migfix.transport import address
+from nova_migfix.transport import transfer
 
 CONF = nova.conf.CONF
 
-# File systems that several hosts have: disks stay where they are.
+# File systems that hosts share: a migration does not move disks on them.
 SHARED = frozenset(('ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'gfs2',
                     'gpfs', 'lustre', 'nfs', 'nfs4', 'ocfs2', 'smb3'))
 
 
 class Where(enum.Enum):
-    """On which host a fix has to be in force."""
+    """The host on which a fix has to be active."""
 
     SOURCE = 'source'
     DESTINATION = 'destination'
@@ -75,65 +75,66 @@ class Where(enum.Enum):
 
 
 class Kind(NamedTuple):
-    """One way to come to harm."""
+    """A kind of finding."""
 
     fix: type[base.Fix]
     where: Where
-    #: guest or migration fails, rather than that something changes
+    #: whether guest or migration fails; False: the guest changes
     fails: bool
-    #: what to do where the fix is not
+    #: remedy without the fix
     otherwise: str
 
 
-_REBOOT = 'Reboot the instance hard, at a time of its owner\'s choosing.'
+_REBOOT = 'Hard-reboot the instance, when its owner agrees.'
 
 KINDS: dict[str, Kind] = {
     'vnic': Kind(
         vnic.Vnic, Where.SOURCE, True,
-        f'Set nova.conf back until the guest is gone; or: {_REBOOT}'),
-    # seen to pass; the guest meets the new size at its next reset
+        f'Restore the old nova.conf until the guest is gone; or: {_REBOOT}'),
+    # the migration succeeds; the size changes at the guest's next reset
     'vnic-ring': Kind(vnic.Vnic, Where.SOURCE, False, _REBOOT),
     'ephemeral': Kind(
         ephemeral.Ephemeral, Where.EITHER, True,
-        'Make the disk complete before: nova-migfix-status heal.'),
+        'First make the disk complete: nova-migfix-status heal.'),
     'ephemeral-lost': Kind(
         ephemeral.Ephemeral, Where.SOURCE, True,
         'Do not stop the guest. Make the disk complete: nova-migfix-status '
         'heal.'),
     'config-drive': Kind(
         config_drive.ConfigDrive, Where.DESTINATION, True,
-        'Copy the file to the destination when the guest is there.'),
+        'Copy the file to the destination after the migration.'),
     'config-drive-empty': Kind(
         config_drive.ConfigDrive, Where.SOURCE, False,
-        'Build it again as Nova would: remove the file and reboot the '
-        'instance hard.'),
+        'Let Nova build it again: remove the file and hard-reboot the '
+        'instance.'),
     'kernel-ramdisk': Kind(
         kernel_ramdisk.KernelRamdisk, Where.DESTINATION, True,
-        'Migrate it cold.'),
+        'Use cold migration.'),
     'image-lost': Kind(
         source_address.SourceAddress, Where.BOTH, False,
-        'See that the destination can log in here by host name.'),
+        'Make sure that the destination can log in on this host by ssh with '
+        'its host name.'),
     'tls': Kind(
         tls_rekey.TlsRekey, Where.NOWHERE, True,
         'Give the destination a policy: nova-migfix-tls generate.'),
     'old-library': Kind(
         tls_rekey.TlsRekey, Where.NOWHERE, False,
-        'Migrate the guest while it is small, or reboot it hard: it has the '
+        'Migrate the guest while it is small, or hard-reboot it: it uses the '
         'library that was installed when it was started.'),
 }
 
 
 class Found(NamedTuple):
-    """What a finder has found of a guest."""
+    """The result of a finder for one guest."""
 
     kind: str
     device: str
-    running: str | None     # as it is
-    computed: str | None    # as unmodified Nova would have it
+    running: str | None     # value in the running guest
+    computed: str | None    # value that unmodified Nova would give it
 
 
 class Finding(NamedTuple):
-    """A row; the names are those of JSON and CSV."""
+    """A row; field names are those of JSON and CSV."""
 
     instance: str
     domain: str
@@ -143,24 +144,23 @@ class Finding(NamedTuple):
     computed: str | None
     bug: str
     fix: str
-    covered: str            # yes, no, or on which host it has to be
-    result: int             # 0, 1, 2 as oslo.upgradecheck's codes
+    covered: str            # yes, no, or the host that needs the fix
+    result: int             # oslo.upgradecheck's code: 0, 1, 2
     otherwise: str
 
 
 class Destination(NamedTuple):
-    """What the host that guests are to be migrated to has told."""
+    """The answer of the host to which the guests are to be migrated."""
 
     name: str
-    #: faults that are mended there, by the names of the fixes; None: it has
-    #: not told
+    #: fixes whose faults do not occur there; None: not known
     fixes: frozenset[str] | None = None
-    #: no session with it changes keys
+    #: TLS sessions with it never rekey
     is_safe: bool = False
 
 
 class Host(NamedTuple):
-    """What is known beside the guests."""
+    """Information that all guests of this host share."""
 
     ports: Mapping[str, recomputed.Binding]
     lost_images: frozenset[str]
@@ -169,18 +169,18 @@ class Host(NamedTuple):
     note: Callable[[str], None]
 
 
-# -- what is looked for in a guest -------------------------------------------
+# -- finders -----------------------------------------------------------------
 
 def _vnics(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
     try:
         changes = recomputed.changed_vnics(domain, host.ports)
     except Exception as error:
-        host.note(f'{domain.uuid}: what Nova would make of its vNICs could '
+        host.note(f'{domain.uuid}: the vNICs that Nova would give it could '
                   f'not be computed: {error}')
         return
     if recomputed.is_approximated(domain):
         host.note('Approximated: flavor and image of guests that a Nova '
-                  'before 32 (2025.2) has started; taken from their vNICs.')
+                  'before 32 (2025.2) started; derived from their vNICs.')
     for change in changes:
         kind = 'vnic-ring' if change.path.endswith('_queue_size') else 'vnic'
         yield Found(kind, f'{change.mac} {change.path}',
@@ -190,25 +190,25 @@ def _vnics(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
     for disk in domain.document.iterfind('./devices/disk'):
         path = str(disk.xpath('string(source/@file)'))
-        # what QEMU has open, whatever the file itself says
+        # the file that QEMU has open, which the disk's header may not name
         backing = str(disk.xpath('string(backingStore/source/@file)'))
-        if not disks.is_made_here(backing):
+        if not disks.has_local_base_name(backing):
             continue
         overlay = disks.Overlay(os.path.basename(path), path, backing)
         device = f'{disk.xpath("string(target/@dev)")} {overlay.name}'
         if not os.path.isdir(os.path.dirname(backing)):
-            host.note(f'Backing files are not in reach: {backing}.')
-        elif disks.lacks_base(overlay):
+            host.note(f'Backing files are not accessible: {backing}.')
+        elif disks.lacks_backing_file(overlay):
             yield Found('ephemeral-lost', device, backing, 'is missing')
             continue
         if not host.has_shared_disks:
             yield Found('ephemeral', device, _described(backing),
-                        'file system of the destination\'s')
+                        'the destination\'s file system')
 
 
 @functools.cache
 def _file_system(path: str) -> dict[str, str] | None:
-    """Ask blkid once for a backing file that many disks are laid upon."""
+    """Call blkid only once for a backing file that many disks share."""
     return disks.filesystem(path)
 
 
@@ -230,9 +230,9 @@ def _config_drive(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
                             'all zeros')
                 continue
         except OSError as error:
-            host.note(f'Whether config drives have anything is not known: '
+            host.note(f'Whether config drives are empty is not known: '
                       f'{error}.')
-        # Before, it was copied; and what may be written libvirt copies.
+        # Nova before 30 copies it; libvirt copies disks that are writable.
         if (nova_release.major() >= 30 and disk.find('readonly') is not None
                 and not host.has_shared_disks):
             yield Found('config-drive', device, 'ISO', 'all zeros')
@@ -256,7 +256,7 @@ def _image(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 
 
 def _image_of(domain: hypervisor.Domain) -> str | None:
-    for root in domain.told('root'):
+    for root in domain.metadata('root'):
         if root.get('type') == 'image':
             return str(root.get('uuid'))
     return None
@@ -265,9 +265,9 @@ def _image_of(domain: hypervisor.Domain) -> str | None:
 def _tls(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
     if host.destination.is_safe:
         return
-    told = domain.told('flavor/memory')
-    memory = int(told[0].text or 0) if told else 0
-    # To look into a process takes its time: only where it may matter.
+    flavor = domain.metadata('flavor/memory')
+    memory = int(flavor[0].text or 0) if flavor else 0
+    # Reading a process takes time: only if the guest may be too large.
     if tls_rekey.assess(None, memory).verdict is rekey.Verdict.SAFE:
         return
     guest = _process(domain.uuid, host)
@@ -286,8 +286,8 @@ def _process(uuid: str, host: Host) -> audit.Guest | None:
     try:
         return audit.find(uuid)
     except OSError as error:
-        host.note(f'Processes cannot be looked into: {error}. Approximated: '
-                  'what TLS does, from the memory of flavors.')
+        host.note(f'Processes cannot be read: {error}. Approximated: the '
+                  'effect of TLS, from the memory of flavors.')
         return None
 
 
@@ -296,11 +296,15 @@ FINDERS: tuple[
         _vnics, _ephemeral, _config_drive, _kernel, _image, _tls)
 
 
-# -- who mends it ------------------------------------------------------------
+# -- which findings a fix covers ---------------------------------------------
 
 def _covered(kind: Kind, here: frozenset[str],
              there: frozenset[str] | None) -> str:
-    """Say whether a fault is mended: 'yes', 'no', or where it has to be."""
+    """Return the value of ``covered``.
+
+    :param here: fixes whose faults do not occur on this host
+    :param there: the same of the destination; None: not known
+    """
     name = kind.fix.name
     elsewhere = ('if on the destination' if there is None
                  else 'yes' if name in there else 'no')
@@ -324,11 +328,11 @@ def _finding(domain: hypervisor.Domain, found: Found, here: frozenset[str],
         '' if covered == 'yes' else kind.otherwise)
 
 
-# -- what is known beside the guests -----------------------------------------
+# -- the other host and other services ---------------------------------------
 
 def _ask_destination(name: str | None,
                      note: Callable[[str], None]) -> Destination:
-    """Let the destination check itself, by ssh, as this user."""
+    """Run ``upgrade check`` on the destination, by ssh, as this user."""
     if not name:
         return Destination('')
     try:
@@ -338,7 +342,7 @@ def _ask_destination(name: str | None,
                 'check', '--json', check_exit_code=[0, 1, 2]))['checks']}
     except (OSError, ValueError, KeyError, TypeError,
             processutils.ProcessExecutionError) as error:
-        note(f'{name} was not asked which fixes it has: {error}')
+        note(f'{name} did not report its fixes: {error}')
         return Destination(name)
     loaded = checks['Plugin']['result'] != upgrade.failure().code
     return Destination(name, frozenset(
@@ -349,7 +353,7 @@ def _ask_destination(name: str | None,
 
 
 def _has_shared_disks() -> bool:
-    """Say whether other hosts have the guests' files, too."""
+    """Return whether instances_path is on a file system that hosts share."""
     mounts = [line.split(' ') for line in
               pathlib.Path('/proc/self/mounts').read_text().splitlines()]
     place = os.path.realpath(CONF.instances_path)
@@ -365,7 +369,7 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
         ports = services.ports()
     except status.Error as error:
         note(f'{error}. Approximated: bindings of ports and MTU of networks, '
-             'taken to be as the guests have them.')
+             'derived from the guests.')
     lost_images: frozenset[str] = frozenset()
     images = {image for image in map(_image_of, domains) if image}
     try:
@@ -383,26 +387,26 @@ class Report(NamedTuple):
 
     host: str
     destination: str
-    fixes: list[str]        # whose faults are mended on this host
+    fixes: list[str]        # fixes whose faults do not occur on this host
     guests: int
     seconds: float
     findings: list[Finding]
-    notes: list[str]        # what was not asked, or is approximated
+    notes: list[str]        # what is not known, or is approximated
 
 
 def report(uuids: list[str], destination: str | None) -> Report:
-    """Look at guests.
+    """Return the findings about guests.
 
-    :param uuids: of the instances, none for all that run here
-    :param destination: host that they are to be migrated to
-    :raises Error: libvirt cannot be asked, or an instance does not run here
+    :param uuids: of the instances; empty: all that run here
+    :param destination: host to which they are to be migrated
+    :raises Error: libvirt does not answer, or an instance does not run here
     """
     begin = time.monotonic()
     notes: dict[str, None] = {}
     recomputed.initialize()
     domains = hypervisor.domains(uuids)
     host = _host(domains, destination, notes.setdefault)
-    here = upgrade.mended_faults()
+    here = upgrade.covered_fixes()
     findings = [
         _finding(domain, found, here, host.destination.fixes)
         for domain in domains for found in _found(domain, host)]
@@ -424,7 +428,7 @@ def _found(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was found.
+    """Print the findings.
 
     :returns: the worst result of a finding
     """
@@ -443,7 +447,7 @@ def run(args: argparse.Namespace) -> int:
     return max((row.result for row in found.findings), default=0)
 
 
-#: of the table: title, attribute of a finding, width
+#: columns of the table: title, attribute of a finding, width
 _COLUMNS = (
     ('Instance', 'instance', 36), ('Finding', 'finding', 18),
     ('Device', 'device', 18), ('Now', 'running', 24), ('Then', 'computed', 24),

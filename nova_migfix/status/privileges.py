@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Nova's own daemon, for what this user may not do."""
+"""Nova's privsep daemon, for actions that need root."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CONF = cfg.CONF
 
 
 def acquire() -> None:
-    """Have Nova's functions of privsep run in its daemon, as nova-compute.
+    """Let Nova's privsep functions run in its daemon, as in nova-compute.
 
-    The first of them starts it, by sudo and nova-rootwrap.
+    The first call starts the daemon, by sudo and nova-rootwrap.
     """
     context = nova.privsep.sys_admin_pctxt
-    # oslo.log's name of it; what matters is in the exception, too
+    # the exception has the error, so that it need not be logged
     logging.getLogger('oslo.privsep').setLevel(logging.CRITICAL + 1)
     priv_context.init(_without_password(utils.get_root_helper()))
     if own := context.conf.helper_command:
@@ -41,7 +41,7 @@ def acquire() -> None:
 
 
 def _without_password(command: str) -> list[str]:
-    """Have sudo fail where it would ask for one."""
+    """Make sudo fail instead of asking for a password."""
     program, *words = shlex.split(command)
     silent = ['-n'] if os.path.basename(program) == 'sudo' else []
     return [program, *silent, *words]

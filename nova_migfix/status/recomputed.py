@@ -9,15 +9,14 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What unmodified Nova would give to a guest that is migrated now.
+"""Compute the vNICs that unmodified Nova would give to a migrated guest.
 
-Nova's own code computes it, the same that does so in a live migration; this
-makes up its arguments from what there is on a hypervisor. Flavor and image are
-in the domain's metadata, from Nova 32 on as a whole. Of an older domain it is
-taken from the running guest whether several queues and packed rings were
-asked for, and of which model the device is. How ports are bound, and the MTU
-of their networks, Neutron knows; where it is not asked, they are taken to be
-as the running guest has them.
+Nova's own code of a live migration computes them. This module supplies its
+arguments on a hypervisor. Flavor and image come from the domain's metadata,
+which has them completely since Nova 32. For an older domain, multiple queues,
+packed rings and the device model are derived from the running guest. Port
+bindings and the MTU of networks come from Neutron; without Neutron, they are
+derived from the running guest.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from nova.virt.libvirt import migration
 from nova.virt.libvirt import vif
 import os_vif
 
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import hypervisor
 
 CONF = nova.conf.CONF
 
 
 class Binding(NamedTuple):
-    """How a port is bound, as Neutron tells it."""
+    """The binding of a port, as Neutron returns it."""
 
     vif_type: str
     vnic_type: str
@@ -52,7 +51,7 @@ class Binding(NamedTuple):
     mtu: int | None
 
 
-# Kind of interface: how a port must have been bound that looks like that.
+# Type of interface: the binding that results in such an interface.
 _DELEGATED = {'os_vif_delegation': True}
 _KINDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     'bridge': (model.VIF_TYPE_OVS, model.VNIC_TYPE_NORMAL, {}, {}),
@@ -71,43 +70,43 @@ _KINDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 
 
 def initialize() -> None:
-    """Load what Nova's code needs, once."""
+    """Register the objects that Nova's code needs."""
     os_vif.objects.register_all()
     objects.register_all()
 
 
 def changed_vnics(
     domain: hypervisor.Domain, ports: Mapping[str, Binding],
-) -> list[guest_abi.Kept]:
-    """Return what unmodified Nova would change of the guest's vNICs.
+) -> list[vnic_abi.Kept]:
+    """Return the changes that unmodified Nova would make to a guest's vNICs.
 
-    :param ports: by MAC address in lower case; those that are missing are
-        taken to be as they look
-    :raises Exception: whatever Nova's code raises
+    :param ports: by MAC address in lower case; the binding of a missing one
+        is derived from the interface
+    :raises Exception: any exception of Nova's code
     """
     get_config = functools.partial(
         vif.LibvirtGenericVIFDriver(None).get_config,
         instance=objects.Instance(uuid=domain.uuid, display_name=domain.name),
         image_meta=_image(domain), flavor=_flavor(domain),
         virt_type=CONF.libvirt.virt_type)
-    document = guest_abi.parse(domain.xml)
+    document = vnic_abi.parse(domain.xml)
     data = objects.LibvirtLiveMigrateData(vifs=[
         _bound(interface, ports)
         for interface in document.iterfind('./devices/interface')])
     computed = etree.tostring(
         migration._update_vif_xml(document, data, get_config),
         encoding='unicode')
-    return [change for change in guest_abi.keep_vnics(computed, domain.xml)[1]
+    return [change for change in vnic_abi.keep_vnics(computed, domain.xml)[1]
             if (change.path, change.running, change.computed) not in _SAME]
 
 
-# libvirt does not write down what it does not need to.
+# libvirt omits a default value.
 _SAME = frozenset([('driver/@queues', None, '1')])
 
 
 def _bound(interface: etree._Element,
            ports: Mapping[str, Binding]) -> objects.VIFMigrateData:
-    """Describe a port as it is bound, to Nova's code."""
+    """Return the migration data of a port for Nova's code."""
     mac = str(interface.xpath('string(mac/@address)')).lower()
     binding = ports.get(mac) or _binding(interface)
     port = f'00000000-0000-4000-8000-{mac.replace(":", "")}'
@@ -124,42 +123,43 @@ def _bound(interface: etree._Element,
 def _binding(interface: etree._Element) -> Binding:
     kind = interface.get('type') or ''
     if kind not in _KINDS:
-        raise ValueError(f'how an interface of type {kind} is bound only '
-                         'Neutron knows')
+        raise ValueError(f'only Neutron has the binding of an interface of '
+                         f'type {kind}')
     mtu = str(interface.xpath('string(mtu/@size)'))
     return Binding(*_KINDS[kind], mtu=int(mtu) if mtu else None)
 
 
 def is_approximated(domain: hypervisor.Domain) -> bool:
-    """Say whether flavor and image are not in the domain's metadata."""
-    return not domain.told('flavor/extraSpecs')
+    """Return whether the metadata lack the flavor's and image's properties."""
+    return not domain.metadata('flavor/extraSpecs')
 
 
 def _flavor(domain: hypervisor.Domain) -> objects.Flavor:
-    vcpus = domain.told('flavor/vcpus')
+    vcpus = domain.metadata('flavor/vcpus')
     return objects.Flavor(
         vcpus=int(vcpus[0].text if vcpus
                   else domain.document.findtext('./vcpu')),
         extra_specs={spec.get('name'): spec.text or ''
-                     for spec in domain.told('flavor/extraSpecs/extraSpec')})
+                     for spec in domain.metadata(
+                         'flavor/extraSpecs/extraSpec')})
 
 
 def _image(domain: hypervisor.Domain) -> objects.ImageMeta:
     properties = dict(
         _guessed(domain) if is_approximated(domain) else (
             (element.get('name'), element.text)
-            for element in domain.told('image/properties/property')))
+            for element in domain.metadata('image/properties/property')))
     return objects.ImageMeta.from_dict({'properties': properties})
 
 
 def _guessed(domain: hypervisor.Domain) -> Iterator[tuple[str, str]]:
-    """Yield the properties of an image that the vNICs look like."""
+    """Yield the image properties that result in such vNICs."""
     for interface in domain.document.iterfind('./devices/interface'):
         yield 'hw_vif_model', str(interface.xpath('string(model/@type)'))
         driver = interface.find('driver')
         if driver is None:
             continue
-        # Nova names vhost only if there are several queues or it sets a ring.
+        # Nova sets name='vhost' only with several queues or a ring size.
         if driver.get('queues') or (
                 driver.get('name') == 'vhost'
                 and not driver.get('rx_queue_size')):

@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``report``: what many hosts have told, as JSON and as a page.
+"""``report``: merge the answers of many hosts into JSON and an HTML page.
 
-``ansible/report.yml`` asks the hosts and calls this. The page is one file that
-asks nobody for anything: browsers are forbidden to, and run no other script
-than the one that is known by its digest.
+``ansible/report.yml`` collects the answers and calls this command. The page is
+one self-contained file: its Content-Security-Policy forbids browsers to load
+anything, and to run any script but the one with the given digest.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import prettytable
 from nova_migfix import status
 from nova_migfix.status import fleet
 
-#: what a row of the page has of a finding, after the host's number
+#: fields of a finding in a row of the page, after the host's number
 COLUMNS = (*fleet.TEXTS, 'result')
 
 _EXIT_CODES = {fleet.Drain.YES: 0, fleet.Drain.NO: 2}
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge, write what is asked for, and print a table.
+    """Merge the answers, write the requested files, and print a table.
 
     :returns: 0: all hosts can be drained; 2: one cannot; 1: otherwise
     """
@@ -66,20 +66,20 @@ def _write(path: str, text: str) -> None:
 
 
 def _table(hosts: list[fleet.Host]) -> str:
-    """Count the hosts that can be drained, and name those that were mute."""
+    """Count hosts by verdict, and name those that did not answer."""
     table = prettytable.PrettyTable(['Safe to drain', 'Hosts', 'Guests'])
     table.align = 'l'
     for drain in fleet.Drain:
-        of_it = [host for host in hosts if host.drain is drain]
-        table.add_row([drain.value, len(of_it),
-                       sum(host.guests for host in of_it)])
+        found = [host for host in hosts if host.drain is drain]
+        table.add_row([drain.value, len(found),
+                       sum(host.guests for host in found)])
     return '\n'.join((str(table), *(
         f'{host.host} {host.state.value}: {"; ".join(host.errors)}'
         for host in hosts if host.state is not fleet.State.TOLD)))
 
 
 def as_json(whole: dict[str, Any]) -> str:
-    """Return the report with all that the hosts have told."""
+    """Return the report as JSON, with the complete answers of all hosts."""
     return json.dumps(whole, default=_plain)
 
 
@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 
 def as_html(whole: dict[str, Any]) -> str:
-    """Return the report as a page that needs nothing else."""
+    """Return the report as a self-contained HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('nova_migfix.status', 'templates'),
         autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -102,16 +102,16 @@ def as_html(whole: dict[str, Any]) -> str:
 
 
 def _inline(environment: jinja2.Environment, name: str) -> tuple[str, str]:
-    """Return what stands between tags, and what a browser knows it by."""
+    """Return a template's text, and its digest for the security policy."""
     text = environment.get_template(name).render()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
     return text, f'sha256-{digest.decode()}'
 
 
 def _page_data(whole: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page's script reads: each text only once.
+    """Return the data for the page's script, with each text only once.
 
-    Hosts are in the order in which they are shown: the worst first.
+    Hosts are in the order in which the page shows them: the worst first.
     """
     order = list(fleet.Drain)
     hosts = sorted(whole['hosts'], key=lambda host: order.index(host.drain))
@@ -132,7 +132,7 @@ def _page_host(host: fleet.Host,
         'host': host.host, 'name': host.name, 'state': host.state.value,
         'drain': host.drain.value, 'why': host.why, 'guests': host.guests,
         'fixes': host.fixes, 'notes': list(map(number, host.notes)),
-        # what is well needs no words
+        # only checks with a warning or failure
         'checks': [[number(check['check']), check['result'],
                     number(check['details'])]
                    for check in host.checks if check['result']]}

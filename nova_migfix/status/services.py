@@ -9,10 +9,9 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What Neutron and Glance know, if they can be asked.
+"""Read port bindings from Neutron, and lost images from Glance.
 
-With the credentials and clients that nova-compute itself uses. Nobody waits
-for them long.
+Uses nova-compute's own credentials and clients, with short timeouts.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from nova_migfix.status import recomputed
 
 CONF = nova.conf.CONF
 
-# Seconds, for an answer.
+# Seconds to wait for one answer.
 _TIMEOUT = 5
-# Seconds after which Glance is asked for no further image.
+# Seconds after which no further image is requested from Glance.
 _PATIENCE = 10
 
 
 def ports() -> dict[str, recomputed.Binding]:
-    """Return how the ports of this host are bound, by MAC address.
+    """Return the bindings of this host's ports by MAC address in lower case.
 
-    :raises Error: Neutron cannot be asked
+    :raises Error: Neutron does not answer, or there are no credentials
     """
     _limit('neutron')
     try:
@@ -53,7 +52,7 @@ def ports() -> dict[str, recomputed.Binding]:
         mtu = {network['id']: network.get('mtu') for network
                in client.list_networks(fields=['id', 'mtu'])['networks']}
     except Exception as error:
-        raise status.Error(f'Neutron was not asked: {error}') from error
+        raise status.Error(f'Neutron was not queried: {error}') from error
     return {port['mac_address'].lower(): recomputed.Binding(
         port['binding:vif_type'], port['binding:vnic_type'],
         port.get('binding:vif_details') or {},
@@ -63,10 +62,10 @@ def ports() -> dict[str, recomputed.Binding]:
 
 def lost_images(images: Collection[str],
                 note: Callable[[str], object]) -> frozenset[str]:
-    """Return which images are not in Glance any more.
+    """Return the images that Glance no longer has.
 
-    :param note: is told for how many it took too long to ask
-    :raises Error: Glance cannot be asked
+    :param note: is called if Glance is too slow to check all images
+    :raises Error: Glance does not answer, or the credentials do not suffice
     """
     _limit('service_user')
     try:
@@ -76,8 +75,8 @@ def lost_images(images: Collection[str],
         access = auth.get_access(session)
         if 'admin' not in access.role_names:
             raise status.Error(
-                'the user of [service_user] has no role admin and does not '
-                'see all images')
+                'the user of [service_user] does not have the role admin and '
+                'cannot see all images')
         context = nova_context.RequestContext(
             user_auth_plugin=auth, auth_token=access.auth_token)
         begin = time.monotonic()
@@ -85,14 +84,14 @@ def lost_images(images: Collection[str],
         for number, image in enumerate(sorted(images)):
             if time.monotonic() - begin > _PATIENCE:
                 note(f'Glance is slow: {len(images) - number} of '
-                     f'{len(images)} images were not asked for. Whether these '
+                     f'{len(images)} images were not checked. Whether these '
                      'are lost is not known.')
                 break
             if _is_lost(context, image):
                 lost.add(image)
         return frozenset(lost)
     except Exception as error:
-        raise status.Error(f'Glance was not asked: {error}') from error
+        raise status.Error(f'Glance was not queried: {error}') from error
 
 
 def _is_lost(context: nova_context.RequestContext, image: str) -> bool:
@@ -104,12 +103,12 @@ def _is_lost(context: nova_context.RequestContext, image: str) -> bool:
 
 
 def _limit(group: str) -> None:
-    """Refuse to ask without credentials, and to wait for ever.
+    """Set the timeout of a service, and require its credentials.
 
-    :raises Error: nova.conf has none
+    :raises Error: nova.conf has no credentials
     """
     if not CONF[group].auth_type:
         raise status.Error(
-            f'{"Neutron" if group == "neutron" else "Glance"} was not asked: '
-            f'there are no credentials in [{group}]')
+            f'{"Neutron" if group == "neutron" else "Glance"} was not '
+            f'queried: there are no credentials in [{group}]')
     CONF.set_override('timeout', _TIMEOUT, group)

@@ -9,10 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``upgrade check``: is this host set up so that the fixes can work?
+"""``upgrade check``: check whether this host is set up for the fixes.
 
-:data:`CHECKS` has a function for each; what they look at is this host alone,
-and nothing of it is changed.
+:data:`CHECKS` has one function for each check. They inspect this host only,
+and are read-only.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from oslo_upgradecheck import upgradecheck
 from oslo_utils import units
 from stevedore import named
 
-from nova_migfix import address
-from nova_migfix import disks
+from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix import nova_release
 from nova_migfix.status import privileges
-from nova_migfix import tap
+from nova_migfix.storage import disks
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.transport import address
 
 CONF = nova.conf.CONF
 
 DRIVER = 'migfix.LibvirtDriver'
 
-# Seconds, for a connection and what comes first.
+# Seconds to wait for a connection and its first line.
 _TIMEOUT = 5
 
-# Beside Nova itself no release of Nova mends this one.
+# Its fault is not in Nova, so that no release of Nova fixes it.
 _NOT_OF_NOVA = frozenset(('tls_rekey',))
 
 _PROC = pathlib.Path('/proc')
-# Of /proc/PID/stat after the name; see proc_pid_stat(5).
+# Index of a field in /proc/PID/stat after the name; see proc_pid_stat(5).
 _STARTTIME = 19
-# Seconds that the start may be later: the time of boot is without fractions.
+# Seconds by which the start may be later: the boot time has no fractions.
 _UNCERTAINTY = 1
 
 success = functools.partial(upgradecheck.Result, upgradecheck.Code.SUCCESS)
@@ -69,51 +69,51 @@ warning = functools.partial(upgradecheck.Result, upgradecheck.Code.WARNING)
 failure = functools.partial(upgradecheck.Result, upgradecheck.Code.FAILURE)
 
 
-# -- the plugin, and the Nova that it is in ----------------------------------
+# -- the plugin and its Nova -------------------------------------------------
 
 def is_active() -> bool:
-    """Say whether nova-compute is configured to load the plugin."""
+    """Return whether nova-compute is configured to load the plugin."""
     return bool(CONF.compute_driver == DRIVER)
 
 
-def mended_faults() -> frozenset[str]:
-    """Return the names of the fixes that act here, or that Nova contains.
+def covered_fixes() -> frozenset[str]:
+    """Return the names of the fixes that are active here or that Nova has.
 
-    None where nova-compute does not start for what it is configured with.
+    Empty if [migfix] enabled_fixes is invalid: nova-compute does not start.
     """
-    mended = {fixes.State.NOT_NEEDED} | (
+    covered = {fixes.State.NOT_NEEDED} | (
         {fixes.State.ACTIVE} if is_active() else set())
     try:
         found = fixes.find(CONF.migfix.enabled_fixes)
     except exception.InvalidConfiguration:
         return frozenset()
-    return frozenset(fix.name for fix in found if fix.state in mended)
+    return frozenset(fix.name for fix in found if fix.state in covered)
 
 
 def _plugin() -> upgradecheck.Result:
     if not is_active():
         return failure(
-            f'compute_driver is {CONF.compute_driver}: guests are migrated as '
-            f'Nova does it. Set [DEFAULT] compute_driver = {DRIVER} and '
+            f'compute_driver is {CONF.compute_driver}: guests are migrated '
+            f'without the fixes. Set [DEFAULT] compute_driver = {DRIVER} and '
             'restart nova-compute.')
     if 'migfix' not in named.NamedExtensionManager(
             'os_vif', names=[]).entry_points_names():
         return failure(
-            f'{DRIVER} cannot be loaded from this Python environment: pip '
-            'install nova-migfix where nova-compute is.')
+            f'{DRIVER} cannot be loaded from this Python environment: run '
+            '"pip install nova-migfix" in the environment of nova-compute.')
     changed = max(map(os.path.getmtime, CONF.config_file), default=0)
     for pid, begin in _computes():
         if begin + _UNCERTAINTY < changed:
             return warning(
-                f'nova-compute (process {pid}) was started before its '
-                'configuration was changed last: restart it.')
+                f'nova-compute (process {pid}) was started before the last '
+                'change of its configuration: restart it.')
     return success(f'nova-compute is configured to load {DRIVER}.')
 
 
 def _computes() -> Iterator[tuple[str, float]]:
-    """Yield process and beginning of each nova-compute of this environment.
+    """Yield PID and start of each nova-compute of this environment.
 
-    In seconds since the epoch.
+    The start is in seconds since the epoch.
     """
     here = os.path.dirname(sys.executable)
     booted = next(float(line.split()[1]) for line in (
@@ -121,7 +121,7 @@ def _computes() -> Iterator[tuple[str, float]]:
     for process in _PROC.glob('[0-9]*'):
         try:
             arguments = _text(process / 'cmdline').split('\0')
-            # after the name, which may have anything in it
+            # after the name, which may contain any character
             numbers = _text(process / 'stat').rpartition(')')[2].split()
         except OSError:
             continue
@@ -132,7 +132,7 @@ def _computes() -> Iterator[tuple[str, float]]:
 
 
 def _text(path: pathlib.Path) -> str:
-    """Read a file that any user may have written, in whatever encoding."""
+    """Read a file that any user may write, in any encoding."""
     return path.read_text(errors='replace')
 
 
@@ -149,15 +149,14 @@ def _fix(found: fixes.Found) -> upgradecheck.Result:
     return verdict(str(found))
 
 
-def _mended_twice(found: list[fixes.Found]) -> upgradecheck.Result:
+def _patched(found: list[fixes.Found]) -> upgradecheck.Result:
     needed = {fix.name for fix in found
               if fix.state is not fixes.State.NOT_NEEDED} - _NOT_OF_NOVA
     if not needed and is_active():
         return warning(
-            'This Nova mends by itself what the plugin is for, which does '
-            'nothing but to ask for TLS: set [DEFAULT] compute_driver = '
-            'libvirt.LibvirtDriver, or keep it until all hosts have such a '
-            'Nova.')
+            'This Nova contains all fixes of the plugin but the check of TLS: '
+            'set [DEFAULT] compute_driver = libvirt.LibvirtDriver, or keep '
+            'the plugin until all hosts have such a Nova.')
     return success(f'This Nova needs {", ".join(sorted(needed)) or "none"}.')
 
 
@@ -167,9 +166,10 @@ def _address() -> upgradecheck.Result:
     own = CONF.libvirt.live_migration_inbound_addr
     if not own:
         return warning(
-            '[libvirt] live_migration_inbound_addr is unset: what Glance has '
-            'lost is fetched from this host by its name, over whatever '
-            'network that leads.')
+            '[libvirt] live_migration_inbound_addr is unset: destinations '
+            'fetch images that Glance no longer has from this host by its '
+            'name, over the network to which the name resolves. Set it to an '
+            'address of this host.')
     try:
         found = {info[4][0] for info in socket.getaddrinfo(
             own, None, type=socket.SOCK_STREAM)}
@@ -200,23 +200,25 @@ def _ssh() -> upgradecheck.Result:
             greeting = connection.makefile('rb').readline()
     except (OSError, ValueError, processutils.ProcessExecutionError) as error:
         return failure(
-            f'{own} does not answer to ssh: {error}. Destinations fetch from '
-            'there what they need of a guest: let sshd listen on it, at the '
-            'port that ssh_config has for it.')
+            f'{own} does not answer to ssh: {error}. Destinations fetch files '
+            'of guests from this address: let sshd listen on it, at the port '
+            'that ssh_config has for it.')
     if not greeting.startswith(b'SSH-'):
-        return failure(f'{own}: what answers at port {where[1]} is not sshd.')
+        return failure(
+            f'{own}: the server at port {where[1]} is not sshd. Let sshd '
+            'listen there, or change the port in ssh_config.')
     return success(f'sshd answers on {own} at port {where[1]}.')
 
 
 def _ssh_destination(host: str) -> tuple[str, int]:
     """Return address and port that this user's ssh_config has for a host."""
-    said, _errors = processutils.execute('ssh', '-G', '--', host)
-    words = dict(line.split(' ', 1) for line in said.splitlines()
+    output, _errors = processutils.execute('ssh', '-G', '--', host)
+    words = dict(line.split(' ', 1) for line in output.splitlines()
                  if ' ' in line)
     return words['hostname'], int(words['port'])
 
 
-# -- what this host gives to guests ------------------------------------------
+# -- vNICs and disks of guests -----------------------------------------------
 
 def _queues() -> upgradecheck.Result:
     wanted = vif.LibvirtGenericVIFDriver(None)._get_max_tap_queues()
@@ -224,23 +226,25 @@ def _queues() -> upgradecheck.Result:
         possible = _possible_queues()
     except (OSError, daemon.FailedToDropPrivileges) as error:
         return warning(
-            'How many queues a tap device takes could not be found out: '
-            f'{error}. Try as root.')
+            'The number of queues that a tap device supports could not be '
+            f'determined: {error}. Run this command as root.')
     if wanted and wanted > possible:
         return failure(
-            f'Guests are given up to {wanted} queues for a vNIC, of which the '
-            f'kernel opens {possible}: set [libvirt] max_queues = '
-            f'{possible}.')
+            f'Nova gives a vNIC up to {wanted} queues, but the kernel opens '
+            f'only {possible}: set [libvirt] max_queues = {possible}.')
     return success(
-        f'The kernel opens {possible} queues of a tap device, guests are '
-        f'given {wanted or "one for each vCPU"}.')
+        f'The kernel opens {possible} queues of a tap device; Nova gives a '
+        f'vNIC up to {wanted or "one for each vCPU"}.')
 
 
 def _possible_queues() -> int:
-    """Ask as this user, or else by Nova's daemon, as nova-compute does.
+    """Return the number of queues that the kernel opens for a tap device.
 
-    :raises OSError: the kernel cannot be asked
-    :raises FailedToDropPrivileges: nor may this user start the daemon
+    Tries as this user first, then with Nova's privsep daemon, as nova-compute
+    does.
+
+    :raises OSError: the kernel does not allow a tap device
+    :raises FailedToDropPrivileges: this user cannot start the daemon
     """
     context = nova.privsep.sys_admin_pctxt
     context.set_client_mode(False)
@@ -253,9 +257,9 @@ def _possible_queues() -> int:
 
 def _ephemeral_disks() -> upgradecheck.Result:
     worst = [failure(problem) for problem in _mkfs_problems(_LABEL)]
-    # LP 2061701: what it is called on the destination
+    # LP 2061701: the label on the destination
     if not worst and nova_release.major() < 30 and (
-            'ephemeral' not in mended_faults()):
+            'ephemeral' not in covered_fixes()):
         worst = [failure(f'In a live migration: {problem}')
                  for problem in _mkfs_problems(_BASE)]
     return worst[0] if worst else success(
@@ -266,29 +270,29 @@ def _ephemeral_overlays() -> upgradecheck.Result:
     notes: list[str] = []
     found = list(disks.all_overlays(notes.append))
     missing = {disk.backing for _instance, disk in found
-               if disks.lacks_base(disk)}
-    said = (f'{len(found)} disks of {len({name for name, _ in found})} '
-            'instances need backing files that Nova has made, of which '
+               if disks.lacks_backing_file(disk)}
+    text = (f'{len(found)} disks of {len({name for name, _ in found})} '
+            'instances need backing files that Nova made, of which '
             f'{len(missing)} are missing.')
     if notes or missing or (found and not CONF.migfix.ephemeral_overlays):
         return warning(' '.join((
-            said, *notes, 'See "nova-migfix-status heal --dry-run".')))
-    return success(said)
+            text, *notes, 'Run "nova-migfix-status heal --dry-run".')))
+    return success(text)
 
 
-#: what Nova calls the first disk, and its backing file
+#: Nova's name of the first disk, and of its backing file
 _LABEL, _BASE = 'ephemeral0', 'ephemeral_100_40d1d2c'
 
 
 def _os_types() -> list[str]:
-    """Return for which operating systems commands are configured."""
+    """Return the operating systems that have an mkfs command."""
     return ['default', *sorted(
         name for name in {command.partition('=')[0]
                           for command in CONF.virt_mkfs} - {'default', ''})]
 
 
 def _mkfs_problems(label: str) -> Iterator[str]:
-    """Make a file system for each kind of guest, as Nova does."""
+    """Make a file system for each operating system; yield the problems."""
     for os_type in _os_types():
         with tempfile.TemporaryDirectory(prefix='migfix-status-') as place:
             path = os.path.join(place, 'disk')
@@ -303,9 +307,9 @@ def _mkfs_problems(label: str) -> Iterator[str]:
                 continue
             found = disks.filesystem(path)
             if found is not None and found.get('LABEL') != label:
-                yield (f'The file system ({os_type}) that is to be labelled '
-                       f'{label} has {found.get("LABEL", "no label")}. See '
-                       '[DEFAULT] default_ephemeral_format and virt_mkfs.')
+                yield (f'The file system ({os_type}) should have the label '
+                       f'{label}, but has {found.get("LABEL", "no label")}. '
+                       'See [DEFAULT] default_ephemeral_format and virt_mkfs.')
 
 
 # -- TLS ---------------------------------------------------------------------
@@ -317,9 +321,9 @@ def _tls() -> upgradecheck.Result:
         answer = probe.probe(probe.find_qemu(), probe.find_user())
     except (OSError, qmp.QemuError) as error:
         return warning(
-            f'What QEMU negotiates could not be found out: {error}. Run '
-            '"nova-migfix-tls probe" where QEMU is; with Kolla in the '
-            'container nova_libvirt.')
+            f'The TLS that QEMU negotiates could not be determined: {error}. '
+            'Run "nova-migfix-tls probe" where QEMU is installed; with Kolla '
+            'in the container nova_libvirt.')
     verdict = {'safe': success, 'rekeys': warning}.get(
         answer.verdict, failure)
     return verdict(' '.join(filter(None, (
@@ -328,12 +332,12 @@ def _tls() -> upgradecheck.Result:
 
 
 _TLS = {
-    'rekeys': 'Large guests fail that arrive from a host whose GnuTLS is '
+    'rekeys': 'Migrations of large guests fail if the source has a GnuTLS '
               'older than 3.8.11: see "nova-migfix-tls generate".',
 }
 
 
-#: what does not depend on the fixes that are registered
+#: checks that do not depend on the registered fixes
 CHECKS: tuple[tuple[str, Callable[[], upgradecheck.Result]], ...] = (
     ('Plugin', _plugin),
     ('Release of Nova', _release),
@@ -354,7 +358,7 @@ def _fix_checks() -> Iterator[tuple[str, Callable[[], upgradecheck.Result]]]:
         return
     for fix in found:
         yield f'Fix {fix.name}', functools.partial(_fix, fix)
-    yield 'Patched Nova', functools.partial(_mended_twice, found)
+    yield 'Patched Nova', functools.partial(_patched, found)
 
 
 class Commands(upgradecheck.UpgradeCommands):
@@ -368,6 +372,6 @@ class Commands(upgradecheck.UpgradeCommands):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what came of each check; returns oslo.upgradecheck's code."""
+    """Print the result of each check; return oslo.upgradecheck's code."""
     upgradecheck.CONF = CONF
     return int(Commands().check())

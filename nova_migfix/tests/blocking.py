@@ -10,15 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""How long a call keeps a nova-compute under eventlet from all else.
+"""Measure how long a call blocks a nova-compute under eventlet.
 
 ``python -m nova_migfix.tests.blocking CALL DIRECTORY`` makes the files that
 CALL needs in an empty directory and prints the longest time, in seconds, in
-which no other greenthread ran: the least of some repetitions, because a busy
-machine only makes it longer.
+which no other greenthread ran. It prints the minimum of several repetitions,
+because a busy machine only makes the time longer.
 """
 
-# Nova's patches to the standard library come before all that uses it.
+# Nova must patch the standard library before other modules import it.
 import nova_migfix.tests.functional  # noqa: F401, isort: skip
 
 import argparse
@@ -39,12 +39,12 @@ from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_utils import units
 
-from nova_migfix import completion
 from nova_migfix import conf
-from nova_migfix import disks
-from nova_migfix import file_system
-from nova_migfix import image_backend
-from nova_migfix import scratch
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import file_system
+from nova_migfix.storage import image_backend
+from nova_migfix.storage import scratch
 
 CONF = nova.conf.CONF
 TICK = 0.01             # seconds
@@ -56,7 +56,10 @@ INSTANCES, DISKS_EACH = 300, 3
 
 
 def longest_gap(call):
-    """Return the most seconds between two ticks of another greenthread."""
+    """Return the longest time between two ticks of another greenthread.
+
+    :returns: seconds
+    """
     ticks = []
 
     def tick():
@@ -72,7 +75,7 @@ def longest_gap(call):
 
 
 def raw_file(path):
-    """Make a file of random bytes, which qemu-img cannot leave out."""
+    """Make a file of random bytes, which qemu-img cannot skip."""
     with path.open('wb') as file:
         for _ in range(DATA // units.Mi):
             file.write(os.urandom(units.Mi))
@@ -80,13 +83,13 @@ def raw_file(path):
 
 
 def blocks(directory):
-    """Yield calls that nobody is to make: the measurement is put to test."""
+    """Yield calls that block, to test the measurement itself."""
     while True:
         yield functools.partial(patcher.original('time').sleep, 0.3)
 
 
 def flatten(directory):
-    """Yield conversions of new disks, which get a name of their own."""
+    """Yield conversions into new disks with new names."""
     base = raw_file(directory / 'raw')
     for number in itertools.count():
         yield functools.partial(disks.flatten, str(base), 'raw',
@@ -94,7 +97,7 @@ def flatten(directory):
 
 
 def overlays(directory):
-    """Yield disks of a guest on a backing file with DATA."""
+    """Yield overlays of a guest on a backing file with DATA bytes."""
     (directory / '_base').mkdir()
     base = raw_file(directory / '_base' / 'ephemeral_1_40d1d2c')
     for number in itertools.count():
@@ -106,7 +109,7 @@ def overlays(directory):
 
 
 def flatten_in_place(directory):
-    """Yield conversions of disks, which are written through."""
+    """Yield conversions that replace the disk, and flush the new one."""
     for overlay in overlays(directory):
         yield functools.partial(
             disks.flatten, overlay.path, 'qcow2', overlay.path)
@@ -155,7 +158,7 @@ def bases_in_use(directory):
 
 
 def sweep(directory):
-    """Yield calls that find something in each tenth directory."""
+    """Yield calls that find a directory to remove in every tenth instance."""
     many_instances(directory)
     while True:
         for number in range(0, INSTANCES, 10):
@@ -183,7 +186,7 @@ def main():
     conf.register_opts(CONF)
     CONF([], project='nova', default_config_files=[])
     CONF.set_override('instances_path', str(options.directory))
-    # Nova's daemon with more rights is not needed for one's own files.
+    # The test's own files do not need Nova's privsep daemon.
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
     os.environ['PATH'] += ':/usr/sbin:/sbin'
     print(min(map(longest_gap, itertools.islice(

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The distribution of the plugin, as it is released."""
+"""Build the plugin's distribution as for a release."""
 
 import os
 import pathlib
@@ -22,7 +22,7 @@ import uv
 
 from nova_migfix.tests import pages
 
-# What it is built from, beside the package.
+# Files that the build needs, beside the package.
 _FILES = ('LICENSE', 'MANIFEST.in', 'README.rst', 'pyproject.toml',
           'requirements.txt', 'setup.cfg', 'setup.py')
 
@@ -30,7 +30,7 @@ _LIMIT = 600    # seconds
 
 
 def copy_source(directory):
-    """Copy what it is built from into a directory, without its tests."""
+    """Copy the files that the build needs, without tests."""
     shutil.copytree(pages.CHECKOUT / 'nova_migfix', directory / 'nova_migfix',
                     ignore=shutil.ignore_patterns('__pycache__', 'tests'))
     for name in _FILES:
@@ -38,14 +38,14 @@ def copy_source(directory):
 
 
 def build(out, version, kind='wheel'):
-    """Build it where there is no git; returns the file.
+    """Build the distribution outside of git, and return the path of the file.
 
-    :param out: directory where the file is put
+    :param out: directory for the file
     :param kind: 'wheel' or 'sdist'
-    :raises RuntimeError: it cannot be built, with what was said
+    :raises RuntimeError: the build failed; has its error messages
     """
     with fixtures.TempDir() as directory:
-        # of a copy, as a build leaves its traces
+        # Build a copy, because a build leaves files in the source.
         source = pathlib.Path(directory.path)
         copy_source(source)
         done = subprocess.run(
@@ -60,9 +60,9 @@ def build(out, version, kind='wheel'):
 
 
 class Wheel(fixtures.Fixture):
-    """A wheel that is gone with the test.
+    """A wheel that is removed after the test.
 
-    :ivar path: the file
+    :ivar path: path of the file
     """
 
     def __init__(self, version):

@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A GnuTLS that changes keys after 2^16 records, or fewer, instead of 2^24.
+"""Make a GnuTLS that changes keys after 2^16 records, or fewer, not 2^24.
 
-The code that runs is the library's own: in a copy of the machine's library
-two constants are lowered. The copy is made when it is needed and goes with
-its directory.
+It is a copy of the machine's library with two lower constants; the code is the
+library's own. The copy exists only in a directory of the caller.
 """
 
 import pathlib
@@ -26,25 +25,26 @@ from nova_migfix.tls import rekey
 
 # On x86-64: and $0xffffff,%eax; cmp $0xfffffd,%rax
 _COUNTS = re.compile(rb'(\x25)\xff\xff\xff\x00(\x48\x3d)\xfd\xff\xff\x00')
-# The first of them has to be all ones.
+# The first constant is a mask of ones.
 _MASK = (1 << 16) - 1
 
 
 def records(mask=_MASK):
-    """How many records a session sends under one key."""
+    """Return how many records a session sends under one key."""
     return mask - 2
 
 
 class CannotBeMade(Exception):
-    """There is nothing to show on this machine; the text says why."""
+    """The library of this machine cannot be changed; the text says why."""
 
 
 def make(qemu, directory, mask=_MASK):
     """Copy the GnuTLS that a QEMU loads, and lower its limit.
 
-    :param mask: of the records that are counted, 2^n - 1
-    :param directory: for LD_LIBRARY_PATH, which makes QEMU load the copy
-    :raises CannotBeMade: it changes keys safely, or the limit is not found
+    :param directory: gets the copy; in LD_LIBRARY_PATH, it makes QEMU load it
+    :param mask: mask of the record counter, 2^n - 1
+    :raises CannotBeMade: this GnuTLS changes keys safely, or the limit was not
+        found
     """
     library = loaded_by(qemu)
     version = gnutls.version(library)

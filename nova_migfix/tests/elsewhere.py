@@ -10,19 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Commands of the documentation that no test runs as they are shown."""
+"""Commands of the documentation that no test runs exactly as shown."""
 
 import fnmatch
 from typing import NamedTuple
 
 
 class Elsewhere(NamedTuple):
-    """Why a command is not run from its page, and what does the same.
+    """The reason why a command is not run from its page, and its substitute.
 
-    :ivar page: below doc/source, or below the checkout
-    :ivar command: a pattern of the shell's for the whole command
-    :ivar by: a module of tests, ``tox -e ENVIRONMENT``, a scenario of the lab
-        as ``lab NAME``; '' if only a human can run it
+    :ivar page: path of the page, relative to doc/source or the checkout
+    :ivar command: a shell pattern that matches the whole command
+    :ivar by: the substitute: a module of tests, ``tox -e ENVIRONMENT``, or a
+        scenario of the lab as ``lab NAME``; '' if only a human can run it
+    :ivar why: the reason
     """
 
     page: str
@@ -36,8 +37,10 @@ _GERRIT = 'It needs an account at OpenDev.'
 
 TABLE = tuple(Elsewhere(*row) for row in (
     ('README.rst', 'pip *', 'nova_migfix.tests.kolla.test_documentation',
-     'They are those of install/pip.rst, which are run there.'),
-    ('README.rst', 'tools/run_*', '', _SELF),
+     'Those of install/pip.rst are run there; they name a wheel.'),
+    ('README.rst', 'nova-migfix-status *',
+     'nova_migfix.tests.unit.status.test_documentation',
+     'They are those of status/index.rst, which are run there.'),
     ('CONTRIBUTING.rst', 'tools/run_*', '', _SELF),
     ('CONTRIBUTING.rst', 'tox -e *',
      'nova_migfix.tests.documentation.test_tox',
@@ -81,6 +84,6 @@ TABLE = tuple(Elsewhere(*row) for row in (
 
 
 def find(page, command):
-    """Return the first entry for a command, None if a test has to run it."""
+    """Return the first entry for a command, None if a test must run it."""
     return next((entry for entry in TABLE if entry.page == page
                  and fnmatch.fnmatchcase(command, entry.command)), None)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Virtual environments with a release of Nova, kept between runs."""
+"""Virtual environments with releases of Nova, kept between runs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ import subprocess
 import sys
 import tempfile
 
-from nova_migfix.tests.patches import series
+from tools.patches import series
 
 
 class IndexUnreachable(Exception):
-    """Packages cannot be fetched, which is no fault of ours."""
+    """The package index cannot be reached, so the test cannot run."""
 
 
 class Environments:
-    """One for each release, without the plugin.
+    """One virtual environment for each release of Nova, without the plugin.
 
-    :param directory: where they are kept
-    :param requirements: what else they have, as arguments of pip install
+    :param directory: has the environments
+    :param requirements: other packages to install, as arguments of pip install
     """
 
     def __init__(self, directory: pathlib.Path,
@@ -44,7 +44,10 @@ class Environments:
             'uv', path=os.path.dirname(sys.executable))
 
     def python(self, major: int) -> pathlib.Path:
-        """Return the interpreter that has this release of Nova."""
+        """Return the interpreter with a release of Nova; install it first.
+
+        Reuse an existing environment if the constraints have not changed.
+        """
         environment = self.directory / f'nova-{major}'
         python = environment / 'bin' / 'python'
         complete = environment / 'complete'
@@ -64,9 +67,9 @@ class Environments:
                 **environment: str) -> None:
         """Install by pip or uv.
 
-        :param environment: variables of whatever has to be built
+        :param environment: environment variables for the build
         :raises IndexUnreachable: the package index cannot be reached
-        :raises RuntimeError: it failed otherwise, with its output
+        :raises RuntimeError: another failure; has the output
         """
         install = [*([self.uv, 'pip', 'install', '--python', python]
                      if self.uv else [python, '-m', 'pip', 'install'])]
@@ -85,7 +88,7 @@ class Environments:
                 raise IndexUnreachable(str(error)) from None
 
     def _run(self, *command: str | pathlib.Path, **environment: str) -> None:
-        # The plugin's version is not that of others that are built by pbr.
+        # The plugin's version must not become that of other packages with pbr.
         inherited = {name: value for name, value in os.environ.items()
                      if name != 'PBR_VERSION'}
         done = subprocess.run(
@@ -97,6 +100,6 @@ class Environments:
 
 
 def site_packages(python: pathlib.Path) -> pathlib.Path:
-    """Return where the environment of an interpreter has its packages."""
+    """Return the site-packages directory of an interpreter's environment."""
     found, = python.parents[1].glob('lib/python3*/site-packages')
     return found

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""An /etc of one's own, in a mount namespace: the machine's is left alone."""
+"""Replace /etc in a mount namespace; the machine's own is not changed."""
 
 import json
 import pathlib
@@ -21,17 +21,17 @@ import fixtures
 
 from nova_migfix.tests import policies
 
-# Seconds, for a command that is to take less than two.
+# Time limit in seconds, for a command that takes less than two.
 _LIMIT = 120
 
-# Gives the machine another /etc and runs what it is told.
+# Mounts the overlay on /etc and runs a command.
 _ENTER = '''
 mount -t overlay -o "$1" overlay /etc && shift && exec "$@"
 '''
 
 
 class WritableEtc(fixtures.Fixture):
-    """An /etc that may be written to by one after the other who enters."""
+    """A writable /etc for commands that run one after the other."""
 
     def _setUp(self):
         self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -42,18 +42,18 @@ class WritableEtc(fixtures.Fixture):
 
     @property
     def options(self):
-        """Of the file system that becomes /etc."""
+        """The mount options of the overlay file system for /etc."""
         return (f'lowerdir=/etc,upperdir={self.above},'
                 f'workdir={self.root}/work')
 
     def require(self, test):
-        """Skip a test where there is no mount namespace of our own."""
+        """Skip a test if this process cannot make a mount namespace."""
         done = self.run('true')
         if done.returncode:
             test.skipTest(f'no mount namespace of our own: {done.stderr}')
 
     def entered(self):
-        """The beginning of a command that sees it."""
+        """Return the beginning of a command line that runs with this /etc."""
         return ['unshare', '--mount', 'sh', '-c', _ENTER, 'sh', self.options]
 
     def run(self, *command, **popen):
@@ -62,7 +62,7 @@ class WritableEtc(fixtures.Fixture):
 
 
 class Etc(WritableEtc):
-    """An /etc with a policy of ours, that may be changed while it is seen."""
+    """An /etc with a GnuTLS policy that may change while commands run."""
 
     def _setUp(self):
         super()._setUp()
@@ -80,7 +80,7 @@ class Etc(WritableEtc):
         self.file.chmod(mode)
 
     def probe(self, *arguments, **popen):
-        """Run the command; returns what it found."""
+        """Run ``nova-migfix-tls probe``, and return what it prints."""
         done = self.run(sys.executable, '-m', 'nova_migfix.cmd.tls', 'probe',
                         '--json', *arguments, **popen)
         return json.loads(done.stdout or f'"{done.stderr}"')

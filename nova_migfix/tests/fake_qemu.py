@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""QEMU and libvirt below Nova's Guest, as far as block jobs use them.
+"""Fake QEMU and libvirt below Nova's Guest, for block jobs.
 
-QEMU has files open, not names: here they are hard links, which no rename and
-no removal of the disk changes. The guest writes whenever libvirt is called, so
-a step that loses a write is seen. All state is in files, and outlives a
-nova-compute that is killed.
+QEMU keeps its files open if they are renamed or removed: hard links stand in
+for open files here. The guest writes at each call of libvirt, so the tests
+notice a step that loses a write. All state is in files and outlives a killed
+nova-compute.
 """
 
 import os
@@ -28,13 +28,13 @@ from nova.virt.libvirt import guest as libvirt_guest
 from oslo_concurrency import processutils
 from oslo_serialization import jsonutils
 
-#: the steps of a completion, in their order, as keys of Qemu.hooks
+#: the steps of a completion in order; keys of Qemu.hooks
 STEPS = ('copy asked', 'copy runs', 'pivot asked', 'pivoted', 'snapshot asked',
          'snapshot made', 'pull asked', 'pull runs', 'pull done')
 
 _KILLED = 9
 
-# A job is complete at that many looks.
+# Number of queries after which a job is complete.
 _END = 2
 
 _TYPES = {'pull': 1, 'copy': 2}
@@ -56,12 +56,12 @@ class Qemu(fixtures.Fixture):
     """A running guest with the disks vda and vdb.
 
     :param path: overlay on a raw file, the disk vdb
-    :ivar guest: Nova's
-    :ivar hooks: functions that are called at one of STEPS, or at 'abort asked'
-        or 'looked at'
-    :ivar asked: the steps that were reached in this process
-    :ivar stuck: jobs make no progress
-    :ivar expected: raw image of all that the guest has written
+    :ivar guest: Nova's Guest
+    :ivar hooks: functions to call at one of STEPS, at 'abort asked' or at
+        'looked at'
+    :ivar asked: the steps that this process has reached, with their arguments
+    :ivar stuck: whether jobs make no progress
+    :ivar expected: raw image of the data that the guest must see
     """
 
     def __init__(self, path):
@@ -71,7 +71,7 @@ class Qemu(fixtures.Fixture):
         self.stuck = False
 
     def _setUp(self):
-        # beside the disk's directory: hard links
+        # Hard links need the file system of the disk.
         self._dir = pathlib.Path(self.useFixture(fixtures.TempDir(
             os.path.dirname(os.path.dirname(self._path)))).path)
         self.useFixture(fixtures.MonkeyPatch(
@@ -104,7 +104,7 @@ class Qemu(fixtures.Fixture):
 
     @property
     def image(self):
-        """The disk that the guest sees, as qemu-img takes it."""
+        """The disk that the guest sees, as an argument of qemu-img."""
         form = self._state['backing']
         return self._node('source', 'qcow2', backing=form and {
             'driver': form, 'file': self._file('backing')})
@@ -118,21 +118,21 @@ class Qemu(fixtures.Fixture):
 
     @property
     def source(self):
-        """The name of the file on which the guest runs."""
+        """The name of the file that the guest uses, in libvirt's XML."""
         return self._state['source']
 
     @property
     def job(self):
-        """What runs, 'copy' or 'pull', or None."""
+        """The running job: 'copy', 'pull' or None."""
         return self._state['job']
 
     def runs_on(self, path):
-        """Say whether the file that the guest writes to has that name."""
+        """Return whether the guest writes to the file with that name."""
         return self.source == str(path) and os.path.samefile(
             path, self._dir / 'source')
 
     def restart(self):
-        """Open the disk by its name; no job goes on."""
+        """Restart the guest: open the disk by its name, and end all jobs."""
         self._save(source=self._path, backing=None)
         self.end_job()
         self._hold('source', self._path)
@@ -149,7 +149,7 @@ class Qemu(fixtures.Fixture):
         return jsonutils.loads(found)
 
     def write(self):
-        """Have the guest write; a mirror gets the same at once."""
+        """Make the guest write, to a mirror as well."""
         count = self._state['writes'] + 1
         self._save(writes=count)
         nodes = [self.image, self._node('expected', 'raw')]
@@ -160,13 +160,13 @@ class Qemu(fixtures.Fixture):
                 'qemu-io', '-c', f'write -P {count} {count}M 64k', node)
 
     def end_job(self):
-        """Have a job fail; libvirt only says that it is gone."""
+        """Make a job fail; libvirt then reports no job."""
         self._save(job=None, mirror=None)
 
     def kill_at(self, step, call, *args):
-        """Have a process call something, and be killed at a step.
+        """Call a function in a child process that is killed at a step.
 
-        :raises AssertionError: the step was not reached
+        :raises AssertionError: the process did not reach the step
         """
         child = os.fork()
         if not child:
@@ -272,7 +272,7 @@ class Qemu(fixtures.Fixture):
         self._at('snapshot made')
 
     def _pull(self):
-        """Copy what the backing file has, in place."""
+        """Copy the backing file's data into the disk, in place."""
         made = self._dir / 'made'
         self.execute('convert', '-O', 'qcow2', self.image, made)
         processutils.execute('cp', made, self._dir / 'source')

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Fixtures that several tests share."""
+"""Fixtures for several test modules."""
 
 import os
 import pathlib
@@ -24,20 +24,20 @@ from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 from oslo_serialization import jsonutils
 
-from nova_migfix import migrate_data
+from nova_migfix import peer
 
 
 class PatchedMigrateData(fixtures.Fixture):
-    """Our migrate_data in the place of Nova's, as in a patched service."""
+    """The plugin's migrate_data instead of Nova's, as in a patched service."""
 
     def _setUp(self):
         self.addCleanup(base.NovaObjectRegistry.register,
                         nova_migrate_data.LibvirtLiveMigrateData)
-        migrate_data.register()
+        peer.register()
 
 
 class Instances(fixtures.Fixture):
-    """An instances path with real files, as qemu-img and mkfs make them."""
+    """An instances path with real files from qemu-img and mkfs."""
 
     GIB = 1 << 30
 
@@ -49,9 +49,10 @@ class Instances(fixtures.Fixture):
         config.config(instances_path=str(self.path), host='compute1')
 
     def make_base(self, name='ephemeral_1_40d1d2c', size=GIB, mkfs='ext4'):
-        """A backing file; where *mkfs* is None as one that failed leaves it.
+        """Make a backing file, and return its path.
 
-        qemu-img writes its first block, so it is not all a hole.
+        Without *mkfs*, it is as if mkfs had failed: only its first block,
+        which qemu-img writes, is not a hole.
         """
         path = self.base / name
         processutils.execute(
@@ -61,7 +62,7 @@ class Instances(fixtures.Fixture):
         return path
 
     def make_disk(self, uuid, name, base, size=GIB, written=b''):
-        """An overlay in the directory of an instance, as Nova makes it."""
+        """Make an overlay in the directory of an instance, like Nova."""
         path = self.path / uuid / name
         path.parent.mkdir(exist_ok=True)
         processutils.execute('qemu-img', 'create', '-f', 'qcow2', '-F', 'raw',
@@ -76,9 +77,11 @@ class Instances(fixtures.Fixture):
 
 
 class FakeTar(fixtures.Fixture):
-    """A tar that differs when it makes an archive: it complains, or worse.
+    """A tar that misbehaves when it makes an archive.
 
-    :param before, after: commands of a shell that run as well
+    :param complaint: an error message, after which it exits with 1
+    :param dereference: whether it respects ``--dereference``
+    :param before, after: shell commands to run before and after the real tar
     """
 
     SCRIPT = """#!/bin/sh
@@ -109,7 +112,7 @@ done
 
 
 class FakeSsh(fixtures.Fixture):
-    """An ssh that leads nowhere else; what it was asked is in *asked*."""
+    """An ssh that runs commands on this host; *asked* records them."""
 
     SCRIPT = """#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
@@ -130,7 +133,7 @@ exec sh -c "$*"
 
     @property
     def asked(self):
-        """A line for each session: the host and the command."""
+        """Return a line for each session, with the host and the command."""
         if not self._asked.exists():
             return []
         return self._asked.read_text().splitlines()

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that pages of the documentation show.
+"""Extract the commands that pages of the documentation show.
 
-Each is run by a test: by one that asks for :func:`commands` of its page, or
-by what :mod:`nova_migfix.tests.elsewhere` says.
+A test runs each of them: one that calls :func:`commands` for the page, or the
+substitute in :mod:`nova_migfix.tests.elsewhere`.
 """
 
 import pathlib
@@ -33,9 +33,9 @@ _HEADING = re.compile(r'^(\S.*)\n([=\-^~])\2+\n', re.MULTILINE)
 
 
 def names():
-    """Return the names of all pages, below doc/source or the checkout.
+    """Return the names of all pages, relative to doc/source or the checkout.
 
-    But for the tables that are written when the documentation is built.
+    The tables that the build of the documentation writes are not included.
     """
     found = (path.relative_to(above) for above, paths in (
         (SOURCE, SOURCE.rglob('*.rst')), (CHECKOUT, CHECKOUT.glob('*.rst')))
@@ -49,7 +49,10 @@ def text(page):
 
 
 def blocks(page, language):
-    """Yield the text of each block of a page in a language, as 'ini'."""
+    """Yield the text of each code block of a page in a language.
+
+    :param language: such as 'ini'
+    """
     return _blocks(text(page), language)
 
 
@@ -60,7 +63,7 @@ def _blocks(part, language):
 
 
 def shown(page):
-    """Yield each command of a page, and what it is shown to print."""
+    """Yield each command of a page, with its output as shown."""
     return _shown(text(page))
 
 
@@ -68,7 +71,7 @@ def _shown(part):
     for block in _blocks(part, 'console'):
         for one in re.split('^[#$] ', block, flags=re.MULTILINE)[1:]:
             lines = one.strip().splitlines()
-            # what a shell asks for with its second prompt
+            # Lines after the shell's second prompt belong to the command.
             last = max((number for number, line in enumerate(lines)
                         if line.startswith('> ')), default=0)
             yield ('\n'.join(line.removeprefix('> ')
@@ -77,12 +80,12 @@ def _shown(part):
 
 
 def commands(page, section=None, **values):
-    """Yield each command that a test of the page runs, and what it prints.
+    """Yield each command that the test of a page runs, with its output.
 
-    :param page: below doc/source, or below the checkout
-    :param section: the heading of the part that is wanted, None for the page
-    :param values: what is to be put for ``<name>``; its spaces are
-        underscores here
+    :param page: relative to doc/source, or to the checkout
+    :param section: the heading of a section, None for the whole page
+    :param values: replacements for ``<name>``; underscores stand for its
+        spaces
     :raises KeyError: there is no such section, or no value for a name
     """
     part = text(page) if section is None else sections(page)[section]
@@ -94,7 +97,7 @@ def commands(page, section=None, **values):
 
 
 def sections(page):
-    """Return the parts of a page by heading, those within them included."""
+    """Return the sections of a page, including subsections, by heading."""
     whole = text(page)
     headings = list(_HEADING.finditer(whole))
     ranks = list(dict.fromkeys(heading[2] for heading in headings))

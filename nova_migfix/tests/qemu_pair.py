@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Two QEMUs of this machine, and a migration over TLS between them."""
+"""Run two QEMUs on this machine, and migrate between them over TLS."""
 
 import os
 import pathlib
@@ -25,21 +25,22 @@ from nova_migfix.tls import qmp
 
 MIB = 1 << 20
 
-#: the states in which a migration stays
+#: the final states of a migration
 ENDED = ('completed', 'failed', 'postcopy-paused')
 
-# Seconds until it has ended, one way or the other.
+# Time limit of a migration, in seconds.
 _LIMIT = 120
 
 
 class Pair(fixtures.Fixture):
-    """A source, whose guest has memory and is paused, and a destination.
+    """A source with a paused guest, and a destination.
 
-    *source* and *destination* are their monitors, *processes* they themselves.
-
-    :param memory: of the guest, in bytes; not a page of it is zero
-    :param arguments: of both, such as the guest's kernel
-    :param priority: of the destination, for TLS; default: QEMU's own
+    :param memory: memory of the guest in bytes, without zero pages
+    :param arguments: arguments for both QEMUs, such as the guest's kernel
+    :param priority: TLS priority string of the destination; '' for QEMU's
+        default
+    :ivar source, destination: the monitors
+    :ivar processes: the processes, by 'source' and 'destination'
     """
 
     def __init__(self, memory, arguments=(), priority=''):
@@ -65,7 +66,7 @@ class Pair(fixtures.Fixture):
             f'memory-backend-ram,id=memory,size={self._memory}')
 
     def command(self, end):
-        """The beginning of a command line, up to the binary."""
+        """Return the beginning of a command line, including the binary."""
         return [probe.find_qemu()]
 
     def _start(self, end, tls, *arguments):
@@ -88,10 +89,11 @@ class Pair(fixtures.Fixture):
         return monitor
 
     def migrate(self, *capabilities, bandwidth=1 << 40):
-        """Begin to.
+        """Start the migration.
 
-        :param bandwidth: bytes a second
-        :raises qmp.QemuError: one of them is not capable of that
+        :param capabilities: migration capabilities to enable on both sides
+        :param bandwidth: limit in bytes per second
+        :raises qmp.QemuError: a QEMU does not support a capability
         """
         for monitor in (self.source, self.destination):
             monitor.ask('migrate-set-capabilities', capabilities=[
@@ -105,10 +107,11 @@ class Pair(fixtures.Fixture):
         self.source.ask('migrate', uri=f'tcp:127.0.0.1:{address["port"]}')
 
     def wait(self, *wanted):
-        """Wait until the source is in one of these states.
+        """Wait until the migration is in one of the given states.
 
-        :returns: what it says of the migration
-        :raises qmp.QemuError: the source is gone
+        :returns: the reply of the source to query-migrate
+        :raises qmp.QemuError: the source has exited
+        :raises TimeoutError: the migration did not reach them in 120 seconds
         """
         deadline = time.monotonic() + _LIMIT
         while time.monotonic() < deadline:

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the tests came to, from the repositories that stestr keeps.
+"""Sum up the results of tests from stestr's repositories.
 
-``python -m nova_migfix.tests.results DIRECTORY...`` adds up all runs below
-the directories, after the end of what each failed test had to say: whoever
-sees only the end of a log sees what failed.
+``python -m nova_migfix.tests.results DIRECTORY...`` prints the end of the
+details of each failed test, and then the totals of all runs in the
+directories. The end of a log thus shows which tests failed.
 """
 
 import collections
@@ -30,15 +30,15 @@ import testtools
 
 PASSED = frozenset(('success', 'xfail'))
 SKIPPED = frozenset(('skip',))
-# Of a failed test's details, which may hold a service's whole log.
+# Lines to print of each detail of a failed test, which may be a whole log.
 LINES_SHOWN = 25
 
 
 def runs(directory: str) -> Iterator[list[dict[str, Any]]]:
-    """Yield, for each run in a repository, what each test came to.
+    """Yield the tests of each run in a repository, with their results.
 
     A test is a dictionary with ``id``, ``status`` and ``details``, as
-    ``testtools.StreamToDict`` makes them.
+    ``testtools.StreamToDict`` makes it.
     """
     try:
         stored = file.RepositoryFactory().open(directory)
@@ -58,10 +58,10 @@ def _tests(stream) -> list[dict[str, Any]]:
 
 
 def outcome(test: Mapping[str, Any]) -> str:
-    """Say whether a test passed, failed or was skipped.
+    """Return 'passed', 'failed' or 'skipped'.
 
-    Whatever neither passed nor was skipped has failed, be it an unexpected
-    success, a module that cannot be imported or a test that never ended.
+    Every other status counts as failed, such as an unexpected success, a
+    module that cannot be imported, or a test that did not end.
     """
     status = test['status']
     return ('passed' if status in PASSED else
@@ -87,7 +87,7 @@ def main(directories: list[str]) -> None:
             print(describe(test))
     counts = collections.Counter(passed=0, failed=0, skipped=0)
     counts.update(map(outcome, tests))
-    print(', '.join(f'{number} {what}' for what, number in counts.items()))
+    print(', '.join(f'{number} {name}' for name, number in counts.items()))
 
 
 if __name__ == '__main__':

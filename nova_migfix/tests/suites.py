@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Runs modules of Nova's own test suites, in any environment.
+"""Run modules of Nova's own test suites, in any environment.
 
-Which modules, and with which driver, says the environment that the tests are
-run in: see :mod:`nova_migfix.tests.compat.test_nova`.
+Environment variables select the modules and the driver: see
+:mod:`nova_migfix.tests.compat.test_nova`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from nova_migfix.tests import results
 
 CHECKOUT = pathlib.Path(__file__).parents[2]
 
-#: for one test, in seconds
+#: limit for one test, in seconds
 TIMEOUT = '300'
 
-#: Nova runs them in processes of their own, too: together they hang.
+#: Run in separate processes, as Nova does: together they hang.
 SUITES = (r'^nova\.tests\.unit\.', r'^nova\.tests\.functional\.')
 
-# On a busy machine some of Nova's functional tests hang now and then, with
-# either driver, and take those with them that should have come after.
+# On a busy machine some of Nova's functional tests hang sometimes, with either
+# driver, and the tests after them do not run.
 ATTEMPTS = 3
 
 
@@ -53,12 +53,12 @@ def run(
 ) -> dict[str, str]:
     """Run the tests and return each one's status.
 
-    :param directory: where the results are kept; what it has is removed
-    :param python: of the environment with Nova and stestr
-    :param only: says of a test's name whether it is run; None: all are
-    :param attempts: how often those that do not pass are run
-    :param output: a file for what stestr prints, None for where we print
-    :param environment: variables
+    :param directory: gets the results; its previous contents are removed
+    :param python: the interpreter of an environment with Nova and stestr
+    :param only: returns whether to run a test, by its name; None to run all
+    :param attempts: how often to run tests that do not pass
+    :param output: a file for stestr's output, None for standard output
+    :param environment: environment variables
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)

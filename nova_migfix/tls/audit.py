@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which running guests a migration over TLS would harm.
+"""Find the running guests that a migration over TLS would harm.
 
-Reads only: /proc, nova.conf and the package database; dirty rates, when asked
-for, are measured by libvirt. A guest keeps the GnuTLS that was installed when
-it was started, also when that has been replaced since.
+The command is read-only: it reads /proc, nova.conf and the package database.
+On request libvirt measures dirty rates. A guest keeps the GnuTLS that was
+installed when it was started, even if the file was replaced since.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from nova_migfix.tls import rekey
 
 NOVA_CONF = '/etc/nova/nova.conf'
 
-# Bytes a second of a migration, for who does not say: a core encrypts about
-# so much.
+# Default of --bandwidth, bytes per second: about the rate at which one core
+# encrypts.
 _BANDWIDTH = 1 << 30
 
 _PROC = pathlib.Path('/proc')
@@ -58,20 +58,20 @@ _PACKAGE = (
 
 
 class AuditError(Exception):
-    """The guests cannot be judged; the text says why and what to do."""
+    """The guests cannot be assessed; the text gives reason and remedy."""
 
 
 class Library(NamedTuple):
     """The GnuTLS that a process has mapped."""
 
-    path: str           # '' if it cannot be seen
-    deleted: bool       # replaced on disk since
+    path: str           # '' if this user may not read it
+    deleted: bool       # the file on disk was replaced since
     version: str | None
-    package: str        # '' if it cannot be said
+    package: str        # '' if not known
 
     @property
     def rekeys_safely(self) -> bool | None:
-        """Whether it does; None if it cannot be said."""
+        """Whether it rekeys safely; None: not known."""
         return (rekey.is_fixed(self.version, self.package)
                 if self.version else None)
 
@@ -82,17 +82,15 @@ class Guest(NamedTuple):
     pid: int
     name: str           # libvirt's, 'instance-0000002a'
     uuid: str
-    memory: int         # bytes, in use
+    memory: int         # bytes in use
     library: Library | None
-    dirty_rate: int | None = None       # bytes a second
+    dirty_rate: int | None = None       # bytes per second
 
 
 def guests(uuid: str | None = None) -> Iterator[Guest]:
-    """Yield the running QEMUs.
+    """Yield the running QEMUs, without those that end in the meantime.
 
-    One that ends meanwhile is left out.
-
-    :param uuid: of the only one that is wanted
+    :param uuid: yield only the QEMU of this instance; None: all
     """
     for process, arguments in _qemus():
         if uuid in (None, _after(arguments, '-uuid')):
@@ -103,12 +101,12 @@ def guests(uuid: str | None = None) -> Iterator[Guest]:
 
 
 def find(uuid: str) -> Guest | None:
-    """The running QEMU of an instance, None if it cannot be seen."""
+    """Return the running QEMU of an instance, None if it is not visible."""
     return next(guests(uuid), None)
 
 
 def _qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Yield directory and command line of each, in the order of PIDs."""
+    """Yield /proc directory and command line of each QEMU, sorted by PID."""
     for process in sorted(_PROC.glob('[0-9]*'), key=lambda p: int(p.name)):
         try:
             arguments = (process / 'cmdline').read_text(
@@ -142,7 +140,7 @@ def _library(process: pathlib.Path) -> Library | None:
     if not match:
         return None
     mapping, path, deleted = match[1], match[2], bool(match[3])
-    # The mapping itself is the file, also if its name is another's by now.
+    # map_files has the mapped file, even if its path has another file now.
     found = gnutls.version(process / 'map_files' / mapping)
     if deleted:
         return Library(path, True, found, '')
@@ -153,7 +151,7 @@ def _library(process: pathlib.Path) -> Library | None:
 
 
 def _is_of_this_system(process: pathlib.Path) -> bool:
-    """Whether it sees our files, rather than those of a container."""
+    """Return whether a process has our root directory, not a container's."""
     try:
         return (process / 'root').samefile('/')
     except OSError:
@@ -174,10 +172,10 @@ def _package() -> str:
 
 
 def transport(paths: Iterable[str]) -> rekey.Transport:
-    """Read how Nova migrates.
+    """Read Nova's options of migration.
 
-    :param paths: of nova.conf; the last one that sets an option counts
-    :raises AuditError: one is not there, or cannot be understood
+    :param paths: of nova.conf; the last file that sets an option counts
+    :raises AuditError: a file does not exist or is invalid
     """
     conf = cfg.ConfigOpts()
     conf.register_opts([
@@ -190,17 +188,17 @@ def transport(paths: Iterable[str]) -> rekey.Transport:
         return rekey.Transport(**{
             name: conf.libvirt[name] for name in rekey.Transport._fields})
     except (cfg.Error, ValueError) as error:
-        raise AuditError(f'{error}\nHow Nova migrates is not known: name the '
-                         'configuration of nova-compute with --config-file'
-                         ) from error
+        raise AuditError(f'{error}\nNova\'s options of migration cannot be '
+                         'read: name the configuration of nova-compute with '
+                         '--config-file') from error
 
 
 def dirty_rates(seconds: int) -> dict[str, int]:
-    """Let libvirt measure how much each guest writes.
+    """Let libvirt measure the dirty rate of each guest.
 
-    :param seconds: for how long, 1 to 60
-    :returns: bytes a second by libvirt's name of the guest
-    :raises AuditError: libvirt cannot be asked
+    :param seconds: duration of the measurement, 1 to 60
+    :returns: bytes per second by libvirt's name of the guest
+    :raises AuditError: virsh fails
     """
     for name in _virsh('--readonly', 'list', '--name').split():
         _virsh('domdirtyrate-calc', name, '--seconds', str(seconds))
@@ -228,24 +226,25 @@ def _rates(stats: str) -> dict[str, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line of ``audit``."""
+    """Add the arguments of ``audit``."""
     parser.add_argument('--config-file', action='append', metavar='FILE',
-                        help='of nova-compute, may be repeated; default: '
-                        f'{NOVA_CONF}')
+                        help='configuration of nova-compute, may be repeated; '
+                        f'default: {NOVA_CONF}')
     parser.add_argument('--dirty-rate', type=int, metavar='SECONDS',
-                        help='let libvirt measure for so long how much the '
-                        'guests write')
+                        help='let libvirt measure the dirty rate of the '
+                        'guests for so many seconds, 1 to 60')
     parser.add_argument('--bandwidth', type=int, default=_BANDWIDTH,
-                        metavar='BYTES', help='a second that a migration '
-                        'sends; default: %(default)s')
-    parser.add_argument('--json', action='store_true')
+                        metavar='BYTES', help='bytes per second that a '
+                        'migration sends; default: %(default)s')
+    parser.add_argument('--json', action='store_true',
+                        help='print JSON instead of a table')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what becomes of each guest.
+    """Print the assessment of each guest.
 
-    :returns: 0: all are safe; 1: some are at risk; 2: some will fail, or it
-        cannot be said
+    :returns: 0: all are safe; 1: some are at risk; 2: some will fail, or the
+        guests cannot be assessed
     """
     try:
         how = transport(args.config_file or [NOVA_CONF])

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Throw-away certificates, for a QEMU that is only asked and for tests."""
+"""Temporary certificates, for the probe of a QEMU and for tests."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def write(directory: pathlib.Path,
           hosts: Iterable[str] = ('localhost',)) -> None:
     """Make a certificate authority and one certificate for both ends.
 
-    With the names that QEMU and libvirt look for, valid for an hour.
+    The files have the names that QEMU and libvirt expect. The certificates
+    are valid for an hour.
 
-    :param directory: is made if need be
-    :param hosts: names and addresses that the certificate is valid for
+    :param directory: is created if it does not exist
+    :param hosts: names and addresses for which the certificate is valid
     """
     directory.mkdir(mode=0o700, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is to be known of a GnuTLS, without executing any of a guest."""
+"""Properties of a GnuTLS, read without executing a guest's library."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ import re
 import stat
 
 _VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
-# Bytes; a libgnutls has two million.
+# Bytes to read at most; libgnutls has about two million.
 _LARGEST = 32 << 20
 
 
 def version(path: pathlib.Path) -> str | None:
-    """Read the version out of a library.
+    """Return the version of a library, found in its bytes.
 
-    It is not loaded: what a process has mapped may be anything, also a pipe
-    that never ends or a file that is larger than memory.
+    The library is not loaded: a process may have mapped any file, even an
+    endless pipe or a file that is larger than memory.
 
-    :returns: '3.8.9', None if it is not found
+    :returns: '3.8.9'; None: the file cannot be read or has no single version
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -48,7 +48,7 @@ def version(path: pathlib.Path) -> str | None:
 
 
 def system_file() -> pathlib.Path | None:
-    """Ask GnuTLS of this host where it looks for its configuration.
+    """Return the path of the configuration that this host's GnuTLS reads.
 
     :returns: None if there is no GnuTLS
     """

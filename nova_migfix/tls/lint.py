@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a GnuTLS configuration says in vain.
+"""Find settings of a GnuTLS configuration that have no effect.
 
-GnuTLS ignores what it does not understand, all of the file if it cannot be
-read or parsed, and QEMU was built with a priority string of its own that
-decides which entries it looks at. None of this is reported to anybody.
+GnuTLS ignores unknown settings, and the whole file if it cannot read or parse
+it. Each build of QEMU has its own priority string, which selects the entries
+that QEMU uses. Neither GnuTLS nor QEMU reports any of this.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nova_migfix.tls import policy
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 
-#: priority strings that distributions build QEMU with
+#: priority strings with which distributions build QEMU
 NORMAL, SYSTEM = 'NORMAL', '@QEMU,SYSTEM'
 
 _VERSIONS = ('ssl3.0', 'tls1.0', 'tls1.1', 'tls1.2', 'tls1.3', 'dtls0.9',
@@ -58,7 +58,7 @@ _LINE = re.compile(r'\s*(?:([#;].*)|\[([^\]]*)\]\s*(?:[#;].*)?|'
 
 
 class Severity(enum.IntEnum):
-    """As oslo.upgradecheck's codes."""
+    """Severity of a finding; values are oslo.upgradecheck's codes."""
 
     SUCCESS = 0
     WARNING = 1
@@ -66,9 +66,9 @@ class Severity(enum.IntEnum):
 
 
 class Finding(NamedTuple):
-    line: int           # 0: the file as a whole
+    line: int           # 0: the whole file
     severity: Severity
-    text: str           # what is wrong, and what to write instead
+    text: str           # the problem, and the setting to write instead
 
 
 class Setting(NamedTuple):
@@ -79,13 +79,13 @@ class Setting(NamedTuple):
 
 
 def lint(text: str, builtin: str = NORMAL) -> list[Finding]:
-    """Find what a configuration says in vain.
+    """Return the problems of a configuration.
 
     :param text: of the file
-    :param builtin: the priority string that QEMU was built with, NORMAL or
+    :param builtin: the priority string with which QEMU was built, NORMAL or
         SYSTEM
-    :returns: in the order of lines; none: the file does what it says, and
-        keeps keys from being changed
+    :returns: findings sorted by line; empty: all settings have an effect, and
+        the file prevents rekeys
     """
     findings: list[Finding] = []
     settings = list(_parse(text, findings))
@@ -102,13 +102,13 @@ def _parse(text: str, findings: list[Finding]) -> Iterator[Setting]:
         match = _LINE.fullmatch(line)
         if not match:
             findings.append(Finding(number, Severity.FAILURE, (
-                f'GnuTLS ignores the whole file, as it cannot parse '
+                f'GnuTLS ignores the whole file, because it cannot parse '
                 f'{line.strip()!r}: write "key = value"')))
         elif match[2] is not None:
             section = match[2]
             if section.lower() not in _KEYS:
                 findings.append(Finding(number, Severity.FAILURE, (
-                    f'no section [{section}]: write '
+                    f'GnuTLS has no section [{section}]: write '
                     f'{_instead(section, _KEYS, "[overrides]")}')))
         elif match[3] is not None:
             yield Setting(number, section.lower(), match[3], match[4])
@@ -126,7 +126,8 @@ def _lint_setting(setting: Setting) -> Iterator[Finding]:
     number, section, key, value = setting
     if not section:
         yield Finding(number, Severity.FAILURE, (
-            f'{key}: in no section; write {_right_section(key)} before it'))
+            f'{key}: not in a section; write {_right_section(key)} before '
+            'it'))
         return
     keys = _KEYS.get(section)
     if keys is None:
@@ -134,17 +135,17 @@ def _lint_setting(setting: Setting) -> Iterator[Finding]:
     if key.lower() not in keys:
         right = _right_section(key)
         yield Finding(number, Severity.FAILURE, (
-            f'{key}: not known in [{section}]; write it into {right}'
+            f'{key}: unknown in [{section}]; write it into {right}'
             if right != f'[{section}]' and _is_known(key) else
-            f'{key}: not known in [{section}]; write '
+            f'{key}: unknown in [{section}]; write '
             f'{_instead(key, keys, "a key of the GnuTLS manual")}'))
     elif ',' in value:
         yield Finding(number, Severity.FAILURE, (
-            f'{key}: a list is not understood; write one line for each of '
-            f'{value}'))
+            f'{key}: GnuTLS does not accept a list; write one line for each '
+            f'of {value}'))
     elif key.lower().endswith('-version') and value.lower() not in _VERSIONS:
         yield Finding(number, Severity.FAILURE, (
-            f'{key}: no version {value}; write '
+            f'{key}: unknown version {value}; write '
             f'{_instead(value.lower().replace("vers-", ""), _VERSIONS, "")}'))
 
 
@@ -163,19 +164,19 @@ def _right_section(key: str) -> str:
 def _lint_effect(
     settings: list[Setting], builtin: str,
 ) -> Iterator[Finding]:
-    """All is understood; is it what QEMU goes by?"""
-    said = {(setting.section, setting.key.lower(), setting.value.lower())
-            for setting in settings}
+    """Yield a finding if QEMU does not use the settings, all of them valid."""
+    present = {(setting.section, setting.key.lower(), setting.value.lower())
+               for setting in settings}
     priorities = {setting.key: setting.value for setting in settings
                   if setting.section == 'priorities'}
     overridden = any(
-        {('overrides', key, value) for key, value in wanted} <= said
+        {('overrides', key, value) for key, value in wanted} <= present
         for wanted in policy.FAMILIES['debian'].settings.values())
     chosen = priorities.get('QEMU', priorities.get('SYSTEM'))
     if builtin == SYSTEM and chosen is None:
         yield Finding(0, Severity.FAILURE, (
-            f'QEMU was built with {SYSTEM}, and every session fails without '
-            'either in [priorities]: write '
+            f'QEMU was built with {SYSTEM}, and every session fails, because '
+            '[priorities] has neither QEMU nor SYSTEM: write '
             f'"QEMU = {policy.PRIORITIES[policy.TLS12]}"'))
     elif overridden:
         return
@@ -183,17 +184,17 @@ def _lint_effect(
         return
     elif chosen and _keeps_keys(chosen):
         yield Finding(0, Severity.FAILURE, (
-            f'QEMU was built with {NORMAL} and does not look at '
+            f'QEMU was built with {NORMAL} and does not read '
             '[priorities]: write "disabled-version = tls1.3" into '
             '[overrides]'))
     else:
         yield Finding(0, Severity.WARNING, (
-            'nothing keeps QEMU from TLS 1.3 with AES: see '
+            'no setting keeps QEMU from TLS 1.3 with AES: see '
             '"nova-migfix-tls generate"'))
 
 
 def _keeps_keys(priority: str) -> bool:
-    """Whether a priority string excludes TLS 1.3, or AES."""
+    """Return whether a priority string excludes TLS 1.3, or AES."""
     parts = {part.upper().replace('!', '-')
              for part in re.split('[: ]', priority)}
     return '-VERS-TLS1.3' in parts or all(
@@ -201,31 +202,33 @@ def _keeps_keys(priority: str) -> bool:
 
 
 def builtin_priority(qemu: str) -> str:
-    """Return the priority string that a QEMU was built with.
+    """Return the priority string with which a QEMU was built.
 
     :param qemu: path of the binary
-    :returns: NORMAL, unless it or what it loads contains SYSTEM
-    :raises OSError: it cannot be read
+    :returns: SYSTEM if the binary contains it, otherwise NORMAL
+    :raises OSError: the binary cannot be read
     """
     return (SYSTEM if SYSTEM.encode() in pathlib.Path(qemu).read_bytes()
             else NORMAL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line of ``lint``."""
+    """Add the arguments of ``lint``."""
     parser.add_argument('file', nargs='?', type=pathlib.Path,
-                        help='default: where GnuTLS of this host looks')
+                        help='default: the file that GnuTLS of this host '
+                        'reads')
     parser.add_argument('--qemu', metavar='BINARY',
-                        help='whose built-in priority counts; default: the '
-                        'one of this host')
+                        help='QEMU whose built-in priority string counts; '
+                        'default: the QEMU of this host')
     parser.add_argument('--qemu-priority', choices=(NORMAL, SYSTEM),
-                        help='instead of looking into the binary')
+                        help='built-in priority string; default: read it from '
+                        'the binary')
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings.
 
-    :returns: the worst: 0: none, 1: warning, 2: failure
+    :returns: the worst severity; 0: no finding, 1: warning, 2: failure
     """
     path = (args.file or gnutls.system_file()
             or pathlib.Path(policy.FAMILIES['debian'].path))
@@ -239,8 +242,8 @@ def run(args: argparse.Namespace) -> int:
         place = f'{path}:{finding.line}' if finding.line else path
         print(f'{place}: {finding.severity.name.lower()}: {finding.text}')
     if not findings:
-        print(f'{path}: nothing is said in vain; ask "nova-migfix-tls '
-              'probe" what QEMU makes of it')
+        print(f'{path}: no setting is ignored; verify the effect on QEMU with '
+              '"nova-migfix-tls probe"')
     return int(max((finding.severity for finding in findings),
                    default=Severity.SUCCESS))
 
@@ -248,7 +251,7 @@ def run(args: argparse.Namespace) -> int:
 def _lint_file(path: pathlib.Path, builtin: str) -> list[Finding]:
     findings = lint(path.read_text(), builtin)
     findings[:0] = [Finding(0, Severity.FAILURE, (
-        f'QEMU\'s user cannot read it: chmod {right} {place}'))
+        f'QEMU\'s user cannot read the file: chmod {right} {place}'))
         for place, needed, right in (
             (path, 0o004, '0644'),
             *((parent, 0o001, '0755') for parent in path.absolute().parents))

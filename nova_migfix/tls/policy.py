@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Policies under which a migration's TLS session never changes keys.
+"""Generate policies that prevent rekeys of a migration's TLS session.
 
-A destination with such a policy is enough: it decides what is agreed upon,
-also for guests that were started long before on other hosts.
+Only the destination needs the policy: the destination chooses protocol version
+and cipher, even for guests that started long before on other hosts.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ _SETTING = re.compile(r'\s*([^\s=:#;][^=:]*?)\s*[=:]\s*(.*?)'
 
 
 class PolicyError(Exception):
-    """A policy cannot be made; the text says why and what to do."""
+    """A policy cannot be made; the text gives reason and remedy."""
 
 
 class Family(NamedTuple):
-    """How one kind of host is told.
+    """The file with the policy of one kind of host.
 
-    :param path: where the policy belongs
+    :param path: of the file
     :param section: of the file, None if it has no sections
     :param settings: (key, value) by mode
-    :param then: what is to be done afterwards
-    :param public: QEMU itself reads the file, as the user that guests run as;
-        what libvirt reads as root may have passwords
+    :param then: advice for the time after the file is written
+    :param public: QEMU itself reads the file, as the user of the guests.
+        False: libvirt reads it as root, and it may contain passwords
     """
 
     path: str
@@ -73,9 +73,9 @@ class Family(NamedTuple):
 
 _GNUTLS = Family(
     '/etc/gnutls/config', 'overrides', _OVERRIDES,
-    'In force for what is started from now on, guests that arrive included. '
-    'It applies to every program of this host (or container) that uses '
-    'GnuTLS.')
+    'It takes effect for programs that start from now on, including the QEMU '
+    'of guests that arrive. It applies to every program of this host (or '
+    'container) that uses GnuTLS.')
 
 FAMILIES = {
     'debian': _GNUTLS,
@@ -89,31 +89,31 @@ FAMILIES = {
         '/etc/libvirt/qemu.conf', None,
         {mode: (('migrate_tls_priority', f'"{priority}"'),)
          for mode, priority in PRIORITIES.items()},
-        'For libvirt 11.6.0 or later, which has to be restarted. It applies '
-        'to migrations only.', public=False),
+        'It needs libvirt 11.6.0 or later. Restart libvirt now. It applies to '
+        'migrations only.', public=False),
 }
 
 
 def merge(family: Family, mode: str, text: str) -> str:
-    """Add a policy to what a file has.
+    """Add a policy to the text of a file.
 
-    All else stays, comments and order included.
+    All other text stays, including comments and order.
 
     :param mode: TLS12 or CHACHA20
     :param text: of the file, '' if there is none
-    :returns: the new text, the same if the policy is there already
+    :returns: the new text; the same text if it already has the policy
     :raises PolicyError: the file contradicts the policy
     """
     lines = text.splitlines()
     present = _settings(lines, sections=family.section is not None)
     if ('global', 'override-mode', 'allowlist') in present:
         raise PolicyError(
-            'the file has override-mode = allowlist: it is made by '
-            'crypto-policies, use --family rhel')
+            'the file has override-mode = allowlist: crypto-policies '
+            'generates it; use --family rhel')
     section = family.section
     wanted = family.settings[mode]
     _refuse_contradiction(section, wanted, present)
-    # GnuTLS does not mind the case of keys and values.
+    # GnuTLS ignores the case of keys and values.
     there = {(where, key.lower(), value.lower())
              for where, key, value in present}
     missing = [f'{key} = {value}' for key, value in wanted
@@ -125,7 +125,7 @@ def merge(family: Family, mode: str, text: str) -> str:
 
 def _settings(lines: list[str], *, sections: bool,
               ) -> list[tuple[str | None, str, str]]:
-    """Return (section, key, value), all that is not a comment."""
+    """Return (section, key, value) of all settings."""
     section: str | None = None
     found = []
     for line in lines:
@@ -143,22 +143,22 @@ def _refuse_contradiction(
     section: str | None, wanted: tuple[tuple[str, str], ...],
     present: list[tuple[str | None, str, str]],
 ) -> None:
-    """A key that may stand there once only, and does otherwise.
+    """Refuse a file with another value for a key that may occur only once.
 
-    :raises PolicyError: there is one
+    :raises PolicyError: the file has such a key
     """
     if section == 'overrides':
         return
     for where, key, value in present:
         if where == section and any(
                 key == other and value != new for other, new in wanted):
-            raise PolicyError(f'the file has {key} = {value} already: remove '
-                              'that line if it may be replaced')
+            raise PolicyError(f'the file already has {key} = {value}: remove '
+                              'this line if the policy may replace it')
 
 
 def _inserted(lines: list[str], section: str | None,
               missing: list[str]) -> list[str]:
-    """Put lines at the end of a section, which is made if need be."""
+    """Insert lines at the end of a section; add the section if missing."""
     if section is None:
         return [*lines, *missing]
     heads = [index for index, line in enumerate(lines)
@@ -175,16 +175,15 @@ def _inserted(lines: list[str], section: str | None,
 
 def write(path: pathlib.Path, text: str, *, force: bool,
           public: bool = True) -> bool:
-    """Write a file in one step.
+    """Write a file atomically.
 
-    One that is replaced keeps its owner and mode.
+    A replaced file keeps its owner and mode.
 
-    :param force: an existing file may be replaced
-    :param public: everybody must be able to read the file; otherwise a new
-        one is for its owner alone
-    :returns: whether it had to be written
-    :raises PolicyError: it exists with another text, or is something else
-        than a file
+    :param force: replace an existing file
+    :param public: make the file readable by all users; otherwise only the
+        owner can read a new file
+    :returns: whether the file was written; False: it had the text already
+    :raises PolicyError: it exists with another text, or is not a regular file
     """
     found = _existing(path)
     wanted = 0o444 if public else 0
@@ -212,10 +211,10 @@ def write(path: pathlib.Path, text: str, *, force: bool,
 
 
 def _existing(path: pathlib.Path) -> os.stat_result | None:
-    """Return the state of a file that is there already.
+    """Return the state of a file, None if it does not exist.
 
-    :raises PolicyError: it is a symbolic link, which the new file would
-        replace and leave the file that is used as it was, or no file at all
+    :raises PolicyError: the path is not a regular file; or it is a symbolic
+        link: the new file would replace the link, not the file that is in use
     """
     try:
         found = path.lstat()
@@ -223,29 +222,31 @@ def _existing(path: pathlib.Path) -> os.stat_result | None:
         return None
     if stat.S_ISLNK(found.st_mode):
         raise PolicyError(f'{path} is a symbolic link to {os.readlink(path)}: '
-                          'name the file itself')
+                          'give the path of that file')
     if not stat.S_ISREG(found.st_mode):
-        raise PolicyError(f'{path} is not a file')
+        raise PolicyError(f'{path} is not a file: give another path')
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line of ``generate``."""
-    parser.add_argument('--family', required=True, choices=sorted(FAMILIES))
+    """Add the arguments of ``generate``."""
+    parser.add_argument('--family', required=True, choices=sorted(FAMILIES),
+                        help='distribution of the host (or container); '
+                        'libvirt: for qemu.conf of libvirt 11.6 and later')
     parser.add_argument('--mode', choices=(TLS12, CHACHA20), default=TLS12,
                         help='default: %(default)s, with AES-GCM')
     parser.add_argument('--merge', metavar='FILE', type=pathlib.Path,
-                        help='keep what this file has')
+                        help='add the policy to the text of this file')
     parser.add_argument('--output', metavar='FILE', type=pathlib.Path,
-                        help='default: standard output')
+                        help='write to this file; default: standard output')
     parser.add_argument('--force', action='store_true',
-                        help='replace the output file')
+                        help='replace an existing output file')
 
 
 def run(args: argparse.Namespace) -> int:
     """Print or write a policy.
 
-    :returns: 0: done, or there already; 2: refused
+    :returns: 0: done, or the file had the policy already; 2: refused
     """
     family = FAMILIES[args.family]
     try:
@@ -255,7 +256,7 @@ def run(args: argparse.Namespace) -> int:
             written = write(args.output, text, force=args.force,
                             public=family.public)
             _say(f'{args.output}: '
-                 f'{"written" if written else "is as it should be"}')
+                 f'{"written" if written else "up to date"}')
         else:
             sys.stdout.write(text)
     except (PolicyError, OSError) as error:

@@ -10,12 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What a hypervisor's QEMU negotiates as the destination of a migration.
+"""Find the TLS that a hypervisor's QEMU negotiates as a destination.
 
-A file that should restrict TLS may be misspelt, unreadable for QEMU's user or
-ignored by this build of QEMU, without a word. So the QEMU of the host is
-started, as the user that guests run as, without a guest, listens as it would
-for a migration, and is talked to as another QEMU would.
+A policy may have a spelling mistake, be unreadable for QEMU's user, or not
+apply to this build of QEMU, and QEMU does not report it. The probe therefore
+starts the host's QEMU without a guest, as the user of the guests, lets it
+listen for a migration, and connects to it as another QEMU would.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from typing import NamedTuple
 from nova_migfix.tls import certificates
 from nova_migfix.tls import qmp
 
-#: where distributions have it, in the order in which they are tried
+#: QEMU's names and paths in distributions, in the order of attempts
 QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
          'qemu-system-aarch64', 'qemu-system-ppc64', 'qemu-system-s390x')
-#: whom libvirt runs guests as unless its configuration names another
+#: libvirt's default users for guests, by distribution
 USERS = ('libvirt-qemu', 'qemu')
 
 _QEMU_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
 _USER = re.compile(r'^\s*user\s*=\s*"\+?([^"]+)"', re.MULTILINE)
 
-# Seconds, for a handshake.
+# Seconds to wait for a connection and handshake.
 _TIMEOUT = 10
 
 
 class Answer(NamedTuple):
-    """What was negotiated.
+    """The result of a probe.
 
-    :param version: as ServerHello has it, 'TLSv1.3'; '' if there was none
+    :param version: of the protocol, 'TLSv1.3'; '' without a session
     :param cipher: OpenSSL's name of the cipher suite
-    :param error: why nothing was negotiated
+    :param error: why there is no session
     """
 
     version: str
@@ -66,9 +66,9 @@ class Answer(NamedTuple):
 
     @property
     def rekeys(self) -> bool:
-        """Whether GnuTLS changes keys in the course of a long session.
+        """Whether GnuTLS rekeys a long session.
 
-        Under TLS 1.3, with other ciphers than ChaCha20-Poly1305.
+        It does under TLS 1.3, unless the cipher is ChaCha20-Poly1305.
         """
         return self.version == 'TLSv1.3' and 'CHACHA20' not in self.cipher
 
@@ -80,9 +80,9 @@ class Answer(NamedTuple):
 
 
 def find_qemu() -> str:
-    """The QEMU of this host.
+    """Return the path of this host's QEMU.
 
-    :raises qmp.QemuError: there is none
+    :raises qmp.QemuError: the host has no QEMU
     """
     for name in QEMUS:
         path = shutil.which(name)
@@ -92,7 +92,7 @@ def find_qemu() -> str:
 
 
 def find_user() -> str:
-    """The user that guests run as; the one who asks if there is no such."""
+    """Return the user of the guests; the current user if not known."""
     if os.geteuid() == 0:
         known = {entry.pw_name for entry in pwd.getpwall()}
         for name in (_configured_user(), *USERS):
@@ -102,7 +102,7 @@ def find_user() -> str:
 
 
 def _configured_user() -> str:
-    """Whom libvirt's configuration names, by name or number; '': nobody."""
+    """Return the user in libvirt's qemu.conf; '' if it has none."""
     try:
         match = _USER.search(_QEMU_CONF.read_text())
         name = match[1] if match else ''
@@ -113,15 +113,15 @@ def _configured_user() -> str:
 
 def probe(qemu: str, user: str, credentials: str | None = None,
           priority: str | None = None) -> Answer:
-    """Ask a QEMU.
+    """Return the TLS that a QEMU negotiates.
 
     :param qemu: its path
-    :param user: name of the user to run it as; another than the caller needs
-        root
+    :param user: name of the user to run it as; another user than the current
+        one needs root
     :param credentials: directory with the certificates of the host, as
-        libvirt's migrate_tls_x509_cert_dir; None: throw-away ones
-    :param priority: the priority string that libvirt would hand to it
-    :raises qmp.QemuError: it did not start, or did not listen
+        libvirt's migrate_tls_x509_cert_dir; None: use temporary ones
+    :param priority: the priority string that libvirt would pass to QEMU
+    :raises qmp.QemuError: QEMU did not start, or did not listen
     """
     with listening(qemu, user, credentials, priority) as address:
         return handshake(address)
@@ -130,12 +130,12 @@ def probe(qemu: str, user: str, credentials: str | None = None,
 @contextlib.contextmanager
 def listening(qemu: str, user: str, credentials: str | None = None,
               priority: str | None = None) -> Iterator[tuple[str, int]]:
-    """A QEMU that waits for a migration; gives the address.
+    """Run a QEMU that waits for a migration; return its address.
 
-    Root makes all files, and QEMU's user gets no directory that it could
-    write to: a symbolic link there would lead root to any file of the host.
+    Root makes all files. QEMU's user gets no directory with write access: a
+    symbolic link there could direct root to any file of the host.
 
-    With the parameters and errors of :func:`probe`.
+    Parameters and errors are those of :func:`probe`.
     """
     with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
         directory = pathlib.Path(name)
@@ -151,8 +151,8 @@ def listening(qemu: str, user: str, credentials: str | None = None,
 def _let_read(user: str, directory: pathlib.Path) -> None:
     """Give a user the files of a directory, but not the directory itself.
 
-    Both the directory and the one that it is in stay root's; this user may
-    look up names there, and no more.
+    The directory and its parent stay root's; the user may only look up names
+    in them.
     """
     if os.geteuid() != 0:
         return
@@ -167,14 +167,14 @@ def _let_read(user: str, directory: pathlib.Path) -> None:
 def _started(qemu: str, user: str, directory: pathlib.Path,
              credentials: str, priority: str | None,
              ) -> Iterator[tuple[str, int]]:
-    # A comma ends a property, two are one.
+    # A comma separates properties; a double comma is a literal one.
     properties = ','.join(
         f'{key}={value.replace(",", ",,")}' for key, value in {
             'id': 'tls0', 'endpoint': 'server', 'dir': credentials,
             'verify-peer': 'off', 'priority': priority or ''}.items()
         if value)
     path = directory / 'monitor'
-    # QEMU's user may not make the socket, and gets it made.
+    # QEMU's user may not create the socket, so QEMU inherits it.
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -187,7 +187,7 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
              '-incoming', 'defer'],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, pass_fds=[descriptor],
-            # without the terminal of root, which could be typed into
+            # without root's terminal, into which QEMU could insert input
             start_new_session=True, **_as(user))
     try:
         with contextlib.closing(
@@ -212,7 +212,7 @@ def _as(user: str) -> dict[str, Any]:
 
 
 def handshake(address: tuple[str, int]) -> Answer:
-    """Connect, offering what GnuTLS offers, and see what is chosen."""
+    """Connect as a TLS client; return the server's choice."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -227,22 +227,25 @@ def handshake(address: tuple[str, int]) -> Answer:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line of ``probe``."""
+    """Add the arguments of ``probe``."""
     parser.add_argument('--qemu', metavar='BINARY',
-                        help='default: the one of this host')
-    parser.add_argument('--user', help='whom guests run as; default: '
-                        f'as {_QEMU_CONF} says, {" or ".join(USERS)}')
-    parser.add_argument('--creds', metavar='DIR', help='certificates, as '
-                        'libvirt has them; default: throw-away ones')
-    parser.add_argument('--priority', help='as migrate_tls_priority in '
+                        help='default: the QEMU of this host')
+    parser.add_argument('--user', help='user of the guests; default: the user '
+                        f'in {_QEMU_CONF}, {" or ".join(USERS)}')
+    parser.add_argument('--creds', metavar='DIR', help='directory with '
+                        'certificates, named as for libvirt; default: '
+                        'temporary ones')
+    parser.add_argument('--priority', help='value of migrate_tls_priority in '
                         'qemu.conf of libvirt 11.6 and later')
-    parser.add_argument('--json', action='store_true')
+    parser.add_argument('--json', action='store_true',
+                        help='print JSON instead of a line')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what is negotiated.
+    """Print the negotiated TLS.
 
-    :returns: 0: safe; 1: TLS 1.3 with rekeys; 2: no session, or not asked
+    :returns: 0: safe; 1: TLS 1.3 with rekeys; 2: no session, or QEMU did not
+        run
     """
     try:
         answer = probe(args.qemu or find_qemu(), args.user or find_user(),
@@ -260,6 +263,6 @@ def run(args: argparse.Namespace) -> int:
 
 _MEANING = {
     'safe': 'sessions with this destination are never rekeyed',
-    'rekeys': 'large guests fail that come from a host whose GnuTLS is '
-              'older than 3.8.11; give this one a policy',
+    'rekeys': 'migrations of large guests fail if the source has a GnuTLS '
+              'older than 3.8.11; give this host a policy',
 }

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""QEMU's monitor protocol, as far as it is needed here."""
+"""A client of QEMU's monitor protocol (QMP) for the probe and tests."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ import subprocess
 import time
 from typing import Any
 
-# Seconds, for any answer, and between two looks at a QEMU that starts.
+# Seconds to wait for an answer, and between two attempts to connect.
 _TIMEOUT = 30
 _POLL = 0.02
 
-# Characters of an answer, and bytes of what QEMU writes to standard error:
-# it runs as a user who need not be trusted.
+# Limits of an answer (characters) and of QEMU's standard error (bytes): QEMU
+# runs as a user who is not trusted.
 _LONGEST = 1 << 20
 _MAX_ERRORS = 1 << 16
-# Characters of a message.
-_MAX_SAID = 500
+# Limit of a message, characters.
+_MAX_MESSAGE = 500
 
 
 class QemuError(Exception):
-    """QEMU cannot be asked; the text says why."""
+    """QEMU does not answer; the text gives the reason."""
 
 
 class Monitor:
-    """A connection to the monitor of a QEMU that is being started.
+    """A connection to the monitor of a QEMU that is starting.
 
     :param path: of its UNIX socket
-    :param process: the QEMU, with a pipe for what it says
-    :raises QemuError: it did not start
+    :param process: the QEMU, with a pipe for its standard error
+    :raises QemuError: QEMU did not start
     """
 
     def __init__(self, path: pathlib.Path,
@@ -77,11 +77,14 @@ class Monitor:
         self._process.kill()
         self._process.wait()
         lines = self._errors().decode(errors='replace').strip().splitlines()
-        said = lines[-1] if lines else str(error)
-        return QemuError(f'QEMU has ended: {said[:_MAX_SAID]}')
+        message = lines[-1] if lines else str(error)
+        return QemuError(f'QEMU has ended: {message[:_MAX_MESSAGE]}')
 
     def _errors(self) -> bytes:
-        """Return what it wrote; a child that it left may hold the pipe."""
+        """Return QEMU's standard error.
+
+        Does not wait for its end: a child of QEMU may keep the pipe open.
+        """
         stream = self._process.stderr
         if stream and select.select([stream], [], [], 0)[0]:
             return os.read(stream.fileno(), _MAX_ERRORS)
@@ -94,9 +97,9 @@ class Monitor:
             raise self._failed(error) from error
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """Run a command; returns what it returns.
+        """Run a command; return its result.
 
-        :raises QemuError: it failed, or QEMU is gone
+        :raises QemuError: the command failed, or QEMU has ended
         """
         try:
             self._file.write(json.dumps(
@@ -112,7 +115,7 @@ class Monitor:
                 return answer['return']
 
     def close(self) -> None:
-        # What could not be sent any more is tried once again here.
+        # close() tries again to send data that are still buffered.
         with contextlib.suppress(OSError):
             self._file.close()
         self._socket.close()

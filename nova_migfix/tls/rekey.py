@@ -10,17 +10,17 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whether a migration over TLS outlives the keys of its session.
+"""Assess whether a migration over TLS survives the rekeys of its session.
 
-Under TLS 1.3 GnuTLS changes the keys of a session when it has sent 2^24 - 3
-records, unless the cipher is ChaCha20-Poly1305. QEMU uses one session from
-two threads when there is a return path or post-copy, and before GnuTLS 3.8.11
-the change of keys breaks it: in pre-copy QEMU on the source crashes at the
-second change, in post-copy the migration fails at the first. With several
-connections (multifd) each is used from one thread.
+Under TLS 1.3 GnuTLS rekeys a session (changes its keys) after 2^24 - 3 sent
+records, unless the cipher is ChaCha20-Poly1305. With a return path or
+post-copy, QEMU uses one session from two threads. With GnuTLS before 3.8.11
+the rekey then breaks the session: in pre-copy QEMU on the source crashes at
+the second rekey, in post-copy the migration fails at the first. With several
+connections (multifd) each one is used from one thread.
 
-What counts is the GnuTLS that QEMU on the *source* has loaded, and what the
-destination agrees to.
+The outcome depends on the GnuTLS that QEMU on the *source* has loaded, and on
+the protocol version and cipher that the destination chooses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 GIB = 1 << 30
 
-#: bytes of pages that are not zero, per change of keys: 2 records for 4 KiB
+#: bytes of pages that are not zero, per rekey: 2 records for 4 KiB
 PER_REKEY = 32 * GIB
 
 _FIXED = (3, 8, 11)
@@ -39,8 +39,8 @@ _FIXED = (3, 8, 11)
 _BACKPORTS = {'el9': ((3, 8, 3), (6, 2)), 'el10': ((3, 8, 9), (14, 0))}
 _RPM = re.compile(r'([\d.]+)-(\d+)\.(el\d+)(?:_\d+)?(?:\.(\d+))?')
 
-# A busy guest's pages are sent more than once. How often is not known until
-# its dirty rate is measured; so many times is likely enough to be careful.
+# A busy guest's pages are sent more than once. Their number is not known until
+# the dirty rate is measured; this is a cautious estimate.
 _ROUNDS = 4
 
 
@@ -51,9 +51,10 @@ class Verdict(enum.Enum):
 
 
 class Assessment(NamedTuple):
-    """What becomes of a guest.
+    """The outcome of a guest's migration.
 
-    :param rekeys: how often keys are likely to change; None: there is no end
+    :param rekeys: likely number of rekeys; None: the migration does not
+        converge
     """
 
     verdict: Verdict
@@ -62,7 +63,7 @@ class Assessment(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """How Nova migrates, by the names of its options in [libvirt]."""
+    """Nova's options of migration in [libvirt], by their names."""
 
     live_migration_with_native_tls: bool = False
     live_migration_tunnelled: bool = False
@@ -70,7 +71,7 @@ class Transport(NamedTuple):
     live_migration_parallel_connections: int = 1
 
     def __str__(self) -> str:
-        """For the sentence 'Nova migrates ...'."""
+        """Return the words for the sentence 'Nova migrates ...'."""
         if self.live_migration_tunnelled:
             return 'tunnelled through libvirt'
         tls = ('over' if self.live_migration_with_native_tls else 'without')
@@ -81,9 +82,9 @@ class Transport(NamedTuple):
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return '3.8.3-6.el9' as (3, 8, 3).
+    """Return the numbers of a version: (3, 8, 3) for '3.8.3-6.el9'.
 
-    :raises ValueError: not a version
+    :raises ValueError: the text does not begin with a version
     """
     match = re.match(r'\d+(?:\.\d+)*', version)
     if not match:
@@ -92,10 +93,11 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def is_fixed(version: str, package: str = '') -> bool:
-    """Say whether a GnuTLS changes keys safely.
+    """Return whether a GnuTLS rekeys safely.
 
-    :param version: its own, '3.8.9'
-    :param package: the distribution's, '3.8.3-6.el9_6.2', where it is known
+    :param version: of the library, '3.8.9'
+    :param package: version of the distribution's package, '3.8.3-6.el9_6.2';
+        '': not known
     """
     if numbers(version) >= _FIXED:
         return True
@@ -109,13 +111,13 @@ def is_fixed(version: str, package: str = '') -> bool:
 
 def bytes_sent(memory: int, dirty_rate: int | None = None,
                bandwidth: int | None = None) -> int | None:
-    """Say how much a pre-copy migration sends until it converges.
+    """Return the bytes that a pre-copy migration sends until it converges.
 
-    Each round sends what was written during the one before.
+    Each round sends the pages that the guest wrote in the round before.
 
     :param memory: bytes that are not zero
-    :param dirty_rate: bytes a second that the guest writes; None: not known
-    :param bandwidth: bytes a second that the migration sends
+    :param dirty_rate: bytes per second that the guest writes; None: not known
+    :param bandwidth: bytes per second that the migration sends
     :returns: bytes; None: it does not converge
     """
     if dirty_rate is None or bandwidth is None:
@@ -128,13 +130,11 @@ def bytes_sent(memory: int, dirty_rate: int | None = None,
 def assess(transport: Transport, gnutls: str | None, package: str,
            memory: int, dirty_rate: int | None = None,
            bandwidth: int | None = None) -> Assessment:
-    """Say what becomes of a guest that is migrated.
+    """Assess a migration to a destination that chooses TLS 1.3 with AES.
 
-    To a destination that agrees to TLS 1.3 with AES.
-
-    :param gnutls: version that its QEMU has loaded; None: cannot be said
+    :param gnutls: version that the guest's QEMU has loaded; None: not known
     :param package: see is_fixed
-    :param memory: bytes that are in use
+    :param memory: bytes in use
     :param dirty_rate, bandwidth: see bytes_sent
     """
     safe = _safe_anyway(transport, gnutls, package)
@@ -142,7 +142,7 @@ def assess(transport: Transport, gnutls: str | None, package: str,
         return Assessment(Verdict.SAFE, safe)
     sent = bytes_sent(memory, dirty_rate, bandwidth)
     if sent is None and transport.live_migration_permit_post_copy:
-        # It is switched to, sooner or later.
+        # A migration that does not converge switches to post-copy.
         dirty_rate, sent = None, memory
     how, end = _end(transport)
     verdict, reason = _judge(memory, dirty_rate, sent, end)
@@ -154,42 +154,42 @@ def assess(transport: Transport, gnutls: str | None, package: str,
 
 
 def _end(transport: Transport) -> tuple[str, int]:
-    """Say what happens to QEMU, and after how many bytes."""
+    """Return how the migration ends, and after how many bytes."""
     if transport.live_migration_permit_post_copy:
-        return 'fails at the first change of keys (post-copy)', PER_REKEY
-    return 'QEMU crashes at the second change of keys', 2 * PER_REKEY
+        return 'fails at the first rekey (post-copy)', PER_REKEY
+    return 'QEMU crashes at the second rekey', 2 * PER_REKEY
 
 
 def _judge(memory: int, dirty_rate: int | None, sent: int | None,
            end: int) -> tuple[Verdict, str]:
-    """Compare what is sent with the bytes at which it ends."""
+    """Compare the bytes to send with the bytes at which the session breaks."""
     if memory >= end:
         return Verdict.WILL_FAIL, f'{memory / GIB:.1f} GiB are in use'
     if sent is None:
         return (Verdict.WILL_FAIL,
-                'it writes faster than it can be migrated')
+                'the guest writes faster than the migration sends')
     if sent >= end:
         return Verdict.WILL_FAIL, (
-            f'{sent / GIB:.1f} GiB will be sent, as it writes '
-            f'{(dirty_rate or 0) / GIB:.2f} GiB a second')
+            f'{sent / GIB:.1f} GiB will be sent, as the guest writes '
+            f'{(dirty_rate or 0) / GIB:.2f} GiB per second')
     if dirty_rate is None and _ROUNDS * memory >= end:
         return Verdict.AT_RISK, (
             f'{memory / GIB:.1f} GiB are in use and may be sent several '
             'times')
     return Verdict.SAFE, (
-        f'about {sent / GIB:.1f} GiB will be sent; changes of keys begin to '
-        f'harm at {end // GIB} GiB')
+        f'about {sent / GIB:.1f} GiB will be sent; rekeys do harm from '
+        f'{end // GIB} GiB on')
 
 
 def _safe_anyway(transport: Transport, gnutls: str | None,
                  package: str) -> str:
-    """Say why keys do not matter, or nothing."""
+    """Return why rekeys do no harm to any guest; '' if they may."""
     if transport.live_migration_tunnelled:
         return 'tunnelled through libvirt: QEMU does not use TLS'
     if not transport.live_migration_with_native_tls:
         return 'QEMU does not use TLS'
     if gnutls and is_fixed(gnutls, package):
-        return f'GnuTLS {package or gnutls} changes keys safely'
+        return f'GnuTLS {package or gnutls} rekeys safely'
     if (transport.live_migration_parallel_connections > 1
             and not transport.live_migration_permit_post_copy):
         return 'parallel connections, each used from one thread'

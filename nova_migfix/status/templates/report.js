@@ -1,6 +1,6 @@
 
 'use strict';
-// Rows are made for one page of a table at a time; all else is data.
+// The page has elements only for one page of a table; other rows are data.
 
 const ROWS = 50;
 const ROWS_PRINTED = 1000;
@@ -40,7 +40,7 @@ function wanted() {
 }
 
 function hostFilter({host, drain}) {
-  // A whole name is that host only, and not others that begin so.
+  // A complete name selects only that host, not others with this beginning.
   const whole = hosts.some((other) => other.host.toLowerCase() === host);
   return (candidate) => {
     const name = candidate.host.toLowerCase();
@@ -92,15 +92,15 @@ const guestCount = (rows) => new Set(rows.map((row) => row.instance)).size;
 const lines = (texts) => texts.map((text) => element('p', text));
 
 function details(host) {
-  const checks = host.checks.map(([check, , said]) => `${strings[check]}: ${strings[said]}`);
+  const checks = host.checks.map(([check, , text]) => `${strings[check]}: ${strings[text]}`);
   const texts = [...checks, ...host.notes];
   if (!texts.length) return '';
   const made = element('details');
-  made.append(element('summary', `${texts.length} to look at`), ...lines(texts));
+  made.append(element('summary', `show ${texts.length}`), ...lines(texts));
   return made;
 }
 
-// Title, how it is set, and what is in a cell: a text, or elements.
+// Title, CSS class, and content of a cell: a text, or elements.
 const VIEWS = {
   hosts: [
     ['Host', 'short', (host) => host.host],
@@ -169,7 +169,7 @@ function svg(name, attributes, text) {
   return made;
 }
 
-// For each host, and for all, {finding: {guests, result}}.
+// Map of each finding in rows: {guests, result}.
 function tally(rows) {
   const found = new Map();
   for (const row of rows) {
@@ -195,7 +195,7 @@ function showChart() {
   const kinds = [...all.keys()].sort();
   $('chart').replaceChildren(kinds.length ? draw(kinds, all, drawn) : element('p', 'No findings.'));
   if (ranked.length > drawn.length) {
-    $('chart').append(element('p', `The ${drawn.length} hosts with most guests that would fail, of ${count(ranked.length)} with findings.`, 'legend'));
+    $('chart').append(element('p', `The ${drawn.length} hosts with the most guests that would fail, of ${count(ranked.length)} hosts with findings.`, 'legend'));
   }
 }
 
@@ -235,7 +235,7 @@ function draw(kinds, all, drawn) {
 
 const shorten = (text) => (text.length > 26 ? `${text.slice(0, 25)}…` : text);
 
-// -- what is shown ------------------------------------------------------------
+// -- selection and pages ------------------------------------------------------
 
 let selected;
 let first = 0;
@@ -271,12 +271,12 @@ $('hosts').append(...hosts.map(({host}) => {
   return option;
 }));
 form.addEventListener('submit', (event) => event.preventDefault());
-// The event of a reset comes before the fields are as they were.
+// A reset event comes before the fields have their initial values.
 $('clear').addEventListener('click', () => {
   form.reset();
   show();
 });
-// The choice of a table belongs to the form, but stands elsewhere.
+// Listens on the page: the choice of a table belongs to the form, but is outside of it.
 addEventListener('input', show);
 $('previous').addEventListener('click', () => turn(-ROWS));
 $('next').addEventListener('click', () => turn(ROWS));

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's own test suites, with our driver in the place of Nova's.
+"""Nova's own test suites, with the plugin's driver instead of Nova's.
 
 ``python -m nova_migfix.tests.compat`` runs the suites twice, with Nova's
-driver and with ours, and compares them test by test.
+driver and with the plugin's, and compares the results test by test.
 """
 
-# Nova made ready for its functional tests is ready for all of them.
+# This import prepares Nova for all its tests.
 import nova_migfix.tests.functional  # noqa: F401

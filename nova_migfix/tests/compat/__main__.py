@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Runs Nova's suites with both drivers and compares test by test."""
+"""Run Nova's suites with both drivers and compare them test by test."""
 
 import argparse
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ DRIVERS = ('stock', 'migfix')
 
 def complaints(stock: Mapping[str, str],
                ours: Mapping[str, str]) -> Iterator[str]:
-    """Yield whatever is not as it should be, a line for each test."""
+    """Yield a line for each test with an unexpected result."""
     if not stock:
         yield 'no test was run'
     for name in sorted({*stock, *ours}):

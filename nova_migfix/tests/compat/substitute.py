@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Puts our driver where Nova's tests find Nova's."""
+"""Put the plugin's driver where Nova's tests find Nova's."""
 
 import importlib
 
@@ -18,17 +18,17 @@ from nova.objects import migrate_data as nova_data
 from nova.virt import libvirt
 from nova.virt.libvirt import driver
 
-from nova_migfix import migrate_data
 from nova_migfix import osvif
+from nova_migfix import peer
 
 NovaDriver = driver.LibvirtDriver
 
 
 class _Constructor:
-    """Keeps Nova's constructor from calling itself.
+    """Keep Nova's constructor from calling itself.
 
-    Up to 32 it says ``super(LibvirtDriver, self).__init__(virtapi)``, and
-    the name now leads to the driver that is being constructed.
+    Up to Nova 32 it calls ``super(LibvirtDriver, self).__init__(virtapi)``,
+    and the name now refers to the driver that is being constructed.
     """
 
     _under_construction = False
@@ -43,14 +43,15 @@ class _Constructor:
 
 
 def install():
-    """Make every ``LibvirtDriver`` of Nova's libvirt package ours.
+    """Replace ``LibvirtDriver`` in all of Nova's libvirt package.
 
-    Tests put a static method of the class aside and back by its name, which
-    makes a plain function of one that is inherited. So the class which they
-    find has all of them itself, as Nova's has.
+    Tests save and restore a static method of the class by its name, which
+    turns an inherited one into a plain function. So the class that they find
+    defines all static methods itself, as Nova's does.
 
-    They also make migrate_data by its module's name and ask for the class of
-    the registry, where ours is. Nova itself makes it by the latter only.
+    Tests also create migrate_data by the name in its module and expect the
+    class of the registry, which is the plugin's. Nova creates it only by the
+    registry.
     """
     osvif.MigfixPlugin.load('migfix')
     ours = importlib.import_module(osvif.DRIVER).LibvirtDriver
@@ -59,4 +60,4 @@ def install():
               if isinstance(method, (classmethod, staticmethod))}
     libvirt.LibvirtDriver = driver.LibvirtDriver = type(
         'LibvirtDriver', (_Constructor, ours), static)
-    nova_data.LibvirtLiveMigrateData = migrate_data.LibvirtLiveMigrateData
+    nova_data.LibvirtLiveMigrateData = peer.LibvirtLiveMigrateData

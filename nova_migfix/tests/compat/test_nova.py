@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is run of Nova: whatever surrounds the libvirt driver's migrations.
+"""Nova's tests around the migrations of the libvirt driver.
 
-In the environment ``MIGFIX_COMPAT_MODULES`` names other modules than those,
-and ``MIGFIX_COMPAT_DRIVER`` the driver.
+The environment variable ``MIGFIX_COMPAT_MODULES`` names other modules, and
+``MIGFIX_COMPAT_DRIVER`` the driver.
 """
 
 import faulthandler
@@ -35,8 +35,8 @@ MODULES = (
 )
 
 
-# Seconds after which a test has ended, or its process does: under eventlet
-# Nova's own limit does not end one whose greenlets wait for one another.
+# Seconds after which a process ends if its test has not: under eventlet Nova's
+# own limit does not end a test whose greenlets wait for one another.
 BOUND = 400
 
 _run = test.TestCase.run
@@ -48,7 +48,7 @@ def bounded_run(self, result=None):
 
 
 class Unimportable(unittest.TestCase):
-    """A module that cannot be imported is a test of its name that fails."""
+    """A failing test with the name of a module that cannot be imported."""
 
     def __init__(self, module, error):
         super().__init__('fail_to_import')
@@ -69,7 +69,7 @@ def load_module(loader, name):
 
 
 def load_tests(loader, tests, pattern):
-    """Load Nova's tests, which keep their names, for one of two drivers."""
+    """Load Nova's tests, with their own names, for one of two drivers."""
     test.TestCase.run = bounded_run
     if os.environ.get('MIGFIX_COMPAT_DRIVER') == 'migfix':
         substitute.install()

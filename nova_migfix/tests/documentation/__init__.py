@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What runs the commands that the documentation shows.
+"""Run the commands that the documentation shows.
 
-In an environment of its own, that has the openstack client: ``tox -e
+The tests run in an environment with the openstack client: ``tox -e
 docs-commands``.
 """
 
-# before anything of Nova's and of the client's
+# before other modules of Nova and of the client
 from nova_migfix.tests import functional  # noqa: F401

@@ -24,7 +24,7 @@ import fixtures
 from openstackclient import shell
 from wsgi_intercept import interceptor
 
-# Services that the client asks for names of what Nova knows by number.
+# Services that the client asks for the names of Nova's IDs.
 _OTHERS = {'identity': 'v3', 'image': 'v2'}
 
 
@@ -50,7 +50,7 @@ class Client(fixtures.Fixture):
             self.useFixture(fixtures.EnvironmentVariable(name, value))
         for service, version in _OTHERS.items():
             self._serve(service, version)
-        # Nova's fixture takes an administrator's word for it.
+        # Nova's fixture accepts any user who claims to be an administrator.
         self.useFixture(fixtures.MockPatch(
             'keystoneauth1.token_endpoint.Token.get_headers', autospec=True,
             return_value={
@@ -67,7 +67,7 @@ class Client(fixtures.Fixture):
                 **endpoints}
 
     def _serve(self, service, version):
-        """Answer that there is nothing, in the one version there is."""
+        """Answer with empty lists, in the only version of the API."""
         described = {'id': f'{version}.0', 'status': 'stable', 'links': [
             {'rel': 'self', 'href': f'http://{service}/{version}'}]}
         empty = {name: [] for name in ('images', 'projects', 'users')}
@@ -84,9 +84,9 @@ class Client(fixtures.Fixture):
         self.addCleanup(intercept.uninstall_intercept)
 
     def run(self, command, answer=''):
-        """Run a command as it is shown; returns what came of it.
+        """Run a command as it is shown; return its result.
 
-        :param answer: to what it asks
+        :param answer: the answer to its question
         """
         program, *arguments = shlex.split(command)
         if program != 'openstack':

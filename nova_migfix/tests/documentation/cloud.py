@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Pages that an administrator follows, on Nova's in-process cloud."""
+"""Pages for administrators, on Nova's in-process cloud."""
 
 import time
 
@@ -23,7 +23,7 @@ _FINAL = ('completed', 'cancelled', 'failed', 'error')
 
 
 class CloudTestCase(base.MigrationTestCase):
-    """Runs what pages show of ``openstack`` and ``export``."""
+    """Run the ``openstack`` and ``export`` commands of pages."""
 
     def setUp(self):
         super().setUp()
@@ -31,7 +31,7 @@ class CloudTestCase(base.MigrationTestCase):
         self.client = self.useFixture(client.Client(self.api_fixture))
 
     def do(self, command, answer=''):
-        """Run a command, which has to end well; returns its output."""
+        """Run a command that must succeed; return its output."""
         if command.startswith('export '):
             name, _, value = command.removeprefix('export ').partition('=')
             self.useFixture(fixtures.EnvironmentVariable(name, value))
@@ -41,7 +41,7 @@ class CloudTestCase(base.MigrationTestCase):
         return ran.out
 
     def is_over(self):
-        """Wait until the migration is over; returns its status."""
+        """Wait until the migration is over; return its status."""
         found = None
         for _attempt in range(60):
             self.server = self.api.get_server(self.server['id'])

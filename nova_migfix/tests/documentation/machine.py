@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Hypervisors with directories of their own, for commands of a shell.
+"""Hypervisors with their own directories, for shell commands.
 
 Each is a mount namespace that lasts as long as its commands, with another
-/etc, /var/lib/nova and /var/log: the machine's own are left alone.
+/etc, /var/lib/nova and /var/log: those of the machine are left alone.
 """
 
 import os
@@ -22,12 +22,12 @@ import subprocess
 
 import fixtures
 
-# Seconds, for what takes a few.
+# Seconds, for commands that take a few.
 _LIMIT = 300
 
 _MARK = '<<<next>>>'
 
-# Gives the machine other directories and runs what it is told.
+# Mounts other directories and runs the given commands.
 _ENTER = '''
 mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work" etc /etc &&
     mount -t tmpfs lib /var/lib && mkdir /var/lib/nova &&
@@ -35,7 +35,7 @@ mount -t overlay -o "lowerdir=/etc,upperdir=$1/etc,workdir=$1/work" etc /etc &&
     shift && exec "$@"
 '''
 
-# To the one other host that there is.
+# Connects to the only other host.
 _SSH = '''#!/bin/sh
 [ "$1" = {name} ] && shift && exec unshare --mount sh -c '{enter}' \
     sh {root} sh -c "$*"
@@ -43,7 +43,7 @@ _SSH = '''#!/bin/sh
 
 
 class Host(fixtures.Fixture):
-    """One that may be logged into by ssh from another, its *peer*."""
+    """A host with an ssh that leads to another one, its *peer*."""
 
     def __init__(self, name, peer=None):
         self.name = name
@@ -65,15 +65,15 @@ class Host(fixtures.Fixture):
                 name=self._peer.name, enter=_ENTER, root=self._peer.root))
 
     def stand_in(self, name, text):
-        """Have a command that this machine has not, or not like this."""
+        """Provide a command that this machine lacks or has in another form."""
         path = self._bin / name
         path.write_text(text)
         path.chmod(0o755)
 
     def run(self, commands):
-        """Run commands in one shell, each if the one before ended well.
+        """Run commands in one shell, each if the previous one succeeded.
 
-        :returns: what each has printed
+        :returns: the output of each
         """
         script = '\n'.join(f'{command}\necho "{_MARK}"'
                            for command in commands)

@@ -10,24 +10,24 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``nova-migfix-status`` as pages show it, on a host that is made up."""
+"""``nova-migfix-status`` as pages show it, on a fake host."""
 
 import shlex
 
 import fixtures
 from oslo_concurrency import processutils
 
+from nova_migfix.abi import tap
 from nova_migfix.status import explain
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests.unit.status import base
 
 PROGRAM = 'nova-migfix-status'
 
 
 class Status(fixtures.Fixture):
-    """The command, on the guests and the logs of its own tests."""
+    """The command, on the guests and the logs of its unit tests."""
 
     def _setUp(self):
         for module, name, replacement in (
@@ -47,7 +47,7 @@ class Status(fixtures.Fixture):
         raise processutils.ProcessExecutionError
 
     def run(self, command):
-        """Run a command as it is shown; returns what came of it."""
+        """Run a command as it is shown; return its result."""
         program, *arguments = shlex.split(command)
         if program != PROGRAM:
             raise ValueError(command)

@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""No command is shown that nothing runs.
+"""A test runs each command that the documentation shows.
 
-What runs those of a page is a test that asks for ``pages.commands`` with the
-page's name, or with a constant of its module: this is what is looked for here.
+A test that runs the commands of a page calls ``pages.commands`` with the name
+of the page or with a constant of its module. This module searches for these
+calls.
 """
 
 import ast
@@ -28,15 +29,15 @@ from nova_migfix.tests import elsewhere
 from nova_migfix.tests import pages
 
 _TESTS = pages.CHECKOUT / 'nova_migfix/tests'
-_SCENARIOS = _TESTS / 'lab/scenarios'
+_SCENARIOS = pages.CHECKOUT / 'lab/scenarios'
 
-# A command that is not in a console block.
+# A command outside a console block.
 _ASTRAY = re.compile(r'^ +[$#] \S.*$', re.MULTILINE)
 _BLOCK = re.compile(r'\.\. code-block:: +(bash|sh|shell|shell-session)\b')
 
 
 def _asked_for(path):
-    """Yield the pages whose commands a test asks for."""
+    """Yield the pages whose commands a test module reads."""
     tree = ast.parse(path.read_text())
     constants = {ast.unparse(node.targets[0]): node.value
                  for node in tree.body if isinstance(node, ast.Assign)}
@@ -55,10 +56,10 @@ RUN = {page for path in _TESTS.rglob('test_*.py')
 
 
 @ddt.ddt
-class CompleteTestCase(testtools.TestCase):
+class CompleteCommandsTestCase(testtools.TestCase):
 
     @ddt.data(*pages.names())
-    def test_each_command_is_run(self, page):
+    def test_each_command_of_a_page_is_run_by_a_test(self, page):
         if page in RUN:
             return
         for command, _ in pages.shown(page):
@@ -66,7 +67,7 @@ class CompleteTestCase(testtools.TestCase):
                 f'No test runs this command of {page}: {command}'))
 
     @ddt.data(*pages.names())
-    def test_commands_are_in_blocks_of_their_own(self, page):
+    def test_commands_are_in_console_blocks(self, page):
         text = pages.text(page)
         self.assertIsNone(_BLOCK.search(text))
         shown = ''.join(command for command, _ in pages.shown(page))
@@ -74,20 +75,20 @@ class CompleteTestCase(testtools.TestCase):
             self.assertIn(line.strip()[2:], shown)
 
     @ddt.data(*sorted(RUN))
-    def test_a_page_that_is_asked_for_has_commands(self, page):
+    def test_page_that_a_test_reads_has_commands(self, page):
         self.assertNotEqual([], list(pages.shown(page)))
 
 
 @ddt.ddt
-class ElsewhereTestCase(testtools.TestCase):
+class ElsewhereTableTestCase(testtools.TestCase):
 
     @ddt.data(*elsewhere.TABLE)
-    def test_what_it_is_about_is_shown(self, entry):
+    def test_table_names_commands_that_a_page_shows(self, entry):
         self.assertIn(entry, [elsewhere.find(entry.page, command)
                               for command, _ in pages.shown(entry.page)])
 
     @ddt.data(*elsewhere.TABLE)
-    def test_what_runs_the_same_exists(self, entry):
+    def test_table_names_tests_that_exist(self, entry):
         kind, _, name = entry.by.rpartition(' ')
         if kind == 'lab':
             self.assertIn(f"name = '{name}'", ''.join(

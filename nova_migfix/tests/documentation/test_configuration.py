@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The options that the configuration reference names are Nova's."""
+"""Nova has the options that the pages name."""
 
 import re
 
@@ -29,7 +29,7 @@ _NAMED = re.compile(r'``\[(\w+)\] (\w+)``')
 
 
 def _named():
-    """Return the options of all pages, a group and a name each."""
+    """Return group and name of each option that the pages name."""
     return sorted({named for page in pages.names()
                    for named in _NAMED.findall(pages.text(page))})
 
@@ -46,13 +46,13 @@ class OptionsTestCase(testtools.TestCase):
 
     @ddt.data(*_named())
     @ddt.unpack
-    def test_option(self, group, name):
+    def test_documented_option_exists_in_nova(self, group, name):
         section = CONF if group == 'DEFAULT' else CONF[group]
         self.assertIn(name, section)
 
-    def test_the_plugins_own_are_generated(self):
+    def test_reference_of_the_plugin_options_is_generated(self):
         self.assertIn('.. show-options::\n\n   nova_migfix\n',
                       pages.text(PAGE))
 
-    def test_some_are_named(self):
+    def test_pages_name_options(self):
         self.assertIn(('libvirt', 'max_queues'), _named())

@@ -30,7 +30,7 @@ PAGE = 'admin/diagnose.rst'
 
 
 class FailedMigrationTestCase(cloud.CloudTestCase):
-    """One that QEMU on the destination ends."""
+    """QEMU on the destination ends the migration."""
 
     def _migrate_stub(self, domain, destination, params, flags):
         test_rollback_state.fail(self.source_domain())
@@ -40,11 +40,11 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
             'os-migrateLive': {'host': 'dest', 'block_migration': 'auto'}})
         self.assertEqual('failed', self.is_over())
 
-    def test_runbook(self):
+    def test_diagnose_commands_show_the_failed_migration(self):
         self.migrate()
         version, server, records, events, event = (
             command for command, _ in pages.commands(
-                PAGE, 'What Nova tells', server=self.server['id'],
+                PAGE, 'Nova API', server=self.server['id'],
                 request_id=self.request()))
         self.do(version)
         self.assertIn('ACTIVE', self.do(server))
@@ -53,11 +53,11 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
         self.assertIn('live_migration', self.do(event))
 
     def request(self):
-        """Return the ID of the request that has failed."""
+        """Return the ID of the failed request."""
         return self.api.get_instance_actions(
             self.server['id'])[0]['request_id']
 
-    def test_page_of_the_fix(self):
+    def test_commands_of_the_rollback_state_page_succeed(self):
         self.migrate()
         self.do('export OS_COMPUTE_API_VERSION=2.84')
         for command, _ in pages.commands(
@@ -73,14 +73,14 @@ class LogsTestCase(testtools.TestCase):
             PAGE, section, server=test_explain.QUEUES, domain='test',
             request_id='req-a6ede1b8-6d44-4001-9687-1634efe5a281')]
 
-    def test_explain(self):
-        command, *_rest = self.commands('What the logs tell')
+    def test_explain_finds_the_fault_in_the_logs(self):
+        command, *_rest = self.commands('Logs')
         ran = self.useFixture(status.Status()).run(command)
         self.assertEqual(2, ran.code)
         self.assertIn('vnic-queues', ran.out)
 
     def host(self):
-        """A host with the logs that ``explain`` is tested with."""
+        """Return a host with the logs of the tests of ``explain``."""
         host = self.useFixture(machine.Host('compute1'))
         try:
             host.run(['true'])
@@ -96,23 +96,23 @@ class LogsTestCase(testtools.TestCase):
         (host.root / 'etc/nova/nova.conf').write_text('[DEFAULT]\n')
         return host
 
-    def test_by_hand(self):
-        _explain, *commands = self.commands('What the logs tell')
+    def test_log_commands_find_the_fault(self):
+        _explain, *commands = self.commands('Logs')
         nova, qemu = self.host().run(commands)
         self.assertIn('Pre live migration failed', nova)
         self.assertIn('load of migration failed', qemu)
 
-    def test_what_is_kept(self):
+    def test_collected_files_are_those_of_the_runbook(self):
         if not shutil.which('virsh'):
             self.skipTest('libvirt-clients is not installed')
         self.useFixture(fixtures.EnvironmentVariable(
             'VIRSH_DEFAULT_CONNECT_URI', 'test:///default'))
         host = self.host()
-        host.run(self.commands('When it says *unknown*'))
+        host.run(self.commands('Unknown faults'))
         kept = host.nova / f'migration-{test_explain.QUEUES}'
         self.assertEqual(
             {'nova-compute.log', 'test.log', 'nova.conf', 'test.xml'},
             {path.name for path in kept.iterdir()})
         self.assertIn('<domain', (kept / 'test.xml').read_text())
-        # what it prints when it says so
+        # the remedy that explain prints with *unknown*
         self.assertIn('both nova.conf', explain.COLLECT)

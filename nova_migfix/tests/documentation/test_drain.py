@@ -12,7 +12,7 @@
 
 """The runbook for draining a host.
 
-By the real client, on Nova's in-process cloud with two computes.
+The real client runs it on Nova's in-process cloud with two computes.
 """
 
 import time
@@ -51,9 +51,9 @@ class DrainTestCase(cloud.CloudTestCase):
             'admin/drain.rst', section, host='src', server=self.server['id'],
             migration=migration) if not command.startswith(status.PROGRAM)]
 
-    def test_runbook(self):
+    def test_drain_commands_move_the_guest(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
-        disable, services, servers = self.shown('What would happen')
+        disable, services, servers = self.shown('Preparation')
         self.do(disable)
         self.assertIn('disabled', self.do(services))
         self.assertIn(self.server['id'], self.do(servers))
@@ -68,7 +68,7 @@ class DrainTestCase(cloud.CloudTestCase):
         self.do(enable)
         self.assertIn('enabled', self.do(services))
 
-    def test_abort(self):
+    def test_drain_commands_abort_a_migration(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
         self.stays = True
         self.do(self.shown('Move')[0])
@@ -88,7 +88,7 @@ class DrainStatusTestCase(testtools.TestCase):
     @ddt.data(*(command for command, _ in pages.commands(
         'admin/drain.rst', host='compute1', server=status_base.uuid(2),
         migration=1) if command.startswith(status.PROGRAM)))
-    def test_command(self, command):
+    def test_status_commands_of_the_drain_page_succeed(self, command):
         ran = self.useFixture(status.Status()).run(command)
         self.assertIn(ran.code, (0, 1, 2), ran.err)
         self.assertIn('|', ran.out)

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The reference of faults, and the table that ``explain`` has.
+"""The reference of faults agrees with the table of ``explain``.
 
-Whoever finds a line there is told the same by the command, and no fault that
-the command knows is missing.
+``explain`` finds the same fault as the reference in each line, and the
+reference has each fault that the command knows.
 """
 
 import re
@@ -31,7 +31,7 @@ _LINES = re.compile(
 _TABLE = re.compile(r'^\.\. include:: table/(\S+)\.rst$', re.MULTILINE)
 _LINK = re.compile(':doc:`/([^`]+)`')
 
-#: title: text
+#: text of each section, by title
 SECTIONS = {
     title: text for page in pages.names()
     if page.startswith('faults/')
@@ -40,7 +40,7 @@ KNOWN = {fault.name: fault for fault in faults.FAULTS}
 
 
 def _name(text):
-    """Return the name of a fault, '' if none but the reference has it."""
+    """Return the name of a fault, '' if only the reference has it."""
     return ''.join(_TABLE.findall(text))
 
 
@@ -51,23 +51,23 @@ def _said(text):
 
 
 @ddt.ddt
-class FaultsTestCase(testtools.TestCase):
+class FaultsReferenceTestCase(testtools.TestCase):
 
     def test_each_fault_has_its_section(self):
         self.assertEqual(sorted(KNOWN), sorted(
             filter(None, map(_name, SECTIONS.values()))))
 
     @ddt.data(*SECTIONS)
-    def test_what_explain_says_of_the_lines(self, title):
+    def test_explain_finds_the_fault_in_the_lines_of_a_section(self, title):
         text = SECTIONS[title]
-        fault, told = explain._match(_said(text))
+        fault, announced = explain._match(_said(text))
         self.assertEqual(_name(text), fault.name if fault else '')
         if fault:
             self.assertEqual(title, fault.name)
-            self.assertNotEqual([], told)
+            self.assertNotEqual([], announced)
 
     @ddt.data(*SECTIONS)
-    def test_what_is_in_it(self, title):
+    def test_section_has_its_parts(self, title):
         text = SECTIONS[title]
         parts = ['Log', 'Cause']
         fault = KNOWN.get(title)
@@ -77,6 +77,6 @@ class FaultsTestCase(testtools.TestCase):
             self.assertIn(f'\n{part}\n', f'\n{text}')
 
     @ddt.data(*SECTIONS)
-    def test_pages_that_are_named_exist(self, title):
+    def test_linked_pages_exist(self, title):
         for link in _LINK.findall(SECTIONS[title]):
             self.assertIn(f'{link}.rst', pages.names())

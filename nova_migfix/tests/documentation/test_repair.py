@@ -10,11 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The runbook for guests that are hurt: on real disks, and on Nova's cloud.
+"""The runbook for damaged guests, on real disks and on Nova's cloud.
 
-Disks are damaged as Nova does it: an overlay is moved from the backing file
-that it was laid upon to another one, of the same name, that another mkfs has
-made.
+The tests damage disks as Nova does: they move an overlay from its backing
+file to another one of the same name, which another mkfs made.
 """
 
 import shutil
@@ -31,8 +30,8 @@ from nova_migfix.tests import pages
 _UUID = '3b7fabc5-7528-4cf2-b32d-ab0a61428e52'
 _SIZE = 1 << 30
 
-#: of a file system: the name of its backing file, what Nova runs, what finds
-#: faults, and how the runbook says that it is made anew
+#: by file system: the name of its backing file, Nova's mkfs command, the check
+#: command, and the mkfs command of the runbook
 _KINDS = {
     'ext4': ('ephemeral_1_40d1d2c', ('mkfs', '-t', 'ext4', '-F'),
              ('e2fsck', '-fn'), 'mkfs.ext4'),
@@ -48,13 +47,13 @@ def _run(*command, **popen):
 
 
 def _use_ext4(image):
-    """Write to it what a guest writes, the superblock included."""
+    """Write as a guest does, also to the superblock."""
     for number in range(8):
         _run('debugfs', '-w', '-R', f'write {__file__} file{number}', image)
 
 
 def _use_xfs(image):
-    """Use the root directory, as who puts something into it."""
+    """Change the root directory, as a guest that adds a file."""
     _run('xfs_db', '-x', '-c', 'sb 0', '-c', 'addr rootino',
          '-c', 'write core.mtime.sec 1', image)
 
@@ -63,7 +62,7 @@ _USE = {'ext4': _use_ext4, 'xfs': _use_xfs}
 
 _CLUSTER = 64 << 10
 
-# Bytes at the beginning that who mounts a file system writes.
+# Bytes at the beginning that each mount of a file system writes.
 _ALWAYS_WRITTEN = 2 * _CLUSTER
 
 
@@ -81,7 +80,7 @@ class HurtGuestTestCase(testtools.TestCase):
         self.directory.mkdir()
 
     def shown(self, *sections, **values):
-        """Return the commands of a shell in parts of the runbook."""
+        """Return the shell commands in sections of the runbook."""
         return [command for section in sections for command, _ in
                 pages.commands('admin/repair.rst', section, **{
                     'server': _UUID, 'source': 'compute1', 'size': 1,
@@ -95,8 +94,8 @@ class ForeignBaseTestCase(HurtGuestTestCase):
     def damage(self, kind):
         """Migrate a guest with one disk, as unmodified Nova does.
 
-        :ivar base: on the source
-        :ivar original: all bytes of the disk before that
+        :ivar base: the base on the source
+        :ivar original: all bytes of the disk before the damage
         """
         name, mkfs, self.check, _again = _KINDS[kind]
         self.base = self.source.base / name
@@ -127,15 +126,15 @@ class ForeignBaseTestCase(HurtGuestTestCase):
                          f'write -s {piece} {offset} {_CLUSTER}', self.disk)
 
     def repair(self, kind, *sections):
-        """Follow the runbook; returns what each command has printed."""
+        """Follow the runbook; return the output of each command."""
         commands = [command for command in self.shown(
-            'How it is seen', *sections, 'The disk upon the right one',
+            'Detection', *sections, 'Restoring the disk',
             base=self.base.name) if self.is_for(kind, command)]
         return dict(zip(commands, self.host.run(commands)))
 
     @staticmethod
     def is_for(kind, command):
-        """Say whether a command is, where one is shown for each kind."""
+        """Return whether a command is for this kind of file system."""
         others = {word for other in _KINDS if other != kind
                   for word in (_KINDS[other][2][0], _KINDS[other][3])}
         return not others & set(command.split()) and not (
@@ -152,7 +151,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         _run(*self.check, repair / 'repaired.raw')
 
     @ddt.data(*_KINDS)
-    def test_the_backing_file_is_on_the_source(self, kind):
+    def test_disk_is_repaired_with_the_backing_file_of_the_source(self, kind):
         self.damage(kind)
         pull = self.shown('The backing file of the source',
                           base=self.base.name)[0]
@@ -166,26 +165,26 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.assertEqual((disk, disk), (right, repaired))
 
     @ddt.data(*_KINDS)
-    def test_the_backing_file_is_made_again(self, kind):
+    def test_disk_is_repaired_with_a_backing_file_made_again(self, kind):
         self.damage(kind)
         self.base.unlink()
-        self.repair(kind, 'A backing file made again')
+        self.repair(kind, 'Creating the backing file again')
         self.assert_repaired()
 
-    def test_the_damage_is_found_by_the_check(self):
+    def test_check_command_finds_the_damage(self):
         self.damage('xfs')
-        self.host.run(self.shown('How it is seen', base=self.base.name))
+        self.host.run(self.shown('Detection', base=self.base.name))
         check = subprocess.run(
             [*self.check, self.host.nova / 'repair/damaged.raw'],
             capture_output=True, text=True)
         self.assertEqual(1, check.returncode)
         self.assertIn('bad uuid', check.stderr)
 
-    def test_the_backing_file_is_open_still(self):
+    def test_backing_file_that_is_still_open_is_copied(self):
         self.damage('ext4')
         found = self.source.nova / 'repair' / self.base.name
         expected = self.base.read_bytes()
-        commands = self.shown('A backing file that is open still',
+        commands = self.shown('A backing file that is still open',
                               base=self.base.name)
         path = f'/var/lib/nova/instances/_base/{self.base.name}'
         self.source.run([f'exec 9<{path}', f'rm {path}', *commands])
@@ -196,7 +195,7 @@ class ForeignBaseTestCase(HurtGuestTestCase):
 class LabelTestCase(HurtGuestTestCase):
 
     @ddt.data(*_KINDS)
-    def test_label_and_uuid_are_what_they_were(self, kind):
+    def test_label_and_uuid_are_restored(self, kind):
         device = self.host.nova / 'device'
         with open(device, 'wb') as file:
             file.truncate(_SIZE)
@@ -218,7 +217,7 @@ class FilesTestCase(HurtGuestTestCase):
 
     @ddt.data((b'', '0'), (b'\1CD001', '1'))
     @ddt.unpack
-    def test_config_drive(self, content, found):
+    def test_zeroed_config_drive_is_detected(self, content, found):
         (self.directory / 'disk.config').write_bytes(
             b'\0' * 0x8000 + content + b'\0' * 2048)
         (_, shown), *_rest = pages.commands(
@@ -227,23 +226,23 @@ class FilesTestCase(HurtGuestTestCase):
         self.assertEqual(found, printed.strip())
         self.assertEqual('0', shown)
 
-    def test_files_of_a_guest_that_has_gone(self):
+    def test_files_of_a_deleted_guest_are_copied(self):
         (self.directory / 'disk').write_text('data')
-        listed, _copied = self.host.run(self.shown('A guest that has gone'))
+        listed, _copied = self.host.run(self.shown('A lost guest'))
         self.assertEqual(f'/var/lib/nova/instances/{_UUID}\n', listed)
         self.assertEqual('data', (
             self.host.nova / f'repair-{_UUID}/disk').read_text())
 
-    def test_what_a_resize_has_left(self):
+    def test_leftovers_of_a_resize_are_moved_aside(self):
         left = self.host.instances / f'{_UUID}_resize'
         left.mkdir()
-        commands = self.shown('``<server>_resize`` that was left behind')
+        commands = self.shown('A leftover ``<server>_resize``')
         self.assertIn(f'{_UUID}_resize', self.host.run(commands)[0])
         self.assertFalse(left.exists())
         self.assertTrue(
             (self.host.nova / 'left-behind' / left.name).exists())
 
-    def test_state_of_a_domain(self):
+    def test_state_of_a_domain_is_shown(self):
         if not shutil.which('virsh'):
             self.skipTest('libvirt-clients is not installed')
         self.useFixture(fixtures.EnvironmentVariable(
@@ -266,19 +265,19 @@ class CloudTestCase(cloud.CloudTestCase):
     def set_version(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
 
-    def test_off(self):
-        stop, show = self.shown('Repairing guests that are hurt')
+    def test_repair_commands_stop_the_guest(self):
+        stop, show = self.shown('Repairing damaged guests')
         self.do(stop)
         self._wait_for_state_change(self.server, 'SHUTOFF')
         self.assertIn('SHUTOFF', self.do(show))
 
-    def test_config_drive(self):
+    def test_hard_reboot_command_rebuilds_the_config_drive(self):
         self.set_version()
         reboot, = self.shown('Config drives of zeros')
         self.do(reboot)
         self._wait_for_state_change(self.server, 'ACTIVE')
 
-    def test_error(self):
+    def test_repair_commands_reset_the_error_state(self):
         self.set_version()
         self.api.post_server_action(
             self.server['id'], {'os-resetState': {'state': 'error'}})
@@ -289,11 +288,11 @@ class CloudTestCase(cloud.CloudTestCase):
         self.do(settle, 'y')
         self.assertEqual('ACTIVE', self.status())
 
-    def test_what_a_resize_has_left(self):
-        show, = self.shown('``<server>_resize`` that was left behind')
+    def test_server_command_shows_that_the_resize_is_over(self):
+        show, = self.shown('A leftover ``<server>_resize``')
         self.assertIn('ACTIVE', self.do(show))
 
-    def test_nothing_else_is_shown(self):
+    def test_openstack_commands_of_the_page_are_complete(self):
         shown = [command for command, _ in pages.shown('admin/repair.rst')
                  if command.startswith('openstack ')]
         self.assertEqual(7, len(shown))

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is shown for the day on which the patches are taken out."""
+"""The commands for the removal of the patches."""
 
 import subprocess
 
@@ -20,7 +20,7 @@ from nova_migfix.tests.documentation import machine
 from nova_migfix.tests import pages
 
 
-class TakenOutTestCase(testtools.TestCase):
+class RemovedPatchesTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -31,7 +31,7 @@ class TakenOutTestCase(testtools.TestCase):
             self.skipTest(f'no mount namespace of our own: {error}')
 
     def lay(self, disk, base):
-        """Lay a disk upon a backing file, or make one that is complete."""
+        """Make an overlay on a base, or a complete disk."""
         path = self.host.instances / disk
         path.parent.mkdir(exist_ok=True)
         below = []
@@ -42,7 +42,7 @@ class TakenOutTestCase(testtools.TestCase):
         subprocess.run(['qemu-img', 'create', '-q', '-u', '-f', 'qcow2',
                         *below, path, '1G'], check=True, timeout=60)
 
-    def test_what_is_in_use_is_shown(self):
+    def test_commands_list_the_backing_files_in_use(self):
         self.lay('one/disk.eph0', 'ephemeral_1_f3c01a7b')
         self.lay('two/disk.local', 'ephemeral_1_40d1d2c')
         self.lay('two/disk.eph1', None)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The environments of tox that pages name exist."""
+"""tox.ini has the environments that the pages name."""
 
 import re
 
@@ -20,7 +20,7 @@ import testtools
 from nova_migfix.tests.documentation import tox
 from nova_migfix.tests import pages
 
-# Those of upstream.rst are Nova's.
+# The environments in upstream.rst are Nova's.
 _PAGES = [page for page in pages.names() if page != 'patches/upstream.rst']
 _NAMED = re.compile(r'\btox (?:run )?-e ([a-z0-9-]+(?:,[a-z0-9-]+)*)')
 
@@ -29,11 +29,11 @@ _NAMED = re.compile(r'\btox (?:run )?-e ([a-z0-9-]+(?:,[a-z0-9-]+)*)')
 class ToxTestCase(testtools.TestCase):
 
     @ddt.data(*_PAGES)
-    def test_environments_exist(self, page):
+    def test_environments_of_a_page_exist(self, page):
         for names in _NAMED.findall(pages.text(page)):
             self.assertEqual(
                 set(), set(names.split(',')) - tox.environments())
 
-    def test_expansion(self):
+    def test_environment_names_are_expanded(self):
         self.assertTrue({'nova-29', 'nova-34-quick', 'docs'}.issubset(
             tox.environments()))

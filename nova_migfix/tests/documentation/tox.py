@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Which environments tox.ini has."""
+"""The environments of tox.ini."""
 
 import configparser
 import itertools
@@ -22,7 +22,7 @@ _ALTERNATIVES = re.compile('{([^}]*)}')
 
 
 def environments():
-    """Return their names."""
+    """Return the names of the environments."""
     parser = configparser.RawConfigParser()
     parser.read(pages.CHECKOUT / 'tox.ini')
     return {'py3', *itertools.chain.from_iterable(
@@ -31,7 +31,7 @@ def environments():
 
 
 def _expanded(name):
-    """As tox does: ``nova-{29,30}{,-quick}`` is four."""
+    """Expand names as tox does: ``nova-{29,30}{,-quick}`` gives four."""
     parts = _ALTERNATIVES.split(name)
     return map(''.join, itertools.product(*(
         part.split(',') if number % 2 else [part]

@@ -9,4 +9,4 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What ``ansible/`` does, and what its report is like in a browser."""
+"""Tests of ``ansible/``, and of its report in a browser."""

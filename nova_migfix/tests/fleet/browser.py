@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The report in Chromium, driven as by its reader."""
+"""The report in Chromium, operated as by a reader."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ return (Math.max(text, behind) + .05) / (Math.min(text, behind) + .05);
 
 
 class Browser(fixtures.Fixture):
-    """A Chromium that tells what it has asked the network for."""
+    """A Chromium that records its network requests."""
 
     def __init__(self, size='1280,1100'):
         self._size = size
@@ -64,18 +64,18 @@ class Browser(fixtures.Fixture):
             'performance': 'ALL', 'browser': 'ALL'})
         self._driver = webdriver.Chrome(options, service.Service(DRIVER))
         self.addCleanup(self._driver.quit)
-        # and nothing of the page that it begins with
+        # without the start page
         self._driver.get('about:blank')
         self.requested()
 
     def open(self, path):
-        """Open a page; returns the seconds until its script is done."""
+        """Open a page; return the seconds until its script is done."""
         begin = time.monotonic()
         self._driver.get(pathlib.Path(path).resolve().as_uri())
         return time.monotonic() - begin
 
     def emulate(self, scheme):
-        """Let pages be light or dark."""
+        """Set the light or dark color scheme."""
         self._driver.execute_cdp_cmd('Emulation.setEmulatedMedia', {
             'features': [{'name': 'prefers-color-scheme', 'value': scheme}]})
 
@@ -83,10 +83,10 @@ class Browser(fixtures.Fixture):
         self._driver.save_screenshot(str(path))
 
     def print_pdf(self):
-        """The page as it is printed, as base64."""
+        """Return the printed page as a PDF in base64."""
         return self._driver.print_page()
 
-    # What was said behind the scenes.
+    # Console and network.
 
     @property
     def console(self):
@@ -94,42 +94,42 @@ class Browser(fixtures.Fixture):
                 for entry in self._driver.get_log('browser')]
 
     def requested(self):
-        """The URLs that were asked for since this was called last."""
+        """Return the URLs that were requested since the last call."""
         events = [json.loads(entry['message'])['message']
                   for entry in self._driver.get_log('performance')]
         return [event['params']['request']['url'] for event in events
                 if event['method'] == 'Network.requestWillBeSent']
 
-    # What a reader does.
+    # Actions of a reader.
 
     def find(self, selector):
         return self._driver.find_element(by.By.CSS_SELECTOR, selector)
 
     def texts(self, selector):
-        """What is shown of each element, in one go."""
+        """Return the visible text of each element, by one request."""
         return self._driver.execute_script(
             'return [...document.querySelectorAll(arguments[0])]'
             '.map(found => found.innerText.trim())', selector)
 
     def titles(self, selector):
-        """What elements have that are not shown themselves."""
+        """Return the text of elements that are not visible."""
         return self._driver.execute_script(
             'return [...document.querySelectorAll(arguments[0])]'
             '.map(found => found.textContent)', selector)
 
     def contrast(self, selector):
-        """Of an element's text, as WCAG 2 computes it."""
+        """Return the contrast of an element's text as defined by WCAG 2."""
         return self._driver.execute_script(_CONTRAST, selector)
 
     def nameless(self):
-        """The elements that are operated and have no name."""
+        """Return the controls that have no accessible name."""
         return [found.get_attribute('outerHTML') for found
                 in self._driver.find_elements(
                     by.By.CSS_SELECTOR, 'input, select, button, summary')
                 if not found.accessible_name]
 
     def choose(self, name, value):
-        """Choose what a list offers, by typing what it begins with."""
+        """Select an option of a list by typing its first characters."""
         self.find(f'#{name}').send_keys(self.find(
             f'#{name} option[value="{value}"]').text)
 
@@ -145,7 +145,7 @@ class Browser(fixtures.Fixture):
         self.find(selector).click()
 
     def rows(self):
-        """The cells of the table, by row."""
+        """Return the cells of the table, by row."""
         return self._driver.execute_script(
             'return [...document.querySelectorAll("#table tbody tr")].map('
             'row => [...row.cells].map(cell => cell.innerText.trim()))')
@@ -155,7 +155,7 @@ class Browser(fixtures.Fixture):
             'output'))
 
     def seconds(self, script):
-        """How long a script takes, until what it changes is laid out."""
+        """Return the seconds of a script and of the layout of its changes."""
         return self._driver.execute_script(
             'const begin = performance.now();'
             f'{script}; document.body.offsetHeight;'

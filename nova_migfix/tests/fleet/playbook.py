@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Running playbooks of ``ansible/`` with hosts that are this machine."""
+"""Run playbooks of ``ansible/`` with this machine as all hosts."""
 
 import json
 import os
@@ -30,8 +30,8 @@ _LIMIT = 300    # seconds
 _RECAP = re.compile(r'^(\S+) +: ok=\d+ +changed=(\d+) .*failed=(\d+)',
                     re.MULTILINE)
 
-# What stands for a container engine: the name of the container is that of a
-# directory, which has what a command there prints and exits with.
+# A fake container engine: the name of the container is that of a directory,
+# which has the output and the exit code of a command.
 _ENGINE = '''#!/bin/sh
 [ "$1 $3" = "exec nova-migfix-status" ] || exit 125
 cd "$CONTAINERS/$2" 2>/dev/null || {
@@ -41,9 +41,9 @@ cat "$4.json" && exit "$(cat "$4.code")"
 
 
 class Ran:
-    """What came of a run.
+    """The result of a run.
 
-    :ivar changed: how many tasks have changed something, by host
+    :ivar changed: the number of changed tasks, by host
     """
 
     def __init__(self, done):
@@ -53,7 +53,7 @@ class Ran:
 
 
 class Site(fixtures.Fixture):
-    """A machine to run Ansible from, and an inventory."""
+    """A machine that runs Ansible, with an inventory."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
@@ -70,7 +70,7 @@ class Site(fixtures.Fixture):
         path.chmod(0o755)
 
     def write_inventory(self, **hosts):
-        """As Kolla Ansible has it; each with variables of its own."""
+        """Write hosts as for Kolla Ansible, each with its own variables."""
         path = self.path / 'multinode.json'
         path.write_text(json.dumps({'compute': {
             'hosts': hosts, 'vars': {
@@ -79,7 +79,7 @@ class Site(fixtures.Fixture):
         return path
 
     def container(self, name, upgrade=None, preflight=None):
-        """What nova-migfix-status prints in a container, as JSON."""
+        """Set the JSON that nova-migfix-status prints in a container."""
         place = self.containers / name
         place.mkdir()
         for command, printed in (('upgrade', upgrade),
@@ -97,7 +97,7 @@ class Site(fixtures.Fixture):
     def run(self, playbook, *arguments, within=(), **variables):
         """Run a playbook.
 
-        :param within: the beginning of the command
+        :param within: the prefix of the command
         """
         return Ran(subprocess.run(
             [*within, BIN / 'ansible-playbook', '--inventory',

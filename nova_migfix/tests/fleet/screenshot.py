@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The picture of the documentation: ``python -m ... FILE``.
+"""Make the picture of the documentation: ``python -m ... FILE``.
 
-Of hosts that are made up, always the same ones.
+It shows fake hosts, always the same ones.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import pathlib
 import tempfile
 
 from nova_migfix.cmd import status
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import browser
+from nova_migfix.tests import hosts
 
 HOSTS, GUESTS = 12, 20
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that the documentation shows are run, and do what it says."""
+"""The documented commands run and have the documented effect."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ from nova_migfix.tests import pages
 PAGE = 'status/fleet.rst'
 SNIPPET = 'kolla/config/nova/nova-compute.conf'
 
-# In the container is what is here.
+# The container is this machine.
 _ENGINE = '#!/bin/sh\nshift 2; exec "$@"\n'
 
 
@@ -56,13 +56,13 @@ class DocumentationTestCase(testtools.TestCase):
             cwd=self.site.path, env=self.site.environment, timeout=300)
         self.assertEqual(0, done.returncode, f'{command}: {done.stdout}')
 
-    def test_commands(self):
+    def test_commands_of_the_fleet_page_succeed(self):
         (report, _), (install, _), (remove, _), (picture, _) = pages.commands(
             PAGE)
         self.do(report)
         host, = json.loads((
             self.site.path / 'nova-migfix-report.json').read_text())['hosts']
-        # there is neither libvirt nor a guest here
+        # this machine has neither libvirt nor a guest
         self.assertEqual('failed', host['state'])
         self.assertIn('Release of Nova',
                       [check['check'] for check in host['checks']])
@@ -75,7 +75,7 @@ class DocumentationTestCase(testtools.TestCase):
         self.assertEqual(b'\x89PNG', (
             self.site.path / 'fleet.png').read_bytes()[:4])
 
-    def test_variables_are_those_of_the_role(self):
+    def test_variables_of_the_page_exist_in_the_role(self):
         text = (pages.CHECKOUT / 'doc/source' / PAGE).read_text()
         defaults = (playbook.PLAYBOOKS /
                     'roles/nova_migfix/defaults/main.yml').read_text()

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The report as it is read: filters, counts, and nothing from elsewhere."""
+"""The report in a browser: filters, counts, no requests to other URLs."""
 
 import pathlib
 import unittest
@@ -18,8 +18,8 @@ import unittest
 import ddt
 import fixtures
 
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import browser
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 from nova_migfix.tests.unit.status import test_report
@@ -37,7 +37,7 @@ class PageTestCase(test_fleet.FleetTestCase):
                  hosts.finding('config-drive', A),
                  hosts.finding('vnic', B, device='fa:16:3e:00:00:02 mtu'))
         self.put('compute11', hosts.finding('vnic', C, False),
-                 notes=['Neutron was not asked.'], plugin=False)
+                 notes=['Neutron was not queried.'], plugin=False)
         self.put('compute2')
         hosts.write(self.directory, 'compute3', hosts.UNREACHABLE, {})
         hosts.write(self.directory, 'compute4', hosts.NO_CONTAINER, {})
@@ -63,14 +63,14 @@ class PageTestCase(test_fleet.FleetTestCase):
         return [row[number] for row in self.browser.rows()]
 
     def assertShown(self, hosts, guests, findings):
-        """How many of each there are, in the tabs and in the tables."""
+        """Assert the numbers in the tabs and in the tables."""
         self.assertEqual((hosts, guests, findings), self.browser.counts())
         for view, number in (('findings', findings), ('guests', guests),
                              ('hosts', hosts)):
             self.browser.view(view)
             self.assertEqual(number, len(self.browser.rows()), view)
 
-    def test_all(self):
+    def test_page_shows_all_hosts_guests_and_findings(self):
         page = self.open()
         self.assertEqual(['5', '1, 1', '6', '3', '1'],
                          page.texts('.tiles dd:not(.words)'))
@@ -84,7 +84,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         self.assertEqual(['2', '0', '0', '2', '2'], self.column(3))
         self.assertIn(hosts.UNREACHABLE['msg'], self.column(2)[1])
 
-    def test_rows(self):
+    def test_findings_and_guests_have_their_rows(self):
         page = self.open()
         page.view('findings')
         self.assertEqual(
@@ -94,10 +94,10 @@ class PageTestCase(test_fleet.FleetTestCase):
         self.assertIn([A, 'instance-00000001', 'compute1',
                        'vnic config-drive'], page.rows())
 
-    def test_checks_and_notes(self):
+    def test_details_show_checks_and_notes(self):
         page = self.open()
         page.click('details')
-        self.assertIn('Neutron was not asked.', page.texts('details p'))
+        self.assertIn('Neutron was not queried.', page.texts('details p'))
         self.assertIn('compute_driver is libvirt.LibvirtDriver',
                       ''.join(page.texts('details p')))
 
@@ -108,23 +108,23 @@ class PageTestCase(test_fleet.FleetTestCase):
         ('drain', 'yes', (1, 0, 0)), ('drain', 'depends', (1, 2, 3)),
         ('drain', 'unknown', (2, 0, 0)))
     @ddt.unpack
-    def test_choose(self, name, value, counts):
+    def test_selection_filters_the_tables(self, name, value, counts):
         self.open().choose(name, value)
         self.assertShown(*counts)
 
     @ddt.data(
-        # a name, and what several have in theirs
+        # a full name, and parts of several names
         ('host', 'compute1', (1, 2, 3)), ('host', 'COMPUTE', (5, 3, 4)),
         ('host', '11', (1, 1, 1)), ('host', 'none', (0, 0, 0)),
-        # of a guest, of a device, of a host; without regard to case
+        # of a guest, of a device, of a host; case-insensitive
         ('text', B, (1, 1, 1)), ('text', 'MTU', (1, 1, 1)),
         ('text', 'no route to', (1, 0, 0)), ('text', 'neutron', (1, 1, 1)))
     @ddt.unpack
-    def test_type(self, name, text, counts):
+    def test_typed_text_filters_the_tables(self, name, text, counts):
         self.open().type(name, text)
         self.assertShown(*counts)
 
-    def test_several_and_reset(self):
+    def test_filters_combine_and_reset(self):
         page = self.open()
         page.type('host', 'compute1')
         page.choose('finding', 'vnic')
@@ -136,7 +136,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         page.click('#clear')
         self.assertShown(5, 3, 4)
 
-    def test_chart(self):
+    def test_chart_counts_guests_and_filters_on_click(self):
         page = self.open()
         self.assertEqual(['all hosts', 'compute11', 'compute1'],
                          page.titles('#chart text title'))
@@ -149,7 +149,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         page.click('#chart g[data-host=compute1][data-finding=vnic] text')
         self.assertShown(1, 2, 2)
 
-    def test_pages(self):
+    def test_long_table_is_divided_into_pages(self):
         self.put('compute5', *(hosts.finding('vnic', base.uuid(100 + number))
                                for number in range(120)))
         page = self.open()
@@ -166,7 +166,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         page.choose('finding', 'config-drive')
         self.assertEqual(['1 to 1 of 1'], page.texts('#range'))
 
-    def test_hostile_names(self):
+    def test_hostile_names_are_shown_as_text(self):
         text = test_report.HOSTILE
         self.put('compute2', hosts.finding(
             'vnic', text, domain=text, device=text, finding=text),
@@ -180,21 +180,21 @@ class PageTestCase(test_fleet.FleetTestCase):
         self.assertEqual(2, len(page.texts('script')))
 
     @ddt.data('light', 'dark')
-    def test_legible(self, scheme):
-        """WCAG 2: 4.5 between the colours of text and what is behind."""
+    def test_text_has_enough_contrast(self, scheme):
+        """WCAG 2 requires a contrast of 4.5 between text and background."""
         page = self.open()
         page.emulate(scheme)
         for selector in ('body', 'footer', '.tiles dd.no', '.tiles .yes',
                          '.tiles .depends', '.tiles .unknown', 'th'):
             self.assertGreaterEqual(page.contrast(selector), 4.5, selector)
 
-    def test_by_keyboard_and_by_name(self):
-        """All that is operated has a name, and is an element of HTML."""
+    def test_controls_have_accessible_names(self):
+        """Each control is an HTML element with a name."""
         page = self.open()
         self.assertEqual([], page.nameless())
         self.assertEqual('Host', page.find('#host').accessible_name)
 
-    def test_printed(self):
+    def test_printed_page_shows_all_rows(self):
         self.put('compute5', *(hosts.finding('vnic', base.uuid(100 + number))
                                for number in range(120)))
         page = self.open()

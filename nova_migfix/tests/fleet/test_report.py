@@ -10,14 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/report.yml`` asks hosts, also those that do not answer."""
+"""``ansible/report.yml`` reports hosts, also those that do not answer."""
 
 import json
 
 import testtools
 
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import test_fleet
 
 
@@ -36,7 +36,7 @@ class ReportTestCase(testtools.TestCase):
         return {host['host']: host
                 for host in json.loads(path.read_text())['hosts']}
 
-    def test_hosts_are_merged(self):
+    def test_report_merges_hosts(self):
         self.site.container('with', hosts.checks(), hosts.preflight(
             'with', [hosts.finding('vnic', test_fleet.A)], 7))
         self.site.container(
@@ -55,7 +55,7 @@ class ReportTestCase(testtools.TestCase):
         self.assertIn(test_fleet.A, page.read_text())
         self.assertIn(str(page), self.out)
 
-    def test_hosts_that_do_not_tell(self):
+    def test_report_shows_hosts_without_an_answer(self):
         slow = self.site.path / 'slow'
         slow.mkdir()
         self.site.program('../slow/nova-migfix-status',
@@ -64,7 +64,7 @@ class ReportTestCase(testtools.TestCase):
                             hosts.preflight('well', []))
         self.site.write_inventory(
             well={'nova_migfix_container': 'well'},
-            # nobody listens
+            # no service listens
             away={'ansible_connection': 'ssh', 'ansible_host': '127.0.0.1',
                   'ansible_port': 1},
             none={'nova_migfix_container': 'none'},
@@ -86,12 +86,12 @@ class ReportTestCase(testtools.TestCase):
             self.assertIn(said, ''.join(told[name]['why']))
             self.assertEqual('unknown', told[name]['drain'])
 
-    def test_only_those_that_are_asked(self):
+    def test_report_shows_only_hosts_of_the_limit(self):
         self.site.container('a', hosts.checks(), hosts.preflight('a', []))
         self.site.write_inventory(a={'nova_migfix_container': 'a'}, b={})
         self.assertEqual(['a'], list(self.ask('--limit', 'a')))
 
-    def test_the_place_of_the_report(self):
+    def test_report_is_written_to_the_given_path(self):
         self.site.container('a', hosts.checks(), hosts.preflight('a', []))
         self.site.write_inventory(a={'nova_migfix_container': 'a'})
         ran = self.site.run('report.yml', nova_migfix_report=str(

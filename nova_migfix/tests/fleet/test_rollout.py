@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""``ansible/rollout.yml`` installs the plugin, and takes it away."""
+"""``ansible/rollout.yml`` installs and removes the plugin."""
 
 import json
 import pathlib
@@ -25,15 +25,15 @@ import testtools
 import yaml
 
 from nova_migfix import nova_release
-from nova_migfix.tests.bench import hosts
 from nova_migfix.tests import distribution
 from nova_migfix.tests import etc
 from nova_migfix.tests.fleet import playbook
+from nova_migfix.tests import hosts
 from nova_migfix.tests import pages
 
 _KOLLA = pathlib.Path(sys.prefix) / 'share/kolla-ansible/ansible'
 
-# What nova.conf may have already; Debian's has the driver.
+# A nova.conf before the rollout; Debian's sets the driver.
 NOVA_CONF = '''\
 [DEFAULT]
 compute_driver=libvirt.LibvirtDriver
@@ -43,7 +43,7 @@ host = compute1
 virt_type = kvm
 '''
 
-# Ansible finds neither systemd nor another service manager here.
+# Ansible finds neither systemd nor another service manager on this machine.
 _SERVICE = '''#!/bin/sh
 ### BEGIN INIT INFO
 # Provides: nova-compute
@@ -54,7 +54,7 @@ echo "$1" >>{log}
 
 
 def driver(path):
-    """What nova-compute is told by a file."""
+    """Return the compute_driver that a file sets."""
     conf = cfg.ConfigOpts()
     conf.register_opt(cfg.StrOpt('compute_driver'))
     conf(['--config-file', str(path)])
@@ -63,7 +63,7 @@ def driver(path):
 
 class WheelTestCase(testtools.TestCase):
 
-    def test_templates_are_in_it(self):
+    def test_templates_are_in_the_wheel(self):
         place = pathlib.Path('nova_migfix/status/templates')
         with zipfile.ZipFile(self.useFixture(
                 distribution.Wheel('99.0.0')).path) as wheel:
@@ -76,7 +76,7 @@ class WheelTestCase(testtools.TestCase):
 
 class RoleTestCase(testtools.TestCase):
 
-    def test_releases_that_are_supported(self):
+    def test_supported_releases_of_the_role_match_the_plugin(self):
         variables = yaml.safe_load((
             playbook.PLAYBOOKS / 'roles/nova_migfix/vars/main.yml'
         ).read_text())
@@ -113,14 +113,14 @@ class HostTestCase(testtools.TestCase):
         script.chmod(0o755)
 
     def make_environment(self):
-        """One with the Nova of this one."""
+        """Make a virtual environment with the Nova of this one."""
         self.venv = self.site.path / 'venv'
         venv.create(self.venv, with_pip=True)
         place, = self.venv.glob('lib/python3*/site-packages')
         (place / 'nova.pth').write_text(sysconfig.get_path('purelib'))
 
     def pretend(self, name, version):
-        """Have pip find another version than that of this environment."""
+        """Make pip find another version than that of this environment."""
         place, = self.venv.glob('lib/python3*/site-packages')
         found = place / f'{name}-{version}.dist-info'
         found.mkdir()
@@ -139,19 +139,19 @@ class HostTestCase(testtools.TestCase):
         return ran
 
     def restarted(self):
-        """How often; it is forgotten then."""
+        """Return the number of restarts since the last call."""
         text = self.restarts.read_text() if self.restarts.exists() else ''
         self.restarts.unlink(missing_ok=True)
         return text.split().count('restart') or text.split().count('start')
 
     def packages(self):
-        """What is installed there, by the names of files."""
+        """Return the names of the installed packages' files."""
         place, = self.venv.glob('lib/python3*/site-packages')
         return {found.name for found in place.iterdir()}
 
-    def test_there_and_back(self):
+    def test_plugin_is_installed_on_a_host_and_removed(self):
         before = self.packages()
-        # which is replaced
+        # the rollout replaces it
         self.pretend('nova_migfix', '1.0.0')
         self.assertNotEqual(0, self.try_to_roll('--check').changed['compute1'])
         self.assertEqual({'nova_migfix-1.0.0.dist-info'},
@@ -187,18 +187,18 @@ class HostTestCase(testtools.TestCase):
         self.assertEqual(NOVA_CONF, self.conf.read_text())
         self.assertEqual(0, self.restarted())
 
-    def test_not_beside_a_library_that_is_too_old(self):
+    def test_rollout_beside_an_old_library_is_refused(self):
         self.pretend('prettytable', '2.0.0')
         self.assertRefused('nova-migfix 99.0.0 depends on prettytable>=3.0.0',
                            'prettytable==2.0.0')
 
-    def test_not_beside_a_nova_that_is_not_supported(self):
+    def test_rollout_on_a_host_with_unsupported_nova_is_refused(self):
         self.pretend('nova', '26.2.2')
         self.assertRefused('supports Nova 29 to 34', 'finds 26. Nothing was')
 
 
 class KollaTestCase(testtools.TestCase):
-    """nova-compute in containers: one snippet, where Ansible is run from."""
+    """nova-compute in containers: one snippet on the deployment host."""
 
     def setUp(self):
         super().setUp()
@@ -216,7 +216,7 @@ class KollaTestCase(testtools.TestCase):
         return self.site.run('rollout.yml', node_custom_config=str(
             self.config), **variables)
 
-    def test_there_and_back(self):
+    def test_snippet_for_kolla_is_written_and_removed(self):
         ran = self.roll()
         self.assertEqual(0, ran.code, ran.out)
         self.assertEqual(0, ran.changed['b'])
@@ -228,7 +228,7 @@ class KollaTestCase(testtools.TestCase):
         self.assertEqual({'a': 0, 'b': 0}, self.roll(
             nova_migfix_state='absent').changed)
 
-    def test_kolla_ansible_merges_it(self):
+    def test_kolla_ansible_merges_the_snippet(self):
         self.snippet.parent.mkdir(parents=True)
         self.snippet.write_text(NOVA_CONF)
         self.roll()
@@ -245,7 +245,7 @@ class KollaTestCase(testtools.TestCase):
         self.assertEqual('migfix.LibvirtDriver', driver(merged))
         self.assertIn('virt_type = kvm', merged.read_text())
 
-    def test_what_a_site_has_stays(self):
+    def test_settings_of_the_site_stay(self):
         self.snippet.parent.mkdir(parents=True)
         self.snippet.write_text(NOVA_CONF)
         self.roll()
@@ -260,19 +260,19 @@ class KollaTestCase(testtools.TestCase):
         self.assertIn(said, ran.out)
         self.assertFalse(self.snippet.exists())
 
-    def test_not_before_each_image_has_the_package(self):
+    def test_rollout_without_a_container_is_refused(self):
         self.assertRefused('No such container: none',
                            nova_migfix_container='none')
 
-    def test_not_with_a_nova_that_is_not_supported(self):
+    def test_rollout_in_containers_with_unsupported_nova_is_refused(self):
         self.assertRefused('Nova 26.2.2 is not supported.',
                            nova_migfix_container='old')
 
-    def test_not_while_a_host_cannot_be_asked(self):
+    def test_rollout_with_an_unreachable_host_is_refused(self):
         self.assertRefused('UNREACHABLE', ansible_connection='ssh',
                            ansible_host='127.0.0.1', ansible_port=1)
 
-    def test_a_value_that_is_none(self):
+    def test_rollout_with_an_invalid_state_is_refused(self):
         ran = self.roll(nova_migfix_state='installed')
         self.assertNotEqual(0, ran.code)
         self.assertIn('present, absent', ran.out)

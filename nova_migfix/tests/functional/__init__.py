@@ -10,20 +10,20 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nova's in-process cloud with two computes, one migration after another.
+"""Functional tests on Nova's in-process cloud with two computes.
 
-Importing this package makes the installed Nova ready to be run that way, in
-each release and before anything else of Nova or eventlet is imported.
+Importing this package prepares the installed Nova for such tests, in each
+release and before other modules of Nova or eventlet are imported.
 """
 
 import os
 import sys
 
-# As Nova's own tests: eventlet, unless the caller says otherwise.
+# As in Nova's own tests: eventlet, unless the caller sets the variable.
 os.environ.setdefault('OS_NOVA_DISABLE_EVENTLET_PATCHING', 'False')
 
-# Up to 31 the import patches; from 32 on it has to be asked for, which Nova's
-# own functional package of 32 does not do.
+# Up to Nova 31 the import patches; from 32 on this needs a call, which Nova's
+# functional package of 32 lacks.
 from nova import monkey_patch  # noqa: E402
 
 if hasattr(monkey_patch, 'patch'):
@@ -32,7 +32,7 @@ if hasattr(monkey_patch, 'patch'):
 import nova.conf.paths  # noqa: E402
 from oslo_config import cfg  # noqa: E402
 
-# Nova's tests look for etc/nova beside the package, where it is in a source
-# tree; a wheel puts it into the environment's root.
+# Nova's tests look for etc/nova beside the package, as in a source tree; a
+# wheel puts it into the root of the environment.
 if not os.path.isdir(os.path.join(os.path.dirname(nova.__path__[0]), 'etc')):
     cfg.set_defaults(nova.conf.paths.ALL_OPTS, pybasedir=sys.prefix)

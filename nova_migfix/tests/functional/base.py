@@ -12,10 +12,9 @@
 
 """Two computes, 'src' and 'dest', under the driver of this package.
 
-Everything that this process has only once is said here: one configuration,
-one directory of instances and one registry of objects for both computes and
-the conductor. What the processes of a real cloud have of their own is taken
-up by :mod:`nova_migfix.tests.functional.test_rpc_matrix`.
+One process runs both computes and the conductor. They share one
+configuration, one directory of instances and one registry of objects.
+:mod:`nova_migfix.tests.functional.test_rpc_matrix` tests separate processes.
 """
 
 import copy
@@ -37,12 +36,12 @@ from nova_migfix import osvif
 
 CONF = conf.CONF
 
-# As nova-compute does; before Nova's fixtures replace what the driver
-# overrides, whose signatures it looks at.
+# As nova-compute does; before Nova's fixtures replace the methods that the
+# driver overrides, as the driver reads their signatures.
 osvif.MigfixPlugin.load('migfix')
 importlib.import_module(osvif.DRIVER)
 
-#: Each passage of a live migration's migrate_data, in order.
+#: Each RPC leg of the migrate_data of a live migration, in order.
 LEGS = (
     'destination asks source',
     'source answers destination',
@@ -55,29 +54,29 @@ LEGS = (
 
 class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
                         integrated_helpers.InstanceHelperMixin):
-    """A guest and its way from 'src' to 'dest'.
+    """A guest that migrates from 'src' to 'dest'.
 
-    :ivar destination_xmls: what libvirt was to start the guest from, one
-        document for each call of its migrate function
-    :ivar wire: the data of each LibvirtLiveMigrateData that went through RPC
+    :ivar destination_xmls: the domain XML for the destination, one document
+        for each call of libvirt's migrate function
+    :ivar wire: the data of each LibvirtLiveMigrateData that crossed RPC
     """
 
     ADMIN_API = True
-    # As in a real cloud: the API has answered before anything is decided.
+    # As in a real cloud: the API answers before the precheck.
     CAST_AS_CALL = False
-    # the last one needed is for the details of an instance action's events
+    # the newest one that a test needs, for the details of action events
     microversion = '2.84'
 
-    #: [migfix] enabled_fixes; None is its default, all of them
+    #: [migfix] enabled_fixes; None is the default, all fixes
     enabled_fixes = None
 
     def setUp(self):
         super().setUp()
         migfix_conf.register_opts(CONF)
         self.flags(enabled_fixes=self.enabled_fixes, group='migfix')
-        # There is no kernel here that could be asked: one of today.
+        # Stands in for the kernel: the limit of a current one.
         self.max_tap_queues = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.tap.max_queues', autospec=True,
+            'nova_migfix.abi.tap.max_queues', autospec=True,
             return_value=256)).mock
         self.useFixture(FaithfulLibvirt())
         self.useFixture(UnpatchedConductor())
@@ -90,18 +89,18 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
     def _setup_compute_service(self):
         self.flags(compute_driver='migfix.LibvirtDriver')
 
-    # -- what libvirt does ---------------------------------------------------
+    # -- libvirt --------------------------------------------------------------
 
     def _migrate_stub(self, domain, destination, params, flags):
         self.destination_xmls.append(params['destination_xml'])
         super()._migrate_stub(domain, destination, params, flags)
 
     def source_domain(self):
-        """Return libvirt's domain of the guest on its source."""
+        """Return the domain of the guest on its source."""
         return self.src.driver._host.get_connection().lookupByUUIDString(
             self.server['id'])
 
-    # -- what the operator does and sees --------------------------------------
+    # -- the operator ---------------------------------------------------------
 
     def boot(self, **image_properties):
         """Boot a guest of four CPUs and one port on the source."""
@@ -117,7 +116,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
             networks=[{'port': self.neutron.port_1['id']}])
 
     def live_migrate(self, record, server='ACTIVE', host=None):
-        """Live migrate the guest and wait for how that ends.
+        """Live migrate the guest and wait for the end of the migration.
 
         :param record: status of the migration's record
         :param server: status of the server
@@ -147,20 +146,20 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
             self.server['id'])['OS-EXT-SRV-ATTR:host']
 
     def failed_event(self, name):
-        """Wait for this event of the migration to fail and return it."""
+        """Wait until this event of the migration fails; return the event."""
         return self._wait_for_action_fail_completion(
             self.server, 'live-migration', name)
 
-    def told(self, field):
-        """Return by leg what the field said, None where it was not set."""
+    def announced(self, field):
+        """Return the value of the field in each leg, None if unset."""
         return dict(zip(LEGS, (data.get(field) for data in self.wire)))
 
 
 class FaithfulLibvirt(fixtures.Fixture):
-    """What Nova's fake libvirt does otherwise than libvirt.
+    """Correct Nova's fake libvirt where it differs from libvirt.
 
-    It keeps the type, MAC and source of an interface and forgets all else,
-    and a paused domain is not active.
+    The fake keeps only the type, MAC and source of an interface, and treats a
+    paused domain as inactive.
     """
 
     def _setUp(self):
@@ -180,7 +179,7 @@ class FaithfulLibvirt(fixtures.Fixture):
                 shown.extend(
                     copy.deepcopy(element) for element in given
                     if shown.find(element.tag) is None)
-                # libvirt's word for a single queue is none
+                # libvirt omits the attribute for a single queue
                 for driver in shown.findall('driver[@queues="1"]'):
                     del driver.attrib['queues']
             return etree.tostring(document, encoding='unicode')
@@ -198,9 +197,9 @@ class FaithfulLibvirt(fixtures.Fixture):
 
 
 class UnpatchedConductor(fixtures.Fixture):
-    """A conductor that knows nothing of our fields and so drops them.
+    """A conductor that does not know the plugin's fields and drops them.
 
-    It shares its registry with the computes here, where ours is in place.
+    It shares its registry, which has the plugin's object, with the computes.
     """
 
     OURS = ('source_connect_addr', 'dest_capabilities')
@@ -220,7 +219,7 @@ class UnpatchedConductor(fixtures.Fixture):
 
 
 class Wire(fixtures.Fixture):
-    """Every LibvirtLiveMigrateData as RPC's serializer wrote it."""
+    """Record every LibvirtLiveMigrateData that the RPC serializer wrote."""
 
     def _setUp(self):
         self.sent = []

@@ -10,14 +10,15 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is done to a guest, under which configuration, and what it comes to.
+"""Operations on a guest, configurations, and allowed differences.
 
-Three tables: the stories, each a row of operations; the configurations; and
-the reasons for which the plugin's outcome may differ from that of Nova's own
-driver. Nothing else may: what Nova carries out, the plugin carries out.
+Three tables: the stories, each a sequence of operations; the configurations;
+and the reasons for which the plugin's outcome may differ from that of Nova's
+own driver. No other difference is allowed: operations that succeed with Nova
+succeed with the plugin.
 
 Source of the first two: the operations of Nova's API that reach the libvirt
-driver, and the options and image properties that its image backends ask for.
+driver, and the options and image properties that its image backends read.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ EXTENT = 'NOVA_MIGFIX_DIFFERENTIAL'
 
 # -- configurations ----------------------------------------------------------
 
-#: the values of each parameter, by the words that stand for them in a name
+#: the values of each parameter, by their words in the name of a test
 PARAMETERS: dict[str, dict[str, Any]] = {
     # [DEFAULT] default_ephemeral_format
     'default_format': {
         'unset': None, 'default_ext4': 'ext4', 'default_xfs': 'xfs'},
     # of the image
     'os_type': {'no_os': None, 'linux': 'linux', 'windows': 'windows'},
-    # of each ephemeral disk, the last one of those that follow
+    # of each ephemeral disk; the last one also of all further disks
     'guest_formats': {
         'as_default': (None,), 'ext4': ('ext4',), 'xfs': ('xfs',),
         'ext4_then_xfs': ('ext4', 'xfs')},
@@ -69,7 +70,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     'force_raw': {'force_raw': True, 'as_uploaded': False},
     # instances_path
     'shared': {'own_path': False, 'shared_path': True},
-    # which guest has been on either host before
+    # a guest that was on both hosts before
     'neighbour': {
         'alone': None, 'after_other_os': 'os_type',
         'after_other_format': 'guest_format'},
@@ -77,10 +78,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 
 #: an image of another os_type
 OTHER_OS = {None: 'linux', 'linux': 'windows', 'windows': 'linux'}
-#: a file system that no parameter asks for
+#: a file system that no parameter requests
 OTHER_FORMAT = 'ext3'
 
-# What Nova makes where nothing else is asked for; see nova.privsep.fs.
+# The defaults of Nova by os_type; see nova.privsep.fs.
 _BY_OS_TYPE = {None: 'vfat', 'linux': 'ext4', 'windows': 'ntfs'}
 
 
@@ -111,7 +112,7 @@ class Row(NamedTuple):
             fillvalue=self.guest_formats[-1]))
 
     def filesystem(self, number: int) -> str:
-        """Return what the tenant asks for, on that ephemeral disk."""
+        """Return the file system that the tenant requests for a disk."""
         _size, asked = self.disks()[number]
         return asked or self.default_format or _BY_OS_TYPE[self.os_type]
 
@@ -125,7 +126,7 @@ class Row(NamedTuple):
 
 
 def _is_possible(words: list[str]) -> bool:
-    """Say whether what has been chosen so far can be together."""
+    """Return whether the words chosen so far can be combined."""
     chosen = dict(zip(PARAMETERS, words[1:]))
     return (chosen.get('guest_formats') != 'ext4_then_xfs'
             or chosen.get('ephemerals', 'two_disks') == 'two_disks')
@@ -154,9 +155,9 @@ class Operation(NamedTuple):
     """One request of a tenant or an operator.
 
     :ivar perform: takes the cloud (the test) and sends the request
-    :ivar held_in: the method of the driver in which a deletion meets it
-    :ivar after: the operations that have brought the guest to its state
-    :ivar renews: disks are made, so they have other bytes afterwards
+    :ivar held_in: the method of the driver during which a deletion occurs
+    :ivar after: the operations that bring the guest into its state
+    :ivar renews: whether it creates new disks, with other bytes
     """
 
     perform: Callable[[Any], None]
@@ -166,7 +167,7 @@ class Operation(NamedTuple):
 
 
 def _act(**action: Any) -> Callable[[Any], None]:
-    """Return what takes an action; a callable gets the cloud."""
+    """Return a function that sends an action; a callable gets the cloud."""
     (name, body), = action.items()
 
     def perform(cloud: Any) -> None:
@@ -224,7 +225,7 @@ OPERATIONS = {
     'delete': Operation(lambda cloud: cloud.delete()),
 }
 
-#: in which order, by what the name of a test begins with
+#: the operations of each story, by the first word of a test's name
 STORIES = {
     'power': (
         'boot', 'write', 'stop', 'start', 'soft reboot', 'suspend', 'resume',
@@ -248,7 +249,7 @@ STORIES = {
         'delete'),
 }
 
-#: those of which a deletion meets each, each with a guest of its own
+#: the operations during which a deletion occurs, each with its own guest
 DELETIONS = {
     'deleted_in_power': (
         'boot', 'stop', 'start', 'soft reboot', 'hard reboot', 'suspend',
@@ -263,21 +264,21 @@ DELETIONS = {
 STORIES.update(DELETIONS)
 
 
-# -- what stands on the disks ------------------------------------------------
+# -- the content of the disks ------------------------------------------------
 
-#: a disk, and what is seen of it, or of all else
+#: a disk and one of its aspects, or another subject and its aspect
 Aspect = tuple[str, str]
 
 _EPHEMERAL = re.compile(r'disk\.(?:local|eph(\d+))')
 
-# Bytes that are read at once.
+# Bytes of one read.
 _BLOCK = 1 << 20
 
 
 class Observer:
-    """Looks into disks, and at those again that have changed.
+    """Inspect disks, again only after they have changed.
 
-    :param directory: for files that are not kept
+    :param directory: for temporary files
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -285,7 +286,7 @@ class Observer:
         self._seen: dict[Any, dict[str, Any]] = {}
 
     def disk(self, path: pathlib.Path) -> dict[str, Any]:
-        """Return what a guest and what a host sees of a disk."""
+        """Return the aspects of a disk for the guest and for the host."""
         key = _state(path)
         if key not in self._seen or self._seen[key]['backing state'] != (
                 _backing_state(self._seen[key]['backing path'])):
@@ -342,7 +343,7 @@ def _content(image: pathlib.Path) -> dict[str, Any]:
 
 
 def _digest(image: pathlib.Path) -> str:
-    """Return what tells bytes from others, wherever holes are."""
+    """Return a digest of the bytes, independent of holes."""
     digest = hashlib.sha256()
     with open(image, 'rb') as file:
         for offset in _data(file.fileno()):
@@ -353,13 +354,13 @@ def _digest(image: pathlib.Path) -> str:
 
 
 def _data(descriptor: int) -> Iterator[int]:
-    """Yield where the blocks begin that are not holes as a whole."""
+    """Yield the offset of each block that is not entirely a hole."""
     end, offset = os.fstat(descriptor).st_size, 0
     while offset < end:
         try:
             data = os.lseek(descriptor, offset, os.SEEK_DATA)
         except OSError:
-            return      # nothing but a hole up to the end
+            return      # only a hole up to the end
         offset = data - data % _BLOCK
         yield offset
         offset += _BLOCK
@@ -370,8 +371,8 @@ def _data(descriptor: int) -> Iterator[int]:
 class Reason(NamedTuple):
     """Why the plugin's outcome may differ from Nova's, and be better.
 
-    :ivar aspect: of which it may
-    :ivar holds: takes the row, the disk's name, Nova's outcome and ours
+    :ivar aspect: the aspect that may differ
+    :ivar holds: takes the row, the disk's name, both outcomes, Nova's first
     """
 
     aspect: str
@@ -410,7 +411,7 @@ REASONS = {
 class Difference(NamedTuple):
     """One aspect in which the outcomes differ.
 
-    :ivar reason: a name in REASONS, or '' where that is a fault
+    :ivar reason: a name in REASONS, or '' if the difference is a fault
     """
 
     subject: str
@@ -427,7 +428,7 @@ class Difference(NamedTuple):
 
 def compare(row: Row, nova: dict[Aspect, Any],
             ours: dict[Aspect, Any]) -> list[Difference]:
-    """Return all in which the outcomes differ, and the reason for each."""
+    """Return all differences of the outcomes, each with its reason."""
     return [
         Difference(subject, aspect, before, after,
                    _reason(row, subject, aspect, before, after))

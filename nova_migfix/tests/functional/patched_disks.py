@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Plugin and patches agree on disks: real ones, described and completed.
+"""Plugin and patches agree on real disks: they describe and complete them.
 
-Run in a patched Nova, by test_patched_nova: either host of a migration, and
-the same host before and after, may have the one or the other.
+test_patched_nova runs this in a patched Nova: either host of a migration, or
+one host before and after an upgrade, may have the plugin or the patches.
 """
 
 import json
@@ -29,8 +29,8 @@ from nova.virt.libvirt import ephemeral
 from oslo_serialization import jsonutils
 import testtools
 
-from nova_migfix import disks
 from nova_migfix.fixes import ephemeral as fix
+from nova_migfix.storage import disks
 
 BASE = 'ephemeral_1_40d1d2c'
 NAMES = ('disk.eph0', 'disk.eph1')
@@ -42,7 +42,7 @@ def run(*command):
 
 
 class DisksTestCase(testtools.TestCase):
-    """Of two overlays the first has been written to."""
+    """Two overlays; the guest has written to the first."""
 
     def setUp(self):
         super().setUp()
@@ -70,24 +70,24 @@ class DisksTestCase(testtools.TestCase):
         run('mkfs', '-t', 'ext4', '-q', '-F', self.base)
 
     def overlays(self):
-        """Return those that the plugin finds, which are the patches'."""
+        """Return the overlays, which plugin and patches find alike."""
         found = list(disks.ephemeral_overlays(str(self.directory)))
         self.assertEqual(list(map(tuple, found)), list(map(
             tuple, ephemeral.get_overlays(str(self.directory)))))
         return found
 
-    def test_overlays(self):
+    def test_plugin_and_patches_find_the_same_overlays(self):
         self.assertEqual(
             [(name, str(path), str(self.base))
              for name, path in zip(NAMES, self.paths)],
             list(map(tuple, self.overlays())))
 
-    def test_overlays_that_are_written_to(self):
+    def test_plugin_and_patches_agree_on_written_overlays(self):
         for is_written in (disks.is_written, ephemeral.is_written):
             self.assertEqual(
                 [True, False], list(map(is_written, self.overlays())))
 
-    def test_swap_overlays(self):
+    def test_plugin_and_patches_find_the_same_swap_overlays(self):
         path = self.directory / 'disk.swap'
         base = self.base.with_name('swap_1')
         run('qemu-img', 'create', '-f', 'raw', base, '1M')
@@ -99,9 +99,10 @@ class DisksTestCase(testtools.TestCase):
                       ephemeral.get_overlays(str(self.directory), 'swap')):
             self.assertEqual(expected, list(map(tuple, found)))
 
-    def test_overlays_whose_base_is_missing(self):
+    def test_plugin_and_patches_agree_on_missing_bases(self):
         def missing():
-            found = [disks.lacks_base(overlay) for overlay in self.overlays()]
+            found = [disks.lacks_backing_file(overlay)
+                     for overlay in self.overlays()]
             self.assertEqual(found, [
                 ephemeral.get_loss(overlay) == 'is missing' for overlay
                 in ephemeral.get_overlays(str(self.directory))])
@@ -110,14 +111,14 @@ class DisksTestCase(testtools.TestCase):
         self.base.unlink()
         self.assertEqual([True, True], missing())
 
-    def test_file_systems(self):
+    def test_plugin_and_patches_agree_on_file_systems(self):
         blank = self.directory / 'blank'
         run('qemu-img', 'create', '-f', 'raw', blank, '1M')
         for path in (self.base, blank, self.directory / 'nothing'):
             self.assertEqual(disks.filesystem(str(path)),
                              ephemeral.get_filesystem(str(path)))
 
-    def test_complete_disks_have_the_same_bytes(self):
+    def test_plugin_and_patches_complete_disks_with_the_same_bytes(self):
         before = self.directory / 'before'
         run('qemu-img', 'convert', '-O', 'raw', self.paths[0], before)
         for name, make_complete in (('plugin', disks.flatten),
@@ -129,23 +130,23 @@ class DisksTestCase(testtools.TestCase):
                 made))
             self.assertNotIn('backing', run('qemu-img', 'info', made))
 
-    def test_a_complete_disk_is_no_overlay(self):
+    def test_complete_disk_is_no_overlay(self):
         path = str(self.paths[0])
         disks.flatten(path, 'qcow2', path)
         self.assertEqual([NAMES[1]], [disk.name for disk in self.overlays()])
 
-    # -- a live migration between one and the other --------------------------
+    # -- a live migration between plugin and patches -------------------------
 
     def describe(self):
-        """Return the disks as Nova describes them itself."""
+        """Return the disk info of unmodified Nova."""
         return [{'path': str(path), 'type': 'qcow2', 'backing_file': BASE,
                  'virt_disk_size': 1 << 30} for path in self.paths]
 
-    def test_capability_of_the_destination(self):
+    def test_plugin_and_patches_share_the_destination_capability(self):
         self.assertEqual(
-            fix.PULLS_BASES, driver.DEST_PULLS_EPHEMERAL_BASES)
+            fix.FETCHES_BASES, driver.DEST_PULLS_EPHEMERAL_BASES)
 
-    def test_description_from_plugin_to_patches(self):
+    def test_patches_understand_the_disk_info_of_the_plugin(self):
         described = self.describe()
         fix.Ephemeral().describe_disks(described)
         destination = mock.Mock()
@@ -156,12 +157,13 @@ class DisksTestCase(testtools.TestCase):
         self.assertEqual([(str(self.base), list(NAMES))],
                          [(path, names) for path, names, _place in files])
 
-    def test_description_from_patches_to_plugin(self):
+    def test_plugin_understands_the_disk_info_of_the_patches(self):
         source = mock.Mock()
         source._get_instance_disk_info.return_value = self.describe()
         described = jsonutils.loads(
             driver.LibvirtDriver.get_instance_disk_info(
                 source, objects.Instance()))
-        wanted, = fix.Ephemeral().files_to_pull(
+        wanted, = fix.Ephemeral().files_to_fetch(
             objects.Instance(), str(self.directory), described)
-        self.assertEqual((str(self.base), NAMES), (wanted.path, wanted.makes))
+        self.assertEqual((str(self.base), NAMES),
+                         (wanted.path, wanted.used_for))

@@ -13,15 +13,15 @@
 
 """A service of a cloud, in a process of its own: see test_rpc_matrix.
 
-It is run by the Python of an environment that has one release of Nova, as it
-is, with the plugin or patched, so it imports nothing of this package itself.
-Of Nova it leaves out what needs a hypervisor, a network or a database; what
-remains is Nova's: the driver's part in a live migration, the manager, the
+The Python of an environment with one release of Nova runs it. This Nova is
+unmodified, has the plugin or is patched, so this module imports no other
+module of this package. Hypervisor, network and database are replaced. Nova's
+own code runs for the driver's part of a live migration, the manager, the
 registry of objects, the serializer and the conductor's backport.
 
-Each line of standard input asks for one method of :class:`Peer` with its
-arguments; standard output has the answer. The peer itself may have to ask the
-conductor before it can answer.
+Each line of standard input calls one method of :class:`Peer` with its
+arguments; standard output has the answer. The peer may call the conductor
+before it answers.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ import traceback
 import types
 from unittest import mock
 
-# What anything prints must not get between the answers.
+# Other output must not mix with the answers.
 ANSWERS = os.fdopen(os.dup(1), 'w', buffering=1)
 os.dup2(2, 1)
 
@@ -60,7 +60,7 @@ UUID = 'c5e4ba0e-2ed4-44b1-8f2a-6b1c4ac1a1d5'
 
 
 class LibvirtDriver:
-    """What stands in for those of Nova's methods that need a hypervisor."""
+    """Replacements for Nova's methods that need a hypervisor."""
 
     fetched_from = None
 
@@ -113,12 +113,12 @@ class LibvirtDriver:
 
 
 def stand_in():
-    """Replace what needs a hypervisor or a kernel, as far as there is such."""
+    """Replace existing methods that need a hypervisor or a kernel."""
     for name, replacement in vars(LibvirtDriver).items():
         if not name.startswith('__') and (
                 name == 'fetched_from' or hasattr(driver.LibvirtDriver, name)):
             setattr(driver.LibvirtDriver, name, replacement)
-    for module, name in (('nova_migfix.tap', 'max_queues'),
+    for module, name in (('nova_migfix.abi.tap', 'max_queues'),
                          ('nova.privsep.linux_net', 'count_tap_queues')):
         with contextlib.suppress(ImportError, AttributeError):
             getattr(importlib.import_module(module), name)
@@ -126,7 +126,7 @@ def stand_in():
 
 
 class Conductor:
-    """The conductor's RPC API: the test hands on what is asked."""
+    """The conductor's RPC API; the test forwards each call."""
 
     def object_backport_versions(self, context, objinst, versions):
         say(call='backport', objinst=SERIALIZER.serialize_entity(
@@ -158,7 +158,7 @@ class Peer:
             lambda *arguments, **options: {})
 
     def kind(self):
-        """Say what this is: stock, plugin or patched."""
+        """Return the kind of this service: stock, plugin or patched."""
         if importlib.util.find_spec('nova_migfix') is not None:
             return 'plugin'
         patched = hasattr(driver.LibvirtDriver, '_get_source_host')
@@ -189,7 +189,7 @@ class Peer:
 
     def pre_live_migration(self, context, instance, block_migration, disk,
                            host, migrate_data):
-        """Take the place of the manager's RPC API."""
+        """Replace the method of the manager's RPC API."""
         self.departed = self.send(migrate_data)
         return migrate_data
 

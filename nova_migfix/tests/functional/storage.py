@@ -11,13 +11,13 @@
 #    under the License.
 
 
-"""Two computes with real disks: qemu-img, mkfs, blkid and tar are asked.
+"""Two computes with real disks, on which qemu-img, mkfs, blkid and tar run.
 
 Nova's functional tests replace the image backends and know one directory of
-instances. Here the backends are Nova's own and each compute has its own
-directory, its own address and an ssh that leads to the other. What both have
-in this process only once, the configuration, answers by the driver in whose
-method it is read.
+instances. Here the backends are Nova's own, and each compute has its own
+directory, its own address and an ssh that leads to the other. Both computes
+share the configuration of this process; its values depend on the driver whose
+method reads them.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ from oslo_config import cfg
 from oslo_serialization import jsonutils
 from oslo_utils import uuidutils
 
-from nova_migfix import disks
-from nova_migfix import migrate_data as migfix_data
+from nova_migfix import peer
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import base
 
-#: of each compute the address that Nova tells the other
+#: the migration address of each compute
 ADDRESSES = {'src': '192.0.2.11', 'dest': '192.0.2.12'}
 
-# What Nova's fixtures replace, as it is without them.
+# Nova's functions before its fixtures replace them.
 _REAL = {
     f'nova.virt.libvirt.{module.__name__.rpartition(".")[2]}.{name}.{method}':
     inspect.getattr_static(getattr(module, name), method)
@@ -67,11 +67,11 @@ _REAL.update({f'nova.virt.libvirt.utils.{fetch.__name__}': fetch for fetch in (
 class Hosts(fixtures.Fixture):
     """A directory of instances for each compute, and the network.
 
-    :ivar root: has a directory for each host, under its name and address
+    :ivar root: a directory with one for each host, by its name and address
     :param shared: both have one directory of instances
     """
 
-    #: of each compute the address that Nova tells the other
+    #: the migration address of each compute
     addresses = ADDRESSES
 
     SSH = """#!/bin/sh
@@ -89,8 +89,8 @@ echo "$reason" >&2
 exit 255
 """
 
-    #: The hosts have the same paths in a real cloud, so what a file says of
-    #: the source's is said of its own on the other.
+    #: In a real cloud both hosts have the same paths, so a path in a copied
+    #: file is changed from that of the source to that of the destination.
     SCP = """#!{python}
 import json, os, re, subprocess, sys
 
@@ -129,11 +129,11 @@ if info.get('backing-filename'):
     def _setUp(self):
         self.root = pathlib.Path(os.path.realpath(
             self.useFixture(fixtures.TempDir()).path))
-        for host, told in self.addresses.items():
+        for host, announced in self.addresses.items():
             self.instances(host).mkdir(parents=True, exist_ok=True)
             if self._shared and not (self.root / host).exists():
                 (self.root / host).symlink_to(self.storage(host))
-            (self.root / told).symlink_to(host)
+            (self.root / announced).symlink_to(host)
         (self.root / 'bin').mkdir()
         for name, script in (('ssh', self.SSH), ('scp', self.SCP)):
             path = self.root / 'bin' / name
@@ -151,7 +151,7 @@ if info.get('backing-filename'):
             'oslo_config.cfg.ConfigOpts.__getattr__', of_the_host))
 
     def storage(self, host):
-        """Return the name of what has the directory of instances."""
+        """Return the name of the storage with the directory of instances."""
         return 'both' if self._shared else host
 
     def instances(self, host):
@@ -159,7 +159,7 @@ if info.get('backing-filename'):
 
     @contextlib.contextmanager
     def on(self, host):
-        """What this thread does is done on that host."""
+        """Run the code of this thread on that host."""
         before = getattr(self._thread, 'own', {})
         self._thread.own = {
             'host': host, 'instances_path': str(self.instances(host))}
@@ -169,7 +169,7 @@ if info.get('backing-filename'):
             self._thread.own = before
 
     def keep(self, host, its_driver):
-        """Whatever this driver does is done on that host."""
+        """Run the methods of this driver on that host."""
         for name in dir(its_driver):
             method = inspect.getattr_static(type(its_driver), name, None)
             if not name.startswith('__') and (
@@ -188,7 +188,7 @@ if info.get('backing-filename'):
 
     @contextlib.contextmanager
     def failing(self, command, argument='', reason='No space left on device'):
-        """A command fails on either host, if it begins with that argument."""
+        """Make a command fail on both hosts if its arguments begin so."""
         path = self.root / 'bin' / command
         path.write_text(f"""#!/bin/sh
 case "$1" in {argument}*) echo '{reason}' >&2; exit 1;; esac
@@ -202,9 +202,9 @@ exec {shutil.which(command)} "$@"
 
     @contextlib.contextmanager
     def cut(self, reason='Connection refused', passing=0):
-        """No host can log in at another, or not for long.
+        """Break the ssh connections between hosts.
 
-        :param passing: bytes that come through before
+        :param passing: bytes that pass before the break
         """
         cut = self.root / 'cut'
         cut.write_text(f'{passing} {reason}\n')
@@ -215,20 +215,20 @@ exec {shutil.which(command)} "$@"
 
     @property
     def pulled(self):
-        """The sessions in which files were asked for."""
+        """Return the ssh sessions that fetched files."""
         asked = self.root / 'asked'
         return [line for line in asked.read_text().splitlines()
                 if '--create' in line] if asked.exists() else []
 
 
 class BlockJobs(fixtures.Fixture):
-    """libvirt's block pull, done at once.
+    """libvirt's block pull, which completes at once.
 
-    QEMU still has a file open that has lost its name.
+    QEMU still has removed files open.
 
-    :ivar held: where the bytes of such files are, by their name
+    :ivar held: the paths of the bytes of such files, by their former path
     :ivar pulled: paths of the disks
-    :ivar failing: why it cannot be done, if it cannot
+    :ivar failing: the error of a pull that fails, or ''
     """
 
     def _setUp(self):
@@ -263,7 +263,7 @@ class BlockJobs(fixtures.Fixture):
 
 
 def _with_token(hard_reboot):
-    """Call for a user: without a token Nova makes no backing files."""
+    """Call for a user; without a token Nova makes no backing files."""
     @functools.wraps(hard_reboot)
     def by_a_user(context, *args, **kwargs):
         context.auth_token = 'token'
@@ -274,16 +274,16 @@ def _with_token(hard_reboot):
 class StorageTestCase(base.MigrationTestCase):
     """A guest with real disks on 'src'."""
 
-    #: which hosts there are
+    #: the class of the hosts
     HOSTS = Hosts
 
     #: both hosts have one directory of instances
     shared = False
 
-    #: [migfix] enabled_fixes of hosts that differ
+    #: [migfix] enabled_fixes of hosts with another value
     enabled_on = {}
 
-    #: [migfix] ephemeral_overlays: disks are as Nova makes them
+    #: [migfix] ephemeral_overlays: disks are overlays, as with Nova
     overlays = True
 
     def setUp(self):
@@ -292,11 +292,11 @@ class StorageTestCase(base.MigrationTestCase):
         self.flags(default_ephemeral_format='ext4',
                    max_local_block_devices=-1)
         self.flags(ephemeral_overlays=self.overlays, group='migfix')
-        # in this process, with its rights
+        # privileged functions run in this process, with its rights
         privsep.sys_admin_pctxt.set_client_mode(False)
         self.addCleanup(privsep.sys_admin_pctxt.set_client_mode, True)
-        # A vfat config drive is filled through a loop device: here it has
-        # its file system only.
+        # Nova fills a vfat config drive through a loop device: here it has
+        # only its file system.
         for name in ('mount', 'umount'):
             self.useFixture(fixtures.MockPatch(
                 f'nova.privsep.fs.{name}', return_value=('', '')))
@@ -312,25 +312,25 @@ class StorageTestCase(base.MigrationTestCase):
         its_driver = self.computes[hostname].driver
         self.hosts.keep(hostname, its_driver)
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
-        if hasattr(its_driver, '_prepare_otherwise'):
-            # The manager has got hold of the methods before they were kept.
-            migfix_data.on_departure(
-                its_driver.virtapi, its_driver._depart,
-                its_driver._prepare_otherwise)
+        if hasattr(its_driver, '_retry_preparation'):
+            # The manager holds the methods from before hosts.keep().
+            peer.wrap_pre_live_migration(
+                its_driver.virtapi, its_driver._set_source_fields,
+                its_driver._retry_preparation)
         return hostname
 
     def _wait_for_state_change(self, server, expected_status, **kwargs):
         return super()._wait_for_state_change(
             server, expected_status, max_retries=120, **kwargs)
 
-    # -- what the tenant does -------------------------------------------------
+    # -- the tenant -----------------------------------------------------------
 
     def upload(self, disk_format='raw', **properties):
-        """Have an image in Glance; returns its id."""
+        """Upload an image to Glance; return its id."""
         image_id = uuidutils.generate_uuid()
         content = f'{disk_format} {image_id}'.encode().ljust(1 << 20)
         if disk_format == 'aki':
-            # As a boot sector a kernel's first one has this signature.
+            # The first sector of a kernel has the signature of a boot sector.
             content = content[:510] + b'\x55\xaa' + content[512:]
         self.glance.create(None, {
             'id': image_id, 'name': 'guest', 'size': 1 << 20,
@@ -344,8 +344,8 @@ class StorageTestCase(base.MigrationTestCase):
         """Create a guest on the source.
 
         :param ephemerals: size in GB, or size and file system of each disk
-        :param state: how that ends
-        :param image: another one than is uploaded for it
+        :param state: the final state of the server
+        :param image: an image to use instead of a newly uploaded one
         :param swap: size in MB of a swap disk
         """
         image = image or self.upload()
@@ -371,15 +371,15 @@ class StorageTestCase(base.MigrationTestCase):
             self.api.post_server({'server': {**request, **wanted}}), state)
 
     def write(self, name='disk.eph0', host='src', size='64k'):
-        """What the guest has written to a disk."""
+        """Write to a disk as the guest does."""
         processutils.execute(
             'qemu-io', '-c', f'write -P 7 512M {size}', self.path(name, host))
 
     def act(self, fails=False, **action):
-        """Have the API take an action, and wait until a compute has.
+        """Send an action to the API, and wait until a compute has finished it.
 
-        :param fails: wait until it has failed; it may do so on the other one
-        :param action: what it is called there, and its parameters
+        :param fails: wait until it has failed, possibly on the other compute
+        :param action: the name of the action in the API, and its parameters
         :returns: the failures that a user sees
         """
         name, = action
@@ -408,17 +408,17 @@ class StorageTestCase(base.MigrationTestCase):
         return failures
 
     def move(self, **action):
-        """Migrate cold, or resize; the guest waits to be confirmed."""
+        """Cold migrate or resize, without a confirmation."""
         self.act(**action)
         self.server = self._wait_for_state_change(
             self.server, 'VERIFY_RESIZE')
 
     def refused(self, **action):
-        """Have the API take an action that fails; returns the reason."""
+        """Send an action that fails to the API; return the reason."""
         return self.act(fails=True, **action)[0]
 
     def fault(self):
-        """Return the message that Nova has recorded last, shown or not."""
+        """Return the last fault message that Nova recorded, shown or not."""
         with context.target_cell(
                 context.get_admin_context(),
                 self.cell_mappings['cell1']) as cell:
@@ -428,7 +428,7 @@ class StorageTestCase(base.MigrationTestCase):
     def log(self):
         return self.stdlog.logger.output
 
-    # -- what is on the hosts -------------------------------------------------
+    # -- the hosts ------------------------------------------------------------
 
     def directory(self, host='src'):
         return self.hosts.instances(host) / self.server['id']
@@ -437,31 +437,31 @@ class StorageTestCase(base.MigrationTestCase):
         return self.directory(host) / name
 
     def bases(self, host='src'):
-        """Return the paths of the file systems that Nova has made there."""
+        """Return the paths of the bases that Nova made on a host."""
         return sorted((self.hosts.instances(host) / '_base').glob(
             'ephemeral_*'))
 
     def backing(self, name='disk.eph0', host='src'):
-        """Return the path of a disk's backing file, None without."""
+        """Return the path of a disk's backing file, or None."""
         info, _errors = processutils.execute(
             'qemu-img', 'info', '--force-share', '--output', 'json',
             self.path(name, host))
         return jsonutils.loads(info).get('backing-filename')
 
     def lose_base(self, name='disk.eph0'):
-        """Remove a disk's backing file, which a running guest has open."""
+        """Remove a disk's backing file; a running guest still has it open."""
         path = self.backing(name)
         self.jobs.held[path] = str(self.hosts.root / 'held')
         shutil.move(path, self.hosts.root / 'held')
 
     def replace_base(self, name='disk.eph0'):
-        """Have another in its place, as another guest needed one."""
+        """Replace a base by one made for another guest."""
         base = pathlib.Path(self.backing(name))
         self.lose_base(name)
         self.have_base(base.name, 'src')
 
     def have_base(self, name, host='dest'):
-        """Have another file of a base's name on a host; returns its path."""
+        """Make another base of this name on a host; return its path."""
         path = self.hosts.instances(host) / '_base' / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -470,20 +470,20 @@ class StorageTestCase(base.MigrationTestCase):
         return path
 
     def image(self, name='disk.eph0', host='src'):
-        """Return the path of a raw image of what a disk has now."""
+        """Return the path of a raw image with the current bytes of a disk."""
         path = self.hosts.root / uuidutils.generate_uuid()
         processutils.execute(
             'qemu-img', 'convert', '-O', 'raw', self.path(name, host), path)
         return path
 
     def assert_kept(self, image, name='disk.eph0', host='dest'):
-        """The disk has those bytes, and needs no backing file."""
+        """Assert that the disk has those bytes and no backing file."""
         processutils.execute(
             'qemu-img', 'compare', image, self.path(name, host))
         self.assertIsNone(self.backing(name, host))
 
     def turn_round(self):
-        """The next live migration goes the other way."""
+        """Let the next live migration go in the other direction."""
         self.src, self.dest = self.dest, self.src
 
     def assert_has(self, kind, label, name='disk.eph0', host='src'):
@@ -492,7 +492,7 @@ class StorageTestCase(base.MigrationTestCase):
             (kind, label), (found.get('TYPE'), found.get('LABEL')))
 
     def assert_nothing_left(self, host='dest'):
-        """The instance has no files there, and nothing is half made."""
+        """Assert that no files of the instance or half-made files are left."""
         def gone():
             self.assertEqual([], [
                 path for path in self.hosts.instances(host).glob('**/*')
@@ -501,16 +501,16 @@ class StorageTestCase(base.MigrationTestCase):
         self._wait_for_assert(gone, max_retries=60)
 
     def assert_no_base_made(self, host='dest'):
-        """Nova has made no backing file for ephemeral and swap disks."""
+        """Assert that Nova made no base for ephemeral and swap disks."""
         self.assertEqual([], [
             path.name
             for path in (self.hosts.instances(host) / '_base').glob('*')
-            if disks.is_made_here(path.name)])
+            if disks.has_local_base_name(path.name)])
 
-    # -- what libvirt does ----------------------------------------------------
+    # -- libvirt --------------------------------------------------------------
 
     def _migrate_stub(self, domain, destination, params, flags):
-        """Write on the destination's disks what the guest has written."""
+        """Copy the guest's writes to the disks of the destination."""
         here, there = (str(self.hosts.instances(compute.host))
                        for compute in (self.src, self.dest))
         for disk in () if self.shared else etree.fromstring(
@@ -526,7 +526,7 @@ class StorageTestCase(base.MigrationTestCase):
                         ('rebase', '-u', '-F', 'qcow2', '-b', target, copy),
                         ('commit', copy)):
                     processutils.execute('qemu-img', *command)
-        # which have the same paths in a real cloud
+        # both hosts have the same paths in a real cloud
         super()._migrate_stub(domain, destination, {
             **params, 'destination_xml': params['destination_xml'].replace(
                 here, there)}, flags)

@@ -21,7 +21,7 @@ from unittest import mock
 from oslo_concurrency import processutils
 from oslo_utils import units
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks
@@ -30,7 +30,7 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 @contextlib.contextmanager
 def free_space(size):
-    """Have no more than *size* bytes free where the instances are."""
+    """Limit the free space of the instances to *size* bytes."""
     usage = collections.namedtuple('usage', 'total used free')
     with mock.patch.object(shutil, 'disk_usage', autospec=True,
                            return_value=usage(units.Ti, units.Ti, size)):
@@ -39,7 +39,7 @@ def free_space(size):
 
 class ColdTestCase(storage.StorageTestCase):
 
-    #: two on one base, of which the guest has not written to the second
+    #: two on one base; the guest has not written to the second
     DISKS = ('disk.eph0', 'disk.eph1', 'disk.eph2')
 
     def setUp(self):
@@ -70,7 +70,7 @@ class ColdTestCase(storage.StorageTestCase):
         self.assertEqual('src', self.host())
 
     def assert_stays(self, status):
-        """The guest is on its source, in the state in which it was."""
+        """Assert that the guest is on its source, in its former state."""
         self.assertEqual(status, self.server['status'])
         self.assertEqual('src', self.host())
         self.assertEqual(status == 'ACTIVE',
@@ -80,21 +80,21 @@ class ColdTestCase(storage.StorageTestCase):
         self.assert_nothing_left('dest')
 
 
-class SourceTestCase(ColdTestCase):
+class OverlaySourceTestCase(ColdTestCase):
     """The source completes the disks."""
 
     def pulled_by_qemu(self):
         return [str(self.path(name)) for name in self.DISKS]
 
-    def test_disks_of_a_running_guest_are_pulled_before_it_is_stopped(self):
+    def test_disks_of_a_running_guest_are_pulled_before_its_stop(self):
         self.move(migrate=None)
-        # A block pull fails where the guest does not run.
+        # A block pull fails on a guest that does not run.
         self.assertEqual(self.pulled_by_qemu(), self.jobs.pulled)
         self.assert_all_kept()
         self.assertEqual([], self.hosts.pulled)
         self.assertEqual([], self.bases('dest'))
 
-    def test_disks_of_a_guest_that_is_off_are_converted(self):
+    def test_disks_of_a_stopped_guest_are_converted(self):
         self.server = self._stop_server(self.server)
         self.move(migrate=None)
         self.assertEqual([], self.jobs.pulled)
@@ -102,13 +102,13 @@ class SourceTestCase(ColdTestCase):
         self.assertEqual([], self.hosts.pulled)
         self.assertEqual([], self.bases('dest'))
 
-    def test_a_reverted_migration_keeps_the_bytes(self):
+    def test_reverted_migration_of_overlays_keeps_the_bytes(self):
         self.move(migrate=None)
         self.api.post_server_action(self.server['id'], {'revertResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_all_kept('src')
 
-    def test_a_resize_to_a_larger_flavor_keeps_the_bytes(self):
+    def test_resize_to_a_larger_flavor_keeps_the_bytes(self):
         self.resize()
         self.assert_all_kept()
         self.assertEqual(self.sizes, self.virtual_sizes('dest'))
@@ -116,24 +116,24 @@ class SourceTestCase(ColdTestCase):
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_nothing_left('src')
 
-    def test_a_guest_whose_disk_cannot_be_completed_runs_on(self):
+    def test_guest_with_an_incompletable_disk_keeps_running(self):
         with self.hosts.failing('qemu-img', 'convert'):
             reason = self.refused(migrate=None)
         for part in ('disk.eph0', self.server['id'], 'No space left',
-                     'The guest is left as it is'):
+                     'The guest is unchanged'):
             self.assertIn(part, reason)
         self.assert_stays('ACTIVE')
         self.move(migrate=None)
         self.assert_all_kept()
 
-    def test_a_lost_base_is_pulled_from_the_running_guest(self):
+    def test_disk_with_a_lost_base_is_pulled_from_the_running_guest(self):
         self.lose_base()
         self.move(migrate=None)
         self.assertEqual(self.pulled_by_qemu(), self.jobs.pulled)
         self.assert_all_kept()
         self.assertEqual([], self.bases('dest'))
 
-    def test_data_on_a_lost_base_stays_while_the_guest_is_off(self):
+    def test_stopped_guest_with_data_on_a_lost_base_stays(self):
         self.server = self._stop_server(self.server)
         self.lose_base()
         before = self.path().read_bytes()
@@ -141,11 +141,11 @@ class SourceTestCase(ColdTestCase):
         for part in ('disk.eph0', self.server['id'],
                      'has data, but its backing file'):
             self.assertIn(part, reason)
-        self.assertIn('get that very file back from a backup', self.log())
+        self.assertIn('restore that very file from a backup', self.log())
         self.assert_stays('SHUTOFF')
         self.assertEqual(before, self.path().read_bytes())
 
-    def test_a_disk_without_data_on_a_lost_base_gets_a_file_system(self):
+    def test_unwritten_disk_on_a_lost_base_gets_a_file_system(self):
         self.boot(1, (2, 'xfs'))
         self.server = self._stop_server(self.server)
         before = self.image('disk.eph0')
@@ -158,12 +158,12 @@ class SourceTestCase(ColdTestCase):
 
 
 class LittleSpaceTestCase(storage.StorageTestCase):
-    """The source has no room for a second copy of the disk."""
+    """The source has no space for a second copy of the disk."""
 
     def setUp(self):
         super().setUp()
         self.boot(1)
-        self.write(size='64M')      # more than the backing file has
+        self.write(size='64M')      # more than the size of the backing file
         self.before = self.image()
         self.file = self.path().stat().st_ino
         base, = self.bases()
@@ -182,7 +182,7 @@ class LittleSpaceTestCase(storage.StorageTestCase):
             'qemu-img', 'compare', self.before, self.image())
         self.assert_nothing_left('dest')
 
-    def test_the_backing_file_is_copied_into_the_disk_of_a_stopped_guest(self):
+    def test_backing_file_is_copied_into_the_disk_of_a_stopped_guest(self):
         self.server = self._stop_server(self.server)
         with free_space(self.needed):
             self.move(migrate=None)
@@ -190,17 +190,17 @@ class LittleSpaceTestCase(storage.StorageTestCase):
         left = self.directory().with_name(f'{self.server["id"]}_resize')
         self.assertEqual(self.file, (left / 'disk.eph0').stat().st_ino)
 
-    def test_a_running_guest_needs_space_for_its_backing_file_only(self):
+    def test_running_guest_needs_space_only_for_its_backing_file(self):
         with free_space(self.needed):
             self.move(migrate=None)
         self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assert_kept(self.before)
 
-    def test_a_stopped_guest_stays_where_that_has_no_room_either(self):
+    def test_stopped_guest_stays_without_space_for_its_backing_file(self):
         self.server = self._stop_server(self.server)
         self.assert_refused('SHUTOFF')
 
-    def test_a_running_guest_runs_on_where_that_has_no_room_either(self):
+    def test_running_guest_stays_without_space_for_its_backing_file(self):
         self.assert_refused('ACTIVE')
         self.assertTrue(self.source_domain().isActive())
 
@@ -208,7 +208,7 @@ class LittleSpaceTestCase(storage.StorageTestCase):
 class SwapTestCase(storage.StorageTestCase):
     """Nova makes a new swap disk on the destination."""
 
-    def test_a_guest_whose_swap_base_is_lost_moves_and_starts(self):
+    def test_guest_with_a_lost_swap_base_moves_and_starts(self):
         self.boot(swap=64)
         self.lose_base('disk.swap')
         self.move(migrate=None)
@@ -220,7 +220,7 @@ class SwapTestCase(storage.StorageTestCase):
 
 
 class CompleteDiskTestCase(ColdTestCase):
-    """Disks that are complete from their creation move as they are."""
+    """Disks that are complete from their creation move unchanged."""
 
     overlays = False
 
@@ -234,35 +234,35 @@ class CompleteDiskTestCase(ColdTestCase):
         self.assertEqual([], self.hosts.pulled)
         self.assertEqual([], self.jobs.pulled)
 
-    def test_a_migration_keeps_bytes_and_makes_no_base(self):
+    def test_migration_of_complete_disks_keeps_bytes_without_a_base(self):
         self.move(migrate=None)
         self.assert_moved_by_nova()
         self.assert_no_base_made()
 
-    def test_a_migration_of_a_guest_that_is_off_makes_no_base(self):
+    def test_migration_of_a_stopped_guest_makes_no_base(self):
         self.server = self._stop_server(self.server)
         self.move(migrate=None)
         self.assert_moved_by_nova()
         self.assert_no_base_made()
 
-    def test_a_reverted_migration_keeps_the_bytes(self):
+    def test_reverted_migration_of_complete_disks_keeps_the_bytes(self):
         self.move(migrate=None)
         self.api.post_server_action(self.server['id'], {'revertResize': None})
         self._wait_for_state_change(self.server, 'ACTIVE')
         self.assert_moved_by_nova('src')
         self.assert_no_base_made('src')
 
-    def test_a_resize_to_a_larger_flavor_keeps_bytes_and_sizes(self):
+    def test_resize_to_a_larger_flavor_keeps_bytes_and_sizes(self):
         self.resize()
         self.assert_moved_by_nova()
         self.assert_no_base_made()
 
-    def test_a_resize_on_the_same_host_keeps_bytes_and_sizes(self):
+    def test_resize_on_the_same_host_keeps_bytes_and_sizes(self):
         self.resize_on_the_same_host()
         self.assert_moved_by_nova('src')
         self.assert_no_base_made('src')
 
-    def test_a_swap_disk_is_complete_on_the_destination(self):
+    def test_swap_disk_is_complete_on_the_destination(self):
         self.boot(swap=64)
         self.move(migrate=None)
         self.assert_has('swap', None, 'disk.swap', 'dest')
@@ -271,12 +271,12 @@ class CompleteDiskTestCase(ColdTestCase):
 
 
 class CompleteDiskUnpatchedDestinationTestCase(ColdTestCase):
-    """A destination without the plugin leaves complete disks as they are."""
+    """A destination without the plugin leaves complete disks unchanged."""
 
     overlays = False
     enabled_on = {'dest': WITHOUT}
 
-    def test_the_bytes_are_kept_there_and_back(self):
+    def test_complete_disks_keep_their_bytes_there_and_back(self):
         self.move(migrate=None)
         self.assert_all_kept()
         self.api.post_server_action(self.server['id'], {'confirmResize': None})
@@ -288,13 +288,13 @@ class CompleteDiskUnpatchedDestinationTestCase(ColdTestCase):
 
 
 class NewDiskTestCase(storage.StorageTestCase):
-    """A disk that comes with a larger flavor."""
+    """A resize to a larger flavor creates a disk."""
 
     def resize(self, size):
         self.move(resize={'flavorRef': self._create_flavor(
             disk=1, ephemeral=size)})
 
-    def test_a_resize_makes_it_and_the_next_one_keeps_it(self):
+    def test_resize_creates_a_disk_and_the_next_resize_keeps_it(self):
         self.boot()
         self.resize(1)
         self.assert_has('ext4', 'ephemeral0', 'disk.local', 'dest')
@@ -303,18 +303,18 @@ class NewDiskTestCase(storage.StorageTestCase):
         self.write('disk.local', 'dest')
         before = self.image('disk.local', 'dest')
         self.resize(2)
-        # It does not grow: Nova leaves a qcow2 disk that is there as it is.
+        # It does not grow: Nova leaves an existing qcow2 disk unchanged.
         self.assert_kept(before, 'disk.local', 'src')
         self.assertEqual(
             units.Gi, disks.virtual_size(self.path('disk.local')))
 
 
 class CompleteNewDiskTestCase(NewDiskTestCase):
-    """The disk is complete from its creation."""
+    """The new disk is complete from its creation."""
 
     overlays = False
 
-    def test_a_resize_makes_no_base(self):
+    def test_resize_creates_a_complete_disk_without_a_base(self):
         self.boot()
         self.resize(1)
         self.assertIsNone(self.backing('disk.local', 'dest'))
@@ -322,14 +322,14 @@ class CompleteNewDiskTestCase(NewDiskTestCase):
 
 
 class UnpatchedSourceNewDiskTestCase(NewDiskTestCase):
-    """Made there, then completed by the other host."""
+    """Unmodified Nova creates the disk; the other host completes it."""
 
     enabled_on = {'dest': WITHOUT}
 
 
 class SameHostTestCase(ColdTestCase):
 
-    def test_a_resize_leaves_the_disks_on_their_bases(self):
+    def test_resize_on_the_same_host_leaves_overlays_on_their_bases(self):
         before = {name: self.backing(name) for name in self.DISKS}
         self.resize_on_the_same_host()
         self.assertEqual(
@@ -338,21 +338,21 @@ class SameHostTestCase(ColdTestCase):
 
 
 class UnpatchedDestinationTestCase(ColdTestCase):
-    """It gets the disks complete."""
+    """A destination without the plugin gets complete disks."""
 
     enabled_on = {'dest': WITHOUT}
 
-    def test_the_bytes_are_kept(self):
+    def test_destination_without_the_plugin_gets_the_bytes(self):
         self.move(migrate=None)
         self.assert_all_kept()
 
 
 class UnpatchedSourceTestCase(ColdTestCase):
-    """The destination completes the disks, with the source's bases."""
+    """The destination completes the disks with the bases of the source."""
 
     enabled_on = {'src': WITHOUT}
 
-    def test_the_bytes_are_kept(self):
+    def test_source_without_the_plugin_keeps_the_bytes(self):
         bases = [base.name for base in self.bases()]
         foreign = self.have_base(bases[0])
         was = foreign.stat().st_mtime_ns
@@ -364,17 +364,17 @@ class UnpatchedSourceTestCase(ColdTestCase):
             self.assertEqual(1, session.count(f'/{base}'), session)
         self.assertEqual(was, foreign.stat().st_mtime_ns)
 
-    def test_a_disk_with_data_on_a_lost_base_is_left_as_it_came(self):
+    def test_disk_with_data_on_a_lost_base_stays_an_overlay(self):
         self.lose_base()
         reason = self.refused(migrate=None)
-        self.assertIn('cannot be had from src', reason)
+        self.assertIn('could not be fetched from src', reason)
         self.assertIn('The guest is off', reason)
         self.assertEqual('ERROR', self.server['status'])
         self.assertIsNotNone(self.backing(host='dest'))
         self.assertEqual([], self.bases('dest'))
 
-    def test_a_hard_reboot_lays_the_disk_on_no_other_base(self):
-        # which Nova's log advises to do
+    def test_hard_reboot_uses_no_other_base_for_the_disk(self):
+        # Nova's log advises a hard reboot
         foreign = self.have_base(self.bases()[0].name)
         self.lose_base()
         self.refused(migrate=None)
@@ -385,11 +385,11 @@ class UnpatchedSourceTestCase(ColdTestCase):
 
 
 class UnpatchedSourceUnwrittenTestCase(storage.StorageTestCase):
-    """The guest has not written to its disk, whose base is lost."""
+    """The guest has not written to its disk on a lost base."""
 
     enabled_on = {'src': WITHOUT}
 
-    def test_the_disk_gets_a_new_file_system(self):
+    def test_unwritten_disk_on_a_lost_base_gets_a_new_file_system(self):
         self.boot(2, (1, 'xfs'))
         self.lose_base('disk.eph0')
         self.lose_base('disk.eph1')
@@ -403,11 +403,11 @@ class UnpatchedSourceUnwrittenTestCase(storage.StorageTestCase):
 
 
 class SharedStorageTestCase(ColdTestCase):
-    """Both hosts see the same files: nothing is to be done."""
+    """Both hosts see the same files: no disk is completed."""
 
     shared = True
 
-    def test_the_disk_is_as_it_was(self):
+    def test_disk_on_shared_storage_stays_an_overlay(self):
         backing = self.backing()
         self.move(migrate=None)
         self.assertEqual('dest', self.host())
@@ -416,7 +416,7 @@ class SharedStorageTestCase(ColdTestCase):
 
 
 class SharedStorageUnpatchedTestCase(SharedStorageTestCase):
-    """Nor by the destination."""
+    """The destination completes no disk on shared storage either."""
 
     enabled_on = {'src': WITHOUT}
 
@@ -425,7 +425,7 @@ class SharedStorageLostBaseTestCase(ColdTestCase):
 
     shared = True
 
-    def test_the_disks_of_a_lost_base_are_pulled_from_the_running_guest(self):
+    def test_disks_with_a_lost_base_are_pulled_on_shared_storage(self):
         other = self.backing('disk.eph2')
         self.lose_base()
         self.move(migrate=None)
@@ -437,12 +437,12 @@ class SharedStorageLostBaseTestCase(ColdTestCase):
         self.assertEqual(other, self.backing('disk.eph2'))
 
 
-class SwitchedOffTestCase(ColdTestCase):
-    """Nova's own behaviour, from which the fix protects."""
+class WithoutFixTestCase(ColdTestCase):
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 
-    def test_nova_lays_the_disk_on_another_file_system(self):
+    def test_unmodified_nova_puts_the_disk_on_another_file_system(self):
         self.move(migrate=None)
         self.assertEqual([str(base) for base in self.bases('dest')], [
             self.backing(name, 'dest') for name in self.DISKS[1:]])
@@ -450,6 +450,6 @@ class SwitchedOffTestCase(ColdTestCase):
             self.bases('src')[0].read_bytes()[:1 << 16],
             self.bases('dest')[0].read_bytes()[:1 << 16])
 
-    def test_nova_leaves_disks_at_their_sizes_in_a_resize(self):
+    def test_unmodified_nova_does_not_enlarge_disks_in_a_resize(self):
         self.resize()
         self.assertEqual(self.sizes, self.virtual_sizes('dest'))

@@ -20,8 +20,8 @@ import ddt
 from nova.privsep import fs
 from oslo_utils import units
 
-from nova_migfix import disks
-from nova_migfix import scratch
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
 from nova_migfix.tests.functional import storage
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -33,17 +33,17 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 class CreationTestCase(storage.StorageTestCase):
 
     def assert_refused(self, *ephemerals, **others):
-        """Nova cannot create the guest, and nothing is left."""
+        """Assert that Nova cannot create the guest and leaves no files."""
         self.boot(*ephemerals, state='ERROR', **others)
         self.assert_nothing_left('src')
         self.assertEqual([], self.bases('dest'))
 
     def made_bases(self):
-        """Return the names of the files that Nova has made in _base."""
+        """Return the names of the files that Nova made in _base."""
         return sorted(
             path.name
             for path in (self.hosts.instances('src') / '_base').iterdir()
-            if disks.is_made_here(path.name))
+            if disks.has_local_base_name(path.name))
 
     def file_system(self, name='disk.eph0'):
         return disks.filesystem(str(self.image(name)))
@@ -51,7 +51,7 @@ class CreationTestCase(storage.StorageTestCase):
 
 @ddt.ddt
 class CompleteDiskTestCase(CreationTestCase):
-    """The default: no disk shares a file system with another one."""
+    """The default: each disk has its own file system."""
 
     overlays = False
 
@@ -81,7 +81,7 @@ class CompleteDiskTestCase(CreationTestCase):
         self.assertNotEqual(self.file_system('disk.eph0')['UUID'],
                             self.file_system('disk.eph1')['UUID'])
 
-    def test_a_guest_of_another_os_type_has_the_file_system_of_its_own(self):
+    def test_file_system_follows_the_os_type_of_the_guest(self):
         self.flags(default_ephemeral_format=None)
         for properties, kind in (({'os_type': 'linux'}, 'ext4'),
                                  ({'os_type': 'windows'}, 'ntfs'),
@@ -89,7 +89,7 @@ class CompleteDiskTestCase(CreationTestCase):
             self.boot(1, image=self.upload(**properties))
             self.assert_has(kind, 'ephemeral0')
 
-    def test_the_size_is_the_one_in_the_flavor(self):
+    def test_disk_size_is_that_of_the_flavor(self):
         self.boot(2, swap=64)
         self.assertEqual(
             [2 * units.Gi, 64 * units.Mi],
@@ -97,7 +97,7 @@ class CompleteDiskTestCase(CreationTestCase):
              for name in ('disk.eph0', 'disk.swap')])
 
     @ddt.data(True, False)
-    def test_space_is_allocated_where_nova_does_so(self, is_wanted):
+    def test_space_is_allocated_with_preallocate_images(self, is_wanted):
         if is_wanted:
             self.flags(preallocate_images='space')
         self.boot(1, swap=64)
@@ -106,7 +106,7 @@ class CompleteDiskTestCase(CreationTestCase):
             allocated = self.path(name).stat().st_blocks * 512
             self.assertEqual(is_wanted, allocated >= size, name)
 
-    def test_a_mkfs_that_fails_leaves_nothing(self):
+    def test_failed_mkfs_or_conversion_leaves_no_disk(self):
         with self.hosts.failing('mkfs'):
             self.assert_refused(1)
         with self.hosts.failing('qemu-img', 'convert'):
@@ -114,7 +114,7 @@ class CompleteDiskTestCase(CreationTestCase):
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_base_that_exists_is_not_used(self):
+    def test_existing_base_is_not_used(self):
         base = self.hosts.instances('src') / '_base' / BASE
         base.parent.mkdir()
         base.touch()
@@ -124,8 +124,8 @@ class CompleteDiskTestCase(CreationTestCase):
 
 
 @ddt.ddt
-class LifeOfCompleteDiskTestCase(CreationTestCase):
-    """Nothing in _base matters to a complete disk."""
+class EmptiedCacheTestCase(CreationTestCase):
+    """A complete disk does not depend on files in _base."""
 
     overlays = False
 
@@ -153,7 +153,7 @@ class LifeOfCompleteDiskTestCase(CreationTestCase):
         self.assertIsNone(self.backing('disk.swap'))
         self.assertEqual([], self.made_bases())
 
-    def test_a_rebuild_makes_a_new_complete_disk(self):
+    def test_rebuild_makes_a_new_complete_disk(self):
         before = self.file_system()['UUID']
         self.act(rebuild={'imageRef': self.upload()})
         self.assertEqual('ACTIVE', self.server['status'])
@@ -164,7 +164,7 @@ class LifeOfCompleteDiskTestCase(CreationTestCase):
 
 
 class OverlayTestCase(CreationTestCase):
-    """[migfix] ephemeral_overlays: a base gets its name when it is whole."""
+    """[migfix] ephemeral_overlays: a base is complete when it has its name."""
 
     def test_disks_of_one_size_share_a_base(self):
         self.boot((1, 'xfs'), (1, 'xfs'), swap=64)
@@ -173,22 +173,22 @@ class OverlayTestCase(CreationTestCase):
             [base] * 2, [self.backing('disk.eph0'), self.backing('disk.eph1')])
         self.assertTrue(self.backing('disk.swap').endswith('/_base/swap_64'))
 
-    def test_each_disk_has_the_file_system_that_was_asked_for(self):
+    def test_each_disk_has_the_requested_file_system(self):
         self.boot((1, 'xfs'), (2, 'ext3'), 3)
         self.assert_has('xfs', 'ephemeral0', 'disk.eph0')
         self.assert_has('ext3', 'ephemeral1', 'disk.eph1')
         self.assert_has('ext4', 'ephemeral2', 'disk.eph2')
         self.assertEqual(3, len(self.bases()))
 
-    def test_a_mkfs_that_fails_leaves_nothing(self):
+    def test_failed_mkfs_leaves_no_base(self):
         with self.hosts.failing('mkfs'):
             self.assert_refused(1)
         self.assertEqual([], self.bases())
         self.boot(1)
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_label_that_is_too_long_leaves_nothing(self):
-        # as [DEFAULT] virt_mkfs says
+    def test_too_long_label_leaves_no_base(self):
+        # as [DEFAULT] virt_mkfs can configure
         with mock.patch.object(
                 fs, '_DEFAULT_MKFS_COMMAND',
                 'mkfs.xfs -L volume_%(fs_label)s %(target)s'):
@@ -197,18 +197,18 @@ class OverlayTestCase(CreationTestCase):
         self.boot((1, 'xfs'))
         self.assert_has('xfs', 'ephemeral0')
 
-    def test_a_mkswap_that_fails_leaves_nothing(self):
+    def test_failed_mkswap_leaves_no_base(self):
         with self.hosts.failing('mkswap'):
             self.assert_refused(swap=64)
         self.assertEqual([], self.made_bases())
         self.boot(swap=64)
         self.assert_has('swap', None, 'disk.swap')
 
-    def test_leftovers_of_a_crash_are_not_used_but_swept_away(self):
+    def test_leftovers_of_a_crash_are_removed_unused(self):
         base = self.hosts.instances('src') / '_base' / BASE
         base.parent.mkdir()
         with self.hosts.on('src'), mock.patch.object(
-                scratch, '_RUN', 'another'), \
+                scratch, '_RUN_ID', 'another'), \
                 scratch.directory(str(base)) as directory:
             left = pathlib.Path(f'{directory}-left')
         left.mkdir()
@@ -220,7 +220,7 @@ class OverlayTestCase(CreationTestCase):
         self.assertEqual([base], list(base.parent.glob('*eph*')))
         self.assertFalse(left.exists())
 
-    def test_the_base_of_another_disk_is_not_made_again(self):
+    def test_lost_base_of_another_disk_is_not_made_again(self):
         self.boot((1, 'xfs'))
         first, base = self.server, pathlib.Path(self.backing())
         base.unlink()
@@ -232,7 +232,7 @@ class OverlayTestCase(CreationTestCase):
         self.boot(1)
         self.assertEqual(str(base), self.backing())
 
-    def test_the_swap_base_of_another_disk_is_not_made_again(self):
+    def test_lost_swap_base_of_another_disk_is_not_made_again(self):
         self.boot(swap=64)
         base = pathlib.Path(self.backing('disk.swap'))
         base.unlink()
@@ -242,12 +242,12 @@ class OverlayTestCase(CreationTestCase):
         self.assertFalse(base.exists())
 
 
-class SwitchedOffTestCase(CreationTestCase):
-    """Nova's own behaviour, from which the tests above protect."""
+class WithoutFixTestCase(CreationTestCase):
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 
-    def test_a_mkfs_that_fails_leaves_a_base_without_file_system(self):
+    def test_failed_mkfs_of_nova_leaves_a_base_without_file_system(self):
         with self.hosts.failing('mkfs'):
             self.boot(1, state='ERROR')
         base, = self.bases()
@@ -256,14 +256,14 @@ class SwitchedOffTestCase(CreationTestCase):
         self.assertEqual(str(base), self.backing())
         self.assertEqual({}, self.file_system())
 
-    def test_disks_of_one_size_share_file_system_label_and_uuid(self):
+    def test_disks_of_nova_share_file_system_label_and_uuid(self):
         self.flags(default_ephemeral_format='xfs')
         self.boot(1, 1)
         self.assert_has('xfs', 'ephemeral0', 'disk.eph1')
         self.assertEqual(self.file_system('disk.eph0')['UUID'],
                          self.file_system('disk.eph1')['UUID'])
 
-    def test_a_base_is_made_again_under_the_disk_of_another_guest(self):
+    def test_unmodified_nova_makes_a_base_again_under_another_guest(self):
         self.boot((1, 'xfs'))
         base = pathlib.Path(self.backing())
         base.unlink()

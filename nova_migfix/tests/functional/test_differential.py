@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Whatever Nova carries out, the plugin carries out, with the same outcome.
+"""Operations that succeed with Nova succeed with the plugin, and alike.
 
-Each test tells one story to two guests of one configuration, one under Nova's
-own driver and one under the plugin's, and compares the outcomes after each
-operation: see :mod:`nova_migfix.tests.functional.differential`.
+Each test performs one story on two guests of one configuration, one under
+Nova's own driver and one under the plugin's, and compares the outcomes after
+each operation: see :mod:`nova_migfix.tests.functional.differential`.
 """
 
 import copy
@@ -47,21 +47,21 @@ DRIVERS = {NOVA: 'libvirt.LibvirtDriver', OURS: 'migfix.LibvirtDriver'}
 HOSTS = {NOVA: ('nova-src', 'nova-dest'), OURS: ('src', 'dest')}
 DRIVER_OF = {host: name for name, hosts in HOSTS.items() for host in hosts}
 
-# Seconds between two looks at a server, and until it has to have settled.
+# Seconds between two queries of a server, and until it must have settled.
 POLL = 0.1
 PATIENCE = 90
 
-#: what a server's task has come to an end in
+#: the states in which a server's task has ended
 SETTLED = frozenset((
     'ACTIVE', 'ERROR', 'PAUSED', 'RESCUE', 'SHELVED', 'SHELVED_OFFLOADED',
     'SHUTOFF', 'SUSPENDED', 'VERIFY_RESIZE'))
 
-#: what a host has of its own beside the instances
+#: the files of a host beside the instances
 NOT_OF_INSTANCES = frozenset(('_base', 'locks', 'compute_nodes', 'nodes'))
 
 
 class TwoClouds(storage.Hosts):
-    """Two hosts under each driver; neither two have files in common."""
+    """Two hosts under each driver; the two pairs share no files."""
 
     addresses = {
         host: f'192.0.2.{number}' for number, host in enumerate(
@@ -72,7 +72,7 @@ class TwoClouds(storage.Hosts):
 
     def _setUp(self):
         super()._setUp()
-        # Neither writes a GB of zeros then.
+        # This avoids writing a GB of zeros.
         for command, option in (('mkfs.ntfs', '-Q'),
                                 ('cp', '--sparse=always')):
             if real := shutil.which(command):
@@ -82,9 +82,9 @@ class TwoClouds(storage.Hosts):
 
 
 class Guest:
-    """One of the two guests that are told a story.
+    """One of the two guests of a story.
 
-    :ivar outcome: by subject and aspect
+    :ivar outcome: the outcome by subject and aspect
     """
 
     def __init__(self, driver):
@@ -95,14 +95,14 @@ class Guest:
 
 
 class DifferentialTestCase(storage.StorageTestCase):
-    """Every two values of the parameters meet, in one story or another."""
+    """Stories that combine every two values of the parameters."""
 
     HOSTS = TwoClouds
 
     # the plugin's own default
     overlays = False
 
-    #: by name of the test
+    #: the row of each test, by its name
     rows = {}
 
     def setUp(self):
@@ -137,7 +137,7 @@ class DifferentialTestCase(storage.StorageTestCase):
                    force_raw_images=self.row.force_raw,
                    resize_confirm_window=0)
         self.flags(images_type=self.row.images_type, group='libvirt')
-        # which the fake libvirt has not
+        # the fake libvirt lacks it
         self.flags(disable_libvirt_livesnapshot=True, group='workarounds')
         if self.row.config_drive:
             self.flags(config_drive_format=self.row.config_drive)
@@ -148,7 +148,7 @@ class DifferentialTestCase(storage.StorageTestCase):
 
     @staticmethod
     def keep_image():
-        """Return Glance's update, which keeps the data as well."""
+        """Return a replacement of Glance's update that keeps the data."""
         real = glance_fixtures.GlanceFixture.update
 
         def update(glance, context, image_id, metadata, data=None,
@@ -159,7 +159,7 @@ class DifferentialTestCase(storage.StorageTestCase):
                         purge_props)
         return update
 
-    # -- what the operations of differential.py ask for -----------------------
+    # -- for the operations of differential.py --------------------------------
 
     def send(self, action):
         self.api.post_server_action(self.guest.server['id'], action)
@@ -171,7 +171,7 @@ class DifferentialTestCase(storage.StorageTestCase):
             swap=swap if self.row.swap and swap else self.row.swap)
 
     def upload_image(self, os_type=None):
-        """Have a qcow2 image in Glance; returns its id."""
+        """Upload a qcow2 image to Glance; return its id."""
         os_type = os_type or self.row.os_type
         path = self.hosts.root / 'image'
         storage.processutils.execute(
@@ -213,7 +213,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         self.guest.server = self.api.post_server({'server': request})
 
     def create_neighbours(self):
-        """Have a guest on each host that has made backing files there."""
+        """Create a guest on each host, which makes backing files there."""
         image = self.upload_image(
             differential.OTHER_OS[self.row.os_type]
             if self.row.neighbour == 'os_type' else None)
@@ -268,7 +268,7 @@ class DifferentialTestCase(storage.StorageTestCase):
                 else self.neutron.port_2)['id']
 
     def unshelve(self):
-        """Unshelve on the host where the guest has not been."""
+        """Unshelve on the host on which the guest never was."""
         with utils.temporary_mutation(self.api, microversion='2.91'):
             self.send({'unshelve': {'host': HOSTS[self.guest.driver][1]}})
 
@@ -280,7 +280,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         self.api.detach_interface(self.guest.server['id'], self.port())
 
     def age_image_cache(self):
-        """Run the image cache's manager, when all has grown old."""
+        """Run the image cache manager after all files have become old."""
         for host in HOSTS[self.guest.driver]:
             for path in (self.hosts.instances(host) / '_base').glob('*'):
                 os.utime(path, (0, 0))
@@ -291,10 +291,10 @@ class DifferentialTestCase(storage.StorageTestCase):
     def delete(self):
         self.api.delete_server(self.guest.server['id'])
 
-    # -- one operation after the other ----------------------------------------
+    # -- operations -----------------------------------------------------------
 
     def perform(self, name):
-        """Carry out an operation and note what it has come to."""
+        """Perform an operation and record its outcome."""
         operation = differential.OPERATIONS[name]
         guest = self.guest
         if guest.server:
@@ -308,7 +308,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         guest.outcome = {('request', 'answer'): answer, **self.observe()}
 
     def take_place(self):
-        """What libvirt does, it does to this guest."""
+        """Make this guest the one on which libvirt acts."""
         here = self.here()
         if here in HOSTS[self.guest.driver]:
             there, = {*HOSTS[self.guest.driver]} - {here}
@@ -316,15 +316,15 @@ class DifferentialTestCase(storage.StorageTestCase):
         self.server = self.guest.server
 
     def settle(self):
-        """Wait until nothing is done to the guest any more."""
+        """Wait until no task of the guest is running."""
         deadline = time.monotonic() + PATIENCE
         while not self.has_settled():
             self.assertLess(time.monotonic(), deadline, self.guest.server)
             time.sleep(POLL)
 
     def has_settled(self):
-        # A compute writes something after a task has ended, too: the host in
-        # an evacuation. It is there when all events have ended.
+        # A compute also writes after the end of a task: the host in an
+        # evacuation. This is done when all events have ended.
         return self.is_idle() and (
             self.guest.server['status'] == 'DELETED'
             or all(event['result'] for event in self.events())
@@ -341,7 +341,7 @@ class DifferentialTestCase(storage.StorageTestCase):
                 and self.guest.server['status'] in SETTLED)
 
     def is_shown_only(self):
-        """Say whether a request has been taken, but not by a compute yet."""
+        """Return whether the API, but no compute yet, accepted a request."""
         return (self.last_action()['action'] in (
             'confirmResize', 'revertResize', 'detach_interface')
             and not any(event['event'].startswith('compute_')
@@ -355,10 +355,10 @@ class DifferentialTestCase(storage.StorageTestCase):
             self.guest.server['id'],
             self.last_action()['request_id'])['events']
 
-    # -- what it has come to --------------------------------------------------
+    # -- outcomes -------------------------------------------------------------
 
     def observe(self):
-        """Return all aspects of the guest in which outcomes may differ."""
+        """Return all aspects of the guest that the outcomes compare."""
         if self.guest.server['status'] == 'DELETED':
             return {('server', 'status'): 'DELETED', **self.left()}
         server = self.guest.server
@@ -398,7 +398,7 @@ class DifferentialTestCase(storage.StorageTestCase):
                 'kept' if seen['digest'] == before else 'changed')
             self.guest.bytes[name] = seen['digest']
             if name in ('disk', 'disk.rescue'):
-                # an image has the name of its id
+                # the name of an image is its id
                 found[name, 'backing'] = bool(seen['backing'])
 
     def filesystems(self):
@@ -407,7 +407,7 @@ class DifferentialTestCase(storage.StorageTestCase):
             self.hosts.instances(self.here()).glob('*-*/disk.eph*'))]
 
     def domains(self):
-        """Return what libvirt has of the guest, on each host."""
+        """Return the domain of the guest on each host."""
         found = {}
         for host in HOSTS[self.guest.driver]:
             connection = self.computes[host].driver._host.get_connection()
@@ -422,7 +422,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         return found
 
     def left(self):
-        """Return which files each host has of the guest, and half made."""
+        """Return the files of the guest and half-made files on each host."""
         uuid = self.guest.server['id']
         found = {}
         for host in HOSTS[self.guest.driver]:
@@ -437,7 +437,7 @@ class DifferentialTestCase(storage.StorageTestCase):
     # -- the stories ----------------------------------------------------------
 
     def tell(self, operations):
-        """Carry out each operation with both guests, and compare."""
+        """Perform each operation on both guests, and compare."""
         faults = []
         for number, name in enumerate(operations, 1):
             for guest in self.guests:
@@ -455,13 +455,13 @@ class DifferentialTestCase(storage.StorageTestCase):
         return [f'{where}: {one}' for one in found if not one.reason]
 
     def have_parted(self):
-        """Say whether a comparison of what follows would say nothing."""
+        """Return whether a further comparison would be meaningless."""
         nova, ours = (guest.outcome for guest in self.guests)
         return any(nova.get(('server', aspect)) != ours.get(
             ('server', aspect)) for aspect in ('status', 'host'))
 
     def tell_of_deletions(self, operations):
-        """Delete two guests in the middle of each operation, and compare."""
+        """Delete both guests during each operation, and compare."""
         faults = []
         for name in operations:
             operation = differential.OPERATIONS[name]
@@ -491,7 +491,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         self.guest.outcome = self.observe()
 
     def send_quietly(self, operation):
-        """Send a request that may be refused as the guest is deleted."""
+        """Send a request that the API may refuse during a deletion."""
         try:
             operation.perform(self)
         except client.OpenStackApiException as error:
@@ -521,7 +521,7 @@ class DifferentialTestCase(storage.StorageTestCase):
 
 
 class Held:
-    """A method of drivers waits until something else has been done."""
+    """Hold a method of the drivers until it is released."""
 
     def __init__(self, drivers):
         self._drivers = list(drivers)
@@ -563,7 +563,7 @@ class Held:
 
 
 def _raised(traceback):
-    """Return the class of what was raised last, as far as it says so."""
+    """Return the class of the exception that was raised last, if known."""
     return re.findall(r'raise (?:exception\.)?(\w+)', traceback or '')[-1:]
 
 

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Local disks arrive with the bytes they left with."""
+"""Local disks keep their bytes in a live migration."""
 
 import os
 import time
@@ -19,7 +19,7 @@ import fixtures
 from nova import conf
 from oslo_concurrency import processutils
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import base
 from nova_migfix.tests.functional import test_source_address
 
@@ -27,12 +27,12 @@ CONF = conf.CONF
 ADDRESS = test_source_address.ADDRESS
 BASE = 'ephemeral_1_40d1d2c'
 
-#: what a file of the source's has in it, by its name
+#: the content of a file of the source, by its name
 CONTENT = b'of the source: %s'
 
 
 class Disks(test_source_address.LocalDisks):
-    """Two ephemeral disks upon one base, and an ISO config drive."""
+    """Two ephemeral disks on one base, and an ISO config drive."""
 
     DISKS = (('disk.eph0', 'qcow2', BASE), ('disk.eph1', 'qcow2', BASE),
              ('disk.config', 'raw', None))
@@ -45,7 +45,7 @@ class DisksTestCase(base.MigrationTestCase):
         self.flags(live_migration_inbound_addr=ADDRESS, group='libvirt')
         self.disks = self.useFixture(Disks())
         self.pull = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.transfer.pull', autospec=True,
+            'nova_migfix.transport.transfer.fetch', autospec=True,
             side_effect=self.bring)).mock
         self.arrived = {}
 
@@ -61,7 +61,7 @@ class DisksTestCase(base.MigrationTestCase):
         return os.path.join(CONF.instances_path, self.server['id'], *names)
 
     def assert_cleaned_up(self):
-        """The destination is told to when the migration has failed already."""
+        """Wait until the destination has removed the files of the instance."""
         deadline = time.monotonic() + 30
         while os.path.exists(self.instance_path()):
             self.assertLess(time.monotonic(), deadline, 'files are left')
@@ -72,7 +72,7 @@ class DisksTestCase(base.MigrationTestCase):
                      ramdisk_id=self.glance.image2['id'])
 
     def _migrate_stub(self, domain, destination, params, flags):
-        # later the source's files are removed, and here both have one path
+        # the source's files are removed later, and both hosts share one path
         for name in os.listdir(self.instance_path()):
             with open(self.instance_path(name), 'rb') as file:
                 self.arrived[name] = file.read().replace(b'\0', b'')
@@ -81,7 +81,7 @@ class DisksTestCase(base.MigrationTestCase):
 
 class ArrivalTestCase(DisksTestCase):
 
-    def test_all_files_come_at_once_over_the_migration_network(self):
+    def test_files_are_pulled_at_once_over_the_migration_network(self):
         self.boot()
         self.live_migrate('completed')
         self.pull.assert_called_once()
@@ -92,7 +92,7 @@ class ArrivalTestCase(DisksTestCase):
                 'disk.config', 'kernel', 'ramdisk'))}, set(paths))
         self.assertEqual([], self.disks.commands)
 
-    def test_they_are_there_before_libvirt_is_asked(self):
+    def test_files_arrive_before_libvirt_migrates(self):
         self.boot()
         self.live_migrate('completed')
         for name in ('disk.config', 'kernel', 'ramdisk'):
@@ -101,7 +101,7 @@ class ArrivalTestCase(DisksTestCase):
             self.assertEqual(b'QFI\xfb', self.arrived[name][:4], name)
             self.assertIn(CONTENT % BASE.encode(), self.arrived[name])
 
-    def test_what_cannot_be_had_leaves_the_guest_on_its_source(self):
+    def test_failed_pull_leaves_the_guest_on_its_source(self):
         self.boot()
         self.pull.side_effect = processutils.ProcessExecutionError(
             stderr='Connection timed out')
@@ -114,7 +114,7 @@ class ArrivalTestCase(DisksTestCase):
                      'Connection timed out', 'The guest has not been moved'):
             self.assertIn(part, details)
 
-    def test_the_next_migration_works(self):
+    def test_migration_succeeds_after_a_failed_pull(self):
         self.boot()
         self.pull.side_effect = OSError(28, 'No space left on device')
         self.live_migrate('failed')
@@ -124,41 +124,41 @@ class ArrivalTestCase(DisksTestCase):
 
 
 class UnpatchedDestinationTestCase(DisksTestCase):
-    """A destination that has not said that it pulls."""
+    """The destination has not announced that it pulls bases."""
 
     def setUp(self):
         super().setUp()
         self.complete = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.completion.complete', autospec=True)).mock
+            'nova_migfix.storage.completion.complete', autospec=True)).mock
         self.disk = disks.Overlay('disk.eph0', '/inst/disk.eph0', '/base')
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.fixes.ephemeral._overlays_of', autospec=True,
             return_value=[self.disk]))
-        self.lacks_base = self.useFixture(fixtures.MockPatch(
-            'nova_migfix.disks.lacks_base', autospec=True,
+        self.lacks_backing_file = self.useFixture(fixtures.MockPatch(
+            'nova_migfix.storage.disks.lacks_backing_file', autospec=True,
             return_value=False)).mock
         self.useFixture(fixtures.MockPatch(
-            'nova_migfix.disks.is_on_copy', autospec=True,
+            'nova_migfix.storage.disks.is_on_copy', autospec=True,
             return_value=False))
 
-    def test_the_source_makes_the_disk_complete_first(self):
+    def test_source_completes_the_disk_for_an_unpatched_destination(self):
         self.dest.driver._capabilities = {}
         self.boot()
         self.live_migrate('completed')
         self.assertEqual(self.disk, self.complete.call_args.args[1])
 
-    def test_for_one_that_does_it_does_not(self):
+    def test_source_does_not_complete_the_disk_for_the_plugin(self):
         self.boot()
         self.live_migrate('completed')
         self.complete.assert_not_called()
 
-    def test_unless_its_base_is_lost(self):
-        self.lacks_base.return_value = True
+    def test_source_completes_a_disk_with_a_lost_base(self):
+        self.lacks_backing_file.return_value = True
         self.boot()
         self.live_migrate('completed')
         self.assertEqual(self.disk, self.complete.call_args.args[1])
 
-    def test_what_fails_there_leaves_the_guest_on_its_source(self):
+    def test_failed_completion_leaves_the_guest_on_its_source(self):
         self.dest.driver._capabilities = {}
         self.boot()
         self.complete.side_effect = OSError('no space')
@@ -167,12 +167,12 @@ class UnpatchedDestinationTestCase(DisksTestCase):
         self.pull.assert_not_called()
 
 
-class SwitchedOffTestCase(DisksTestCase):
-    """What the tests above are worth: Nova makes the files itself."""
+class WithoutFixTestCase(DisksTestCase):
+    """Without the fixes Nova creates the files itself."""
 
     enabled_fixes = ['rollback_state', 'source_address', 'vnic']
 
-    def test_nothing_is_pulled(self):
+    def test_unmodified_nova_pulls_no_files(self):
         self.boot()
         self.live_migrate('completed')
         self.pull.assert_not_called()

@@ -25,10 +25,10 @@ WITHOUT = ['config_drive', 'kernel_ramdisk', 'source_address']
 
 TRANSPORTS = ('ssh', 'rsync')
 
-#: of each format of a config drive, what each of them begins with
+#: by format of a config drive, bytes that it contains
 DRIVES = {'iso9660': b'CD001', 'vfat': b'mkfs.fat'}
 
-#: why a file cannot be had, and what the operator is told of it
+#: by fault, how to cause it, and part of its message
 FAULTS = {
     'no ssh': (
         lambda hosts: hosts.cut('Connection refused'), 'Connection refused'),
@@ -43,7 +43,7 @@ FAULTS = {
 class LiveTestCase(storage.StorageTestCase):
 
     def boot_from(self, *files):
-        """Create a guest with these; returns what is in them, by name."""
+        """Create a guest with these files; return their contents by name."""
         self.images = {name: self.upload(
             {'kernel': 'aki', 'ramdisk': 'ari'}[name]) for name in files}
         self.boot(image=self.upload(**{
@@ -56,7 +56,7 @@ class LiveTestCase(storage.StorageTestCase):
         self.assert_nothing_left('dest')
 
     def assert_told(self, *parts):
-        """The operator is told so by the action that has failed."""
+        """Assert that the failed action has these parts in its details."""
         details = self.failed_event('compute_pre_live_migration')['details']
         for part in ('disk.eph0', self.server['id'], 'from src', *parts):
             self.assertIn(part, details)
@@ -83,13 +83,13 @@ class PullTestCase(LiveTestCase):
         self.assertEqual([], self.bases('dest'))
         self.assertEqual(1, len(self.hosts.pulled))
 
-    def test_one_that_was_never_written_to_is_the_same(self):
+    def test_unwritten_disk_arrives_with_its_bytes(self):
         self.boot((1, 'xfs'))
         before = self.image()
         self.live_migrate('completed')
         self.assert_kept(before)
 
-    def test_a_base_of_the_same_name_is_not_looked_at(self):
+    def test_base_of_the_same_name_on_the_destination_is_not_used(self):
         self.boot(1)
         self.write()
         before = self.image()
@@ -99,7 +99,7 @@ class PullTestCase(LiveTestCase):
         self.assert_kept(before)
         self.assertEqual(was, foreign.stat().st_mtime_ns)
 
-    def test_there_and_back_it_is_pulled_once(self):
+    def test_disk_is_pulled_once_for_both_directions(self):
         self.boot(1, config_drive=True)
         self.write()
         before, drive = self.image(), self.path('disk.config').read_bytes()
@@ -131,7 +131,7 @@ class PullTestCase(LiveTestCase):
         for base in self.bases():
             self.assertEqual(1, session.count(base.name), session)
 
-    def test_a_lost_base_is_had_from_the_running_guest(self):
+    def test_disk_with_a_lost_base_is_completed_from_the_running_guest(self):
         self.boot(1, 2)
         self.write('disk.eph1')
         before = self.image('disk.eph1')
@@ -140,18 +140,18 @@ class PullTestCase(LiveTestCase):
         self.assertEqual([str(self.path('disk.eph1'))], self.jobs.pulled)
         self.assert_kept(before, 'disk.eph1')
 
-    def test_a_lost_base_that_cannot_be_had_stays(self):
+    def test_guest_with_an_incompletable_lost_base_stays(self):
         self.boot(1)
         self.lose_base()
         with self.hosts.failing('qemu-img', 'convert'):
             self.live_migrate('failed')
         self.assert_stays()
-        self.assertIn('which is needed as its backing file is missing',
+        self.assertIn('which is needed because its backing file is missing',
                       self.log())
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
     @ddt.unpack
-    def test_a_disk_that_cannot_be_fetched_is_completed_on_the_source(
+    def test_unfetchable_disk_is_completed_on_the_source(
             self, transport, fault):
         self.flags(remote_filesystem_transport=transport, group='libvirt')
         self.boot(1)
@@ -169,7 +169,7 @@ class PullTestCase(LiveTestCase):
 
     @ddt.data(*itertools.product(TRANSPORTS, FAULTS))
     @ddt.unpack
-    def test_a_disk_that_cannot_be_completed_either_stays(
+    def test_guest_with_an_unfetchable_and_incompletable_disk_stays(
             self, transport, fault):
         self.flags(remote_filesystem_transport=transport, group='libvirt')
         self.boot(1)
@@ -192,7 +192,7 @@ class UnpatchedSourceTestCase(LiveTestCase):
 
     enabled_on = {'src': WITHOUT}
 
-    def test_the_destination_pulls_from_where_nova_places_bases(self):
+    def test_destination_pulls_from_the_default_path_of_bases(self):
         self.boot(1)
         self.write()
         before = self.image()
@@ -201,7 +201,7 @@ class UnpatchedSourceTestCase(LiveTestCase):
         session, = self.hosts.pulled
         self.assertTrue(session.startswith('src '), session)
 
-    def test_without_the_base_it_stays(self):
+    def test_guest_with_a_lost_base_on_an_unpatched_source_stays(self):
         self.boot(1)
         self.lose_base()
         self.live_migrate('failed')
@@ -213,7 +213,7 @@ class UnpatchedDestinationTestCase(LiveTestCase):
 
     enabled_on = {'dest': WITHOUT}
 
-    def test_the_source_completes_the_disk_first(self):
+    def test_source_completes_the_disk_for_an_unpatched_destination(self):
         self.boot(1)
         self.write()
         before = self.image()
@@ -223,7 +223,7 @@ class UnpatchedDestinationTestCase(LiveTestCase):
         self.assertRegex(
             self.log(), r'disk\.eph0: made complete by QEMU in \d')
 
-    def test_what_it_cannot_complete_stays(self):
+    def test_guest_with_an_incompletable_disk_stays(self):
         self.boot(1)
         with self.hosts.failing('qemu-img', 'convert'):
             self.live_migrate('failed')
@@ -238,7 +238,7 @@ class KernelRamdiskTestCase(LiveTestCase):
     @ddt.data(*itertools.product(
         (('kernel',), ('kernel', 'ramdisk')), ('in Glance', 'deleted')))
     @ddt.unpack
-    def test_what_it_boots_from_arrives(self, files, images):
+    def test_kernel_and_ramdisk_arrive(self, files, images):
         of_the_source = self.boot_from(*files)
         for image in self.images.values() if images == 'deleted' else ():
             self.glance.delete(None, image)
@@ -254,7 +254,7 @@ class SharedStorageTestCase(LiveTestCase):
 
     shared = True
 
-    def test_nothing_is_pulled(self):
+    def test_shared_storage_pulls_no_files(self):
         self.boot(1, config_drive=True)
         backing = self.backing()
         self.live_migrate('completed')
@@ -264,7 +264,7 @@ class SharedStorageTestCase(LiveTestCase):
 
 
 class EmptiedConfigDriveTestCase(LiveTestCase):
-    """An earlier migration has left zeros."""
+    """An earlier migration left zeros in the config drive."""
 
     def setUp(self):
         super().setUp()
@@ -274,42 +274,42 @@ class EmptiedConfigDriveTestCase(LiveTestCase):
         os.truncate(path, 0)
         os.truncate(path, self.size)
 
-    def test_it_is_reported_and_moved_as_it_is(self):
+    def test_zeroed_config_drive_is_reported_and_moved(self):
         self.live_migrate('completed')
-        self.assertIn('has nothing but zeros', self.log())
-        self.assertIn('reboot the instance hard', self.log())
+        self.assertIn('contains only zeros', self.log())
+        self.assertIn('hard reboot the instance', self.log())
         self.assertEqual(bytes(self.size), self.path(
             'disk.config', 'dest').read_bytes())
 
-    def test_what_cannot_be_built_is_told_and_no_reason_to_stay_off(self):
+    def test_guest_starts_although_its_config_drive_cannot_be_rebuilt(self):
         with self.hosts.failing('genisoimage'):
             self.act(reboot={'type': 'HARD'})
         self.assertEqual('ACTIVE', self.server['status'])
         self.assertEqual(
             bytes(self.size), self.path('disk.config').read_bytes())
-        self.assertIn('could not be built again', self.log())
+        self.assertIn('could not be rebuilt', self.log())
 
-    def test_a_hard_reboot_builds_it_again(self):
+    def test_hard_reboot_rebuilds_a_zeroed_config_drive(self):
         self.act(reboot={'type': 'HARD'})
         drive = self.path('disk.config').read_bytes()
         for part in (b'CD001', b'config-2', self.server['id'].encode()):
             self.assertIn(part, drive)
-        self.assertIn('has been built again', self.log())
+        self.assertIn('has been rebuilt', self.log())
 
 
-class SwitchedOffTestCase(LiveTestCase):
-    """What the tests above are worth."""
+class WithoutFixTestCase(LiveTestCase):
+    """The faults of Nova that the fixes prevent."""
 
     enabled_fixes = ['source_address']
 
-    def test_nova_lays_the_disk_upon_another_file_system(self):
+    def test_unmodified_nova_puts_the_disk_on_another_file_system(self):
         self.boot(1, config_drive=True)
         self.live_migrate('completed')
         self.assertEqual([str(base) for base in self.bases('dest')],
                          [self.backing(host='dest')])
         self.assertEqual([], self.hosts.pulled)
 
-    def test_nova_takes_a_kernel_for_a_bad_disk_image(self):
+    def test_unmodified_nova_takes_a_kernel_for_a_bad_disk_image(self):
         if nova_release.major() < 30:
             self.skipTest('this Nova lets a kernel pass')
         self.boot_from('kernel')
@@ -317,7 +317,7 @@ class SwitchedOffTestCase(LiveTestCase):
         self.assert_stays()
         self.assertIn('ImageUnacceptable', self.log())
 
-    def test_a_hard_reboot_builds_no_config_drive_where_one_is(self):
+    def test_hard_reboot_of_nova_keeps_a_zeroed_config_drive(self):
         self.boot(config_drive=True)
         path = self.path('disk.config')
         os.truncate(path, 0)
@@ -327,8 +327,8 @@ class SwitchedOffTestCase(LiveTestCase):
 
 
 @ddt.ddt
-class RawTestCase(LiveTestCase):
-    """Disks without backing files are moved by Nova and libvirt alone."""
+class RawDiskTestCase(LiveTestCase):
+    """Nova and libvirt alone move disks without backing files."""
 
     def boot_with(self, images_type):
         self.flags(images_type=images_type, group='libvirt')
@@ -341,7 +341,7 @@ class RawTestCase(LiveTestCase):
             base.unlink()
 
     def content(self, host):
-        """Return where the file system has most of its metadata."""
+        """Return the first MiB, with most metadata of the file system."""
         with open(self.path(host=host), 'rb') as disk:
             return disk.read(1 << 20)
 
@@ -352,19 +352,19 @@ class RawTestCase(LiveTestCase):
         self.assertEqual([], self.jobs.pulled)
 
     @ddt.data('raw', 'flat')
-    def test_live(self, images_type):
+    def test_raw_disk_is_live_migrated_by_nova_alone(self, images_type):
         self.boot_with(images_type)
         self.live_migrate('completed')
         self.assert_moved_by_nova()
 
     @ddt.data('raw', 'flat')
-    def test_cold(self, images_type):
+    def test_raw_disk_is_cold_migrated_by_nova_alone(self, images_type):
         self.boot_with(images_type)
         self.move(migrate=None)
         self.assert_moved_by_nova()
 
     @ddt.data('raw', 'flat')
-    def test_rebooted_hard(self, images_type):
+    def test_raw_disk_is_left_alone_by_a_hard_reboot(self, images_type):
         self.boot_with(images_type)
         self.act(reboot={'type': 'HARD'})
         self.assert_moved_by_nova('src')

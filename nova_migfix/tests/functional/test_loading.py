@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Loading the driver into a Nova of its own, as nova-compute loads it.
+"""nova-compute loads the driver in environments with only Nova and plugin.
 
-Each environment is made as a deployer would make it: Nova first, then the
-wheel of the plugin, by pip, without constraints. nova-compute then runs up to
-where its service would begin to talk to a message queue and to libvirt.
+Each environment is made as by a deployer: Nova first, then the wheel of the
+plugin, by pip, without constraints. nova-compute then runs until its service
+would connect to a message queue and to libvirt.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from nova_migfix.tests import distribution
 
 CHECKOUT = pathlib.Path(__file__).parents[3]
 
-#: The release that these tests are run with is the one that is loaded into.
+#: The driver is loaded into the release of Nova that runs these tests.
 RELEASE = version.version_string()
 
-#: A release of before the plugin's time, that of Debian 12.
+#: An unsupported older release, that of Debian 12.
 OLD_RELEASE = '26.2.2'
 
-#: What Nova does not bring along before release 32.
+#: Requirements of the plugin that Nova lacks before release 32.
 RICH = ('markdown-it-py', 'mdurl', 'pygments', 'rich')
 
-#: nova-compute but for the message queue, libvirt and the rest of its life.
+#: nova-compute without the message queue, libvirt and its service.
 NOVA_COMPUTE = textwrap.dedent('''
     import json
     import sys
@@ -84,7 +84,7 @@ NOVA_COMPUTE = textwrap.dedent('''
 
 
 def run(*command, **kwargs):
-    """Run a command that must succeed and return what it printed."""
+    """Run a command that must succeed; return its output."""
     done = subprocess.run(
         command, text=True, stdin=subprocess.DEVNULL, capture_output=True,
         **kwargs)
@@ -95,7 +95,7 @@ def run(*command, **kwargs):
 
 
 def require_index():
-    """Skip where packages cannot be fetched, which is no fault of ours."""
+    """Skip where packages cannot be fetched."""
     with fixtures.TempDir() as directory:
         asked = subprocess.run(
             [uv.find_uv_bin(), 'pip', 'install', '--dry-run', '--no-cache',
@@ -109,8 +109,8 @@ def require_index():
 class NovaEnvironment(fixtures.Fixture):
     """A virtual environment with a Nova and, by pip, the plugin.
 
-    :ivar before: what was installed before the plugin was
-    :ivar after: what is installed with it
+    :ivar before: the packages before the installation of the plugin
+    :ivar after: the packages after it
     """
 
     def __init__(self, release=RELEASE, editable=False):
@@ -144,7 +144,7 @@ class NovaEnvironment(fixtures.Fixture):
     def _install(self, *what):
         """Install with the libraries that were released with that Nova.
 
-        Those of the oldest supported release also suit what is older.
+        Those of the oldest supported release also suit older ones.
         """
         major = max(int(self._release.partition('.')[0]),
                     nova_release.OLDEST)
@@ -167,7 +167,7 @@ class NovaEnvironment(fixtures.Fixture):
                    '--disable-pip-version-check', *arguments)
 
     def nova(self):
-        """Return where Nova's package was put."""
+        """Return the directory of Nova's package."""
         if self._editable:
             return self.source / 'nova'
         package, = self.directory.glob('venv/lib/python*/site-packages/nova')
@@ -178,7 +178,7 @@ class NovaEnvironment(fixtures.Fixture):
 
         :param enabled_fixes: the value of the option, None for its default
         :param path: a directory with more distributions
-        :returns: exit status, what the driver was or None, and the log
+        :returns: exit status, the loaded driver or None, and the log
         """
         configuration = self.directory / 'nova.conf'
         log = self.directory / 'nova-compute.log'
@@ -210,7 +210,7 @@ class Start(typing.NamedTuple):
 
 
 class LoadingTestCase(testtools.TestCase):
-    """With one environment for all tests of a class."""
+    """One environment for all tests of a class."""
 
     @classmethod
     def setUpClass(cls):
@@ -225,7 +225,7 @@ class LoadingTestCase(testtools.TestCase):
         self.assertEqual(0, started.status, started.log)
         nova = self.environment.nova()
         self.assertEqual({
-            # the module's name is that of its logger: a child of Nova's
+            # the name of the module is that of its logger, a child of Nova's
             'module': 'nova.virt.migfix',
             'name': 'LibvirtDriver',
             'is_nova_driver': True,
@@ -242,7 +242,7 @@ class LoadingTestCase(testtools.TestCase):
             re.DOTALL))
 
     def assertUntouched(self):
-        """Assert that pip added what was missing and changed nothing else."""
+        """Assert that pip added missing packages and changed no others."""
         before, after = self.environment.before, self.environment.after
         self.assertEqual(set(), before - after)
         self.assertEqual(
@@ -251,14 +251,14 @@ class LoadingTestCase(testtools.TestCase):
             {re.split(' @ |==', line)[0].lower() for line in after - before})
 
 
-class WheelTestCase(LoadingTestCase):
+class NovaWheelTestCase(LoadingTestCase):
     """Nova was installed from its wheel, as in images of Kolla."""
 
     @classmethod
     def make_environment(cls):
         return NovaEnvironment()
 
-    def test_nova_and_its_libraries_are_left_alone(self):
+    def test_wheel_leaves_nova_and_its_libraries_alone(self):
         self.assertUntouched()
 
     def test_nova_compute_starts_and_logs_each_fix(self):
@@ -283,7 +283,7 @@ class WheelTestCase(LoadingTestCase):
             metadata.entry_points(group='nova_migfix.fixes'))))
         self.assertRefused(
             '[migfix] enabled_fixes names unknown fixes: vnicc. '
-            f'Known are: {known}.', started)
+            f'The known fixes are: {known}.', started)
 
     def test_fix_that_cannot_be_loaded_ends_nova_compute(self):
         others = self.useFixture(BrokenFix()).path
@@ -292,7 +292,7 @@ class WheelTestCase(LoadingTestCase):
             'its library is missing.',
             self.environment.start_nova_compute(path=others))
 
-    def test_fix_that_cannot_be_loaded_may_be_left_out(self):
+    def test_fix_that_cannot_be_loaded_can_be_disabled(self):
         others = self.useFixture(BrokenFix()).path
         started = self.environment.start_nova_compute(
             enabled_fixes='vnic', path=others)
@@ -300,32 +300,32 @@ class WheelTestCase(LoadingTestCase):
         self.assertIn('Fix broken: switched off', started.log)
 
 
-class EditableTestCase(LoadingTestCase):
+class EditableNovaTestCase(LoadingTestCase):
     """Nova was installed in place (PEP 660), as by DevStack.
 
-    There, a file of another distribution in ``nova/virt`` makes Nova's
-    package vanish behind a directory of the same name.
+    A file of another distribution in ``nova/virt`` would then hide Nova's
+    package behind a directory of the same name.
     """
 
     @classmethod
     def make_environment(cls):
         return NovaEnvironment(editable=True)
 
-    def test_nova_and_its_libraries_are_left_alone(self):
+    def test_wheel_leaves_editable_nova_and_its_libraries_alone(self):
         self.assertUntouched()
 
-    def test_nova_compute_starts(self):
+    def test_nova_compute_starts_with_an_editable_nova(self):
         self.assertLoaded(self.environment.start_nova_compute())
 
 
 class OldNovaTestCase(LoadingTestCase):
-    """Nova is older than what the plugin was written for."""
+    """Nova is older than the supported releases."""
 
     @classmethod
     def make_environment(cls):
         return NovaEnvironment(release=OLD_RELEASE)
 
-    def test_nova_compute_ends(self):
+    def test_nova_compute_with_an_old_nova_ends(self):
         self.assertRefused(
             f'nova_migfix supports Nova {nova_release.OLDEST} to '
             f'{nova_release.NEWEST}, this is {OLD_RELEASE}.',

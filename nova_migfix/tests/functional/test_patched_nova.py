@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The patch set, applied to this Nova where it is installed, as Kolla does.
+"""The patch set, applied to the installed Nova as Kolla applies it.
 
-What runs in the patched Nova is a process of its own.
+A separate process runs the patched Nova.
 """
 
 import json
@@ -28,22 +28,22 @@ import testtools
 from nova_migfix import nova_release
 from nova_migfix.tests import environments
 from nova_migfix.tests.functional import test_loading
-from nova_migfix.tests.patches import check
-from nova_migfix.tests.patches import kolla
-from nova_migfix.tests.patches import series
 from nova_migfix.tests import suites
+from tools.patches import check
+from tools.patches import kolla
+from tools.patches import series
 
-#: The fix that is in force in a patched Nova, as it mends no fault of Nova's.
+#: The fix that is active in a patched Nova, as its fault is not Nova's.
 IN_FORCE = 'tls_rekey'
 
 
 class PatchedImage(fixtures.Fixture):
-    """The root of an image of Kolla's whose Nova has been patched.
+    """The root directory of a Kolla image with a patched Nova.
 
-    :param name: of the series
-    :ivar path: of the root
-    :ivar site_packages: where its Nova is, and nothing else
-    :ivar before: where this Nova is
+    :param name: the name of the series
+    :ivar path: the path of the root directory
+    :ivar site_packages: the directory of its Nova, with no other package
+    :ivar before: the directory of the unpatched Nova
     """
 
     def __init__(self, name):
@@ -81,7 +81,7 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.assertEqual(0, done.returncode, done.stderr)
         return done.stdout
 
-    def test_the_tests_of_the_patches_pass(self):
+    def test_tests_of_the_patches_pass(self):
         new = {f'{series.module(path)}.{test}'
                for patch in series.read(self.patched_by)
                for path in series.touched(patch)
@@ -111,7 +111,7 @@ class PatchedNovaTestCase(testtools.TestCase):
         file = directory / path
         return file.read_text() if file.exists() else ''
 
-    def test_every_fix_of_the_plugin_steps_aside(self):
+    def test_fixes_of_the_plugin_are_off_in_a_patched_nova(self):
         log = self.image.path / 'nova-compute.log'
         configuration = self.image.path / 'nova.conf'
         configuration.write_text(
@@ -132,11 +132,11 @@ class PatchedNovaTestCase(testtools.TestCase):
                 'active' if name == IN_FORCE else
                 'not needed in this Nova, it'), text)
 
-    def test_golden_files(self):
+    def test_patched_nova_matches_the_golden_files(self):
         self.run_python('-m', 'testtools.run',
-                        'nova_migfix.tests.unit.test_guest_abi')
+                        'nova_migfix.tests.unit.abi.test_vnic')
 
-    def test_disks(self):
+    def test_patched_nova_and_plugin_agree_on_disks(self):
         self.run_python('-m', 'testtools.run',
                         'nova_migfix.tests.functional.patched_disks')
 
@@ -144,6 +144,6 @@ class PatchedNovaTestCase(testtools.TestCase):
 @testtools.skipUnless(series.SERIES['master'] == nova_release.major(),
                       'made for another Nova')
 class ForReviewTestCase(PatchedNovaTestCase):
-    """What is for review, on the Nova on which it was made."""
+    """The series for review, on the Nova for which it was made."""
 
     patched_by = 'master'

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""Old overlays: their bases are kept, or the disks completed, or refused."""
+"""Old overlays: bases are kept, disks completed, or starts refused."""
 
 import contextlib
 import shutil
@@ -20,7 +20,7 @@ import ddt
 from nova import context
 from oslo_concurrency import processutils
 
-from nova_migfix import disks
+from nova_migfix.storage import disks
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks
@@ -42,14 +42,14 @@ class RestartTestCase(storage.StorageTestCase):
         return bool(self.source_domain().isActive())
 
     def assert_changed(self, image, name='disk.eph0'):
-        """The guest reads other bytes than those from now on."""
+        """Assert that the guest now reads other bytes than those."""
         self.assertRaises(
             processutils.ProcessExecutionError, processutils.execute,
             'qemu-img', 'compare', image, self.path(name))
 
     @contextlib.contextmanager
     def untouched(self, name='disk.eph0'):
-        """The disk is the same file with the same bytes afterwards."""
+        """Assert that the disk stays the same file with the same bytes."""
         path = self.path(name)
         before = self.backing(name), path.read_bytes()
         self.assertIsNotNone(before[0])
@@ -57,7 +57,7 @@ class RestartTestCase(storage.StorageTestCase):
         self.assertEqual(before, (self.backing(name), path.read_bytes()))
 
     def stay_on_the_source(self):
-        """A resize ends on the host where it begins."""
+        """Make a resize stay on the source."""
         self.flags(allow_resize_to_same_host=True)
         service, = self.api.get_services(host='dest', binary='nova-compute')
         self.api.put_service(service['id'], {'status': 'disabled'})
@@ -72,8 +72,8 @@ class RestartTestCase(storage.StorageTestCase):
 
 
 @ddt.ddt
-class LostWhileRunningTestCase(RestartTestCase):
-    """The backing file has lost its name; QEMU has it open still."""
+class BaseLostWhileRunningTestCase(RestartTestCase):
+    """The backing file is removed; QEMU still has it open."""
 
     def boot_and_lose(self, *ephemerals):
         self.boot(*ephemerals or (1,))
@@ -82,7 +82,7 @@ class LostWhileRunningTestCase(RestartTestCase):
         self.lose_base()
         return before
 
-    def test_a_stop_completes_the_disk_first(self):
+    def test_stop_completes_a_disk_with_a_lost_base(self):
         before = self.boot_and_lose()
         self.stop()
         self.assertEqual([str(self.path())], self.jobs.pulled)
@@ -92,7 +92,7 @@ class LostWhileRunningTestCase(RestartTestCase):
         self.assert_kept(before, host='src')
         self.assertEqual([], self.bases())
 
-    def test_a_hard_reboot_completes_the_disk_first(self):
+    def test_hard_reboot_completes_a_disk_with_a_lost_base(self):
         before = self.boot_and_lose()
         self.act(**HARD_REBOOT)
         self.assertEqual([str(self.path())], self.jobs.pulled)
@@ -100,21 +100,21 @@ class LostWhileRunningTestCase(RestartTestCase):
         self.assert_kept(before, host='src')
         self.assertEqual([], self.bases())
 
-    def test_a_disk_never_written_to_keeps_its_file_system(self):
+    def test_unwritten_disk_with_a_lost_base_keeps_its_file_system(self):
         self.boot((1, 'xfs'))
         before = self.image()
         self.lose_base()
         self.act(**HARD_REBOOT)
         self.assert_kept(before, host='src')
 
-    def test_only_the_disk_that_has_lost_its_base_is_completed(self):
+    def test_only_the_disk_with_a_lost_base_is_completed(self):
         before = self.boot_and_lose(1, 2)
         with self.untouched('disk.eph1'):
             self.stop()
         self.assertEqual([str(self.path())], self.jobs.pulled)
         self.assert_kept(before, host='src')
 
-    def test_a_swap_disk_gets_a_new_swap_area(self):
+    def test_swap_disk_of_a_running_guest_gets_a_new_swap_area(self):
         self.boot(1, swap=64)
         self.lose_base('disk.swap')
         self.act(**HARD_REBOOT)
@@ -125,8 +125,7 @@ class LostWhileRunningTestCase(RestartTestCase):
 
     @ddt.data({'os-stop': None}, HARD_REBOOT, {'shelve': None},
               {'migrate': None})
-    def test_the_guest_stays_as_it_is_when_its_disk_cannot_be_completed(
-            self, action):
+    def test_guest_with_an_incompletable_disk_keeps_running(self, action):
         self.boot_and_lose()
         self.jobs.failing = NO_SPACE
         with self.untouched():
@@ -136,7 +135,7 @@ class LostWhileRunningTestCase(RestartTestCase):
         self.assertEqual('ACTIVE', self.server['status'])
         self.assertTrue(self.is_running())
 
-    def test_a_stop_succeeds_once_there_is_space(self):
+    def test_stop_succeeds_once_there_is_space(self):
         before = self.boot_and_lose()
         self.jobs.failing = NO_SPACE
         self.act(**{'os-stop': None})
@@ -144,14 +143,14 @@ class LostWhileRunningTestCase(RestartTestCase):
         self.stop()
         self.assert_kept(before, host='src')
 
-    def test_a_rebuild_needs_no_base(self):
+    def test_rebuild_of_a_running_guest_needs_no_base(self):
         self.boot_and_lose()
         self.jobs.failing = NO_SPACE
         self.act(rebuild={'imageRef': self.upload()})
         self.assertEqual('ACTIVE', self.server['status'])
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_deletion_needs_no_base(self):
+    def test_deletion_of_a_running_guest_needs_no_base(self):
         self.boot_and_lose()
         self.jobs.failing = NO_SPACE
         self._delete_server(self.server)
@@ -159,8 +158,8 @@ class LostWhileRunningTestCase(RestartTestCase):
 
 
 @ddt.ddt
-class LostWhileOffTestCase(RestartTestCase):
-    """Nobody has the backing file."""
+class BaseLostWhileOffTestCase(RestartTestCase):
+    """The backing file is removed, and no process has it open."""
 
     def boot_and_lose(self, *ephemerals, name='disk.eph0', **others):
         self.boot(*ephemerals, **others)
@@ -168,10 +167,10 @@ class LostWhileOffTestCase(RestartTestCase):
         self.lose_base(name)
 
     @ddt.data((START, 'SHUTOFF'),
-              # as Nova calls a guest that is off after a reboot
+              # Nova's state of a guest that is off after a reboot
               (HARD_REBOOT, 'ERROR'))
     @ddt.unpack
-    def test_under_data_no_base_is_made(self, action, status):
+    def test_start_with_data_on_a_lost_base_is_refused(self, action, status):
         self.boot(1)
         self.write()
         self.stop()
@@ -186,7 +185,7 @@ class LostWhileOffTestCase(RestartTestCase):
         self.assertEqual([], self.bases())
 
     @ddt.data(START, HARD_REBOOT)
-    def test_a_guest_that_was_refused_starts_with_the_very_base(self, action):
+    def test_refused_guest_starts_with_its_restored_base(self, action):
         self.boot(1)
         self.write()
         before, base = self.image(), self.backing()
@@ -200,7 +199,8 @@ class LostWhileOffTestCase(RestartTestCase):
         processutils.execute('qemu-img', 'compare', before, self.path())
 
     @ddt.data(START, HARD_REBOOT)
-    def test_a_disk_never_written_to_gets_a_new_file_system(self, action):
+    def test_unwritten_disk_with_a_lost_base_gets_a_new_file_system(
+            self, action):
         self.boot_and_lose(1, (2, 'xfs'), name='disk.eph1')
         with self.untouched('disk.eph0'):
             self.act(**action)
@@ -210,7 +210,7 @@ class LostWhileOffTestCase(RestartTestCase):
         self.assertEqual([self.backing('disk.eph0')],
                          list(map(str, self.bases())))
 
-    def test_one_that_is_refused_has_kept_the_others(self):
+    def test_refused_start_leaves_the_other_disks_untouched(self):
         self.boot(1, 1)
         self.write('disk.eph1')
         self.stop()
@@ -221,14 +221,14 @@ class LostWhileOffTestCase(RestartTestCase):
         self.assertEqual('SHUTOFF', self.server['status'])
 
     @ddt.data(START, HARD_REBOOT)
-    def test_a_swap_disk_gets_a_new_swap_area(self, action):
+    def test_swap_disk_of_a_stopped_guest_gets_a_new_swap_area(self, action):
         self.boot_and_lose(swap=64, name='disk.swap')
         self.act(**action)
         self.assertEqual('ACTIVE', self.server['status'])
         self.assertIsNone(self.backing('disk.swap'))
         self.assert_has('swap', None, 'disk.swap')
 
-    def test_a_rebuild_needs_no_base(self):
+    def test_rebuild_of_a_stopped_guest_needs_no_base(self):
         self.boot(1)
         self.write()
         self.stop()
@@ -237,7 +237,7 @@ class LostWhileOffTestCase(RestartTestCase):
         self.assertEqual('SHUTOFF', self.server['status'])
         self.assert_has('ext4', 'ephemeral0')
 
-    def test_a_deletion_needs_no_base(self):
+    def test_deletion_of_a_stopped_guest_needs_no_base(self):
         self.boot(1)
         self.write()
         self.stop()
@@ -248,7 +248,7 @@ class LostWhileOffTestCase(RestartTestCase):
 
 @ddt.ddt
 class BaseInPlaceTestCase(RestartTestCase):
-    """Nothing is lost, and all is as with Nova."""
+    """No base is lost; the plugin behaves as Nova does."""
 
     def setUp(self):
         super().setUp()
@@ -261,7 +261,7 @@ class BaseInPlaceTestCase(RestartTestCase):
               ({'os-stop': None}, {'os-start': None}),
               ({'reboot': {'type': 'SOFT'}}, HARD_REBOOT),
               ({'shelve': None}, {'unshelve': None}))
-    def test_the_disks_are_untouched(self, actions):
+    def test_actions_leave_disks_with_bases_untouched(self, actions):
         with self.untouched(), self.untouched('disk.eph1'), \
                 self.untouched('disk.swap'):
             for action in actions:
@@ -270,7 +270,7 @@ class BaseInPlaceTestCase(RestartTestCase):
         self.assertEqual([], self.jobs.pulled)
 
     @ddt.data('ACTIVE', 'SHUTOFF')
-    def test_a_reverted_resize_leaves_the_disks_untouched(self, status):
+    def test_reverted_resize_leaves_disks_with_bases_untouched(self, status):
         self.stay_on_the_source()
         if status == 'SHUTOFF':
             self.stop()
@@ -281,7 +281,7 @@ class BaseInPlaceTestCase(RestartTestCase):
 
 
 class CacheTestCase(RestartTestCase):
-    """Files that nobody uses are removed at once."""
+    """The image cache removes unused files at once."""
 
     def setUp(self):
         super().setUp()
@@ -291,7 +291,7 @@ class CacheTestCase(RestartTestCase):
                    group='image_cache')
 
     def run_pass(self, host='src'):
-        """Have the periodic task of a nova-compute look at its cache."""
+        """Run the image cache task of a nova-compute."""
         with self.hosts.on(host):
             self.computes[host].manager._run_image_cache_manager_pass(
                 context.get_admin_context())
@@ -304,14 +304,14 @@ class ImageCacheTestCase(CacheTestCase):
     database.
     """
 
-    def test_the_bases_of_a_running_guest_stay(self):
+    def test_bases_of_a_running_guest_stay(self):
         self.boot(1, 2, (3, 'xfs'), swap=64)
         before = self.bases()
         self.run_pass()
         self.assertEqual(3, len(before))
         self.assertEqual(before, self.bases())
 
-    def test_the_bases_of_a_stopped_guest_stay(self):
+    def test_bases_of_a_stopped_guest_stay(self):
         self.boot(1, 2)
         self.write('disk.eph1')
         self.stop()
@@ -322,14 +322,14 @@ class ImageCacheTestCase(CacheTestCase):
         processutils.execute(
             'qemu-img', 'compare', before, self.path('disk.eph1'))
 
-    def test_the_bases_of_a_resized_guest_stay(self):
+    def test_bases_of_a_resized_guest_stay(self):
         self.stay_on_the_source()
         self.boot(1, 2)
         self.write('disk.eph1')
         before = self.image('disk.eph1')
         self.resize()
         for path in self.path(), self.path('disk.eph1'):
-            # which <uuid>_resize alone names from now on
+            # now only the disks in <uuid>_resize name the bases
             disks.flatten(str(path), 'qcow2', str(path))
         self.run_pass()
         self.revert()
@@ -337,7 +337,7 @@ class ImageCacheTestCase(CacheTestCase):
         processutils.execute(
             'qemu-img', 'compare', before, self.path('disk.eph1'))
 
-    def test_a_base_that_no_disk_names_is_removed(self):
+    def test_base_that_no_disk_names_is_removed(self):
         self.boot(1, swap=64)
         kept = self.bases()
         self.have_base('ephemeral_2_40d1d2c', 'src')
@@ -347,7 +347,7 @@ class ImageCacheTestCase(CacheTestCase):
         self.assertEqual(['swap_64'], [
             path.name for path in kept[0].parent.glob('swap_*')])
 
-    def test_the_bases_of_a_deleted_guest_are_removed(self):
+    def test_bases_of_a_deleted_guest_are_removed(self):
         self.boot(1, 2)
         self._delete_server(self.server)
         self.run_pass()
@@ -355,18 +355,18 @@ class ImageCacheTestCase(CacheTestCase):
 
 
 class SharedImageCacheTestCase(CacheTestCase):
-    """Both hosts have one directory of instances, and one image cache."""
+    """Both hosts share one directory of instances and one image cache."""
 
     shared = True
 
-    def test_the_bases_of_another_host_stay(self):
+    def test_bases_of_another_host_stay(self):
         self.boot(1, 2)
         before = self.bases()
         self.run_pass('dest')
         self.assertEqual(2, len(before))
         self.assertEqual(before, self.bases())
 
-    def test_a_base_that_no_disk_names_is_removed(self):
+    def test_base_that_no_disk_names_is_removed_from_a_shared_cache(self):
         self.boot(1)
         kept = self.bases()
         self.have_base('ephemeral_2_40d1d2c')
@@ -375,26 +375,26 @@ class SharedImageCacheTestCase(CacheTestCase):
 
 
 @ddt.ddt
-class SwitchedOffTestCase(CacheTestCase):
-    """Nova's own behaviour, from which the tests above protect."""
+class WithoutFixTestCase(CacheTestCase):
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = WITHOUT
 
     def lose(self, name='disk.eph0'):
-        """Write to a disk, and lose its base; returns its former image."""
+        """Write to a disk and remove its base; return its former image."""
         self.write(name)
         before = self.image(name)
         self.lose_base(name)
         return before
 
-    def test_a_hard_reboot_makes_a_base_under_data(self):
+    def test_hard_reboot_of_nova_makes_a_base_under_data(self):
         self.boot(1)
         before = self.lose()
         self.act(**HARD_REBOOT)
         self.assertEqual([self.backing()], list(map(str, self.bases())))
         self.assert_changed(before)
 
-    def test_a_stop_and_a_start_make_a_base_under_data(self):
+    def test_stop_and_start_of_nova_make_a_base_under_data(self):
         self.boot(1)
         before = self.lose()
         self.stop()
@@ -403,7 +403,7 @@ class SwitchedOffTestCase(CacheTestCase):
         self.assert_changed(before)
 
     @ddt.data(START, HARD_REBOOT)
-    def test_a_guest_that_is_off_starts_with_another_base(self, action):
+    def test_stopped_guest_of_nova_starts_with_another_base(self, action):
         self.boot(1)
         self.stop()
         before = self.lose()
@@ -411,17 +411,17 @@ class SwitchedOffTestCase(CacheTestCase):
         self.assertEqual('ACTIVE', self.server['status'])
         self.assert_changed(before)
 
-    def test_a_disk_without_data_gets_another_file_system_and_label(self):
+    def test_unwritten_disk_of_nova_gets_another_file_system_and_label(self):
         self.boot(1, (2, 'xfs'))
         self.stop()
         self.lose_base('disk.eph1')
         self.act(**START)
         found = disks.filesystem(str(self.image('disk.eph1')))
         self.assertEqual('ext4', found['TYPE'])
-        # that of the first disk, or the name of the base in Nova 29
+        # the label of the first disk, or the name of the base in Nova 29
         self.assertNotEqual('ephemeral1', found['LABEL'])
 
-    def test_the_image_cache_removes_the_base_of_a_second_disk(self):
+    def test_image_cache_of_nova_removes_the_base_of_a_second_disk(self):
         self.boot(1, 2)
         self.write('disk.eph1')
         before, base = self.image('disk.eph1'), self.backing('disk.eph1')
@@ -432,12 +432,12 @@ class SwitchedOffTestCase(CacheTestCase):
         self.assert_changed(before, 'disk.eph1')
 
 
-class SharedSwitchedOffTestCase(CacheTestCase):
+class SharedStorageWithoutFixTestCase(CacheTestCase):
 
     enabled_fixes = WITHOUT
     shared = True
 
-    def test_the_image_cache_removes_a_base_of_another_host(self):
+    def test_image_cache_of_nova_removes_a_base_of_another_host(self):
         self.boot(1, 2)
         base = self.backing('disk.eph1')
         self.run_pass('dest')

@@ -25,22 +25,22 @@ from nova_migfix.tests.functional import base
 
 REASON = 'unable to execute QEMU command: Failed to load virtio-net:virtio'
 
-#: The event that keeps the reason, which the record has no field for.
+#: The event with the reason, for which the migration record has no field.
 EVENT = 'compute__live_migration_operation'
 
-#: Nova raises again what it has rolled back.
+#: Nova raises a failure again after it has rolled back.
 RAISED_AGAIN = nova_release.major() >= 32
 
-#: record and server as Nova alone leaves them
+#: states of record and server as unmodified Nova leaves them
 NOVA = ('error', 'ERROR') if RAISED_AGAIN else ('failed', 'ACTIVE')
 
 
 def fail(domain, also=lambda domain: None):
-    """What libvirt does on the source when QEMU does not take the guest.
+    """Fail as libvirt on the source when QEMU refuses the guest.
 
-    :param also: is called with the domain: what else becomes of it
+    :param also: a function that changes the domain further
     """
-    # as libvirt has it when a job is over
+    # as libvirt reports after the end of a job
     domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
     also(domain)
     raise fakelibvirt.make_libvirtError(
@@ -49,10 +49,10 @@ def fail(domain, also=lambda domain: None):
 
 
 class FailingMigrationTestCase(base.MigrationTestCase):
-    """Libvirt fails to migrate, with a word of QEMU's for it.
+    """Libvirt fails to migrate, with an error of QEMU.
 
-    :ivar fails: whether it does, called with the domain on the source: what
-        else becomes of it; None lets libvirt succeed
+    :ivar fails: a function that changes the domain on the source during the
+        failure; None lets libvirt succeed
     """
 
     def setUp(self):
@@ -67,25 +67,25 @@ class FailingMigrationTestCase(base.MigrationTestCase):
         fail(self.source_domain(), self.fails)
 
     def runs_on(self, domain):
-        """As after most failures."""
+        """Leave the guest running, as after most failures."""
 
     def is_cancelled(self, domain):
-        """Somebody has aborted the job, and the guest runs on."""
+        """Cancel the job; the guest keeps running."""
         domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
 
     def is_paused_by_nova(self, domain):
-        """It does not converge, so that Nova pauses it meanwhile."""
+        """Wait until Nova pauses a guest that does not converge."""
         domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_UNBOUNDED
         while domain._state != fakelibvirt.VIR_DOMAIN_PAUSED:
             time.sleep(0.1)
         domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
 
     def is_left_paused(self, domain):
-        """Nobody knows on which host the guest may run."""
+        """Pause the guest: it is unknown on which host it may run."""
         domain.suspend()
 
     def cannot_be_asked(self, domain):
-        """Libvirt does not tell the state of the guest."""
+        """Make libvirt fail to report the state of the guest."""
         domain.info = mock.create_autospec(
             domain.info, side_effect=fakelibvirt.make_libvirtError(
                 fakelibvirt.libvirtError, 'cannot acquire state change lock',
@@ -103,7 +103,7 @@ class FailingMigrationTestCase(base.MigrationTestCase):
 
 class RolledBackTestCase(FailingMigrationTestCase):
 
-    def test_active_on_its_source_and_migrates_next_time(self):
+    def test_guest_is_active_on_its_source_and_migrates_next_time(self):
         self.live_migrate('failed', 'ACTIVE')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
@@ -111,13 +111,13 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.live_migrate('completed', 'ACTIVE')
         self.assertEqual('dest', self.host())
 
-    def test_cancelled(self):
+    def test_guest_of_a_cancelled_migration_stays_active(self):
         self.fails = self.is_cancelled
         self.live_migrate('cancelled', 'ACTIVE')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
 
-    def test_forced_to_complete(self):
+    def test_guest_of_a_forced_migration_stays_active(self):
         self.flags(live_migration_timeout_action='force_complete',
                    live_migration_completion_timeout=1, group='libvirt')
         self.fails = self.is_paused_by_nova
@@ -125,14 +125,14 @@ class RolledBackTestCase(FailingMigrationTestCase):
         self.assertEqual(
             fakelibvirt.VIR_DOMAIN_RUNNING, self.source_domain().info()[0])
 
-    def test_paused_by_its_owner(self):
+    def test_guest_paused_by_its_owner_stays_paused(self):
         self.api.post_server_action(self.server['id'], {'pause': {}})
         self._wait_for_state_change(self.server, 'PAUSED')
         self.live_migrate('failed', 'PAUSED')
         self.assertEqual('src', self.host())
         self.assert_nothing_left_on_destination()
 
-    def test_reason_is_an_event_of_the_action(self):
+    def test_reason_is_an_event_of_the_instance_action(self):
         if not RAISED_AGAIN:
             self.skipTest('this Nova does not need the fix, which steps aside')
         self.live_migrate('failed', 'ACTIVE')
@@ -142,29 +142,29 @@ class RolledBackTestCase(FailingMigrationTestCase):
 
 
 class UnknownStateTestCase(FailingMigrationTestCase):
-    """Who does not know where the guest runs must not say that it does."""
+    """A guest whose state is unknown is not reported as running."""
 
-    def test_left_paused(self):
+    def test_guest_left_paused_is_left_to_nova(self):
         self.fails = self.is_left_paused
         self.live_migrate(*NOVA)
 
-    def test_cannot_be_asked(self):
+    def test_guest_with_unknown_state_is_left_to_nova(self):
         self.fails = self.cannot_be_asked
         self.live_migrate(*NOVA)
 
-    def test_rollback_fails(self):
+    def test_failed_rollback_is_left_to_nova(self):
         self.useFixture(fixtures.MockPatch(
             'nova.compute.manager.ComputeManager._revert_allocation',
             autospec=True, side_effect=exception.NovaException()))
         self.live_migrate('error', 'ERROR')
 
 
-class SwitchedOffTestCase(FailingMigrationTestCase):
-    """What the tests above are worth: the fault."""
+class WithoutFixTestCase(FailingMigrationTestCase):
+    """The fault of Nova that the fix prevents."""
 
     enabled_fixes = ['source_address', 'vnic']
 
-    def test_a_running_guest_is_in_error(self):
+    def test_unmodified_nova_puts_a_running_guest_in_error(self):
         if not RAISED_AGAIN:
             self.skipTest('this Nova does not need the fix')
         self.live_migrate('error', 'ERROR')

@@ -11,16 +11,16 @@
 #    under the License.
 
 
-"""What migrate_data becomes between services of three kinds.
+"""migrate_data crosses RPC between services of three kinds.
 
-Of each release there are Nova as it is and Nova with the plugin, of some also
-Nova with the patch set, and of the newest that with the patches for review, in
-which the object has another version. Registering the plugin's class changes
-what every process does with Nova's object, so each service is a process here,
-in an environment of its own release: see rpc_peer. The same is asked of each
-mixture: nobody fails, nobody asks for a backport that would not have been
-asked for among services as they are, and what there is to tell arrives where
-both computes know of it, be it from the plugin or from the patches.
+Each release has unmodified Nova and Nova with the plugin, some also Nova with
+the patch set. The newest also has the patches for review, in which the object
+has another version. Registering the plugin's class changes Nova's object in
+the whole process, so each service is a process in the environment of its
+release: see rpc_peer. Three things hold for each mixture: no service fails; no
+service requests a backport that services with unmodified Nova would not
+request; and the fields arrive where both computes know them, by the plugin or
+by the patches.
 """
 
 import itertools
@@ -38,19 +38,19 @@ import testtools
 
 from nova_migfix import nova_release
 from nova_migfix.tests import environments
-from nova_migfix.tests.patches import series
+from tools.patches import series
 
 ROOT = pathlib.Path(__file__).parents[3]
 PEER = pathlib.Path(__file__).with_name('rpc_peer.py')
 
-#: Where the environments are kept between runs.
+#: The directory of the environments, which are kept between runs.
 ENVIRONMENTS = pathlib.Path(
     os.environ.get('OS_RPC_ENVIRONMENTS', ROOT / '.tox' / 'rpc'))
 
 ADDRESS = '192.0.2.1'
 
-#: the newest release with the series for review, in which the object's
-#: version is the next one, and another
+#: the newest release with the series for review, in which the object has
+#: the next version
 MASTER = 35
 
 #: releases of source, conductor and destination; the conductor is upgraded
@@ -65,7 +65,7 @@ RELEASES = (
     (34, MASTER, MASTER),
     (MASTER, MASTER, 34),
     (33, 33, 32),
-    # the last Python that Nova 29 is for
+    # the last Python that Nova 29 supports
     *([(29, 30, 30)] if sys.version_info < (3, 12) else []),
 )
 
@@ -79,17 +79,17 @@ ROLES = ('source', 'conductor', 'destination')
 #: the second number of the object's version
 VERSIONS = {29: 11, 30: 12, 31: 13, 32: 13, 33: 14, 34: 14, MASTER: 15}
 
-#: what each destination that is not stock has to tell
-TOLD = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
+#: the capabilities of each destination that is not stock
+ANNOUNCED = {'max_tap_queues': '256', 'pulls_ephemeral_bases': 'yes'}
 
-#: what makes one of the others of a Nova as it is
+#: how to make the other kinds from unmodified Nova
 DRIVERS = {PLUGIN: 'migfix.LibvirtDriver'}
 
 
 class Service:
-    """A process that answers what it is asked.
+    """A process that answers requests.
 
-    :param paths: where the process finds the plugin, or another Nova
+    :param paths: the Python path with the plugin or another Nova
     """
 
     def __init__(self, python, paths, release, kind, role):
@@ -118,7 +118,7 @@ class Service:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.stderr)
 
     def ask(self, method, conductor=None, **arguments):
-        """Return the answer and the backports that were needed for it."""
+        """Return the answer and the backports that it needed."""
         self._say({'method': method, **arguments})
         backports = []
         while 'call' in (heard := self._hear()):
@@ -151,22 +151,22 @@ class Service:
 
 
 def install_plugin(venvs, python, target):
-    """Install this checkout's plugin, and nothing else, by itself."""
+    """Install the plugin of this checkout without other packages."""
     with tempfile.TemporaryDirectory() as directory:
-        # setuptools would leave what it has built in the checkout
+        # setuptools would leave its build in the checkout
         copy = pathlib.Path(directory, 'checkout')
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(
             '.*', '*.egg-info', '__pycache__', 'build', 'dist'))
-        # a copy has no git to tell the version, which is of no matter
+        # a copy has no git to derive the version from; any version will do
         venvs.install(python, '--no-deps', '--target', target, copy,
                       PBR_VERSION='0.0.1')
 
 
 class Migration:
-    """A live migration's migrate_data on its way between three services.
+    """The migrate_data of a live migration between three services.
 
-    :ivar capabilities: what the source knew of the destination
-    :ivar fetched_from: where the destination took files from
+    :ivar capabilities: the destination's capabilities that the source got
+    :ivar fetched_from: the host that the destination fetched from
     :ivar backports: each method with the versions that it asked the conductor
         for
     """
@@ -200,13 +200,13 @@ class RpcMatrixTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         if nova_release.major() != nova_release.NEWEST:
-            # It would be the same again: the environments are its own.
+            # Each run would be the same: the environments are its own.
             self.skipTest('runs with the newest Nova')
         try:
             installed = self.make_environments()
         except environments.IndexUnreachable as error:
             self.skipTest(f'the package index cannot be reached: {error}')
-        # all at once: each needs some seconds to import Nova
+        # all at once: each takes some seconds to import Nova
         self.services = {
             (role, release, kind): Service(
                 python, paths[kind], release, kind, role)
@@ -239,8 +239,8 @@ class RpcMatrixTestCase(testtools.TestCase):
             environments.site_packages(python), directory)
         return (directory,)
 
-    # One test, for it takes longer to start the services than to ask them.
-    def test_every_mixture(self):
+    # One test, as the start of the services takes longer than the requests.
+    def test_rpc_between_every_mixture_of_services(self):
         for service in self.services.values():
             self.assertEqual(service.kind, service.ask('kind')[0],
                              service.name)
@@ -267,11 +267,12 @@ class RpcMatrixTestCase(testtools.TestCase):
         both = STOCK not in (source, destination)
         self.assertEqual(
             ADDRESS if both else 'src', migration.fetched_from, which)
-        # An older source has the first leg's object backported. A conductor
-        # that does not know of it drops it then, and one that has it in the
-        # next version from all that is older.
+        # An older source requests a backport of the object of the first leg.
+        # A conductor without the fields drops them. A conductor with the next
+        # version of the object drops them for all older versions.
         dropped = VERSIONS[releases[0]] < VERSIONS[releases[2]] and (
             conductor == STOCK or releases[2] == MASTER)
-        told = migration.capabilities or {}
-        self.assertEqual(TOLD if both and not dropped else {}, {
-            name: told[name] for name in TOLD if name in told}, which)
+        announced = migration.capabilities or {}
+        self.assertEqual(ANNOUNCED if both and not dropped else {}, {
+            name: announced[name] for name in ANNOUNCED
+            if name in announced}, which)

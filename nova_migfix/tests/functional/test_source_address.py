@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What Glance no longer has comes over the migration network: LP 1939869."""
+"""Files missing in Glance come over the migration network: LP 1939869."""
 
 import functools
 import os
@@ -51,7 +51,7 @@ TRANSPORTS = {
         'rsync', '-r', '--sparse', f'{host}:{path}', path, '--compress'],
 }
 
-#: what no ssh may ever see as a host
+#: values that must never reach ssh as a host
 BAD_ADDRESSES = (
     '-oProxyCommand=reboot',
     'two words',
@@ -120,7 +120,7 @@ class LocalDisks(fixtures.Fixture):
 
     def _cache(self, path, fetch_func, filename, size=None, safe=False,
                **options):
-        """As Nova, leave a disk that is there on the base that is there."""
+        """Leave an existing disk on its existing base, as Nova does."""
         if os.path.exists(path):
             return
         fetch_func(target=os.path.join(
@@ -138,7 +138,7 @@ class LocalDisks(fixtures.Fixture):
 
 class SourceAddressTestCase(base.MigrationTestCase):
 
-    # Those that have more from the source leave less to be fetched by Nova.
+    # The other fixes fetch files themselves, which Nova then does not fetch.
     enabled_fixes = ['rollback_state', 'source_address', 'vnic']
 
     def setUp(self):
@@ -153,25 +153,25 @@ class SourceAddressTestCase(base.MigrationTestCase):
         return os.path.join(CONF.instances_path, self.server['id'], *names)
 
 
-class ToldTestCase(SourceAddressTestCase):
-    """What crosses RPC in each leg of a live migration."""
+class SentAddressTestCase(SourceAddressTestCase):
+    """The address crosses RPC in the legs of a live migration."""
 
-    TOLD = dict(zip(base.LEGS, (
+    ANNOUNCED = dict(zip(base.LEGS, (
         None, ADDRESS, ADDRESS, None, ADDRESS, ADDRESS)))
 
-    def test_told_again_after_the_conductor(self):
+    def test_address_is_sent_again_after_the_conductor(self):
         self.configure(ADDRESS)
         self.boot()
         self.live_migrate('completed')
-        self.assertEqual(self.TOLD, self.told('source_connect_addr'))
+        self.assertEqual(self.ANNOUNCED, self.announced('source_connect_addr'))
 
-    def test_survives_a_reset_of_the_manager(self):
+    def test_address_is_sent_after_a_reset_of_the_manager(self):
         self.configure(ADDRESS)
         self.boot()
         for compute in (self.src, self.dest):
             compute.manager.reset()
         self.live_migrate('completed')
-        self.assertEqual(self.TOLD, self.told('source_connect_addr'))
+        self.assertEqual(self.ANNOUNCED, self.announced('source_connect_addr'))
 
     def test_unset_option_leaves_the_field_unset(self):
         self.configure(None)
@@ -182,10 +182,10 @@ class ToldTestCase(SourceAddressTestCase):
             self.assertNotIn('source_connect_addr', data)
 
 
-class FetchTestCase(SourceAddressTestCase):
-    """What the destination executes, after each way of getting there."""
+class FetchAddressTestCase(SourceAddressTestCase):
+    """The destination fetches from the address in each operation."""
 
-    def test_live_migration(self):
+    def test_live_migration_fetches_from_the_address_of_the_source(self):
         for transport, command in TRANSPORTS.items():
             for address, host in ADDRESSES:
                 self.configure(address, transport)
@@ -201,12 +201,12 @@ class FetchTestCase(SourceAddressTestCase):
                 self.disks.commands.clear()
                 self._delete_server(self.server)
 
-    def test_cold_migration(self):
+    def test_cold_migration_fetches_from_the_address_of_the_source(self):
         for address, host in ADDRESSES:
             self.configure(address)
             self.assert_fetched_cold(host, self._migrate_server)
 
-    def test_resize(self):
+    def test_resize_fetches_from_the_address_of_the_source(self):
         flavor = self._create_flavor(vcpu=2)
         for address, host in ADDRESSES:
             self.configure(address, 'rsync')
@@ -231,7 +231,7 @@ class FetchTestCase(SourceAddressTestCase):
         self.disks.commands.clear()
         self._delete_server(self.server)
 
-    def test_iso_config_drive(self):
+    def test_iso_config_drive_is_fetched_from_the_address_of_the_source(self):
         if nova_release.major() > 29:
             self.skipTest('this Nova does not copy an ISO config drive')
         for address, host in ADDRESSES:
@@ -246,18 +246,17 @@ class FetchTestCase(SourceAddressTestCase):
             self._delete_server(self.server)
 
 
-class BadAddressTestCase(SourceAddressTestCase):
-    """A source that tells what is no host.
+class InvalidAddressTestCase(SourceAddressTestCase):
+    """A source sends an invalid address.
 
-    The option takes no such value, so only a peer that is not what it should
-    be can do so.
+    The option accepts no such value, so only a compromised peer can send it.
     """
 
-    def test_refused_before_it_reaches_a_command_line(self):
+    def test_invalid_address_is_refused_before_it_reaches_a_command_line(self):
         self.boot()
         for value in BAD_ADDRESSES:
             with fixtures.MockPatch(
-                    'nova_migfix.fixes.source_address.SourceAddress.depart',
+                    'nova_migfix.fixes.source_address.SourceAddress.set_source_fields',
                     autospec=True, side_effect=lambda data, value=value:
                     setattr(data, 'source_connect_addr', value)):
                 self.live_migrate('failed')
@@ -268,12 +267,12 @@ class BadAddressTestCase(SourceAddressTestCase):
             self.assertIn('cannot be used to fetch files', event['details'])
 
 
-class SwitchedOffTestCase(SourceAddressTestCase):
-    """What the tests above are worth: Nova knows the host name only."""
+class WithoutFixTestCase(SourceAddressTestCase):
+    """Without the fix Nova only knows the host name."""
 
     enabled_fixes = ['rollback_state', 'vnic']
 
-    def test_nothing_is_told_and_the_host_name_is_used(self):
+    def test_unmodified_nova_fetches_from_the_host_name(self):
         self.configure(ADDRESS)
         self.boot()
         self.live_migrate('completed')

@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""What nova-compute's log says of the fixes when it starts."""
+"""nova-compute logs the state of the fixes when it starts."""
 
 import stevedore
 
@@ -23,34 +23,34 @@ from nova_migfix.tests.functional import base
 class StartTestCase(base.MigrationTestCase):
 
     def lines(self):
-        """Return what both computes have logged of each registered fix."""
+        """Return the lines of both computes about each registered fix."""
         lines = self.stdlog.logger.output.splitlines()
         return {
             name: [line.partition(f'Fix {name}: ')[2] for line in lines
                    if ' INFO ' in line and f'Fix {name}: ' in line]
             for name in stevedore.ExtensionManager(fixes.NAMESPACE).names()}
 
-    def test_one_line_for_each_fix(self):
+    def test_log_has_one_line_for_each_fix(self):
         self.assertIn('vnic', self.lines())
         for name, (src, dest) in self.lines().items():
             self.assertRegex(src, '^(active|not needed in this Nova)', name)
             self.assertEqual(src, dest, name)
 
-    def test_a_fix_steps_aside_where_nova_does_without(self):
+    def test_fix_is_off_where_nova_does_not_need_it(self):
         src, _dest = self.lines()['rollback_state']
         self.assertEqual(
             nova_release.major() >= 32, src.startswith('active'), src)
 
 
-class SwitchedOffTestCase(StartTestCase):
+class DisabledFixesTestCase(StartTestCase):
 
     enabled_fixes = ['vnic']
 
-    def test_one_line_for_each_fix(self):
+    def test_log_has_one_line_for_each_fix(self):
         for name, (src, dest) in self.lines().items():
             self.assertTrue(src.startswith(
                 'active' if name == 'vnic' else
                 'switched off by [migfix] enabled_fixes'), (name, src))
             self.assertEqual(src, dest, name)
 
-    test_a_fix_steps_aside_where_nova_does_without = None
+    test_fix_is_off_where_nova_does_not_need_it = None

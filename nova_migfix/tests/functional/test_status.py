@@ -9,11 +9,11 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``preflight`` of guests that libvirt itself describes.
+"""``preflight`` on guests that the real libvirt describes.
 
-By its test driver, which reads the same file as the unit tests and needs no
-daemon. Skipped where there is no libvirt-python, as Nova's own tests do
-without it.
+libvirt's test driver reads the same file as the unit tests and needs no
+daemon. The tests are skipped without libvirt-python, which Nova's own tests
+do not need.
 """
 
 import importlib.util
@@ -29,18 +29,18 @@ class TestLibvirt(test_preflight.PreflightTestCase):
 
     real = True
 
-    def test_all(self):
+    def test_preflight_reads_all_guests_from_libvirt(self):
         self.assertEqual(self.expected(), self.findings())
 
-    def test_one(self):
+    def test_preflight_reads_one_guest_from_libvirt(self):
         self.assertEqual(self.expected(2), self.findings(
             '--instance', base.uuid(2)))
 
-    def test_out_of_reach(self):
+    def test_preflight_reports_an_unreachable_libvirt(self):
         self.host.command.write(
             '[libvirt]\nconnection_uri = qemu+unix:///system?socket=/none\n')
         ran = self.host.run('preflight')
         self.assertEqual(255, ran.code)
-        self.assertIn('libvirt cannot be asked at qemu+unix:', ran.err)
+        self.assertIn('libvirt at qemu+unix:', ran.err)
         self.assertIn('/none', ran.err)
         self.assertNotIn('Traceback', ran.err)

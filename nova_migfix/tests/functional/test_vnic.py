@@ -11,7 +11,7 @@
 #    under the License.
 
 
-"""A vNIC keeps what the guest was booted with, or the guest stays."""
+"""A vNIC keeps its properties from boot, or the guest stays."""
 
 import fixtures
 from lxml import etree
@@ -23,7 +23,7 @@ from nova_migfix.tests.functional import base
 plug_os_vif = vif.LibvirtGenericVIFDriver._plug_os_vif
 MULTIQUEUE = {'hw_vif_multiqueue_enabled': 'true'}
 
-#: what happens, [libvirt] options at boot, [libvirt] options at migration
+#: change, [libvirt] options at boot, [libvirt] options at migration
 CHANGES = (
     ('queues grow', {'max_queues': 2}, {'max_queues': 4}),
     ('queues shrink', {'max_queues': 4}, {'max_queues': 2}),
@@ -48,7 +48,7 @@ class VnicTestCase(base.MigrationTestCase):
             './devices/interface/driver').attrib)
 
     def migrate_after_change(self, at_boot, at_migration):
-        """Return the vNIC that the guest has and the one that it gets."""
+        """Return the vNIC before the migration and that of the destination."""
         self.configure(**at_boot)
         self.boot(**MULTIQUEUE)
         running = self.vnic(self.source_domain().XMLDesc(0))
@@ -66,18 +66,18 @@ class KeptVnicTestCase(VnicTestCase):
             running, handed = self.migrate_after_change(at_boot, at_migration)
             self.assertEqual(running, handed, what)
 
-    def test_what_was_kept_is_logged(self):
+    def test_kept_attributes_are_logged(self):
         self.migrate_after_change({'max_queues': 2}, {'max_queues': 4})
         self.assertIn('kept driver/@queues 2 where Nova would have set 4',
                       self.stdlog.logger.output)
 
 
 class RecomputedVnicTestCase(VnicTestCase):
-    """What the tests above are worth: Nova changes every one of them."""
+    """Without the fix Nova changes each vNIC."""
 
     enabled_fixes = ['rollback_state', 'source_address']
 
-    def test_destination_gets_another_vnic(self):
+    def test_unmodified_nova_changes_the_vnic(self):
         for what, at_boot, at_migration in CHANGES:
             running, handed = self.migrate_after_change(at_boot, at_migration)
             self.assertNotEqual(running, handed, what)
@@ -91,24 +91,24 @@ class TooFewQueuesTestCase(VnicTestCase):
         self.boot(**MULTIQUEUE)
         self.live_migrate(record, host='dest')
 
-    def test_refused_before_anything_is_moved(self):
+    def test_too_few_queues_are_refused_in_the_precheck(self):
         self.max_tap_queues.return_value = 2
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('error')
         self.assertEqual('src', self.host())
         self.assertEqual([], self.destination_xmls)
         event = self.failed_event('compute_check_can_live_migrate_source')
         self.assertIn('opens only 2 of a tap device', event['details'])
 
-    def test_enough(self):
+    def test_enough_queues_are_accepted(self):
         self.max_tap_queues.return_value = 4
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('completed')
         self.assertEqual('dest', self.host())
 
-    def test_a_destination_that_tells_nothing_is_not_refused(self):
+    def test_destination_with_unknown_queue_limit_is_accepted(self):
         self.max_tap_queues.side_effect = OSError('no /dev/net/tun')
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate('completed')
         self.assertEqual('dest', self.host())
 
@@ -116,9 +116,10 @@ class TooFewQueuesTestCase(VnicTestCase):
 class CreatedTapTestCase(VnicTestCase):
     """Os-vif creates the tap before libvirt opens it: LP 2069718.
 
-    With one queue or several as flavor and image say, which is all that Nova
-    tells os-vif. Libvirt then opens it with the queues of the guest, and the
-    kernel refuses several of a tap for one and one of a tap for several.
+    Nova passes to os-vif only whether flavor and image ask for one queue or
+    several. Libvirt then opens the tap with the queues of the guest. The
+    kernel refuses several queues of a single-queue tap, and one queue of a
+    multiqueue tap.
     """
 
     def setUp(self):
@@ -139,27 +140,27 @@ class CreatedTapTestCase(VnicTestCase):
         self.configure(max_queues=4)
         self.live_migrate(record, host='dest')
 
-    def test_several_queues_fit(self):
+    def test_guest_with_several_queues_fits_the_created_tap(self):
         self.migrate(2, 'completed')
         plugged = self.plug.mock_calls[-1].args[0]
         self.assertTrue(plugged.port_profile.multiqueue)
         self.assertEqual(
             '2', self.vnic(self.destination_xmls[-1])['queues'])
 
-    def test_one_queue_does_not_fit_and_is_refused(self):
+    def test_guest_with_one_queue_is_refused_for_a_multiqueue_tap(self):
         self.migrate(1, 'error')
         self.assertEqual('src', self.host())
         event = self.failed_event('compute_check_can_live_migrate_source')
         self.assertIn('does not fit the tap device', event['details'])
 
-    def test_one_queue_would_have_met_a_tap_for_several(self):
-        # A destination without the plugin tells nothing, so nothing is
-        # refused. This is what it does; if it no longer holds, neither does
-        # the refusal.
+    def test_guest_with_one_queue_meets_a_multiqueue_tap_without_the_fix(self):
+        # A destination without the plugin sends no capability, so the source
+        # does not refuse. This test shows the fault that justifies the
+        # refusal; if it fails, the refusal is no longer needed.
         self.useFixture(fixtures.MockPatch(
-            'nova_migfix.fixes.vnic.Vnic.capabilities', autospec=True,
+            'nova_migfix.fixes.vnic.Vnic.dest_capabilities', autospec=True,
             return_value={}))
-        self.dest.driver._find_out_capabilities()
+        self.dest.driver._update_capabilities()
         self.migrate(1, 'completed')
         plugged = self.plug.mock_calls[-1].args[0]
         self.assertTrue(plugged.port_profile.multiqueue)

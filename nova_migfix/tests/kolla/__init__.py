@@ -10,8 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What ``kolla/`` comes to in Kolla's own tools, and what pip does to a Nova.
+"""``kolla/`` in Kolla's own tools, and pip beside an installed Nova.
 
-In an environment of its own, that has Kolla and no Nova: ``tox -e kolla``.
-Where a Nova is needed it is installed into an image, and that needs root.
+The environment has Kolla and no Nova: ``tox -e kolla``. Tests that need a Nova
+install it into an image, which requires root.
 """

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is other in a text, and what should be."""
+"""Actual and expected changes of a text."""
 
 import difflib
 import pathlib
@@ -19,7 +19,7 @@ _GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 def changes(before, after):
-    """Return the lines that differ, without where they are."""
+    """Return the lines that differ, without their positions."""
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(),
                                  lineterm='', n=0)
     return ''.join(f'{line}\n' for line in list(lines)[2:]

@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A deployment by Kolla Ansible, whose hosts are all this one.
+"""A deployment by Kolla Ansible with this machine as all hosts.
 
-Its command, variables, templates and plugins are the real ones; but of the
-role nova-cell only what writes configuration is done, for which neither a
-container engine nor any service is needed.
+Command, variables, templates and plugins are the real ones. Of the role
+nova-cell only the tasks that write configuration run, which need neither a
+container engine nor a service.
 """
 
 import json
@@ -49,7 +49,7 @@ FACTS = {
         for interface, address in (('api0', API), ('migration0', MIGRATION))},
 }
 
-#: Which tasks of the role nova-cell write configuration.
+#: The tasks of the role nova-cell that write configuration.
 _TASKS = ('Ensuring config directories exist', 'Copying over nova.conf',
           'Copying over config.json files for services',
           'Copying files for nova-ssh')
@@ -61,17 +61,17 @@ _PLAYBOOK = [{
 
 
 class Deployment(fixtures.Fixture):
-    """The configuration of one, in which nova-compute-ironic is used as well.
+    """The configuration of a deployment that also has nova-compute-ironic.
 
-    :param variables: what else a deployer has in globals.yml
-    :ivar etc: where /etc/kolla of the host stands from which it is deployed
+    :param variables: further variables of globals.yml
+    :ivar etc: the directory that is /etc/kolla of the deployment host
     """
 
     def __init__(self, **variables):
         super().__init__()
         self.globals = {
             'kolla_internal_vip_address': '192.0.2.254',
-            # is else found out by a collection that no package index has
+            # otherwise set by a collection that no package index has
             'kolla_same_external_internal_vip': True,
             'network_interface': 'api0',
             'migration_interface': 'migration0',
@@ -93,7 +93,7 @@ class Deployment(fixtures.Fixture):
         self._make_playbook()
 
     def _make_playbook(self):
-        """One that has the variables and plugins of Kolla Ansible's."""
+        """Make a playbook with the variables and plugins of Kolla Ansible."""
         for name in ('action_plugins', 'filter_plugins', 'group_vars',
                      'library', 'module_utils'):
             (self.directory / name).symlink_to(SHARE / 'ansible' / name)
@@ -110,7 +110,7 @@ class Deployment(fixtures.Fixture):
             [tasks[name] for name in _TASKS]))
 
     def configure(self):
-        """Let it write the configuration of the host's containers.
+        """Write the configuration of the host's containers.
 
         :returns: the text of each file, by container and name
         """
@@ -128,7 +128,7 @@ class Deployment(fixtures.Fixture):
                 for path in sorted(hosts.rglob('*')) if path.is_file()}
 
     def run(self, *arguments):
-        """Run kolla-ansible; returns what it prints."""
+        """Run kolla-ansible; return its output."""
         done = subprocess.run(
             [BIN / 'kolla-ansible', *arguments, '--configdir', self.etc],
             text=True, capture_output=True, timeout=LIMIT,
@@ -144,7 +144,7 @@ class Deployment(fixtures.Fixture):
         return done.stdout
 
     def take_over(self):
-        """Copy the files of kolla/ to where a deployer has them."""
+        """Copy the files of kolla/ to their places on a deployment host."""
         for name in ('config', 'globals.d'):
             shutil.copytree(pages.CHECKOUT / 'kolla' / name, self.etc / name)
 

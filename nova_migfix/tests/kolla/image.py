@@ -10,11 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images of Kolla: their Dockerfiles, and what a step of one does.
+"""Kolla images: their Dockerfiles, and the effect of a single step.
 
-There is no container engine. kolla-build writes the Dockerfiles, and hands
-them to a stand-in for ``docker``; a step is run in a mount namespace, upon an
-overlay of this machine's files.
+There is no container engine. kolla-build writes the Dockerfiles and passes
+them to a fake ``docker``. A step runs in a mount namespace, on an overlay of
+this machine's files.
 """
 
 import functools
@@ -35,15 +35,15 @@ from nova_migfix.tests import pages
 BIN = pathlib.Path(sys.executable).parent
 LIMIT = 600     # seconds
 
-#: Where Kolla has Python, pip's constraints and plugins in its images.
+#: The places of Python, pip's constraints and plugins in Kolla's images.
 VENV = '/var/lib/kolla/venv'
 CONSTRAINTS = '/requirements/upper-constraints.txt'
 PLUGINS = '/plugins'
 
-#: Images that are made with kolla/.
+#: Images that kolla/ changes.
 IMAGES = ('nova-compute', 'nova-libvirt')
 
-#: What it is run with; all but the client's connection is real.
+#: Runs kolla-build; only the connection to the engine is fake.
 _KOLLA_BUILD = '''
 import sys
 from unittest import mock
@@ -54,7 +54,7 @@ with mock.patch('docker.DockerClient', autospec=True):
     sys.exit(build.main())
 '''
 
-#: Keeps what the engine would be given: the last argument is the directory.
+#: Keeps the build context of the engine: the last argument is its directory.
 _DOCKER = '''#!/bin/sh
 [ "$2" = build ] || exit 0
 for context; do :; done
@@ -63,7 +63,7 @@ cp -r "$context" {kept}
 
 _RUN = re.compile(r'^RUN ((?:.*\\\n)*.*)', re.MULTILINE)
 
-# Lays files upon a directory, at another one; $1: options of the overlay.
+# Mounts an overlay of a directory at another one; $1: its options.
 _LAY = 'mount -t overlay -o "$1" overlay "$2" && shift 2 &&'
 
 # Runs a command in a root directory.
@@ -76,7 +76,7 @@ exec chroot "$1" sh -c "$2"
 
 
 class Checkout(fixtures.Fixture):
-    """A directory that has a checkout, as Kolla's tools are started in.
+    """A directory with a checkout, in which Kolla's tools start.
 
     :ivar path: the directory
     """
@@ -89,19 +89,19 @@ class Checkout(fixtures.Fixture):
         shutil.copytree(pages.CHECKOUT / 'kolla', self._checkout / 'kolla')
 
     def build(self, kind='wheel'):
-        """Build the distribution into ``dist``; returns the file."""
+        """Build the distribution into ``dist``; return the file."""
         return distribution.build(self._checkout / 'dist', '1.0.0', kind)
 
     def run(self, *command, **environ):
         """Run a command there that must succeed.
 
-        :param environ: what else its environment has
+        :param environ: further environment variables
         """
         done = subprocess.run(
             command, text=True, capture_output=True, timeout=LIMIT,
             stdin=subprocess.DEVNULL, cwd=self.path, env={
                 **os.environ, 'PATH': f'{BIN}:{os.environ["PATH"]}',
-                # of what is no clone
+                # the version of a directory that is no clone
                 'PBR_VERSION': '1.0.0', **environ})
         if done.returncode:
             raise AssertionError(
@@ -128,10 +128,10 @@ def dockerfiles(base, config=None):
 
 
 def build(place, config):
-    """Let kolla-build build nova-compute; returns what the engine is given.
+    """Build nova-compute by kolla-build; return the engine's context.
 
     :param place: a Checkout
-    :param config: of kolla-build
+    :param config: the configuration of kolla-build
     """
     stand_ins = place.path / 'bin'
     stand_ins.mkdir()
@@ -147,15 +147,15 @@ def build(place, config):
 
 
 def steps(dockerfile):
-    """Return the commands that are run to make an image, in their order."""
+    """Return the commands that make an image, in order."""
     return [re.sub(r'\s*\\\n\s*', ' ', command)
             for command in _RUN.findall(dockerfile)]
 
 
 class Image(fixtures.Fixture):
-    """What the processes of an image see.
+    """The files that the processes of an image see.
 
-    :param parent: the image that this one is made from; None for this machine
+    :param parent: the image that this one is based on; None for this machine
     """
 
     def __init__(self, parent=None):
@@ -172,7 +172,7 @@ class Image(fixtures.Fixture):
             made.mkdir()
 
     def _overlays(self):
-        """Yield options and place of each, the lowest first."""
+        """Yield options and place of each overlay, the lowest first."""
         below = '/'
         if self._parent:
             yield from self._parent._overlays()
@@ -181,7 +181,7 @@ class Image(fixtures.Fixture):
                f'workdir={self._work}'), self._root
 
     def put(self, source, path):
-        """Give it a file or directory of this machine, under *path*."""
+        """Copy a file or directory of this machine to *path* in the image."""
         target = self._place(path)
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
@@ -199,7 +199,7 @@ class Image(fixtures.Fixture):
         return target
 
     def enter(self, command):
-        """Run a command of the shell; returns what subprocess does."""
+        """Run a shell command; return the result of subprocess.run."""
         overlays = list(self._overlays())
         return subprocess.run(
             ['unshare', '--mount', 'sh', '-c',
@@ -211,7 +211,7 @@ class Image(fixtures.Fixture):
                 **os.environ, 'PATH': f'{VENV}/bin:{os.environ["PATH"]}'})
 
     def run(self, command):
-        """Run a command that must succeed; returns what it prints."""
+        """Run a command that must succeed; return its output."""
         done = self.enter(command)
         if done.returncode:
             raise AssertionError(
@@ -221,11 +221,11 @@ class Image(fixtures.Fixture):
 
 
 class NovaImage(Image):
-    """One that has Nova where Kolla installs it, and no plugin.
+    """An image with Nova where Kolla installs it, without the plugin.
 
-    Constraints of its release stand in for Kolla's upper constraints.
+    Constraints of its release replace Kolla's upper constraints.
 
-    :param release: of Nova
+    :param release: the release of Nova
     """
 
     def __init__(self, release):
@@ -248,9 +248,9 @@ class NovaImage(Image):
 
 
 class NovaImageTestCase(testtools.TestCase):
-    """With one such image for all tests of a class; each makes its own of it.
+    """One image with Nova for a class; each test bases its own image on it.
 
-    :cvar nova_release: the newest that is supported, if not another
+    :cvar nova_release: the release of Nova; the newest supported by default
     :cvar nova: the image
     """
 
@@ -265,5 +265,5 @@ class NovaImageTestCase(testtools.TestCase):
 
     @staticmethod
     def installed(made):
-        """Return what pip finds in an image."""
+        """Return the packages that pip finds in an image."""
         return set(made.run('python3 -m pip freeze').splitlines())

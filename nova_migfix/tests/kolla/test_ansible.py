@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What Kolla Ansible makes of ``kolla/``."""
+"""Kolla Ansible with the files of ``kolla/``."""
 
 import configparser
 import functools
@@ -41,10 +41,10 @@ MOUNT = f'{POLICY}:{policy.FAMILIES["debian"].path}:ro'
 
 
 def container(name, attribute, file, **variables):
-    """Return something of a container as the engine is given it.
+    """Return an attribute of a container as the engine gets it.
 
-    :param file: of kolla/, with variables
-    :param variables: what else stands in a deployer's globals.yml
+    :param file: a file of kolla/ with variables
+    :param variables: further variables of a deployer's globals.yml
     """
     out = subprocess.run(
         [_BIN / 'ansible', 'localhost', '--connection', 'local',
@@ -65,7 +65,7 @@ def container(name, attribute, file, **variables):
 @ddt.ddt
 class ImageTestCase(testtools.TestCase):
 
-    def test_it_is_the_one_that_was_built(self):
+    def test_nova_compute_image_is_the_one_that_was_built(self):
         builds = [command for command, _ in pages.commands(
             'install/kolla.rst') if command.startswith('kolla-build')]
         self.assertEqual(2, len(builds))
@@ -77,7 +77,7 @@ class ImageTestCase(testtools.TestCase):
                           'globals.d/nova-migfix.yml'))
 
     @ddt.data('nova-libvirt', 'nova-conductor', 'nova-compute-ironic')
-    def test_others_stay_as_they_are(self, name):
+    def test_other_images_stay_unchanged(self, name):
         self.assertNotIn('migfix', container(
             name, 'image', 'globals.d/nova-migfix.yml'))
 
@@ -89,18 +89,18 @@ class ExtraVolumesTestCase(testtools.TestCase):
         return container(name, 'volumes', 'globals.yml', **variables)
 
     @ddt.data('docker', 'podman')
-    def test_the_policy_is_mounted(self, engine):
+    def test_policy_is_mounted_into_nova_libvirt(self, engine):
         volumes = self.volumes('nova-libvirt', kolla_container_engine=engine)
         self.assertIn(MOUNT, volumes)
         self.assertIn('libvirtd:/var/lib/libvirt', volumes)
 
     @ddt.data('nova_extra_volumes', 'default_extra_volumes')
-    def test_what_a_deployer_mounts_stays(self, name):
+    def test_volumes_of_a_deployer_stay(self, name):
         volumes = self.volumes('nova-libvirt', **{name: ['/site:/site']})
         self.assertIn('/site:/site', volumes)
         self.assertIn(MOUNT, volumes)
 
-    def test_other_containers_are_left_alone(self):
+    def test_policy_is_not_mounted_into_nova_compute(self):
         self.assertNotIn(MOUNT, self.volumes('nova-compute'))
 
 
@@ -112,23 +112,23 @@ def stock(**variables):
 
 
 class ConfigurationTestCase(testtools.TestCase):
-    """Line by line, what is other than without the plugin."""
+    """The changed lines of the configuration with the plugin."""
 
     def changes(self, ours):
-        """Return what is other in each file that is not the same."""
+        """Return the changed lines of each changed file."""
         before, after = stock(), ours.configure()
         self.assertEqual(before.keys(), after.keys())
         return {name: changes.changes(before[name], after[name])
                 for name in before if before[name] != after[name]}
 
-    def test_configuration(self):
+    def test_configuration_changes_only_nova_compute_conf(self):
         ours = self.useFixture(deployment.Deployment())
         ours.take_over()
         self.assertEqual(
             {'nova-compute/nova.conf': changes.golden('nova-compute.conf')},
             self.changes(ours))
 
-    def test_one_host_only(self):
+    def test_snippet_for_one_host_changes_only_that_host(self):
         snippet = (pages.CHECKOUT / 'kolla/config/nova/nova-compute.conf'
                    ).read_text()
         ours = self.useFixture(deployment.Deployment())
@@ -138,8 +138,8 @@ class ConfigurationTestCase(testtools.TestCase):
             {'nova-compute/nova.conf': changes.golden('nova-compute.conf')},
             self.changes(ours))
 
-    def test_the_line_of_the_role_goes_before_one_of_a_deployer(self):
-        """ansible/ adds a section of its own at the end of the file."""
+    def test_compute_driver_of_the_role_overrides_that_of_a_deployer(self):
+        """ansible/ adds its own section at the end of the file."""
         ours = self.useFixture(deployment.Deployment())
         ours.add('nova-compute.conf',
                  '[DEFAULT]\ncompute_driver = libvirt.LibvirtDriver\n'
@@ -153,7 +153,7 @@ class ConfigurationTestCase(testtools.TestCase):
         conf(['--config-file', path])
         self.assertEqual('migfix.LibvirtDriver', conf.compute_driver)
 
-    def test_what_is_shown_for_cold_migrations(self):
+    def test_documented_lines_for_cold_migrations_are_merged(self):
         lines, = (text for text in pages.blocks('install/kolla.rst', 'ini')
                   if 'migration_inbound_addr' in text)
         ours = self.useFixture(deployment.Deployment())
@@ -164,7 +164,7 @@ class ConfigurationTestCase(testtools.TestCase):
                 changes.golden('nova-compute-cold.conf')},
             self.changes(ours))
 
-    def test_nova_conf_would_reach_ironic(self):
+    def test_compute_driver_in_nova_conf_would_reach_ironic(self):
         ours = self.useFixture(deployment.Deployment())
         ours.add('../nova.conf', '[DEFAULT]\ncompute_driver = a.Driver\n')
         self.assertIn('+compute_driver = a.Driver', self.changes(ours)[
@@ -172,7 +172,7 @@ class ConfigurationTestCase(testtools.TestCase):
 
 
 class AddressTestCase(testtools.TestCase):
-    """Where files are fetched from, and who answers there."""
+    """The address that files are fetched from, and its sshd."""
 
     def configured(self, **variables):
         files = stock(**variables)
@@ -180,7 +180,7 @@ class AddressTestCase(testtools.TestCase):
         nova.read_string(files['nova-compute/nova.conf'])
         return nova['libvirt'], files
 
-    def test_sshd_listens_where_the_source_tells(self):
+    def test_sshd_listens_on_the_migration_address(self):
         libvirt, files = self.configured()
         self.assertEqual(deployment.MIGRATION,
                          libvirt['live_migration_inbound_addr'])
@@ -199,12 +199,12 @@ class AddressTestCase(testtools.TestCase):
             files['nova-ssh/config.json'])['config_files']}
         self.assertIn('/var/lib/nova/.ssh/config', placed)
 
-    def test_with_tls_of_libvirt_it_is_the_name(self):
+    def test_migration_address_with_libvirt_tls_is_the_host_name(self):
         libvirt, _ = self.configured(libvirt_tls=True)
         self.assertEqual(deployment.FACTS['ansible_nodename'],
                          libvirt['live_migration_inbound_addr'])
 
-    def test_that_of_cold_migrations_is_not_set(self):
+    def test_cold_migration_address_is_not_set(self):
         libvirt, _ = self.configured()
         self.assertNotIn('migration_inbound_addr', libvirt)
 
@@ -222,7 +222,7 @@ class DocumentationTestCase(testtools.TestCase):
             '[compute]\nlocalhost ansible_connection=local '
             f'ansible_python_interpreter={sys.executable}\n')
 
-    def test_commands(self):
+    def test_commands_of_the_tls_page_for_kolla_succeed(self):
         for command, _ in pages.commands('tls/kolla.rst'):
             done = self.etc.run(
                 'sh', '-c', command, cwd=self.directory, env={

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A distribution's Nova that is not supported: that of Debian 12.
+"""The unsupported Nova of a distribution: that of Debian 12.
 
-On a Debian 12 its packages are unpacked upon the machine's own files, and the
-commands of the documentation are run beside them.
+On a Debian 12 its packages are unpacked over the machine's own files, and the
+documented commands run beside them.
 """
 
 import re
@@ -26,8 +26,8 @@ from nova_migfix.tests import pages
 
 RELEASE = '26.2.2'
 
-#: Without what they do when they are installed: nothing is to be started. By
-#: tar, as "dpkg-deb --extract" replaces the link that /lib is.
+#: Without the maintainer scripts, so that no service starts. By tar, as
+#: "dpkg-deb --extract" replaces the link /lib.
 _UNPACK = '''
 mkdir --parents /packages/partial &&
 apt-get --yes --download-only --no-install-recommends \\
@@ -44,7 +44,7 @@ _NOVA_CONF = '''
 transport_url = fake://
 '''
 
-#: nova-compute, but for what it looks for before its driver.
+#: nova-compute without the services that it contacts before its driver.
 _NOVA_COMPUTE = '''
 from unittest import mock
 
@@ -91,7 +91,7 @@ class DebianTestCase(testtools.TestCase):
     def packages(self):
         return self.enter('pip list --format freeze').stdout
 
-    def test_pip_gives_up_before_anything_is_replaced(self):
+    def test_pip_fails_before_it_replaces_packages(self):
         (listing, _), (install, _), *_ = pages.commands('install/pip.rst')
         self.assertEqual(0, self.enter(listing).returncode)
         before = self.packages()
@@ -102,11 +102,11 @@ class DebianTestCase(testtools.TestCase):
         self.assertIn(said, done.stderr)
         self.assertEqual(before, self.packages())
 
-    def test_nova_compute_says_why_it_does_not_start(self):
+    def test_nova_compute_logs_why_it_does_not_start(self):
         self.assertEqual(0, self.enter(
             'pip install --no-deps nova-migfix').returncode)
         self.image.write('/etc/nova/nova.conf', _NOVA_CONF)
-        # which has another line for compute_driver, and is read last
+        # Debian's file sets compute_driver, too, and is read last
         self.image.run('printf "%s\\n" "[DEFAULT]" '
                        '"compute_driver = migfix.LibvirtDriver" '
                        '>>/etc/nova/nova-compute.conf')

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that the pages about the installation show, each as it stands.
+"""The commands of the installation pages, unchanged.
 
-They are run in an image that has Nova and the machine's other files, where
+They run in an image that has Nova and the machine's other files, where
 /etc/kolla, /opt/stack and the Python environment are the image's own.
 """
 
@@ -24,7 +24,7 @@ PLACE = '/root/site'
 BIN = '/stand-ins'
 STACK = '/opt/stack/data/venv'
 
-#: What this machine does not have, and how far Kolla's tools can go here.
+#: Commands that this machine lacks, and limits of Kolla's tools here.
 _STAND_INS = {
     'docker': 'shift 2; exec "$@"',
     'kolla-ansible': f'export PATH="$PATH:{image.BIN}"; '
@@ -53,7 +53,7 @@ class DocumentationTestCase(image.NovaImageTestCase):
         self.before = self.installed(self.image)
 
     def deploy(self):
-        """Give it a deployment, and nova-compute its configuration."""
+        """Put a deployment and nova-compute's configuration into the image."""
         made = self.useFixture(deployment.Deployment())
         self.image.put(made.etc, '/etc/kolla')
         self.image.put(made.inventory, f'{PLACE}/multinode')
@@ -65,13 +65,13 @@ class DocumentationTestCase(image.NovaImageTestCase):
         return made
 
     def release(self):
-        """Let pip find the package."""
+        """Make the package available to pip."""
         self.image.put(self.place.build().parent, '/wheels')
 
     def do(self, commands, allowed=None):
-        """Run the commands of a page; yields each, and what it printed.
+        """Run the commands of a page; yield each with its output.
 
-        :param allowed: exit codes by command, where not only 0 is
+        :param allowed: exit codes of commands that allow others than 0
         """
         for command, _ in commands:
             done = self.image.enter(
@@ -81,7 +81,7 @@ class DocumentationTestCase(image.NovaImageTestCase):
                           f'{command}: {done}')
             yield command, done.stdout
 
-    def test_pip(self):
+    def test_commands_of_the_pip_page_succeed(self):
         self.release()
         found = []
         for command, printed in self.do(pages.commands('install/pip.rst'), {
@@ -94,21 +94,21 @@ class DocumentationTestCase(image.NovaImageTestCase):
             [set(), {'nova-migfix==1.0.0'}, {'nova-migfix==1.0.0'}, set()],
             found)
 
-    def test_devstack(self):
+    def test_commands_of_the_devstack_page_succeed(self):
         self.release()
         done = list(self.do(pages.commands('install/devstack.rst')))
         self.assertEqual(3, len(done))
         self.assertEqual(self.before | {'nova-migfix==1.0.0'},
                          self.installed(self.image))
 
-    def test_kolla(self):
+    def test_commands_of_the_kolla_page_succeed(self):
         self.deploy()
         self.install()
         self.assertDone(pages.commands('install/kolla.rst'))
 
-    def test_rollout(self):
+    def test_commands_of_the_rollout_page_succeed(self):
         made = self.deploy()
-        # what the page about Kolla has told before
+        # the state after the page about Kolla
         self.image.put(made.etc, '/etc/kolla')
         self.install()
         self.assertDone(pages.commands('install/rollout.rst'))

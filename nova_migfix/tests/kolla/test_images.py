@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Images: what kolla-build makes of ``kolla/``.
+"""kolla-build with the files of ``kolla/``.
 
-For want of a container engine, and of an hour, they are not built; the one
-step that installs the plugin is taken.
+Without a container engine, and to save an hour, the images are not built; only
+the step that installs the plugin runs.
 """
 
 import contextlib
@@ -39,19 +39,20 @@ BASES = ('debian', 'rocky', 'ubuntu')
 
 @ddt.ddt
 class DockerfileTestCase(testtools.TestCase):
-    """Line by line, what is other than in the images of everybody."""
+    """The changed lines of the Dockerfiles with the plugin."""
 
     @ddt.data(*(
         (base, name) for base in BASES for name in image.IMAGES))
     @ddt.unpack
-    def test_template_overrides(self, base, name):
+    def test_template_overrides_change_the_dockerfile_as_expected(
+            self, base, name):
         self.assertEqual(
             changes.golden(f'{name}-{base}'),
             changes.changes(image.dockerfiles(base)[name],
                             image.dockerfiles(base, 'kolla-build.conf')[name]))
 
     @ddt.data(*BASES)
-    def test_an_archive_needs_no_other_dockerfile(self, base):
+    def test_archive_needs_no_other_dockerfile(self, base):
         self.assertEqual(
             image.dockerfiles(base),
             image.dockerfiles(base, 'kolla-build-archive.conf'))
@@ -62,7 +63,7 @@ class DockerfileTestCase(testtools.TestCase):
         ('ubuntu', 'ubuntu', lint.NORMAL),
         ('rocky', 'rhel', lint.SYSTEM))
     @ddt.unpack
-    def test_the_policy_is_right(self, base, family, builtin):
+    def test_image_has_the_right_policy(self, base, family, builtin):
         dockerfile = image.dockerfiles(base, 'kolla-build.conf')
         *_, generate, _ = image.steps(dockerfile['nova-libvirt'])
         arguments, path = re.search(
@@ -76,9 +77,9 @@ class DockerfileTestCase(testtools.TestCase):
 
 
 class StepTestCase(image.NovaImageTestCase):
-    """The step that installs the plugin, beside a Nova that it is for.
+    """The step that installs the plugin, beside a supported Nova.
 
-    :ivar REQUIREMENTS: of the plugin, that Nova does not have, as patterns
+    :ivar REQUIREMENTS: patterns of the requirements that Nova lacks
     """
 
     REQUIREMENTS = ()
@@ -92,9 +93,9 @@ class StepTestCase(image.NovaImageTestCase):
 
     @classmethod
     def take_step(cls, made, dockerfile, wheels=None):
-        """Take the last step of a Dockerfile; returns what is installed.
+        """Run the last step of a Dockerfile; return the installed packages.
 
-        :param wheels: a directory in which pip looks for packages as well
+        :param wheels: a further directory with packages for pip
         """
         made.write('/usr/local/bin/kolla_nova_extend_start', '')
         made.run(f'mkdir --parents {image.PLUGINS}')
@@ -106,7 +107,7 @@ class StepTestCase(image.NovaImageTestCase):
         return cls.installed(made)
 
     def assertPluginAdded(self, made, after):
-        """Assert that it was, and that nothing else was changed."""
+        """Assert that only the plugin and its requirements were added."""
         self.assertEqual(set(), self.installed(self.nova) - after)
         self.assertEqual(set(), self.stock - after)
         added = sorted(after - self.stock, key=str.lower)
@@ -128,17 +129,17 @@ class StepTestCase(image.NovaImageTestCase):
 
 class PipStepTestCase(StepTestCase):
 
-    def test_package(self):
+    def test_pip_step_installs_the_package(self):
         self.assertPackageAdded()
 
-    def test_archive_of_a_wheel(self):
+    def test_pip_step_installs_an_archive_of_a_wheel(self):
         place = self.useFixture(image.Checkout())
         wheel = place.build()
         place.run('tar', '--create', '--file', 'nova-migfix.tar',
                   '--directory', str(wheel.parent), '.')
         self.assertArchiveAdded(place)
 
-    def test_source_archive(self):
+    def test_pip_step_installs_a_source_archive(self):
         place = self.useFixture(image.Checkout())
         place.build('sdist').rename(place.path / 'nova-migfix.tar')
         self.assertArchiveAdded(place)
@@ -164,21 +165,21 @@ class OldestPipStepTestCase(StepTestCase):
             raise cls.skipException('Nova 29 is for Python 3.11 at most.')
         super().setUpClass()
 
-    def test_package(self):
+    def test_pip_step_installs_the_package_beside_nova_29(self):
         self.assertPackageAdded()
 
 
 class PatchesTestCase(image.NovaImageTestCase):
-    """A series of patches, as kolla-build takes it and an image applies it."""
+    """A series of patches that kolla-build reads and an image applies."""
 
     IMAGE = 'nova-base'
-    SERIES = '2026.2'       # of the Nova in the image
-    MENDED = 'nova/virt/libvirt/driver.py'
+    SERIES = '2026.2'       # the series for the Nova in the image
+    FIXED = 'nova/virt/libvirt/driver.py'
 
     def render(self):
-        """Do what the documentation shows; returns the image's files."""
+        """Run the documented commands; return the directory of the image."""
         place = self.useFixture(image.Checkout())
-        place.run(sys.executable, '-m', 'nova_migfix.tests.patches.kolla',
+        place.run(sys.executable, '-m', 'tools.patches.kolla',
                   self.SERIES, 'kolla-patches',
                   PYTHONPATH=str(pages.CHECKOUT))
         place.run('kolla-build', '--patches-path', 'kolla-patches',
@@ -186,7 +187,7 @@ class PatchesTestCase(image.NovaImageTestCase):
                   '--template-only', '--work-dir', 'work', '^nova-')
         return place.path / f'work/docker/nova/{self.IMAGE}'
 
-    def test_kolla_applies_them_when_nova_is_there(self):
+    def test_kolla_applies_the_patches_after_it_installs_nova(self):
         files = self.render()
         dockerfile = (files / 'Dockerfile').read_text()
         install, _, apply = dockerfile.partition('COPY patches /patches\n')
@@ -200,17 +201,17 @@ class PatchesTestCase(image.NovaImageTestCase):
         made.run(f'mkdir --parents /etc/kolla && '
                  f'ln --symbolic python3.{sys.version_info.minor} '
                  f'{image.VENV}/lib/python3')
-        before = made.run(f'sha256sum {packages}/{self.MENDED}')
+        before = made.run(f'sha256sum {packages}/{self.FIXED}')
         made.run('bash /kolla_patch')
         self.assertEqual(
             (files / 'patches/series').read_text().split(),
             [line.removeprefix('[i] Applied /patches/') for line in made.run(
                 'cat /etc/kolla/patched').splitlines()])
         self.assertNotEqual(before, made.run(
-            f'sha256sum {packages}/{self.MENDED}'))
+            f'sha256sum {packages}/{self.FIXED}'))
 
     @staticmethod
     def script():
-        """Return Kolla's, which its images have as kolla_patch."""
+        """Return Kolla's script, which its images have as kolla_patch."""
         return (pathlib.Path(kolla.__file__).parent
                 / 'docker/base/kolla_patch.sh')

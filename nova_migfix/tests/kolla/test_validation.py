@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What ``kolla-ansible validate-config`` says of ``[migfix]``.
+"""``kolla-ansible validate-config`` on the options of ``[migfix]``.
 
-By the very command that its role runs in the container.
+The tests run the command that its role runs in the container.
 """
 
 import jinja2
@@ -29,7 +29,7 @@ OPTIONS = '[migfix]\nenabled_fixes = vnic\nrefuse_unsafe_tls = true\n'
 
 
 def command():
-    """Return what it runs, on the host of nova-compute."""
+    """Return the command of the role on the host of nova-compute."""
     tasks = {task['name']: task for task in yaml.safe_load((
         _ROLES / 'service-config-validate/tasks/validate.yml').read_text())}
     files, = yaml.safe_load((_ROLES / 'nova-cell/defaults/main.yml'
@@ -46,7 +46,7 @@ class ValidationTestCase(image.NovaImageTestCase):
         super().setUpClass()
         cls.nova.write('/usr/local/bin/docker',
                        '#!/bin/sh\nshift 2; exec "$@"\n', 0o755)
-        # the images have Nova's source beside what is installed
+        # the images have Nova's source beside the installed Nova
         cls.nova.run(
             'mkdir /nova && python3 -m pip --quiet download --no-deps '
             '--no-binary nova --dest / nova=='
@@ -58,7 +58,7 @@ class ValidationTestCase(image.NovaImageTestCase):
             cls.configuration = made.configure()['nova-compute/nova.conf']
 
     def said(self, made, nova_conf):
-        """Return what is said of a nova.conf that an image has."""
+        """Return the complaints about a nova.conf of an image."""
         made.write('/etc/nova/nova.conf', nova_conf)
         done = made.enter(command())
         self.assertIn(done.returncode, (0, 1), done)
@@ -76,7 +76,7 @@ class ValidationTestCase(image.NovaImageTestCase):
     def without_plugin(self):
         return self.useFixture(image.Image(self.nova))
 
-    def test_nothing_is_said_of_the_plugin(self):
+    def test_validation_accepts_the_options_of_the_plugin(self):
         stock = self.configuration.replace(
             'migfix.LibvirtDriver', 'libvirt.LibvirtDriver')
         self.assertNotEqual(stock, self.configuration)
@@ -84,7 +84,7 @@ class ValidationTestCase(image.NovaImageTestCase):
         self.assertEqual(before, self.said(
             self.with_plugin(), self.configuration + OPTIONS))
 
-    def test_mistakes_are_found(self):
+    def test_validation_finds_a_misspelt_option(self):
         before = self.said(self.without_plugin(), self.configuration)
         made = self.with_plugin()
         self.assertEqual(
@@ -93,7 +93,7 @@ class ValidationTestCase(image.NovaImageTestCase):
             self.said(made, f'{self.configuration}[migfix]\n'
                             'enabled_fix = vnic\n'))
 
-    def test_options_that_are_left_over_are_found(self):
+    def test_validation_finds_options_left_without_the_plugin(self):
         page = (pages.CHECKOUT / 'doc/source/install/kolla.rst').read_text()
         before = self.said(self.without_plugin(), self.configuration)
         left_over = self.said(

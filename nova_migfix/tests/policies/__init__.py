@@ -39,9 +39,9 @@ EXPECTED = {
     'both': Expected(*TLS12, ''),
     'merged': Expected(*TLS12, ''),
     'disabled-ciphers': Expected(*CHACHA20, ''),
-    'none': Expected(*REKEYS, 'nothing keeps QEMU from TLS 1.3'),
-    'priorities': Expected(*REKEYS, 'does not look at [priorities]'),
-    'list': Expected(*REKEYS, 'write one line for each of tls1.2,tls1.3'),
+    'none': Expected(*REKEYS, 'no setting keeps QEMU from TLS 1.3'),
+    'priorities': Expected(*REKEYS, 'does not read [priorities]'),
+    'list': Expected(*REKEYS, 'one line for each of tls1.2,tls1.3'),
     'priority-as-value': Expected(*REKEYS, 'write "tls1.3"'),
     'quoted': Expected(*REKEYS, 'write "tls1.3"'),
     'misspelt-key': Expected(*REKEYS, 'write "disabled-version"'),
@@ -53,7 +53,7 @@ EXPECTED = {
 NO_SESSION = ('', '')
 
 EXPECTED_OF_SYSTEM = {
-    'crypto-policies': Expected(*REKEYS, 'nothing keeps QEMU from TLS 1.3'),
+    'crypto-policies': Expected(*REKEYS, 'no setting keeps QEMU from TLS 1.3'),
     'priorities': Expected(*TLS12, ''),
     'both': Expected(*TLS12, ''),
     'merged': Expected(*TLS12, ''),

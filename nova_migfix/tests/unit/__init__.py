@@ -12,12 +12,12 @@
 
 import hypothesis
 
-# Nova made ready for its functional tests is ready for all of them: threads
-# are what nova-compute has for threads.
+# This import prepares Nova for all tests: they use the same threads as
+# nova-compute.
 import nova_migfix.tests.functional  # noqa: F401
 
-# How long something takes says nothing on a machine that is shared, and a
-# failure has to come again in the next run.
+# The duration of a test means nothing on a shared machine, and a failure has
+# to recur in the next run.
 hypothesis.settings.register_profile(
     'untimed', deadline=None, derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -10,15 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Where the driver asks the fixes, and that Nova does its own part.
+"""The driver calls the hooks of the fixes, and Nova's own methods.
 
-Nova's methods are replaced by recorders of the same signature; that they do
-what they do is shown by Nova's own suites, which run against this driver.
+Recorders with the same signatures replace Nova's methods. Nova's own suites,
+which run against this driver, test the methods themselves.
 """
 
-import contextlib
 import inspect
 import os
+import queue
+import threading
 import types
 from unittest import mock
 
@@ -35,14 +36,16 @@ from oslo_serialization import jsonutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
-from nova_migfix import arrival
 from nova_migfix import driver
 from nova_migfix import fixes
 from nova_migfix.fixes import base
-from nova_migfix import migrate_data
-from nova_migfix import scratch
+from nova_migfix import migration
+from nova_migfix import peer
+from nova_migfix.storage import completion
+from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
-from nova_migfix import transfer
+from nova_migfix.transport import fetch
+from nova_migfix.transport import transfer
 
 
 class DriverTestCase(testtools.TestCase):
@@ -54,7 +57,7 @@ class DriverTestCase(testtools.TestCase):
         self.useFixture(migfix_fixtures.PatchedMigrateData())
         self.config = self.useFixture(config_fixture.Config(cfg.CONF))
         self.fix = mock.create_autospec(base.Fix, instance=True)
-        self.fix.settles_failure.return_value = False
+        self.fix.live_migration_failed.return_value = False
         self.useFixture(fixtures.MockPatchObject(
             fixes, 'load', autospec=True, return_value=(self.fix,)))
         self.virtapi = fake.FakeVirtAPI()
@@ -67,62 +70,64 @@ class DriverTestCase(testtools.TestCase):
             **behaviour)).mock
 
 
-class TestStart(DriverTestCase):
+class TestDriverStart(DriverTestCase):
 
-    def test_the_enabled_fixes_are_loaded(self):
+    def test_enabled_fixes_are_loaded(self):
         self.config.config(enabled_fixes=['vnic'], group='migfix')
         driver.LibvirtDriver(fake.FakeVirtAPI())
         fixes.load.assert_called_with(['vnic'])
 
-    def test_an_unsupported_nova_does_not_start(self):
+    def test_unsupported_nova_does_not_start(self):
         with mock.patch('nova_migfix.nova_release.major', autospec=True,
                         return_value=26):
             self.assertRaises(exception.InvalidConfiguration,
                               driver.LibvirtDriver, fake.FakeVirtAPI())
 
-    def test_signatures_are_novas(self):
+    def test_overrides_have_the_signatures_of_nova(self):
         for name, stock, override in self.overrides():
             self.assertEqual(
                 inspect.getfullargspec(stock)[:-1],
                 inspect.getfullargspec(override)[:-1], name)
 
-    def test_what_they_really_take_is_what_nova_gives(self):
+    def test_overrides_accept_the_arguments_of_nova(self):
         for name, stock, override in self.overrides():
             given = list(inspect.signature(stock).parameters)
-            # not what it shows, but what stands there
+            # the parameters of the code, not those of a wrapper's signature
             taken = inspect.signature(types.FunctionType(
                 override.__code__, {}, closure=override.__closure__))
             taken.bind(*given)
             taken.bind(**dict.fromkeys(given, name))
 
     def overrides(self):
-        """Yield name, Nova's and ours of each method that is overridden."""
+        """Yield name, Nova's method and override of each overridden method."""
         for name, ours in vars(driver.LibvirtDriver).items():
             stock = getattr(libvirt_driver.LibvirtDriver, name, None)
             ours = getattr(ours, '__func__', ours)      # of a static method
             if inspect.isfunction(ours) and name != '__init__' and stock:
                 yield name, stock, ours
 
-    def test_what_was_left_is_swept_away_in_the_background(self):
+    def test_leftovers_are_removed_in_the_background(self):
         nova = self.nova('init_host')
-        with mock.patch.object(
-                scratch, 'sweep_in_background', autospec=True) as sweep:
+        answers, done = threading.Event(), queue.Queue()
+
+        def tidy_up(*args):
+            # storage that does not respond
+            answers.wait(10)
+            done.put(threading.get_ident())
+        with mock.patch.object(scratch, 'sweep', tidy_up), \
+                mock.patch.object(completion, 'go_on', tidy_up):
             self.driver.init_host('compute1')
         nova.assert_called_once_with(self.driver, 'compute1')
-        sweep.assert_called_once_with()
+        self.assertTrue(done.empty())
+        answers.set()
+        self.assertNotIn(threading.get_ident(), [
+            done.get(timeout=10) for _job in range(2)])
 
-    def test_the_fixes_tidy_up_when_the_host_is_known(self):
-        nova = self.nova('init_host')
-        self.fix.started.side_effect = (
-            lambda host: nova.assert_called_once_with(self.driver, 'compute1'))
-        self.driver.init_host('compute1')
-        self.fix.started.assert_called_once_with(self.driver._host)
-
-    def test_the_fixes_extend_the_driver_that_nova_has_made(self):
-        self.fix.extend.assert_called_once_with(self.driver)
+    def test_fixes_extend_the_driver_after_nova_has_built_it(self):
+        self.fix.extend_driver.assert_called_once_with(self.driver)
         self.assertIsNotNone(self.driver.image_backend)
 
-    def test_departures_are_stamped(self):
+    def test_fixes_write_into_migrate_data_on_departure(self):
         self.nova('init_host')
         manager = mock.Mock(compute_rpcapi=mock.Mock(
             spec_set=['pre_live_migration']))
@@ -131,57 +136,55 @@ class TestStart(DriverTestCase):
         self.driver.init_host('compute1')
         manager._do_pre_live_migration_from_source(
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
-        self.fix.depart.assert_called_once_with('data')
+        self.fix.set_source_fields.assert_called_once_with('data')
         prepare.assert_called_once_with(
             'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
 
 
-class TestPrecheck(DriverTestCase):
+class TestLiveMigrationPrecheck(DriverTestCase):
 
-    def test_the_destination_tells_what_it_can(self):
-        data = migrate_data.LibvirtLiveMigrateData()
+    def test_destination_sends_its_capabilities(self):
+        data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
-        self.fix.capabilities.return_value = {'max_tap_queues': '8'}
+        self.fix.dest_capabilities.return_value = {'max_tap_queues': '8'}
         self.driver.init_host('compute1')
-        told = self.driver.check_can_live_migrate_destination(
+        returned = self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
-        self.assertIs(data, told)
-        self.assertEqual({'max_tap_queues': '8'}, told.dest_capabilities)
+        self.assertIs(data, returned)
+        self.assertEqual({'max_tap_queues': '8'}, returned.dest_capabilities)
 
-    def test_it_tells_what_has_changed_since_it_started(self):
-        data = migrate_data.LibvirtLiveMigrateData()
+    def test_destination_sends_capabilities_as_of_the_precheck(self):
+        data = peer.LibvirtLiveMigrateData()
         self.nova('check_can_live_migrate_destination', return_value=data)
         self.nova('init_host')
-        self.fix.capabilities.side_effect = [{'tls': 'safe'},
-                                             {'tls': 'rekeys'}]
+        self.fix.dest_capabilities.side_effect = [
+            {'tls': 'safe'}, {'tls': 'rekeys'}]
         self.driver.init_host('compute1')
         self.driver.check_can_live_migrate_destination(
             'context', 'instance', 'source info', 'destination info')
         self.assertEqual({'tls': 'rekeys'}, data.dest_capabilities)
 
-    def test_the_source_may_refuse(self):
+    def test_fix_can_refuse_the_migration_on_the_source(self):
         self.nova('check_can_live_migrate_source', return_value='data')
-        self.fix.check_source.side_effect = (
+        self.fix.check_can_live_migrate_source.side_effect = (
             exception.MigrationPreCheckError(reason='it cannot be kept'))
         self.assertRaises(
             exception.MigrationPreCheckError,
             self.driver.check_can_live_migrate_source,
             'context', 'instance', 'data')
-        self.fix.check_source.assert_called_once_with(
+        self.fix.check_can_live_migrate_source.assert_called_once_with(
             'instance', self.driver._host, 'data')
 
 
-class TestDestination(DriverTestCase):
+class TestMigrationDestination(DriverTestCase):
 
     def setUp(self):
         super().setUp()
-        self.fix.arriving.return_value = transfer.fetching_from('10.0.2.11')
-        self.fix.arriving_cold.return_value = (
-            transfer.fetching_from('10.0.2.11'))
+        self.fix.source_address.return_value = '10.0.2.11'
         self.fetched_from = []
         self.instance = objects.Instance(uuid=uuids.instance)
-        self.data = migrate_data.LibvirtLiveMigrateData(
+        self.data = peer.LibvirtLiveMigrateData(
             instance_relative_path='instance')
         self.directory = self.useFixture(
             migfix_fixtures.Instances()).path / 'instance'
@@ -206,14 +209,15 @@ class TestDestination(DriverTestCase):
             self.nova(name, side_effect=lambda *args: (
                 self.fetched_from.append(args[-1])))
 
-    def test_a_live_migration_fetches_from_the_told_address(self):
+    def test_live_migration_fetches_from_the_address_of_the_source(self):
         self.record()
         self.nova('pre_live_migration', side_effect=self.fetch)
         self.prepare()
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
-        self.fix.arriving.assert_called_once_with(self.instance, self.data)
+        self.fix.source_address.assert_called_once_with(
+            self.instance, self.data, ())
 
-    def test_a_cold_migration_fetches_from_the_told_address(self):
+    def test_cold_migration_fetches_from_the_address_of_the_source(self):
         self.record()
         self.nova('_create_image', side_effect=self.fetch)
         nova = self.nova('finish_migration', side_effect=self.finish)
@@ -225,68 +229,64 @@ class TestDestination(DriverTestCase):
         nova.assert_called_once_with(
             self.driver, *arguments, power_on=False)
         self.assertEqual(['10.0.2.11'] * 2, self.fetched_from)
-        self.fix.arriving_cold.assert_called_once_with(
-            instance, [{'path': 'disk'}])
-        self.fix.complete_disks.assert_called_once_with(
+        self.fix.source_address.assert_called_once_with(
+            instance, None, [{'path': 'disk'}])
+        self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
-    def test_disks_that_the_source_shares_are_left_alone(self):
+    def test_disks_on_shared_storage_are_not_completed(self):
         instances = self.useFixture(migfix_fixtures.Instances())
         (instances.path / f'{uuids.instance}_resize').mkdir()
         self.nova('_create_image')
         self.driver._create_image(
             'context', objects.Instance(uuid=uuids.instance), 'mapping',
             fallback_from_host='compute1')
-        self.fix.complete_disks.assert_not_called()
+        self.fix.finish_migration.assert_not_called()
 
-    def test_a_patched_nova_knows_the_address_itself(self):
+    def test_disks_are_fetched_from_the_address_of_a_patched_nova(self):
         self.nova('_create_image')
         instance = objects.Instance(uuid=uuids.instance)
         self.driver._create_image(
             'context', instance, 'mapping', fallback_from_host='10.0.2.11')
-        self.fix.complete_disks.assert_called_once_with(
+        self.fix.finish_migration.assert_called_once_with(
             instance, mock.ANY, '10.0.2.11')
 
-    def test_nothing_is_fetched_for_a_guest_that_is_new(self):
+    def test_new_guest_fetches_no_disks(self):
         self.nova('_create_image')
         self.driver._create_image(
             'context', objects.Instance(uuid=uuids.instance), 'mapping')
-        self.fix.complete_disks.assert_not_called()
+        self.fix.finish_migration.assert_not_called()
 
-    def test_what_holds_while_preparing_ends_with_a_failure(self):
-        ended = []
-        stack = contextlib.ExitStack()
-        stack.callback(ended.append, True)
-        self.fix.arriving.return_value = stack
+    def test_failed_preparation_closes_the_arrival_context(self):
         self.nova('pre_live_migration', side_effect=OSError)
         self.assertRaises(OSError, self.prepare)
-        self.assertEqual([True], ended)
+        self.assertEqual('src', migration.source('src'))
 
     def fail_with_a_directory(self, *args):
         self.directory.mkdir(exist_ok=True)
         (self.directory / 'disk').touch()
         raise OSError
 
-    def test_a_directory_of_a_failed_attempt_is_removed(self):
-        # Nova takes it for another instance's at the next.
+    def test_directory_of_a_failed_attempt_is_removed(self):
+        # Nova would treat it as another instance's in the next attempt.
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertFalse(self.directory.exists())
 
-    def test_a_directory_that_was_there_before_stays(self):
+    def test_directory_that_existed_before_the_attempt_stays(self):
         self.directory.mkdir()
         self.nova('pre_live_migration', side_effect=self.fail_with_a_directory)
         self.assertRaises(OSError, self.prepare)
         self.assertTrue((self.directory / 'disk').exists())
 
-    def test_a_directory_of_an_attempt_that_succeeds_stays(self):
+    def test_directory_of_a_successful_attempt_stays(self):
         self.nova('pre_live_migration',
                   side_effect=lambda *args: self.directory.mkdir())
         self.prepare()
         self.assertTrue(self.directory.exists())
 
 
-class TestOperation(DriverTestCase):
+class TestMigrationOperation(DriverTestCase):
 
     ARGUMENTS = ('context', 'instance', 'dest', True, 'data')
 
@@ -321,57 +321,59 @@ class TestOperation(DriverTestCase):
         self.assert_libvirt_gets('<computed/> as <running/>')
         self.assertEqual(1, self.guest.get_xml_desc.call_count)
 
-    def test_what_else_nova_reads_is_not_taken_for_it(self):
-        # with serial consoles Nova reads the ports from the XML
+    def test_only_migratable_xml_counts_as_the_running_xml(self):
+        # with serial consoles Nova reads their ports from the XML
         self.operate(reads=[{'dump_migratable': True}, {}])
         self.assert_libvirt_gets('<computed/> as <running/>')
 
-    def test_where_nova_computes_none_there_is_none(self):
+    def test_xml_that_nova_does_not_compute_stays_unset(self):
         self.operate(computed=None)
         self.fix.update_destination_xml.assert_not_called()
         self.assert_libvirt_gets(None)
 
 
-class TestFailure(DriverTestCase):
+class TestMigrationFailure(DriverTestCase):
 
     def migrate(self, error):
         self.nova('_live_migration', side_effect=error)
         self.driver._live_migration(
             'context', 'instance', 'dest', 'post', 'recover', True, 'data')
 
-    def test_it_goes_to_nova(self):
+    def test_unsettled_failure_goes_to_nova(self):
         self.assertRaises(OSError, self.migrate, OSError())
 
-    def test_one_that_is_settled_ends_here(self):
-        self.fix.settles_failure.return_value = True
+    def test_settled_failure_is_not_raised(self):
+        self.fix.live_migration_failed.return_value = True
         error = OSError()
         self.migrate(error)
-        self.fix.settles_failure.assert_called_once_with(
+        self.fix.live_migration_failed.assert_called_once_with(
             'context', 'instance', self.driver._host, 'data', error)
 
 
-class TestColdSource(DriverTestCase):
+class TestColdMigrationSource(DriverTestCase):
 
-    def test_the_disks_are_described(self):
+    def test_fixes_add_to_the_disk_info_of_a_cold_migration(self):
         self.nova('migrate_disk_and_power_off',
                   return_value='[{"path": "disk"}]')
-        self.fix.describe_copies.side_effect = (
-            lambda disks: disks[0].update(source_connect_addr='10.0.2.11'))
-        told = self.driver.migrate_disk_and_power_off(
+        self.fix.set_source_fields.side_effect = (
+            lambda migrate_data, disks: disks[0].update(
+                source_connect_addr='10.0.2.11'))
+        disk_info = self.driver.migrate_disk_and_power_off(
             'context', 'instance', 'dest', 'flavor', 'network', timeout=7)
         self.assertEqual(
             [{'path': 'disk', 'source_connect_addr': '10.0.2.11'}],
-            jsonutils.loads(told))
+            jsonutils.loads(disk_info))
 
-    def test_a_guest_that_cannot_leave_is_not_stopped(self):
+    def test_guest_that_a_fix_refuses_to_move_is_not_stopped(self):
         nova = self.nova('migrate_disk_and_power_off')
-        self.fix.leaving.side_effect = error = OSError('no space')
+        error = OSError('no space')
+        self.fix.migrate_disk_and_power_off.side_effect = error
         raised = self.assertRaises(
             exception.InstanceFaultRollback,
             self.driver.migrate_disk_and_power_off, 'context', 'instance',
             'dest', 'flavor', 'network', 'devices')
         self.assertIs(error, raised.inner_exception)
-        self.fix.leaving.assert_called_once_with(
+        self.fix.migrate_disk_and_power_off.assert_called_once_with(
             self.driver, 'instance', 'dest', 'devices')
         nova.assert_not_called()
 
@@ -379,93 +381,93 @@ class TestColdSource(DriverTestCase):
 @ddt.ddt
 class TestDisks(DriverTestCase):
 
-    def test_what_is_pulled_is_there_before_nova_makes_the_rest(self):
+    def test_files_are_pulled_before_nova_creates_other_disks(self):
         directory = self.useFixture(fixtures.TempDir()).path
         disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
-        wanted = arrival.Wanted(
+        wanted = fetch.FileRequest(
             '/inst/_base/eph', ('disk.eph0',),
             lambda copy: open(f'{directory}/disk.eph0', 'w').close())
-        self.fix.files_to_pull.return_value = [wanted]
+        self.fix.files_to_fetch.return_value = [wanted]
         nova = self.nova('_create_images_and_backing', side_effect=(
             lambda *args: self.assertEqual(
                 ['disk.eph0'], os.listdir(directory))))
-        with mock.patch.object(transfer, 'pull', autospec=True) as pull, (
-                arrival.preparation()):
+        with mock.patch.object(transfer, 'fetch', autospec=True) as pull, (
+                migration.incoming(None, is_live=True)):
             self.driver._create_images_and_backing(
                 'context', objects.Instance(uuid=uuids.instance), directory,
                 disks, 'source')
         self.assertEqual('source', pull.call_args.args[0])
         self.assertEqual((disks, 'source'), nova.call_args.args[4:])
 
-    def test_a_hard_reboot_pulls_nothing(self):
+    def test_hard_reboot_pulls_no_files(self):
         nova = self.nova('_create_images_and_backing')
         self.driver._create_images_and_backing(
             'context', 'instance', '/inst', 'disks')
-        self.fix.files_to_pull.assert_not_called()
+        self.fix.files_to_fetch.assert_not_called()
         self.assertEqual('disks', nova.call_args.args[4])
 
-    def test_a_fix_may_refuse_to_stop_the_guest(self):
+    def test_fix_can_refuse_a_hard_reboot(self):
         nova = self.nova('_hard_reboot')
-        self.fix.restarting.side_effect = exception.InvalidDiskInfo(
+        self.fix.hard_reboot.side_effect = exception.InvalidDiskInfo(
             reason='no base')
         positions = list(inspect.signature(
             libvirt_driver.LibvirtDriver._hard_reboot).parameters)[1:]
         arguments = [f'the {name}' for name in positions]
         self.assertRaises(exception.InvalidDiskInfo,
                           self.driver._hard_reboot, *arguments)
-        self.fix.restarting.assert_called_once_with(
+        self.fix.hard_reboot.assert_called_once_with(
             self.driver, 'the context', 'the instance', 'the network_info',
             'the block_device_info')
         nova.assert_not_called()
 
     @ddt.data('power_off', '_hard_reboot')
-    def test_a_guest_that_must_not_stop_goes_on(self, method):
-        self.assert_asked(method, exception.MigrationError,
-                          self.fix.stopping, 'the instance',
-                          self.driver._host)
+    def test_fix_can_refuse_to_stop_the_guest(self, method):
+        self.assert_may_refuse(
+            method, exception.MigrationError, self.fix.power_off,
+            'the instance', self.driver._host)
 
-    def test_a_destination_is_asked_again_when_a_fix_has_done_something(self):
-        self.fix.preparation_failed.return_value = True
+    def test_destination_gets_a_second_attempt_after_a_fix_acted(self):
+        self.fix.prepare_disks.return_value = True
         self.fix.describe_disks.side_effect = (
             lambda disks: disks[0].update(backing_file=''))
         self.assertEqual(
             [{'backing_file': ''}],
-            jsonutils.loads(self.driver._prepare_otherwise(
+            jsonutils.loads(self.driver._retry_preparation(
                 'instance', '[{"backing_file": "ephemeral_1"}]')))
 
     @ddt.data((False, '[]'), (True, None))
     @ddt.unpack
-    def test_a_destination_is_asked_once_otherwise(self, done, disks):
-        self.fix.preparation_failed.return_value = done
-        self.assertIsNone(self.driver._prepare_otherwise('instance', disks))
+    def test_destination_gets_one_attempt_if_no_fix_acted(self, done, disks):
+        self.fix.prepare_disks.return_value = done
+        self.assertIsNone(self.driver._retry_preparation('instance', disks))
 
-    def assert_asked(self, method, error, question, *of_what):
-        """A fix is asked before Nova does something, and may refuse it.
+    def assert_may_refuse(self, method, error, hook, *hook_arguments):
+        """Assert that a hook runs before Nova's method and can refuse it.
 
-        :param error: what Nova's manager goes by
+        :param error: the exception that Nova's manager handles
         """
         arguments = [f'the {name}' for name in inspect.signature(getattr(
             libvirt_driver.LibvirtDriver, method)).parameters][1:]
         nova = self.nova(method)
-        question.side_effect = exception.MigrationError(reason='no space')
+        hook.side_effect = exception.MigrationError(reason='no space')
         raised = self.assertRaises(
             error, getattr(self.driver, method), *arguments)
         self.assertIn('no space', str(raised))
-        question.assert_called_once_with(*of_what)
+        hook.assert_called_once_with(*hook_arguments)
         nova.assert_not_called()
-        question.side_effect = None
+        hook.side_effect = None
         getattr(self.driver, method)(*arguments)
         self.assertEqual(arguments, list(nova.call_args.args[1:]))
 
-    def test_a_block_migration_asks_before_it_describes_the_disks(self):
+    def test_fix_can_refuse_before_disks_are_described(self):
         nova = self.nova('get_instance_disk_info')
-        self.fix.before_description.side_effect = exception.MigrationError(
+        self.fix.prepare_disks.side_effect = exception.MigrationError(
             reason='no space')
         self.assertRaises(exception.MigrationError,
                           self.driver.get_instance_disk_info, 'instance')
         nova.assert_not_called()
 
-    def test_and_adds_to_the_description(self):
+    def test_fix_adds_to_the_disk_info_of_a_live_migration(self):
         self.nova('get_instance_disk_info',
                   return_value='[{"path": "disk"}]')
         self.fix.describe_disks.side_effect = (

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Nothing blocks a nova-compute under eventlet for more than 100 ms.
+"""No call blocks a nova-compute under eventlet for more than 100 ms.
 
-All its greenthreads are in one thread: while a call waits for a disk, nothing
-else goes on, and with many instances the service seems to be down.
+All greenthreads share one thread: while a call waits for a disk, no other
+greenthread runs, and with many instances the service appears to be down.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ LIMIT = 0.1     # seconds
 class TestOtherGreenthreads(testtools.TestCase):
 
     def gap(self, call):
-        """Return the seconds for which a call blocks all others."""
+        """Return the seconds for which a call blocks all greenthreads."""
         directory = self.useFixture(fixtures.TempDir()).path
         done = subprocess.run(
             [sys.executable, '-m', blocking.__name__, call, directory],
@@ -46,8 +46,8 @@ class TestOtherGreenthreads(testtools.TestCase):
         return float(done.stdout)
 
     @ddt.data(*sorted(blocking.CALLS.keys() - {'blocks'}))
-    def test_go_on_during(self, call):
+    def test_greenthreads_continue_during(self, call):
         self.assertLess(self.gap(call), LIMIT)
 
-    def test_a_call_that_blocks_is_found(self):
+    def test_blocking_call_is_detected(self):
         self.assertGreater(self.gap('blocks'), LIMIT)

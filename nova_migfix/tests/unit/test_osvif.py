@@ -60,16 +60,16 @@ class TestMigfixPlugin(testtools.TestCase):
         self.assertEqual(1, sum(isinstance(f, osvif.DriverFinder)
                                 for f in sys.meta_path))
 
-    def test_other_names_are_not_ours(self):
+    def test_finder_ignores_other_module_names(self):
         finder = osvif.DriverFinder()
         for name in ('nova.virt.libvirt', 'nova.virt.migfixed', 'migfix'):
             self.assertIsNone(finder.find_spec(name))
 
-    def test_without_the_driver_nothing_is_found(self):
+    def test_finder_returns_none_without_the_driver_module(self):
         with mock.patch('importlib.util.find_spec', return_value=None):
             self.assertIsNone(osvif.DriverFinder().find_spec(osvif.DRIVER))
 
-    def test_it_plugs_nothing(self):
+    def test_plugin_plugs_no_vif(self):
         plugin = osvif.MigfixPlugin.load('migfix')
         self.assertEqual([], plugin.describe().vif_info)
         self.assertRaises(

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What is made of patches to Nova, shown on a small one."""
+"""The tools for patches to Nova, with a small patch."""
 
 import pathlib
 import re
@@ -20,15 +20,15 @@ import textwrap
 import fixtures
 import testtools
 
-from nova_migfix.tests.patches import check
-from nova_migfix.tests.patches import kolla
-from nova_migfix.tests.patches import note
-from nova_migfix.tests.patches import passed
-from nova_migfix.tests.patches import series
+from tools.patches import check
+from tools.patches import kolla
+from tools.patches import note
+from tools.patches import passed
+from tools.patches import series
 
 NAME = '0001-libvirt-Double-a-number.patch'
 
-#: as git format-patch writes it; of code, a new test and a release note
+#: as git format-patch writes it, with code, a new test and a release note
 MAIL = textwrap.dedent("""\
     From 0123456789012345678901234567890123456789 Mon Sep 17 00:00:00 2001
     From: Somebody <somebody@example.org>
@@ -94,7 +94,7 @@ class PatchesTestCase(testtools.TestCase):
         self.root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
 
     def install(self, prefix='', text=BEFORE):
-        """Install a Nova without tests; returns its package."""
+        """Install a Nova without tests; return its package."""
         package = self.root / prefix / 'nova'
         package.mkdir(parents=True)
         (package / 'twice.py').write_text(text)
@@ -103,22 +103,22 @@ class PatchesTestCase(testtools.TestCase):
 
 class TestSeries(PatchesTestCase):
 
-    def test_touched(self):
+    def test_files_of_a_patch_are_listed(self):
         self.assertEqual(
             ['nova/tests/unit/test_twice.py', 'nova/twice.py',
              'releasenotes/notes/twice.yaml'],
             series.touched(self.series.patch))
 
-    def test_subject(self):
+    def test_subject_of_a_patch_is_read(self):
         self.assertEqual(
             'libvirt: Double a number whose name is too long for one line',
             series.subject(self.series.patch))
 
-    def test_message(self):
+    def test_message_of_a_patch_is_read(self):
         self.assertEqual('It could not be had twice:\n--- nor thrice\n\n',
                          series.message(self.series.patch))
 
-    def test_an_installed_nova_is_patched(self):
+    def test_installed_nova_is_patched(self):
         package = self.install()
         series.patch_installed(
             '2026.2', self.root, patches=self.series.patches)
@@ -129,13 +129,13 @@ class TestSeries(PatchesTestCase):
             (package / 'tests' / 'unit' / 'test_twice.py').read_text())
         self.assertEqual(['nova'], [path.name for path in self.root.iterdir()])
 
-    def test_another_nova_is_refused(self):
+    def test_patch_that_does_not_apply_is_refused(self):
         self.install(text=BEFORE.replace('a/nova', 'another'))
         self.assertRaises(
             subprocess.CalledProcessError, series.patch_installed, '2026.2',
             self.root, patches=self.series.patches)
 
-    def test_releases_are_those_of_the_constraints(self):
+    def test_releases_match_the_constraints(self):
         self.assertEqual('34.0.0', series.release(34))
         self.assertEqual('2026.2', series.of_nova(34))
         self.assertEqual(set(range(29, 35)), set(series.SERIES.values()))
@@ -149,7 +149,7 @@ class TestKolla(PatchesTestCase):
                               patches=self.series.patches, **options)
         return directory, written
 
-    def test_applied_to_the_root_of_an_image(self):
+    def test_patches_for_kolla_apply_at_the_root_of_an_image(self):
         package = self.install(kolla.SITE_PACKAGES)
         directory, written = self.write()
         self.assertEqual([NAME], written)
@@ -161,7 +161,7 @@ class TestKolla(PatchesTestCase):
         series.apply(patch, self.root)
         self.assertIn('2 * number', (package / 'twice.py').read_text())
 
-    def test_without_tests(self):
+    def test_patches_for_kolla_can_omit_tests(self):
         directory, _ = self.write(image='nova-compute', tests=False)
         patch = (directory / 'nova-compute' / NAME).read_text()
         self.assertNotIn('test_twice', patch)
@@ -192,11 +192,11 @@ class TestNewTests(testtools.TestCase):
                 pass
         """)
 
-    def test_added_or_changed(self):
+    def test_added_and_changed_tests_are_found(self):
         self.assertEqual({'TestOne.test_changed', 'TestOne.test_added'},
                          check.changed_tests(self.BEFORE, self.AFTER))
 
-    def test_inherited(self):
+    def test_changed_inherited_test_is_found(self):
         both = """
         class _TestOne:
             def test_inherited(self):
@@ -208,36 +208,36 @@ class TestNewTests(testtools.TestCase):
             textwrap.dedent(both.format(body))
             for body in ('pass', 'assert True'))))
 
-    def test_a_new_module(self):
+    def test_tests_of_a_new_module_are_found(self):
         self.assertEqual({'TestOne.test_same', 'TestOne.test_changed'},
                          check.changed_tests('', self.BEFORE))
 
 
-class TestNews(testtools.TestCase):
-    """What a tool says of a file is held against a patch if it is new."""
+class TestNewComplaints(testtools.TestCase):
+    """Only new complaints of a tool about a file count against a patch."""
 
     BEFORE = textwrap.dedent("""\
         nova/crypto.py:40:1: error: Library stubs not installed
         nova/virt/driver.py:1:1: error: Need type annotation for "disks"
         """)
 
-    def test_another_place_is_no_news(self):
+    def test_moved_complaint_is_not_new(self):
         self.assertEqual('', check.news(
             self.BEFORE, self.BEFORE.replace(':1:1:', ':20:17:')))
 
-    def test_another_complaint(self):
+    def test_added_complaint_is_new(self):
         new = 'nova/virt/driver.py:2:1: error: Need type annotation for "a"'
         self.assertEqual(new, check.news(self.BEFORE, self.BEFORE + new))
 
-    def test_the_same_complaint_once_more(self):
+    def test_repeated_complaint_is_new(self):
         again = 'nova/crypto.py:50:1: error: Library stubs not installed'
         self.assertEqual(again, check.news(self.BEFORE, self.BEFORE + again))
 
 
 class TestPatchSet(testtools.TestCase):
-    """The patch set itself, as far as it can be judged without a Nova."""
+    """The patch set, as far as it can be checked without Nova."""
 
-    def test_a_series_names_what_is_there(self):
+    def test_series_file_names_exactly_the_patches(self):
         for name in series.SERIES:
             patches = series.read(name)
             self.assertEqual(
@@ -256,8 +256,8 @@ class TestPatchSet(testtools.TestCase):
                         any(path.startswith(where) for path in touched),
                         f'{patch}: nothing in {where}')
 
-    def test_messages_are_wrapped(self):
-        """As Nova's contributor/commit-messages.rst has it."""
+    def test_commit_messages_are_wrapped(self):
+        """Source: contributor/commit-messages.rst of Nova."""
         for name in series.SERIES:
             for patch in series.read(name):
                 lines = [series.subject(patch),
@@ -268,7 +268,7 @@ class TestPatchSet(testtools.TestCase):
                     patch)
 
 
-class TestNote(testtools.TestCase):
+class TestReleaseNote(testtools.TestCase):
 
     PATH = 'releasenotes/notes/twice-0123456789abcdef.yaml'
     TEXT = 'fixes:\n  - |\n    A number can be had twice.\n'
@@ -276,29 +276,29 @@ class TestNote(testtools.TestCase):
     def complaints(self, path=PATH, text=TEXT):
         return '\n'.join(note.complaints(path, text))
 
-    def test_as_it_should_be(self):
+    def test_valid_release_note_has_no_complaints(self):
         self.assertEqual('', self.complaints())
 
-    def test_reno_could_not_tell_it_from_others(self):
+    def test_release_note_without_a_unique_name_is_found(self):
         self.assertIn('not named', self.complaints(
             path='releasenotes/notes/twice.yaml'))
 
-    def test_no_yaml(self):
+    def test_release_note_that_is_no_yaml_is_found(self):
         self.assertIn('mapping values', self.complaints(text='a: b: c'))
 
-    def test_no_sections(self):
+    def test_release_note_without_sections_is_found(self):
         self.assertIn('no sections', self.complaints(text='A text.'))
 
-    def test_a_section_that_reno_does_not_know(self):
+    def test_release_note_with_an_unknown_section_is_found(self):
         self.assertIn('no section fixed', self.complaints(
             text=self.TEXT.replace('fixes', 'fixed')))
 
-    def test_a_colon_makes_something_else_of_a_text(self):
+    def test_release_note_with_a_mapping_as_text_is_found(self):
         self.assertIn('no list of texts', self.complaints(
             text='fixes:\n  - libvirt: A number can be had twice.\n'))
 
 
-class TestPassed(testtools.TestCase):
+class TestPassedTests(testtools.TestCase):
 
     TREE = '0123456789012345678901234567890123456789'
     GOOD = {'nova.tests.test_one': {'nova.tests.test_one.One.test': 'success'}}
@@ -313,18 +313,18 @@ class TestPassed(testtools.TestCase):
     def passed(self, environment='nova==34.0.0'):
         return passed.Passed(self.directory, environment)
 
-    def test_what_fails_is_run_again(self):
+    def test_failed_tests_run_again(self):
         self.passed().add(self.TREE, {**self.GOOD, **self.BAD})
         self.assertEqual(self.GOOD, self.passed().read(self.TREE))
 
-    def test_what_has_no_tests_is_run_again(self):
+    def test_module_without_results_runs_again(self):
         self.passed().add(self.TREE, {'nova.tests.test_three': {}})
         self.assertEqual({}, self.passed().read(self.TREE))
 
-    def test_another_tree(self):
+    def test_tests_run_again_for_another_tree(self):
         self.passed().add(self.TREE, self.GOOD)
         self.assertEqual({}, self.passed().read(self.TREE[::-1]))
 
-    def test_another_environment(self):
+    def test_tests_run_again_in_another_environment(self):
         self.passed().add(self.TREE, self.GOOD)
         self.assertEqual({}, self.passed('nova==33.0.0').read(self.TREE))

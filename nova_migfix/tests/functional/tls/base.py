@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the tests with the QEMU of this machine have in common."""
+"""Base class for tests with the QEMU of this machine."""
 
 import testtools
 
@@ -19,7 +19,7 @@ from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 
 class QemuTestCase(testtools.TestCase):
-    """Skips where there is no QEMU or no mount namespace of our own."""
+    """Skip without a QEMU or without a private mount namespace."""
 
     def setUp(self):
         super().setUp()

@@ -10,9 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""A guest of a few bytes that writes to every page of its memory, for ever.
+"""A guest of a few bytes that writes to all its memory pages in a loop.
 
-QEMU's -kernel takes it: it is a kernel of the Multiboot specification 0.6.96.
+It is a kernel of the Multiboot specification 0.6.96, for QEMU's -kernel.
 """
 
 import struct
@@ -20,12 +20,15 @@ import struct
 _MAGIC, _ADDRESSES_FOLLOW = 0x1BADB002, 1 << 16
 _LOADED_AT = 1 << 20
 _FROM = 2 << 20
-# What firmware keeps for itself.
+# Memory that the firmware uses.
 _AT_THE_END = 1 << 20
 
 
 def kernel(memory):
-    """Return the kernel for a guest with so many bytes of memory."""
+    """Return the kernel for a guest.
+
+    :param memory: of the guest, bytes
+    """
     header = (_MAGIC, _ADDRESSES_FOLLOW, -(_MAGIC + _ADDRESSES_FOLLOW))
     addresses = (_LOADED_AT, _LOADED_AT, 0, 0, _LOADED_AT + 32)
     return struct.pack('<IIiIIIII', *header, *addresses) + b''.join((

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the audit says of a QEMU that runs on this machine."""
+"""The audit of a QEMU that runs on this machine."""
 
 import ctypes
 import json
@@ -52,7 +52,7 @@ class AuditTestCase(testtools.TestCase):
         self.uuid = uuidutils.generate_uuid()
 
     def start(self):
-        """A guest as libvirt starts it, with 64 MiB that it has touched."""
+        """Start a guest as libvirt does, with 64 MiB that are in use."""
         monitor = self.directory / 'monitor'
         process = subprocess.Popen(
             ['env', f'LD_LIBRARY_PATH={self.directory}', probe.find_qemu(),
@@ -80,12 +80,12 @@ class AuditTestCase(testtools.TestCase):
                     if guest['uuid'] == self.uuid)
 
     def version(self):
-        """What the library itself says."""
+        """Return the version that the library itself reports."""
         ask = ctypes.CDLL(str(self.library)).gnutls_check_version
         ask.restype = ctypes.c_char_p
         return ask(None).decode()
 
-    def test_a_guest(self):
+    def test_audit_finds_a_running_guest(self):
         process = self.start()
         found = self.audit()
         self.assertEqual((process.pid, 'instance-2a', 'safe'), (
@@ -95,7 +95,7 @@ class AuditTestCase(testtools.TestCase):
             self.version()), found)
         self.assertTrue(64 * MIB < found['memory'] < 512 * MIB, found)
 
-    def test_a_library_that_was_replaced_since(self):
+    def test_audit_finds_a_replaced_library(self):
         if os.geteuid():
             self.skipTest('only root sees what a process has mapped')
         copy = shutil.copy(self.library, self.directory)

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The commands that the documentation shows are run, and do what it says."""
+"""Run the commands in the documentation; compare their output."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import pages
 from nova_migfix.tls import lint
 
-# What this machine does not have: they do what the real ones do here.
+# Programs that this machine does not have, with the same effect here.
 _STAND_INS = {
     'docker': '''
 shift; [ "$1" = -i ] && shift; shift; exec "$@"
@@ -43,7 +43,7 @@ class DocumentationTestCase(base.QemuTestCase):
         self.prepare()
 
     def prepare(self):
-        """Make what hosts have, and a test machine may have not."""
+        """Make files of a hypervisor that a test machine may not have."""
         for directory in ('nova', 'crypto-policies/local.d',
                           'crypto-policies/back-ends'):
             (self.etc.above / directory).mkdir(parents=True)
@@ -61,7 +61,7 @@ class DocumentationTestCase(base.QemuTestCase):
         return self.etc.run('sh', '-c', command, env={
             **os.environ, 'PATH': ':'.join(map(str, path))})
 
-    def test_commands(self):
+    def test_commands_of_the_tls_page_succeed(self):
         commands = list(pages.commands('tls/index.rst'))
         self.assertIn('nova-migfix-tls probe', dict(commands))
         for command, output in commands:

@@ -10,7 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""What the QEMU of this machine makes of policies."""
+"""The effect of policies on the QEMU of this machine."""
 
 import os
 import resource
@@ -48,30 +48,30 @@ class DebianTestCase(ProbeTestCase):
             self.skipTest(f'{self.qemu} was not built with NORMAL')
 
     @ddt.data(*policies.EXPECTED)
-    def test_policy(self, name):
+    def test_qemu_negotiates_as_the_policy_says(self, name):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED[name], self.etc.probe())
 
-    def test_it_takes_less_than_two_seconds(self):
+    def test_probe_takes_less_than_two_seconds(self):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.etc.probe()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # of the processor: other tests run at the same time
+        # processor time, as other tests run at the same time
         self.assertLess(after.ru_utime + after.ru_stime
                         - before.ru_utime - before.ru_stime, 2)
 
-    def test_no_file(self):
+    def test_qemu_negotiates_tls13_without_a_policy(self):
         self.assertNegotiated(policies.EXPECTED['none'], self.etc.probe())
 
-    def test_a_file_that_qemus_user_cannot_read(self):
+    def test_policy_that_the_qemu_user_cannot_read_has_no_effect(self):
         self.etc.put('disabled-version', 0o600)
         self.assertNegotiated(policies.EXPECTED['none'],
                               self.etc.probe('--user', 'nobody'))
-        # and who does not ask as that user is told what is not so
+        # a probe as another user has a misleading result
         self.assertNegotiated(policies.EXPECTED['disabled-version'],
                               self.etc.probe('--user', 'root'))
 
-    def test_a_file_that_comes_when_qemu_runs(self):
+    def test_policy_written_while_qemu_runs_has_no_effect(self):
         done = self.etc.run(
             sys.executable, '-c', _CHANGED_LATER,
             policies.path('disabled-version'), self.etc.file)
@@ -79,12 +79,12 @@ class DebianTestCase(ProbeTestCase):
         self.assertNegotiated(policies.EXPECTED['disabled-version'],
                               self.etc.probe())
 
-    def test_a_priority_of_libvirt(self):
+    def test_priority_of_libvirt_is_used(self):
         self.assertNegotiated(
             policies.EXPECTED['disabled-version'],
             self.etc.probe('--priority', 'NORMAL:-VERS-TLS1.3'))
 
-    def test_certificates_that_are_none(self):
+    def test_missing_certificates_are_reported(self):
         found = self.etc.probe('--creds', str(self.etc.file.parent))
         self.assertEqual('no session', found['verdict'])
         self.assertIn('ca-cert.pem', found['error'])
@@ -92,14 +92,14 @@ class DebianTestCase(ProbeTestCase):
 
 @ddt.ddt
 class RhelTestCase(ProbeTestCase):
-    """With the priority and the file that the RHEL family builds in."""
+    """With the built-in priority and file of the RHEL family."""
 
     def probe(self):
         return self.etc.probe('--priority', lint.SYSTEM, env={
             **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE': self.etc.file})
 
     @ddt.data(*policies.EXPECTED_OF_SYSTEM)
-    def test_policy(self, name):
+    def test_qemu_of_rhel_negotiates_as_the_policy_says(self, name):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED_OF_SYSTEM[name],
                               self.probe())
@@ -107,7 +107,8 @@ class RhelTestCase(ProbeTestCase):
     @ddt.data((policy.TLS12, 'disabled-version'),
               (policy.CHACHA20, 'disabled-ciphers'))
     @ddt.unpack
-    def test_what_is_generated_is_appended(self, mode, as_with):
+    def test_generated_policy_can_be_appended_to_crypto_policies(
+            self, mode, as_with):
         self.etc.put('crypto-policies')
         with self.etc.file.open('a') as file:
             file.write(policy.merge(policy.FAMILIES['rhel'], mode, ''))

@@ -10,10 +10,10 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The fault itself, between two QEMUs of this machine, in seconds.
+"""Reproduce the fault between two QEMUs of this machine, in seconds.
 
-Both load a GnuTLS that changes keys sooner, see eager_gnutls. Each has an /etc
-of its own: a policy is the destination's only.
+Both load a GnuTLS that rekeys sooner, see eager_gnutls. Each has its own /etc:
+only the destination has a policy.
 """
 
 import pathlib
@@ -29,20 +29,20 @@ from nova_migfix.tests import qemu_pair
 from nova_migfix.tls import policy
 from nova_migfix.tls import qmp
 
-# Of the guest; all of it is sent, in three changes of keys with that library.
+# Of the guest, bytes; all are sent, with three rekeys of that library.
 _MEMORY = 400 * qemu_pair.MIB
-# Bytes of it until the first: 2 records for a page of 4 KiB.
+# Bytes until the first rekey: 2 records for a page of 4 KiB.
 _PER_REKEY = eager_gnutls.records() // 2 * 4096
-# Bytes a second: GnuTLS takes no more than 8 changes of keys in one.
+# Bytes per second: GnuTLS allows at most 8 rekeys in one second.
 _BANDWIDTH = 200 * qemu_pair.MIB
 
 
 class Pair(qemu_pair.Pair):
 
     def __init__(self, etcs, libraries, kernel):
-        """Prepare two that load certain libraries.
+        """Prepare two QEMUs that load certain libraries.
 
-        :param etcs: etc.Etc by end
+        :param etcs: etc.Etc of each end
         """
         super().__init__(_MEMORY, ('-kernel', kernel))
         self._etcs = etcs
@@ -70,7 +70,7 @@ class RekeyTestCase(base.QemuTestCase):
             policy.FAMILIES['debian'], policy.TLS12, ''))
 
     def migrate(self, *capabilities):
-        """Begin to migrate; returns the Pair."""
+        """Start the migration; return the Pair."""
         kernel = self.directory / 'kernel'
         kernel.write_bytes(busy_guest.kernel(_MEMORY))
         qemus = self.useFixture(Pair(
@@ -79,31 +79,31 @@ class RekeyTestCase(base.QemuTestCase):
         try:
             qemus.migrate(*capabilities, bandwidth=_BANDWIDTH)
         except qmp.QemuError as error:
-            # such as no userfaultfd
+            # for example without userfaultfd
             self.skipTest(str(error))
         return qemus
 
 
 class PreCopyTestCase(RekeyTestCase):
-    """With a return path, as libvirt has it; the guest is paused."""
+    """With a return path, as with libvirt; the guest is paused."""
 
-    def test_the_source_crashes(self):
+    def test_precopy_source_crashes_on_rekeying(self):
         qemus = self.migrate('return-path')
         self.assertRaises(qmp.QemuError, qemus.wait, *qemu_pair.ENDED)
         self.assertEqual(-signal.SIGSEGV, qemus.processes['source'].wait())
 
-    def test_with_a_policy_on_the_destination_it_arrives(self):
+    def test_precopy_guest_arrives_with_a_policy_on_the_destination(self):
         self.give_policy_to_destination()
         found = self.migrate('return-path').wait(*qemu_pair.ENDED)
         self.assertEqual('completed', found['status'])
 
-    def test_without_a_return_path_it_arrives(self):
+    def test_precopy_guest_arrives_without_a_return_path(self):
         found = self.migrate().wait(*qemu_pair.ENDED)
         self.assertEqual('completed', found['status'])
 
 
 class PostCopyTestCase(RekeyTestCase):
-    """The guest runs, and goes on on the destination at once."""
+    """The guest runs, and continues on the destination at once."""
 
     def post_copy(self):
         qemus = self.migrate('postcopy-ram')
@@ -112,11 +112,11 @@ class PostCopyTestCase(RekeyTestCase):
         qemus.source.ask('migrate-start-postcopy')
         return qemus.wait(*qemu_pair.ENDED)
 
-    def test_it_fails_at_the_first_change_of_keys(self):
+    def test_postcopy_fails_at_the_first_rekeying(self):
         found = self.post_copy()
         self.assertEqual('postcopy-paused', found['status'])
         self.assertEqual(1, found['ram']['transferred'] // _PER_REKEY)
 
-    def test_with_a_policy_on_the_destination_it_arrives(self):
+    def test_postcopy_guest_arrives_with_a_policy_on_the_destination(self):
         self.give_policy_to_destination()
         self.assertEqual('completed', self.post_copy()['status'])

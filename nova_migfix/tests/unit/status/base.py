@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Running ``nova-migfix-status`` within a test."""
+"""Fixtures to run ``nova-migfix-status`` in a test."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ class Ran(NamedTuple):
 
 
 class Command(fixtures.Fixture):
-    """The command with a nova.conf; the configuration is as before after."""
+    """Run the command with a nova.conf; restore CONF afterwards."""
 
     def __init__(self, config):
         self._config = config
@@ -70,8 +70,8 @@ logging.register_options(CONF)
 class Hypervisor(fixtures.Fixture):
     """A host with the guests, the configuration and the disks of DATA.
 
-    As far as it is used here libvirt is made up, unless *real*: then it is
-    libvirt itself, whose test driver reads the same file.
+    libvirt is a fake, unless *real*: then it is libvirt's test driver, which
+    reads the same file.
     """
 
     def __init__(self, real=False):
@@ -109,14 +109,14 @@ class Hypervisor(fixtures.Fixture):
 
 
 def uuid(number):
-    """Of a guest in DATA."""
+    """Return the UUID of a guest in DATA."""
     return f'{number:08x}-0000-4000-8000-{number:012x}'
 
 
 class FakeLibvirt:
-    """libvirt-python, as far as it is used, over a file of domains.
+    """A fake of libvirt-python that reads its domains from a file.
 
-    :ivar asks: what it wants to know of who connects
+    :ivar asks: credentials that it requests from the client
     """
 
     asks = ()

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What the documentation shows is what the commands do."""
+"""The commands print the output that the documentation shows."""
 
 import contextlib
 import json
@@ -20,24 +20,24 @@ import fixtures
 from oslo_concurrency import processutils
 import testtools
 
+from nova_migfix.abi import tap
 from nova_migfix.status import explain
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base
 
 PAGE = pages.text('status/index.rst')
 
-#: first words of what is shown: exit codes that it may have
+#: command: allowed exit codes
 CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'heal': {0, 1},
          'explain': {2}}
 
 
 def shown():
-    """Yield each command of the page and the lines that it shows."""
+    """Yield each command of the page and its documented lines."""
     for command, output in pages.commands('status/index.rst'):
         yield command.removeprefix('nova-migfix-status '), tuple(
             line.strip() for line in output.splitlines()
@@ -49,7 +49,8 @@ class TestDocumentation(testtools.TestCase):
 
     @ddt.data(*shown())
     @ddt.unpack
-    def test_command(self, command, lines):
+    def test_documented_command_prints_the_documented_lines(
+            self, command, lines):
         self.useFixture(fixtures.MockPatchObject(
             explain, 'QEMU_LOGS', base.DATA))
         self.useFixture(fixtures.MockPatchObject(
@@ -75,14 +76,14 @@ class TestDocumentation(testtools.TestCase):
         if '--json' in arguments:
             json.loads(ran.out)
 
-    def test_table_of_heal(self):
+    def test_documented_table_of_heal_has_all_columns(self):
         table, *_rest = pages.blocks('status/index.rst', 'none')
         self.assertEqual(
             [title for title, _show in heal.COLUMNS],
             [cell.strip() for cell in
              table.splitlines()[1].split('|')[1:-1]])
 
-    def test_something_is_shown(self):
+    def test_page_shows_each_command(self):
         self.assertEqual(set(CODES), {
             command.split()[0] for command, _ in shown()})
 

@@ -9,7 +9,10 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""On logs that Nova 31 and QEMU 7.2 wrote in the lab, and on single lines."""
+"""``explain`` with logs of Nova 31 and QEMU 7.2, and with single lines.
+
+The logs are from the lab.
+"""
 
 import json
 import re
@@ -28,10 +31,10 @@ QUEUES = 'b1350311-e993-42ad-a310-5a62615e788d'
 ARRIVED = 'c0e381ea-85b4-418d-81b9-c8510d1fe903'
 IMAGE = 'e88fb035-b57d-4ed3-bcef-d6ff0c27886d'
 
-#: instance: outcome, fault, exit status, what the first line of evidence has
+#: instance: outcome, fault, exit status, text of a line of evidence
 EXPLAINED = {
     QUEUES: ('failed', 'vnic-queues', 2, 'Bad config data: i=0x9a'),
-    # failed at first, as its image was lost
+    # an earlier migration failed, as its image was lost
     ARRIVED: ('arrived', '', 0, None),
     IMAGE: ('failed', 'image-lost', 2, 'ssh: connect to host compute1'),
     base.uuid(9): ('unknown', 'unknown', 1, None),
@@ -57,8 +60,8 @@ LINES = {
         'Command: mkfs -t vfat -n ephemeral_1_40d1d2c /x',
         'mkfs.xfs -q -L ephemeral_1_40d1d2c /x'),
     'not-pulled': (
-        'disk.eph0 of instance 1-2 cannot be had from 10.0.2.11: Connection '
-        'refused. The guest has not been moved.',),
+        'disk.eph0 of instance 1-2 could not be fetched from 10.0.2.11: '
+        'Connection refused. The guest has not been moved.',),
     'not-complete': (
         'The disk disk.eph0 of instance 1-2 cannot be made complete, which',),
     'kernel-ramdisk': (
@@ -126,7 +129,7 @@ class ExplainTestCase(testtools.TestCase):
 class TestExplain(ExplainTestCase):
 
     @ddt.data(*EXPLAINED)
-    def test_real_logs(self, uuid):
+    def test_real_logs_are_explained(self, uuid):
         outcome, fault, code, said = EXPLAINED[uuid]
         found, answer = self.explain(uuid)
         self.assertEqual((outcome, fault, code), (
@@ -134,14 +137,14 @@ class TestExplain(ExplainTestCase):
         if said:
             self.assertTrue(any(said in line for line in answer['evidence']))
 
-    def test_begin_end_and_request(self):
+    def test_explanation_has_begin_end_and_request(self):
         _, answer = self.explain(IMAGE)
         self.assertEqual(
             ('req-a6ede1b8-6d44-4001-9687-1634efe5a281',
              '2026-11-25 01:35:10.692', '2026-11-25 01:35:11.739'),
             (answer['request'], answer['begin'], answer['end']))
 
-    def test_evidence_can_be_found_again(self):
+    def test_evidence_names_file_and_line(self):
         _, answer = self.explain(QUEUES)
         for line in answer['evidence']:
             path, number, text = re.match(
@@ -150,14 +153,14 @@ class TestExplain(ExplainTestCase):
                 self.assertIn(text.removesuffix(' ...'),
                               log.read().splitlines()[int(number) - 1])
 
-    def test_qemu_is_all_that_has_said_something(self):
+    def test_fault_is_found_in_the_log_of_qemu_alone(self):
         self.log('2026-11-25 01:31:12.853 1 INFO nothing')
         self.qemu_log()
         code, answer = self.explain(QUEUES)
         self.assertEqual(('vnic-queues', 2), (answer['fault'], code))
         self.assertIn('instance-00000001.log:', answer['evidence'][0])
 
-    def test_only_what_qemu_has_said_since_it_began(self):
+    def test_only_the_last_start_in_the_log_of_qemu_counts(self):
         self.log('2026-11-25 01:31:12.853 1 INFO nothing')
         self.qemu_log()
         path = self.command.directory / 'instance-00000001.log'
@@ -167,7 +170,7 @@ class TestExplain(ExplainTestCase):
         self.assertEqual('unknown', self.explain(QUEUES)[1]['fault'])
 
     @ddt.data('nowhere', 'instance-1.log')
-    def test_without_the_log_of_qemu(self, name):
+    def test_missing_log_of_qemu_is_noted(self, name):
         path = self.command.directory / name
         if name.endswith('.log'):
             path.mkdir()        # not even root can read it
@@ -177,7 +180,7 @@ class TestExplain(ExplainTestCase):
         self.assertEqual(('vnic-queues', 2), (answer['fault'], code))
         self.assertIn('cannot be read', answer['notes'][0])
 
-    def test_one_that_fails_for_no_known_reason(self):
+    def test_failure_for_an_unknown_reason_is_unknown(self):
         request = f'req-{base.uuid(1)}'
         self.log(
             f'2026-11-25 01:00:00.000 1 ERROR nova.x [None {request} - -] '
@@ -190,27 +193,27 @@ class TestExplain(ExplainTestCase):
 
     @ddt.data((base.uuid(1), 'paused'), (base.uuid(9), 'absent'))
     @ddt.unpack
-    def test_libvirt_is_asked_for_the_domain(self, uuid, state):
+    def test_explanation_has_the_domain_state(self, uuid, state):
         self.assertEqual(state, self.explain(uuid)[1]['domain_state'])
 
-    def test_libvirt_does_not_answer(self):
+    def test_unreachable_libvirt_is_noted(self):
         self.configure(f'log_file = {base.DATA / "nova-compute.log"}',
                        'test:///nonexistent')
         code, answer = self.explain(QUEUES)
         self.assertEqual(('vnic-queues', 2, ''), (
             answer['fault'], code, answer['domain_state']))
-        self.assertIn('libvirt cannot be asked', ' '.join(answer['notes']))
+        self.assertIn('does not answer: ', ' '.join(answer['notes']))
 
     REQUEST = f'req-{base.uuid(1)}'
 
-    def migration(self, *told):
-        """Log what Nova has told of a migration, as '[level] text'."""
+    def migration(self, *announced):
+        """Log messages of Nova about a migration, as (level, text)."""
         self.log(*(f'2026-11-25 10:44:4{second}.412 7101 {level} nova.x [None '
                    f'{self.REQUEST} - - - -] [instance: {base.uuid(1)}] {text}'
-                   for second, (level, text) in enumerate(told)))
+                   for second, (level, text) in enumerate(announced)))
 
-    # From the lab and Nova's sources: what the source tells of a domain that
-    # is gone before libvirt has said why.
+    # From the lab and Nova's code: messages on the source about a domain that
+    # is gone before libvirt reports the error.
     DIED = (
         ('ERROR', 'Live Migration failure: operation failed: domain is not '
                   'running: libvirt.libvirtError: operation failed: domain is '
@@ -223,8 +226,8 @@ class TestExplain(ExplainTestCase):
     @ddt.data(DIED, DIED[1:3] + DIED[:1], (
         ('ERROR', 'Live Migration failure: Unable to read from monitor: '
                   'Connection reset by peer'), *DIED[1:3]))
-    def test_a_guest_that_has_died_has_not_arrived(self, told):
-        self.migration(*told)
+    def test_crashed_guest_has_not_arrived(self, announced):
+        self.migration(*announced)
         (self.command.directory / 'instance-1.log').write_text(
             f'2026-11-25 08:00:00.1+0000: starting up\n'
             f'-uuid {base.uuid(1)} \\\n'
@@ -235,7 +238,7 @@ class TestExplain(ExplainTestCase):
         self.assertIn('Live Migration failure', answer['evidence'][0])
         self.assertIn('reason=crashed', answer['evidence'][-1])
 
-    def test_a_destination_to_which_nobody_has_come(self):
+    def test_guest_missing_on_the_destination_has_not_arrived(self):
         self.migration(
             ('INFO', 'Post operation of migration started'),
             ('ERROR', 'Unexpected error during post live migration at '
@@ -246,12 +249,12 @@ class TestExplain(ExplainTestCase):
 
     FAILED = (('ERROR', 'Live Migration failure: stars'),)
 
-    # UTC, an hour before Nova's time here
+    # UTC; Nova's time zone in this test is one hour ahead
     @ddt.data(('2026-11-25 09:44:40.101', 'tap-queues'),
               ('2026-11-25 09:44:50.101', 'unknown'),
               ('2026-11-25 10:44:40.101', 'unknown'))
     @ddt.unpack
-    def test_libvirt_has_told_meanwhile(self, when, fault):
+    def test_fault_is_found_in_the_log_of_libvirt(self, when, fault):
         self.migration(*self.FAILED)
         self.libvirt_log.write_text(
             f'{when}+0000: 66: info : libvirt version: 9.0.0\n'
@@ -262,7 +265,7 @@ class TestExplain(ExplainTestCase):
         if fault != 'unknown':
             self.assertIn('libvirtd.txt:2: ', answer['evidence'][0])
 
-    def test_libvirt_may_mean_another_guest(self):
+    def test_log_of_nova_outweighs_the_log_of_libvirt(self):
         self.migration(('ERROR', 'Live Migration failure: No space left on '
                                  'device'))
         self.libvirt_log.write_text(
@@ -271,13 +274,13 @@ class TestExplain(ExplainTestCase):
         self.assertEqual('disk-full',
                          self.explain(base.uuid(1))[1]['fault'])
 
-    def test_a_log_of_libvirt_that_cannot_be_read(self):
+    def test_unreadable_log_of_libvirt_is_noted(self):
         self.migration(*self.FAILED)
-        self.libvirt_log.mkdir()        # not even root can
+        self.libvirt_log.mkdir()        # not even root can read it
         self.assertIn('libvirtd.txt cannot be read',
                       ' '.join(self.explain(base.uuid(1))[1]['notes']))
 
-    def test_another_instance_is_another_matter(self):
+    def test_lines_of_another_instance_are_ignored(self):
         request = f'req-{base.uuid(1)}'
         self.log(
             f'2026-11-25 01:00:00.000 1 INFO nova.x [None {request} - -] '
@@ -288,19 +291,19 @@ class TestExplain(ExplainTestCase):
             'something')
         self.assertEqual('unknown', self.explain(base.uuid(1))[1]['outcome'])
 
-    def test_table(self):
+    def test_explanation_is_printed_as_a_table(self):
         ran = self.command.run('explain', QUEUES)
         self.assertEqual(2, ran.code)
         for part in ('| Field ', '| fault ', 'vnic-queues', QUEUES):
             self.assertIn(part, ran.out)
 
-    def test_a_log_that_is_not_there(self):
+    def test_missing_log_of_nova_compute_is_an_error(self):
         self.configure('log_dir = /nonexistent')
         ran = self.command.run('explain', QUEUES)
         self.assertEqual(255, ran.code)
         self.assertIn('/nonexistent/nova-compute.log cannot be read', ran.err)
 
-    def test_no_log_at_all(self):
+    def test_unknown_log_of_nova_compute_is_an_error(self):
         self.configure('')
         ran = self.command.run('explain', QUEUES)
         self.assertEqual(255, ran.code)
@@ -310,17 +313,17 @@ class TestExplain(ExplainTestCase):
 @ddt.ddt
 class TestFaults(testtools.TestCase):
 
-    def test_each_has_a_line_here(self):
+    def test_each_fault_has_a_tested_line(self):
         self.assertEqual([fault.name for fault in faults.FAULTS], list(LINES))
 
     @ddt.data(*((name, line) for name, lines in LINES.items()
                 for line in lines))
     @ddt.unpack
-    def test_line(self, name, line):
-        fault, told = explain._match([explain.Line('log', 1, line)])
-        self.assertEqual((name, 1), (fault.name, len(told)))
+    def test_known_log_line_matches_its_fault(self, name, line):
+        fault, announced = explain._match([explain.Line('log', 1, line)])
+        self.assertEqual((name, 1), (fault.name, len(announced)))
 
-    def test_pages_exist(self):
+    def test_page_of_each_fault_exists(self):
         source = base.DATA.parents[4] / 'doc/source'
         for fault in faults.FAULTS:
             if fault.page:
@@ -329,7 +332,7 @@ class TestFaults(testtools.TestCase):
     @ddt.data('internal error: qemu unexpectedly closed the monitor',
               'operation failed: Migration is not finalized yet',
               'INFO all is well')
-    def test_what_says_nothing(self, line):
+    def test_unspecific_line_matches_no_fault(self, line):
         self.assertEqual((None, []), explain._match(
             [explain.Line('log', 1, line)]))
 

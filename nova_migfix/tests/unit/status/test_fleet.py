@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""What many hosts have told, and what comes of it for each."""
+"""Merge the answers of many hosts, and judge each host."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ import testtools
 from nova_migfix import status
 from nova_migfix.status import fleet
 from nova_migfix.status import preflight
-from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 
 A, B = map(base.uuid, (1, 2))
@@ -34,7 +34,7 @@ class FleetTestCase(testtools.TestCase):
             self.useFixture(fixtures.TempDir()).path)
 
     def put(self, name, *findings, plugin=True, notes=(), **checks):
-        """A host that has told something."""
+        """Write the answers of a host."""
         hosts.write(
             self.directory, name,
             hosts.registered(hosts.checks(plugin, **checks)),
@@ -52,9 +52,9 @@ class FleetTestCase(testtools.TestCase):
 
 
 @ddt.ddt
-class TestTold(FleetTestCase):
+class TestRead(FleetTestCase):
 
-    def test_a_host(self):
+    def test_answers_of_a_host_are_read(self):
         self.put('a', hosts.finding('vnic', A))
         host = self.judged()['a']
         self.assertEqual(fleet.State.TOLD, host.state)
@@ -63,11 +63,11 @@ class TestTold(FleetTestCase):
         self.assertEqual(hosts.checks()['checks'], host.checks)
         self.assertEqual([hosts.finding('vnic', A)], host.findings)
 
-    def test_columns_are_those_of_preflight(self):
+    def test_columns_match_those_of_preflight(self):
         self.assertEqual({*preflight.Finding._fields},
                          {*fleet.TEXTS, 'result'})
 
-    def test_made_up_findings_are_those_of_preflight(self):
+    def test_example_findings_match_those_of_preflight(self):
         for name, *_, fix, covered, harm in hosts.KINDS:
             kind = preflight.KINDS[name]
             self.assertEqual(kind.fix.name, fix)
@@ -76,12 +76,12 @@ class TestTold(FleetTestCase):
             self.assertEqual(covered, preflight._covered(
                 kind, frozenset(hosts.FIXES), None))
 
-    def test_unreachable(self):
+    def test_unreachable_host_is_unknown(self):
         hosts.write(self.directory, 'a', hosts.UNREACHABLE, {})
         self.assertEqual(fleet.State.UNREACHABLE, self.judged()['a'].state)
         self.assertDrain('unknown', hosts.UNREACHABLE['msg'])
 
-    def test_one_that_went_away_in_between(self):
+    def test_host_that_becomes_unreachable_keeps_its_checks(self):
         hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
                     hosts.UNREACHABLE)
         self.assertEqual(fleet.State.UNREACHABLE, self.judged()['a'].state)
@@ -95,51 +95,51 @@ class TestTold(FleetTestCase):
         ({'msg': 'Timed out after 300 second(s).'},
          'Timed out after 300 second(s).'),
         ({'rc': 0, 'stdout': '{}', 'stderr': ''},
-         'exit code 0: it has not printed what nova-migfix-status does'),
+         'exit code 0: the output is not that of nova-migfix-status'),
         ({'rc': 0, 'stdout': '[' * 100000, 'stderr': ''},
-         'exit code 0: it has not printed what nova-migfix-status does'),
-        ({}, 'nothing has come from it.'))
+         'exit code 0: the output is not that of nova-migfix-status'),
+        ({}, 'there is no answer from this host.'))
     @ddt.unpack
-    def test_failed(self, result, error):
+    def test_failed_command_is_reported_with_its_error(self, result, error):
         hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
                     result)
         self.assertEqual(fleet.State.FAILED, self.judged()['a'].state)
         self.assertDrain('unknown', error)
 
-    def test_what_both_commands_complain_of_is_said_once(self):
+    def test_error_of_both_commands_is_reported_once(self):
         hosts.write(self.directory, 'a', hosts.NO_CONTAINER,
                     hosts.NO_CONTAINER)
         self.assertEqual(1, len(self.judged()['a'].errors))
 
-    def test_findings_count_where_checks_have_failed(self):
+    def test_findings_count_although_checks_failed(self):
         hosts.write(self.directory, 'a', hosts.NO_CONTAINER, hosts.registered(
             hosts.preflight('a', [hosts.finding('vnic', A, False)])))
         host = self.judged()['a']
         self.assertEqual(fleet.State.FAILED, host.state)
         self.assertEqual(fleet.Drain.NO, host.drain)
 
-    def test_only_values_may_be_missing(self):
+    def test_only_values_of_a_finding_can_be_missing(self):
         self.put('a', hosts.finding('vnic', A, running=None, covered=None))
         row, = self.judged()['a'].findings
         self.assertEqual((None, 'None'), (row['running'], row['covered']))
 
     @ddt.data('', '[]', '{"upgrade": 1}', '\0')
-    def test_a_file_that_is_not_understood(self, text):
+    def test_malformed_file_is_a_failed_host(self, text):
         (self.directory / 'a.json').write_text(text)
         host = self.judged()['a']
         self.assertEqual(fleet.State.FAILED, host.state)
-        self.assertIn('not understood', host.errors[0])
+        self.assertIn('is not valid', host.errors[0])
 
-    def test_one_that_was_asked_and_has_left_nothing(self):
+    def test_host_without_a_file_is_a_failed_host(self):
         self.put('a.example')
         (self.directory / 'hosts').write_text('a.example\nb.example\n')
         found = self.judged()
         self.assertEqual(['a.example', 'b.example'], list(found))
         self.assertEqual(fleet.State.FAILED, found['b.example'].state)
-        self.assertDrain('unknown', 'nothing has come from it.',
+        self.assertDrain('unknown', 'there is no answer from this host.',
                          host='b.example')
 
-    def test_nobody(self):
+    def test_directory_without_hosts_is_an_error(self):
         self.assertRaises(status.Error, fleet.read, self.directory)
         self.assertRaises(status.Error, fleet.read, self.directory / 'none')
 
@@ -147,31 +147,32 @@ class TestTold(FleetTestCase):
 @ddt.ddt
 class TestDrain(FleetTestCase):
 
-    def test_no_findings(self):
+    def test_host_without_findings_is_safe_to_drain(self):
         self.put('a', plugin=False)
         self.assertDrain('yes')
 
-    def test_covered(self):
+    def test_host_with_covered_findings_is_safe_to_drain(self):
         self.put('a', hosts.finding('vnic', A), hosts.finding('ephemeral', B))
         self.assertDrain('yes')
 
-    def test_not_covered(self):
+    def test_host_with_uncovered_findings_is_not_safe_to_drain(self):
         self.put('a', hosts.finding('vnic', A, False),
                  hosts.finding('ephemeral', A, False),
                  hosts.finding('vnic-ring', B, False), plugin=False)
         self.assertDrain(
             'no', 'Guests that would fail or be harmed: 1 of 2.',
-            'Guests that would not stay as they are: 1 of 2.')
+            'Guests that would change: 1 of 2.')
 
-    def test_only_changes(self):
+    def test_host_with_changes_only_is_rated_changes(self):
         self.put('a', hosts.finding('vnic-ring', A, False), plugin=False)
         self.assertDrain(
-            'changes', 'Guests that would not stay as they are: 1 of 2.')
+            'changes', 'Guests that would change: 1 of 2.')
 
     @ddt.data((True, True, 'yes', 2), (True, False, 'depends', 1),
               (False, False, 'no', 0))
     @ddt.unpack
-    def test_by_what_other_hosts_have(self, b, c, drain, able):
+    def test_drain_depends_on_the_fixes_of_other_hosts(
+            self, b, c, drain, able):
         self.put('a', hosts.finding('config-drive', A),
                  hosts.finding('kernel-ramdisk', A))
         self.put('b', plugin=b)
@@ -180,19 +181,19 @@ class TestDrain(FleetTestCase):
             drain, 'The destination needs config_drive, kernel_ramdisk: '
             f'{able} of 2 other hosts are known to have it.')
 
-    def test_itself_is_no_destination(self):
+    def test_host_is_no_destination_for_itself(self):
         self.put('a', hosts.finding('config-drive', A))
         self.assertDrain('no', 'The destination needs config_drive: 0 of 0 '
                                'other hosts are known to have it.')
 
-    def test_a_host_that_is_not_known_is_no_destination(self):
+    def test_unreachable_host_is_no_destination(self):
         self.put('a', hosts.finding('config-drive', A))
         self.put('b')
         hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})
         self.assertDrain('depends', 'The destination needs config_drive: 1 '
                                     'of 2 other hosts are known to have it.')
 
-    def test_a_host_that_has_not_restarted_is_no_destination(self):
+    def test_host_that_has_not_restarted_is_no_destination(self):
         self.put('a', hosts.finding('config-drive', A))
         self.put('b', Plugin=(1, 'restart it.'))
         self.assertDrain('no', 'The destination needs config_drive: 0 of 1 '
@@ -200,32 +201,33 @@ class TestDrain(FleetTestCase):
 
     @ddt.data(('TLSv1.2 AES256 safe.', 'yes', 1), ('rekeys.', 'no', 0))
     @ddt.unpack
-    def test_tls_is_the_destinations(self, details, drain, able):
+    def test_tls_policy_counts_on_the_destination(self, details, drain, able):
         self.put('a', hosts.finding('tls', A),
                  hosts.finding('tls', A, finding='old-library', result=1))
         self.put('b', TLS=(0, details))
         self.assertDrain(drain, 'The destination needs a policy for TLS: '
                          f'{able} of 1 other hosts are known to have it.')
 
-    def test_what_covers_is_not_in_force_yet(self):
+    def test_fix_before_a_restart_does_not_cover(self):
         self.put('a', hosts.finding('vnic', A), Plugin=(1, 'Restart it.'))
         self.put('b', Plugin=(1, 'Restart it.'))
         self.assertDrain('no', 'Restart it.')
         self.assertDrain('yes', host='b')
 
-    def test_nothing_can_be_fetched_from_it(self):
+    def test_host_with_closed_ssh_is_not_safe_to_drain(self):
         ssh = {'ssh_to_the_migration_address': (2, 'nobody answers.')}
         self.put('a', hosts.finding('ephemeral', A), **ssh)
         self.put('b', plugin=False, **ssh)
         self.assertDrain('no', 'ssh to the migration address: nobody answers.')
         self.assertDrain('yes', host='b')
 
-    def test_a_guest_that_was_not_looked_at(self):
-        note = f'{A}: what Nova would make of its vNICs could not be computed'
+    def test_guest_that_was_not_checked_is_unknown(self):
+        note = (f'{A}: the vNICs that Nova would give it could not be '
+                'computed')
         self.put('a', notes=[note, f'{A} (x) is not an instance of Nova\'s.'])
         self.assertDrain('unknown', note)
 
-    def test_the_worst_comes_first(self):
+    def test_worst_reason_comes_first(self):
         self.put('a', hosts.finding('vnic', B, False), notes=[f'{A}: no'])
         self.assertDrain('no', 'Guests that would fail or be harmed: 1 of 2.',
                          f'{A}: no')
@@ -233,7 +235,7 @@ class TestDrain(FleetTestCase):
 
 class TestSummary(FleetTestCase):
 
-    def test_summary(self):
+    def test_summary_counts_hosts_guests_and_findings(self):
         self.put('a', hosts.finding('vnic', A), hosts.finding('ephemeral', A))
         self.put('b', hosts.finding('vnic', B, False), plugin=False)
         hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""Old disks are completed by the operator's command; on real files."""
+"""``heal`` completes old disks; with real files."""
 
 import contextlib
 import os
@@ -29,12 +29,12 @@ from oslo_concurrency import processutils
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
-from nova_migfix import completion
-from nova_migfix import disks
-from nova_migfix import scratch
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
+from nova_migfix.storage import completion
+from nova_migfix.storage import disks
+from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
 
@@ -56,7 +56,7 @@ class HealTestCase(testtools.TestCase):
             lambda: contextlib.nullcontext(self.guests)))
 
     def add(self, uuid, active=False, name='disk.eph0'):
-        """Have a guest with an old disk; returns its path."""
+        """Add a guest with an old disk; return the disk's path."""
         path = self.instances.make_disk(
             uuid, name, self.base, written=b'\x07' * 65536)
         guest = self.guests[uuid] = mock.create_autospec(
@@ -79,7 +79,7 @@ class HealTestCase(testtools.TestCase):
             'heal', *(['--yes'] if yes else []), *arguments)
 
     def image(self, path):
-        """Return what a guest sees of a disk."""
+        """Return a raw image with the content of a disk."""
         copy = self.instances.path / 'image'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, copy)
         return copy
@@ -105,7 +105,7 @@ class TestTable(HealTestCase):
         return [[cell.strip() for cell in line.split('|')[1:-1]]
                 for line in out.splitlines() if line.startswith('|')]
 
-    def test_columns_of_a_running_and_a_stopped_guest(self):
+    def test_table_shows_a_running_and_a_stopped_guest(self):
         running = self.add(uuids.running, active=True)
         stopped = self.add(uuids.stopped)
         with mock.patch.object(completion, 'free_space', autospec=True,
@@ -120,13 +120,13 @@ class TestTable(HealTestCase):
              f'{disks.flat_size(str(stopped)) / GIB:.3f}', '512.000',
              'convert']]), rows)
 
-    def test_cost_of_a_missing_base_is_not_known(self):
+    def test_cost_of_a_missing_base_is_unknown(self):
         self.add(uuids.running, active=True)
         self.base.unlink()
         _titles, row = self.rows()
         self.assertEqual(['?', 'block pull'], [row[4], row[6]])
 
-    def test_disks_of_the_named_instances_only(self):
+    def test_table_shows_only_disks_of_the_named_instances(self):
         self.add(uuids.running, active=True)
         self.add(uuids.stopped)
         _titles, row = self.rows('--instance', uuids.stopped)
@@ -162,21 +162,21 @@ class TestConsent(HealTestCase):
             'builtins.input', return_value=answer))
         return self.run_heal(yes=False).code
 
-    def test_dry_run_changes_nothing(self):
+    def test_dry_run_changes_no_disk(self):
         ran = self.run_heal('--dry-run')
         self.assertEqual(heal.LEFT, ran.code)
         self.assert_untouched(self.path, self.before)
 
-    def test_no_leaves_the_disk(self):
+    def test_answer_no_leaves_the_disk(self):
         self.assertEqual(heal.LEFT, self.answer(''))
         self.assert_untouched(self.path, self.before)
 
-    def test_yes_completes_the_disk(self):
+    def test_answer_yes_completes_the_disk(self):
         image = self.image(self.path)
         self.assertEqual(heal.DONE, self.answer('y'))
         self.assert_complete(self.path, image)
 
-    def test_without_a_terminal_the_option_is_needed(self):
+    def test_yes_option_is_required_without_a_terminal(self):
         self.useFixture(fixtures.MockPatchObject(
             sys, 'stdin', mock.Mock(isatty=lambda: False)))
         ran = self.run_heal(yes=False)
@@ -207,11 +207,11 @@ class TestRunningGuest(HealTestCase):
             ran.out, rf'{title}: block pull, about 0\.\d+ GiB\n'
             rf'{title}: complete\n')
 
-    def test_bandwidth_of_the_operator(self):
+    def test_bandwidth_option_bounds_the_pull(self):
         self.run_heal('--bandwidth', '0')
         self.assertEqual(0, self.device.REBASE_DEFAULT_BANDWIDTH)
 
-    def test_failed_pull_goes_on_with_the_next_disk(self):
+    def test_next_disk_follows_a_failed_pull(self):
         self.device.rebase.side_effect = OSError('libvirt is gone')
         stopped = self.add(uuids.stopped)
         image = self.image(stopped)
@@ -220,7 +220,7 @@ class TestRunningGuest(HealTestCase):
         self.assertIn('not completed: libvirt is gone', ran.out)
         self.assert_complete(stopped, image)
 
-    def test_disk_that_nova_compute_completes_is_left_to_it(self):
+    def test_disk_that_nova_compute_completes_is_not_touched(self):
         before = self.path.stat()
         lock = self.path.with_name('ephemeral.disk.eph0.lock')
         with scratch.locked(str(lock)):
@@ -229,7 +229,7 @@ class TestRunningGuest(HealTestCase):
         self.assertIn('another process is completing the disk', ran.out)
         self.assert_untouched(self.path, before)
 
-    def test_block_copy_of_a_killed_process_is_ended(self):
+    def test_block_copy_of_a_killed_process_is_aborted(self):
         image = self.image(self.path)
         copy = self.path.with_name('ephemeral.disk.eph0')
         copy.touch()
@@ -247,16 +247,16 @@ class TestRunningGuest(HealTestCase):
         self.assert_complete(self.path, image)
         self.assertFalse(copy.exists())
 
-    def test_second_run_has_nothing_to_do(self):
+    def test_second_run_finds_no_disks(self):
         self.run_heal()
         ran = self.run_heal()
         self.assertEqual(heal.DONE, ran.code)
         self.assertEqual(
-            'No disk needs a backing file that Nova has made.\n', ran.out)
+            'No disk needs a backing file that Nova made.\n', ran.out)
 
 
 @ddt.ddt
-class TestSkipped(HealTestCase):
+class TestSkippedDisk(HealTestCase):
 
     def assert_skipped(self, path, reason):
         before = path.stat()
@@ -268,55 +268,55 @@ class TestSkipped(HealTestCase):
         self.device.rebase.assert_not_called()
         self.assert_untouched(path, before)
 
-    # bounded, unbounded; completed: what Nova's Guest says of one that arrives
+    # bounded, unbounded; completed: the type for a guest that arrives
     @ddt.data(1, 2, 3)
-    def test_guest_with_a_job_of_libvirt(self, job):
+    def test_guest_with_a_domain_job_is_skipped(self, job):
         path = self.add(uuids.instance, active=True)
         self.guests[uuids.instance].get_job_info.return_value.type = job
         self.assert_skipped(path, 'the guest is being migrated or saved')
 
-    def test_guest_with_a_block_job(self):
+    def test_guest_with_a_block_job_is_skipped(self):
         path = self.add(uuids.instance, active=True)
         self.device.get_job_info.return_value = mock.Mock()
-        self.assert_skipped(path, 'a block job on vdb is under way')
+        self.assert_skipped(path, 'a block job on vdb is running')
 
-    def test_rescued_guest(self):
+    def test_rescued_guest_is_skipped(self):
         path = self.add(uuids.instance, active=True)
         self.guests[uuids.instance].get_disk.side_effect = {}.get
         self.assert_skipped(path, 'the running guest does not have the disk')
 
     @ddt.data(True, False)
-    def test_instance_that_is_resized(self, active):
+    def test_resized_instance_is_skipped(self, active):
         path = self.add(uuids.instance, active)
         (self.instances.path / f'{uuids.instance}_resize').mkdir()
         self.assert_skipped(path, 'the instance is being resized or migrated')
 
-    def test_directory_of_a_resized_instance(self):
+    def test_directory_of_a_resized_instance_is_skipped(self):
         path = self.add(f'{uuids.instance}_resize')
         self.assert_skipped(path, 'the instance is being resized or migrated')
 
-    def test_instance_of_another_host(self):
+    def test_instance_of_another_host_is_skipped(self):
         path = self.add(uuids.instance)
         del self.guests[uuids.instance]
         self.assert_skipped(path, 'libvirt has no such domain on this host')
 
-    def test_suspended_guest(self):
+    def test_suspended_guest_is_skipped(self):
         path = self.add(uuids.instance)
         domain = self.guests[uuids.instance]._domain
         domain.hasManagedSaveImage.return_value = 1
         self.assert_skipped(path, 'the guest is suspended')
 
-    def test_stopped_guest_that_is_defined_with_the_copy_of_a_disk(self):
+    def test_stopped_guest_defined_with_a_copy_is_skipped(self):
         path = self.add(uuids.instance)
         self.guests[uuids.instance].get_disk.side_effect = None
-        self.assert_skipped(path, 'the guest has to be started: it is defined')
+        self.assert_skipped(path, 'the guest must be started first: its')
 
-    def test_stopped_guest_without_its_base(self):
+    def test_stopped_guest_without_its_base_is_skipped(self):
         path = self.add(uuids.instance)
         self.base.unlink()
         self.assert_skipped(path, 'the backing file is missing and the guest')
 
-    def test_stopped_guest_whose_disk_a_process_has_open(self):
+    def test_stopped_guest_with_an_open_disk_is_skipped(self):
         path = self.add(uuids.instance)
         holder = subprocess.Popen(
             ['qemu-io', path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -324,7 +324,7 @@ class TestSkipped(HealTestCase):
         holder.stdout.read(len('qemu-io> '))
         self.assert_skipped(path, 'a process has the disk open')
 
-    def test_disk_without_enough_space(self):
+    def test_disk_without_enough_space_is_skipped(self):
         path = self.add(uuids.instance)
         with mock.patch.object(completion, 'free_space', autospec=True,
                                return_value=1 << 20):
@@ -365,7 +365,7 @@ class TestStoppedGuest(HealTestCase):
             return 64055, 64055
         return -1, os.getgroups()[-1]
 
-    def test_owner_is_given_by_privsep_where_this_user_may_not(self):
+    def test_privsep_sets_the_owner_if_this_user_cannot(self):
         acquire, chown = (self.useFixture(fixtures.MockPatchObject(
             module, name, autospec=True)).mock for module, name in (
                 (privileges, 'acquire'), (nova.privsep.path, 'chown')))
@@ -377,7 +377,7 @@ class TestStoppedGuest(HealTestCase):
         chown.assert_called_once_with(
             mock.ANY, self.before.st_uid, self.before.st_gid)
 
-    def test_bandwidth_bounds_the_copy(self):
+    def test_bandwidth_option_bounds_the_copy(self):
         with mock.patch.object(disks, 'copy', autospec=True,
                                side_effect=OSError) as copy:
             self.run_heal('--bandwidth', '7')
@@ -385,7 +385,7 @@ class TestStoppedGuest(HealTestCase):
         self.assertEqual([('-U', '-r', '7M'), ('-U',)],
                          [call.args[3:] for call in copy.call_args_list])
 
-    def test_guest_that_is_started_meanwhile_keeps_its_disk(self):
+    def test_guest_started_during_the_copy_keeps_its_disk(self):
         self.during_the_copy(
             lambda: setattr(self.guest.is_active, 'return_value', True))
         ran = self.run_heal()
@@ -393,20 +393,20 @@ class TestStoppedGuest(HealTestCase):
         self.assertIn('skipped: the guest has been started', ran.out)
         self.assert_untouched(self.path, self.before)
 
-    def test_disk_that_has_changed_meanwhile_stays(self):
+    def test_disk_changed_during_the_copy_stays(self):
         self.during_the_copy(lambda: os.utime(self.path))
         ran = self.run_heal()
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
         self.assertEqual(self.before.st_ino, self.path.stat().st_ino)
 
-    def test_resize_that_begins_meanwhile_keeps_the_disk(self):
+    def test_resize_during_the_copy_keeps_the_disk(self):
         self.during_the_copy((
             self.instances.path / f'{uuids.stopped}_resize').mkdir)
         ran = self.run_heal()
         self.assertEqual(heal.LEFT, ran.code)
         self.assert_untouched(self.path, self.before)
 
-    def test_guest_that_is_started_before_its_turn_is_pulled(self):
+    def test_guest_started_before_its_turn_is_pulled(self):
         image = self.image(self.path)
         self.guest.is_active.side_effect = [False, False, True]
         ran = self.run_heal()
@@ -414,7 +414,7 @@ class TestStoppedGuest(HealTestCase):
         self.device.rebase.assert_called_once_with(None)
         self.assert_complete(self.path, image)
 
-    def test_start_is_not_held_up_by_the_copy(self):
+    def test_copy_does_not_hold_up_a_start(self):
         # a start of the guest opens the disk for writing
         opened = []
         execute = processutils.execute
@@ -432,7 +432,7 @@ class TestStoppedGuest(HealTestCase):
         with mock.patch.object(processutils, 'execute', convert_slowly):
             ran = self.run_heal()
         self.assertEqual([0], opened)
-        self.assertIn('skipped: the disk has changed meanwhile', ran.out)
+        self.assertIn('skipped: the disk changed in the meantime', ran.out)
 
 
 class TestInterruption(HealTestCase):
@@ -452,10 +452,10 @@ class TestInterruption(HealTestCase):
         self.assertEqual(heal.FAILED, ran.code, ran.err)
         self.device.abort_job.assert_called_once_with()
         self.assertIn('interrupted', ran.out)
-        self.assertIn('Run the command again to go on', ran.out)
+        self.assertIn('Run the command again to continue', ran.out)
         self.assert_untouched(path, before)
 
-    def test_signal_ends_the_copy_and_a_second_run_goes_on(self):
+    def test_signal_ends_the_copy_and_a_second_run_continues(self):
         path = self.add(uuids.stopped)
         before, image = path.stat(), self.image(path)
         watch = heal._watch
@@ -472,7 +472,7 @@ class TestInterruption(HealTestCase):
         self.assertEqual(heal.DONE, self.run_heal().code)
         self.assert_complete(path, image)
 
-    def test_no_further_disk_is_begun(self):
+    def test_interruption_begins_no_further_disk(self):
         for uuid in ('1', '2'):
             path = self.add(uuid, active=True)
         self.device.rebase.side_effect = None
@@ -485,7 +485,7 @@ class TestInterruption(HealTestCase):
         self.device.rebase.assert_not_called()
         self.assertEqual(str(self.base), disks.qcow2_header(str(path)).backing)
 
-    def test_handlers_of_signals_are_as_before(self):
+    def test_signal_handlers_are_restored(self):
         before = signal.getsignal(signal.SIGTERM)
         self.add(uuids.stopped)
         self.run_heal()
@@ -493,10 +493,10 @@ class TestInterruption(HealTestCase):
 
 
 class TestUser(HealTestCase):
-    """Root writes nothing where another user can make links."""
+    """Root does not write where another user can make links."""
 
     def become(self, asking, owner):
-        """Return what root has become, in the order in which it did."""
+        """Return root's calls to change its user, in their order."""
         calls = mock.Mock()
         os.chown(self.instances.path, owner.pw_uid, owner.pw_gid)
         with mock.patch.multiple(
@@ -513,15 +513,15 @@ class TestUser(HealTestCase):
              mock.call.setgid(nobody.pw_gid), mock.call.setuid(nobody.pw_uid)],
             self.become(0, nobody))
 
-    def test_other_users_and_the_owner_stay_who_they_are(self):
+    def test_other_users_and_the_owner_keep_their_user_id(self):
         this = pwd.getpwuid(os.geteuid())
         self.assertEqual([], self.become(this.pw_uid, this))
         self.assertEqual([], self.become(4711, this))
 
 
-class TestOnlyOne(HealTestCase):
+class TestSecondCommand(HealTestCase):
 
-    def test_second_command_is_refused(self):
+    def test_second_heal_command_is_refused(self):
         path = self.add(uuids.stopped)
         before = path.stat()
         lock = self.instances.path / 'locks' / 'migfix-heal-compute1'
@@ -532,7 +532,7 @@ class TestOnlyOne(HealTestCase):
         self.assertIn('runs already', ran.err)
         self.assert_untouched(path, before)
 
-    def test_lock_of_another_process_ends_with_it(self):
+    def test_lock_is_released_when_its_process_ends(self):
         path = self.add(uuids.stopped)
         lock = self.instances.path / 'locks' / 'migfix-heal-compute1'
         lock.parent.mkdir()

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""On guests that libvirt describes in ``data/hypervisor.xml``."""
+"""``preflight`` with the guests in ``data/hypervisor.xml``."""
 
 import csv
 import io
@@ -27,19 +27,19 @@ from nova.tests import fixtures as nova_fixtures
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix import disks
-from nova_migfix import guest_abi
+from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import nova_release
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
+from nova_migfix.storage import disks
+from nova_migfix.tests.unit.abi import test_vnic
 from nova_migfix.tests.unit.status import base
-from nova_migfix.tests.unit import test_guest_abi
 from nova_migfix.tls import audit
-from nova_migfix import transfer
+from nova_migfix.transport import transfer
 
-#: guest, finding, device, as it is, as Nova would have it, covered
+#: guest, finding, device, running, computed, covered
 FINDINGS = (
     (1, 'vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4', 'yes'),
     (1, 'vnic-ring', 'fa:16:3e:00:00:01 driver/@rx_queue_size', '256', '512',
@@ -50,7 +50,7 @@ FINDINGS = (
     (2, 'kernel-ramdisk', 'kernel', '@INSTANCES@/{uuid}/kernel',
      'fetched as a disk image: ImageUnacceptable', 'if on the destination'),
     (3, 'ephemeral', 'vdb disk.eph0', 'ephemeral_1_40d1d2c ext4 {fs}',
-     'file system of the destination\'s', 'yes'),
+     'the destination\'s file system', 'yes'),
     (3, 'ephemeral-lost', 'vdc disk.eph1',
      '@INSTANCES@/_base/ephemeral_2_40d1d2c', 'is missing', 'yes'),
     (3, 'config-drive-empty', 'hda disk.config', 'all zeros', 'all zeros',
@@ -65,7 +65,7 @@ class PreflightTestCase(testtools.TestCase):
     def setUp(self):
         super().setUp()
         preflight._file_system.cache_clear()
-        # what a release does is told by its number
+        # the findings depend on the release of Nova
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
@@ -102,55 +102,55 @@ class PreflightTestCase(testtools.TestCase):
 @ddt.ddt
 class TestFindings(PreflightTestCase):
 
-    def test_all(self):
+    def test_findings_of_all_guests_are_reported(self):
         self.assertEqual(self.expected(), self.findings())
 
     @ddt.data((1,), (3, 2), (4,))
-    def test_named_ones(self, numbers):
+    def test_findings_of_named_instances_are_reported(self, numbers):
         arguments = [word for number in numbers
                      for word in ('--instance', base.uuid(number))]
         self.assertEqual(self.expected(*numbers), self.findings(*arguments))
 
-    def test_one_that_does_not_run_here(self):
+    def test_instance_of_another_host_is_an_error(self):
         ran = self.host.run('preflight', '--instance', base.uuid(9))
         self.assertEqual(255, ran.code)
         self.assertEqual(f'Not running on this host: {base.uuid(9)}.\n',
                          ran.err)
 
-    def test_libvirt_out_of_reach(self):
+    def test_unreachable_libvirt_is_an_error(self):
         (self.host.path / 'hypervisor.xml').unlink()
         ran = self.host.run('preflight')
         self.assertEqual(255, ran.code)
-        self.assertIn('libvirt cannot be asked at test://', ran.err)
+        self.assertIn('libvirt at test://', ran.err)
         self.assertNotIn('Traceback', ran.err)
 
-    def test_libvirt_wants_a_password_that_auth_conf_does_not_have(self):
+    def test_missing_libvirt_password_is_an_error(self):
         with mock.patch.object(base.FakeLibvirt, 'asks', (
                 base.FakeLibvirt.VIR_CRED_AUTHNAME,
                 base.FakeLibvirt.VIR_CRED_PASSPHRASE)):
             ran = self.host.run('preflight')
         self.assertEqual(255, ran.code)
-        self.assertIn('Failed to collect auth credentials. It wants a name '
-                      'and a password, which auth.conf has', ran.err)
+        self.assertIn('Failed to collect auth credentials. It requires a '
+                      'name and a password from auth.conf', ran.err)
         self.assertEqual(1, ran.err.count('\n'))
 
-    def test_without_libvirt_python(self):
+    def test_missing_libvirt_python_is_an_error(self):
         with mock.patch.object(hypervisor, '_libvirt', autospec=True,
                                side_effect=hypervisor.status.Error('none')):
             self.assertEqual(255, self.host.run('preflight').code)
 
-    def test_old_nova_copies_the_config_drive(self):
+    def test_nova_29_has_no_config_drive_finding(self):
         with mock.patch.object(nova_release, 'major', return_value=29):
             self.assertNotIn('config-drive', self.covered())
 
-    def test_disks_that_are_shared_are_not_moved(self):
+    def test_disks_on_shared_storage_have_no_findings(self):
         with mock.patch.object(preflight, 'SHARED', AnyOf()):
             kinds = {row[1] for row in self.findings()}
         self.assertEqual(
             {'vnic', 'vnic-ring', 'config-drive-empty', 'ephemeral-lost'},
             kinds)
 
-    def test_bases_that_are_not_in_reach(self):
+    def test_unreachable_bases_are_noted(self):
         for path in self.host.base.iterdir():
             path.unlink()
         self.host.base.rmdir()
@@ -158,11 +158,11 @@ class TestFindings(PreflightTestCase):
         self.assertNotIn('ephemeral-lost', {
             row['finding'] for row in report['findings']})
         self.assertTrue([note for note in report['notes']
-                         if 'not in reach' in note])
+                         if 'not accessible' in note])
 
 
 class AnyOf:
-    """Contains everything."""
+    """A container of every value."""
 
     def __contains__(self, _value):
         return True
@@ -171,7 +171,7 @@ class AnyOf:
 @ddt.ddt
 class TestCovered(PreflightTestCase):
 
-    def test_nothing_is_without_the_plugin(self):
+    def test_findings_without_the_plugin_are_not_covered(self):
         self.host.command.write(self.host.text('nova.conf').replace(
             'migfix.LibvirtDriver', 'libvirt.LibvirtDriver'))
         report = self.report()
@@ -183,7 +183,7 @@ class TestCovered(PreflightTestCase):
         self.assertEqual([], [row for row in report['findings']
                               if not row['otherwise']])
 
-    def test_a_fix_that_is_off(self):
+    def test_disabled_fix_does_not_cover(self):
         self.host.command.write(self.host.text('nova.conf') + (
             '[migfix]\nenabled_fixes = ephemeral\n'))
         covered = self.covered()
@@ -203,7 +203,8 @@ class TestCovered(PreflightTestCase):
         ([('Fix kernel_ramdisk', 'not needed in ..')], 2, 'no', 'yes'),
         ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'))
     @ddt.unpack
-    def test_the_destination_is_asked(self, checks, plugin, drive, kernel):
+    def test_destination_decides_for_its_fixes(
+            self, checks, plugin, drive, kernel):
         with mock.patch.object(
                 transfer, 'execute', autospec=True,
                 return_value=self.ask(*checks, plugin=plugin)) as asked:
@@ -213,40 +214,41 @@ class TestCovered(PreflightTestCase):
         self.assertEqual('compute2', asked.call_args.args[0])
 
     @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'])
-    def test_one_that_does_not_answer(self, answer):
+    def test_unreachable_destination_is_noted(self, answer):
         with mock.patch.object(transfer, 'execute', autospec=True,
                                side_effect=answer):
             report = self.report('--dest', 'compute2')
-        self.assertIn('compute2 was not asked', ' '.join(report['notes']))
+        self.assertIn('compute2 did not report its fixes',
+                      ' '.join(report['notes']))
         self.assertIn('if on the destination', {
             row['covered'] for row in report['findings']})
 
-    def test_a_name_that_is_none(self):
+    def test_invalid_destination_name_is_noted(self):
         report = self.report('--dest=-oProxyCommand=x')
         self.assertIn('neither a host name', ' '.join(report['notes']))
 
 
 class TestOutput(PreflightTestCase):
 
-    def test_json(self):
+    def test_findings_are_printed_as_json(self):
         report = self.report()
         self.assertEqual(set(preflight.Report._fields), set(report))
         self.assertEqual(('compute1', 5), (report['host'], report['guests']))
         for row in report['findings']:
             self.assertEqual(list(preflight.Finding._fields), list(row))
         notes = ' '.join(report['notes'])
-        for part in ('Neutron was not asked', 'Glance was not asked',
+        for part in ('Neutron was not queried', 'Glance was not queried',
                      'Approximated: flavor and image', 'monitor'):
             self.assertIn(part, notes)
 
-    def test_csv(self):
+    def test_findings_are_printed_as_csv(self):
         ran = self.host.run('preflight', '--csv')
         rows = list(csv.DictReader(io.StringIO(ran.out)))
         self.assertEqual(list(preflight.Finding._fields), list(rows[0]))
         self.assertEqual(len(FINDINGS), len(rows))
-        self.assertIn('Neutron was not asked', ran.err)
+        self.assertIn('Neutron was not queried', ran.err)
 
-    def test_table(self):
+    def test_findings_are_printed_as_a_table(self):
         ran = self.host.run('preflight')
         for part in ('| Instance ', '| Covered ', base.uuid(1), 'Note: ',
                      f'5 guests on compute1, {len(FINDINGS)} findings, '):
@@ -263,7 +265,7 @@ class TestTls(PreflightTestCase):
         self.flavor(200 << 10)
 
     def flavor(self, memory):
-        """Give all guests so many MiB."""
+        """Set the memory of all flavors, in MiB."""
         path = self.host.path / 'hypervisor.xml'
         path.write_text(re.sub(
             '(<nova:memory>)[0-9]+', rf'\g<1>{memory}', path.read_text()))
@@ -276,7 +278,7 @@ class TestTls(PreflightTestCase):
             return {row['finding']: row for row in self.report(
                 '--instance', base.uuid(1), *arguments)['findings']}
 
-    def test_a_large_guest_on_an_old_library(self):
+    def test_large_guest_on_an_old_library_is_found(self):
         found = self.findings_of(100 << 30, audit.Library(
             '/lib/libgnutls.so.30', True, '3.7.9', ''))
         self.assertEqual(('no', 2, 'will fail'), (
@@ -285,25 +287,25 @@ class TestTls(PreflightTestCase):
         self.assertEqual(('3.7.9', 1), (found['old-library']['running'],
                                         found['old-library']['result']))
 
-    def test_one_that_uses_little_of_its_memory(self):
+    def test_large_guest_with_little_used_memory_is_not_found(self):
         self.assertNotIn('tls', self.findings_of(1 << 30, audit.Library(
             '/lib/libgnutls.so.30', True, '3.7.9', '')))
 
-    def test_a_small_one_is_not_looked_into(self):
+    def test_process_of_a_small_guest_is_not_inspected(self):
         self.flavor(1 << 10)
         with mock.patch.object(audit, 'find', autospec=True) as find:
             self.assertNotIn('tls', self.covered())
         find.assert_not_called()
 
-    def test_processes_that_may_not_be_looked_into(self):
+    def test_unreadable_processes_are_noted(self):
         with mock.patch.object(audit, 'find', autospec=True,
                                side_effect=PermissionError('maps')):
             report = self.report('--instance', base.uuid(1))
-        self.assertIn('Processes cannot be looked into: maps',
+        self.assertIn('Processes cannot be read: maps',
                       ' '.join(report['notes']))
         self.assertIn('tls', {row['finding'] for row in report['findings']})
 
-    def test_a_destination_that_is_safe(self):
+    def test_large_guest_is_not_found_for_a_safe_destination(self):
         with mock.patch.object(
                 transfer, 'execute', autospec=True, return_value=(
                     TestCovered.ask(self, tls='TLSv1.2 AES256 safe.'))):
@@ -321,7 +323,7 @@ class TestServices(PreflightTestCase):
         return mock.Mock(get_access=lambda _session: mock.Mock(
             role_names=[role], auth_token='token'))
 
-    def test_bindings_and_mtu_are_neutrons(self):
+    def test_bindings_and_mtu_come_from_neutron(self):
         self.credentials('neutron')
         with mock.patch.object(neutron, 'get_client', autospec=True) as get:
             client = get.return_value
@@ -338,7 +340,7 @@ class TestServices(PreflightTestCase):
         client.list_ports.assert_called_once_with(
             **{'binding:host_id': 'compute1'})
 
-    def test_images_that_glance_has_lost(self):
+    def test_images_missing_in_glance_are_found(self):
         self.credentials('service_user')
         with mock.patch.object(services, 'loading', autospec=True) as load, \
                 mock.patch.object(glance.API, 'get', autospec=True) as get:
@@ -350,7 +352,7 @@ class TestServices(PreflightTestCase):
             '192.0.2.11', 'fetched from compute1', 'if on the destination')],
             found)
 
-    def test_a_slow_glance_is_not_waited_for(self):
+    def test_slow_glance_is_not_waited_for(self):
         self.credentials('service_user')
         images = [base.uuid(number) for number in range(20, 40)]
         with mock.patch.object(services, 'loading', autospec=True) as load, \
@@ -364,23 +366,23 @@ class TestServices(PreflightTestCase):
             notes = []
             lost = services.lost_images(images, notes.append)
         self.assertEqual(set(images[:10]), lost)
-        self.assertIn('10 of 20 images were not asked for', notes[0])
+        self.assertIn('10 of 20 images were not checked', notes[0])
 
-    def test_glance_with_too_few_rights(self):
+    def test_glance_without_role_admin_is_noted(self):
         self.credentials('service_user')
         with mock.patch.object(services, 'loading', autospec=True) as load:
             load.load_auth_from_conf_options.return_value = self.auth('member')
             notes = self.report('--instance', base.uuid(4))['notes']
-        self.assertIn('no role admin', ' '.join(notes))
+        self.assertIn('does not have the role admin', ' '.join(notes))
 
 
 @ddt.ddt
-class TestRecomputed(testtools.TestCase):
-    """The same as in the golden files of the fix, by Nova's own code."""
+class TestRecomputedVnics(testtools.TestCase):
+    """Nova's own code computes the values in the fix's golden files."""
 
     def setUp(self):
         super().setUp()
-        # a host without the devices that ports are bound to
+        # the test machine does not have the devices of the bindings
         self.useFixture(nova_fixtures.LibvirtFixture())
         self.host = self.useFixture(base.Hypervisor())
 
@@ -390,27 +392,27 @@ class TestRecomputed(testtools.TestCase):
         <n:image><n:properties>{}</n:properties></n:image>
       </n:instance></metadata><devices>'''
 
-    @ddt.data(*test_guest_abi.CASES)
-    def test_changes(self, case):
-        options, properties, mtu = test_guest_abi.CASES[case]
+    @ddt.data(*test_vnic.CASES)
+    def test_changed_vnics_match_the_golden_files(self, case):
+        options, properties, mtu = test_vnic.CASES[case]
         self.host.command.write('[libvirt]\nvirt_type = kvm\n' + ''.join(
             f'{name} = {value}\n' for name, value in options.items()))
         self.host.run('preflight')      # reads the configuration
-        source = test_guest_abi.golden(case, 'source')
+        source = test_vnic.golden(case, 'source')
         domain = hypervisor.Domain('', '', source.replace(
             '<devices>', self.METADATA.format(''.join(
                 f'<n:property name="{name}">{value}</n:property>'
                 for name, value in properties.items())), 1))
         ports = {}
-        for interface in test_guest_abi.interfaces(source):
-            kind, vnic, details, profile = test_guest_abi.BINDINGS[
+        for interface in test_vnic.interfaces(source):
+            kind, vnic, details, profile = test_vnic.BINDINGS[
                 interface.get('type')]
             ports[interface.find('mac').get('address').lower()] = (
                 recomputed.Binding(kind, vnic, details, {
                     **profile, 'os_vif_delegation': case == 'delegated'},
                     mtu))
-        _, expected = guest_abi.keep_vnics(
-            test_guest_abi.golden(case, 'stock'), source)
+        _, expected = vnic_abi.keep_vnics(
+            test_vnic.golden(case, 'stock'), source)
         self.assertEqual(
             [change for change in expected
              if (change.path, change.running, change.computed)

@@ -9,7 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``report``: files, what is printed, exit codes."""
+"""``report``: files, output, exit codes."""
 
 import html
 import json
@@ -21,11 +21,11 @@ import textwrap
 
 import fixtures
 
-from nova_migfix.tests.bench import hosts
+from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 
-# What ends a script, or begins one, or a comment.
+# Ends and begins a script, a comment, an attribute and a template.
 HOSTILE = '</script><script>document.title = "taken"</script><!--&\'"{{ 7*7 }}'
 
 
@@ -49,7 +49,7 @@ class TestReport(test_fleet.FleetTestCase):
         self.run_report('--html', str(path))
         return path.read_text()
 
-    def test_table(self):
+    def test_report_prints_a_table(self):
         self.put('a')
         hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
         ran = self.run_report()
@@ -67,7 +67,7 @@ class TestReport(test_fleet.FleetTestCase):
             b unreachable: {hosts.UNREACHABLE["msg"]}
             '''), ran.out)
 
-    def test_exit_codes(self):
+    def test_report_exit_code_follows_the_worst_host(self):
         self.put('a')
         self.assertEqual(0, self.run_report().code)
         hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
@@ -75,16 +75,16 @@ class TestReport(test_fleet.FleetTestCase):
         self.put('c', hosts.finding('vnic', test_fleet.A, False))
         self.assertEqual(2, self.run_report().code)
 
-    def test_nothing_to_read_or_no_place_to_write(self):
+    def test_report_without_input_or_output_directory_is_an_error(self):
         ran = self.run_report()
-        self.assertEqual((255, f'{self.directory}: no host has told '
-                               'anything.\n'), (ran.code, ran.err))
+        self.assertEqual((255, f'{self.directory} has no file HOST.json of '
+                               'any host.\n'), (ran.code, ran.err))
         self.put('a')
         ran = self.run_report('--json', str(self.place / 'no/report.json'))
         self.assertEqual(255, ran.code)
         self.assertIn('cannot be written', ran.err)
 
-    def test_json(self):
+    def test_report_is_written_as_json(self):
         self.put('a', hosts.finding('vnic', test_fleet.A))
         told = self.json()
         self.assertEqual({'created', 'summary', 'hosts'}, set(told))
@@ -93,14 +93,14 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual([hosts.finding('vnic', test_fleet.A)],
                          host['findings'])
 
-    def test_page_is_whole(self):
+    def test_page_needs_no_other_files(self):
         self.put('a')
         page = self.html()
         self.assertEqual([], re.findall(r'\s(?:src|href)=', page))
         self.assertNotIn('url(', page)
         self.assertEqual(2, page.count('<script'))
 
-    def test_nothing_in_a_name_is_taken_for_the_page(self):
+    def test_hostile_name_does_not_become_markup(self):
         hosts.write(self.directory, 'b', hosts.registered(hosts.checks()), {
             'rc': 1, 'stdout': '', 'stderr': HOSTILE})
         self.put('a', hosts.finding(
@@ -115,14 +115,14 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertIn(HOSTILE, data['strings'])
         self.assertNotIn(html.escape(HOSTILE), data['strings'])
 
-    def test_each_text_is_there_once(self):
+    def test_repeated_text_is_stored_once(self):
         self.put('a', *(hosts.finding('vnic', base.uuid(number))
                         for number in range(50)))
         self.assertEqual(1, self.html().count('driver/@queues'))
 
 
 class TestWithoutNova(test_fleet.FleetTestCase):
-    """Where Ansible runs there is no Nova."""
+    """Nova is not installed where Ansible runs."""
 
     def run_command(self, *arguments):
         return subprocess.run(
@@ -134,14 +134,14 @@ class TestWithoutNova(test_fleet.FleetTestCase):
                 '''), *arguments],
             capture_output=True, text=True, timeout=60)
 
-    def test_report(self):
+    def test_report_works_without_nova(self):
         self.put('a')
         done = self.run_command('report', str(self.directory))
         self.assertEqual((0, ''), (done.returncode, done.stderr))
 
-    def test_others_say_where_to_run_them(self):
+    def test_other_commands_without_nova_say_where_to_run_them(self):
         done = self.run_command('preflight')
         self.assertEqual(255, done.returncode)
-        self.assertIn('run this in the Python environment of nova-compute',
-                      done.stderr)
+        self.assertIn('run this command in the Python environment of '
+                      'nova-compute', done.stderr)
         self.assertNotIn('Traceback', done.stderr)

@@ -28,11 +28,11 @@ from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
 import testtools
 
+from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix.fixes import base as fixes_base
 from nova_migfix import nova_release
 from nova_migfix.status import upgrade
-from nova_migfix import tap
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import probe
@@ -83,7 +83,7 @@ class StatusTestCase(testtools.TestCase):
 
 class TestOutput(StatusTestCase):
 
-    def test_json_is_that_of_oslo_upgradecheck(self):
+    def test_json_matches_oslo_upgradecheck(self):
         ran = self.command.run('upgrade', 'check', '--json')
         answer = json.loads(ran.out)
         self.assertEqual({'name', 'checks'}, set(answer))
@@ -92,12 +92,12 @@ class TestOutput(StatusTestCase):
         self.assertEqual(max(
             check['result'] for check in answer['checks']), ran.code)
 
-    def test_table(self):
+    def test_checks_are_printed_as_a_table(self):
         ran = self.command.run('upgrade', 'check')
         self.assertIn('| Check: Fix vnic ', ran.out)
         self.assertIn('| nova_migfix on this host ', ran.out)
 
-    def test_the_worst_is_the_exit_status(self):
+    def test_exit_status_is_the_worst_result(self):
         with mock.patch.object(upgrade, 'CHECKS', ()), mock.patch.object(
                 upgrade, '_fix_checks', autospec=True) as checks:
             for code in (SUCCESS, WARNING, FAILURE):
@@ -107,13 +107,13 @@ class TestOutput(StatusTestCase):
                 self.assertEqual(
                     code, self.command.run('upgrade', 'check').code)
 
-    def test_a_check_that_breaks_is_no_verdict(self):
+    def test_check_that_raises_is_an_error(self):
         with mock.patch.object(upgrade, 'CHECKS', (('one', lambda: 1 / 0),)):
             ran = self.command.run('upgrade', 'check')
         self.assertEqual(255, ran.code)
         self.assertIn('ZeroDivisionError', ran.err)
 
-    def test_a_configuration_that_is_not_there(self):
+    def test_missing_configuration_is_an_error(self):
         self.command.path.unlink()
         ran = self.command.run('upgrade', 'check')
         self.assertEqual(255, ran.code)
@@ -134,15 +134,15 @@ class TestPlugin(StatusTestCase):
         (process / 'stat').write_text(
             f'{pid} (a) b) S ' + '0 ' * 18 + f'{ticks} 0 0')
 
-    def test_configured(self):
+    def test_configured_driver_is_success(self):
         self.assertCheck('Plugin', SUCCESS, 'migfix.LibvirtDriver')
 
-    def test_another_driver(self):
+    def test_other_driver_is_a_failure(self):
         self.command.write('[DEFAULT]\ncompute_driver=libvirt.LibvirtDriver')
         self.assertCheck('Plugin', FAILURE, 'libvirt.LibvirtDriver',
                          'compute_driver = migfix.LibvirtDriver', 'restart')
 
-    def test_not_installed(self):
+    def test_missing_entry_point_is_a_failure(self):
         with mock.patch.object(
                 upgrade.named.NamedExtensionManager, 'entry_points_names',
                 autospec=True, return_value=['ovs']):
@@ -150,20 +150,21 @@ class TestPlugin(StatusTestCase):
 
     @ddt.data((2, SUCCESS), (-.5, SUCCESS), (-2, WARNING))
     @ddt.unpack
-    def test_a_process_that_has_not_read_the_configuration(self, after, code):
+    def test_process_older_than_the_configuration_is_a_warning(
+            self, after, code):
         self.start('7', ['/usr/bin/nova-compute', '--x'], 2000)
         self.start('8', ['/usr/bin/nova-conductor'], 1)
         os.utime(self.command.path, (3000 - after, 3000 - after))
         self.assertCheck('Plugin', code)
 
-    def test_process_of_any_user_with_a_name_in_any_encoding(self):
+    def test_process_files_in_any_encoding_are_read(self):
         self.start('7', ['x'], 2000)
         for name in ('cmdline', 'stat'):
             path = self.proc / '7' / name
             path.write_bytes(b'\xff\xfe' + path.read_bytes())
         self.assertCheck('Plugin', SUCCESS)
 
-    def test_a_nova_that_is_not_supported(self):
+    def test_unsupported_nova_is_a_failure(self):
         with mock.patch.object(nova_release, 'major', return_value=28):
             self.assertCheck('Release of Nova', FAILURE, '29 to 34')
         self.assertCheck('Release of Nova', SUCCESS)
@@ -176,23 +177,23 @@ class TestFixes(StatusTestCase):
                 for name in ('source_address', 'vnic')] + [
             fixes.Found('tls_rekey', fixes.State.ACTIVE, '', fixes_base.Fix)]
 
-    def test_active(self):
+    def test_active_fix_is_success(self):
         self.assertCheck('Fix vnic', SUCCESS, 'active (the vNIC')
 
-    def test_off(self):
+    def test_disabled_fix_is_a_warning(self):
         self.configure(migfix='enabled_fixes = ephemeral')
         self.assertCheck('Fix vnic', WARNING, 'switched off by [migfix]')
         self.assertCheck('Fix ephemeral', SUCCESS, 'active')
 
-    def test_not_needed(self):
+    def test_unneeded_fix_is_success(self):
         with mock.patch.object(nova_release, 'major', return_value=31):
             self.assertCheck('Fix rollback_state', SUCCESS, 'not needed')
 
-    def test_one_that_is_not_known(self):
+    def test_unknown_fix_is_a_failure(self):
         self.configure(migfix='enabled_fixes = vnics')
         self.assertCheck('Fixes', FAILURE, 'unknown fixes: vnics')
 
-    def test_a_nova_that_mends_all_of_it(self):
+    def test_nova_with_all_fixes_is_a_warning(self):
         with mock.patch.object(fixes, 'find', autospec=True) as find:
             find.return_value = self.found(fixes.State.NOT_NEEDED)
             self.assertCheck('Patched Nova', WARNING,
@@ -202,7 +203,7 @@ class TestFixes(StatusTestCase):
 
 
 @ddt.ddt
-class TestAddress(StatusTestCase):
+class TestMigrationAddress(StatusTestCase):
 
     @ddt.data(
         ('', WARNING, 'is unset'),
@@ -211,11 +212,11 @@ class TestAddress(StatusTestCase):
         # documentation, RFC 5737
         ('192.0.2.7', FAILURE, 'is not an address of this host'))
     @ddt.unpack
-    def test_address(self, own, code, said):
+    def test_migration_address_is_checked(self, own, code, said):
         self.configure(own and f'live_migration_inbound_addr = {own}')
         self.assertCheck('Migration address', code, said)
 
-    def test_what_nova_does_not_take_for_an_address(self):
+    def test_invalid_migration_address_is_an_error(self):
         self.configure('live_migration_inbound_addr = -oProxyCommand=x')
         ran = self.command.run('upgrade', 'check')
         self.assertEqual(255, ran.code)
@@ -243,16 +244,16 @@ class TestAddress(StatusTestCase):
     @ddt.data((b'SSH-2.0-OpenSSH_9.2\r\n', SUCCESS, 'sshd answers'),
               (b'220 ESMTP\r\n', FAILURE, 'is not sshd'))
     @ddt.unpack
-    def test_who_answers_at_the_port_of_ssh_config(self, greeting, code, said):
+    def test_service_at_the_ssh_port_is_checked(self, greeting, code, said):
         with self.listening(greeting) as port:
             self.ask(port, code, str(port), said)
 
-    def test_nobody_answers(self):
+    def test_closed_ssh_port_is_a_failure(self):
         with self.listening(b'') as port:
             socket.create_connection(('127.0.0.1', port)).close()
         self.ask(port, FAILURE, '111', 'let sshd listen')
 
-    def test_the_port_is_that_of_ssh_config(self):
+    def test_ssh_port_comes_from_ssh_config(self):
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         config = directory / 'config'
         config.write_text('Host 127.0.0.1\n  Port 8022\n')
@@ -265,18 +266,19 @@ class TestAddress(StatusTestCase):
 
 
 @ddt.ddt
-class TestQueues(StatusTestCase):
+class TestTapQueues(StatusTestCase):
 
     @ddt.data((8, 16, FAILURE, 'max_queues = 8'), (256, 16, SUCCESS, '16'),
               (8, 8, SUCCESS, '8'))
     @ddt.unpack
-    def test_limit(self, possible, wanted, code, said):
+    def test_queue_limit_is_compared_with_max_queues(
+            self, possible, wanted, code, said):
         self.configure(f'max_queues = {wanted}')
         tap.max_queues.return_value = possible
         self.assertCheck('Queues of tap devices', code, said)
 
     def ask_daemon(self, answer):
-        """What the daemon of Nova's answers where this user may not."""
+        """Let only Nova's privsep daemon open queues, with an answer."""
         self.useFixture(fixtures.MockPatchObject(
             priv_context, '_HELPER_COMMAND_PREFIX', ['none']))
         context = nova.privsep.sys_admin_pctxt
@@ -291,7 +293,7 @@ class TestQueues(StatusTestCase):
             return answer
         tap.max_queues.side_effect = count
 
-    def test_who_may_not_asks_as_nova_compute_does(self):
+    def test_unprivileged_user_asks_the_privsep_daemon(self):
         self.ask_daemon(256)
         self.assertCheck('Queues of tap devices', SUCCESS, '256')
         self.assertEqual(
@@ -303,7 +305,8 @@ class TestQueues(StatusTestCase):
                                               '/venv/helper']),
               ('/venv/helper --x', ['/venv/helper', '--x']))
     @ddt.unpack
-    def test_the_command_that_is_configured_for_that(self, own, asked):
+    def test_configured_helper_command_starts_the_privsep_daemon(
+            self, own, asked):
         self.configure(libvirt=f'[nova_sys_admin]\nhelper_command = {own}')
         self.ask_daemon(8)
         self.assertCheck('Queues of tap devices', SUCCESS, '8')
@@ -312,15 +315,15 @@ class TestQueues(StatusTestCase):
 
     @ddt.data(daemon.FailedToDropPrivileges('exited non-zero (1)'),
               FileNotFoundError('sudo'))
-    def test_who_may_not_ask_at_all(self, error):
+    def test_failed_privsep_daemon_is_a_warning(self, error):
         self.ask_daemon(error)
         self.assertCheck('Queues of tap devices', WARNING, str(error),
-                         'Try as root')
+                         'Run this command as root')
 
 
 @ddt.ddt
 class TestEphemeralDisks(StatusTestCase):
-    """With what mkfs really makes."""
+    """With file systems that mkfs makes."""
 
     def setUp(self):
         super().setUp()
@@ -333,11 +336,11 @@ class TestEphemeralDisks(StatusTestCase):
             f'default_ephemeral_format = {name}\n')
 
     @ddt.data('ext4', 'xfs')
-    def test_made_and_labelled(self, name):
+    def test_labelled_file_system_is_success(self, name):
         self.configure_format(name)
         self.assertCheck('Ephemeral disks', SUCCESS)
 
-    def test_no_such_file_system(self):
+    def test_unknown_file_system_is_a_failure(self):
         self.configure_format('nosuchfs')
         self.assertCheck('Ephemeral disks', FAILURE, 'nosuchfs',
                          'default_ephemeral_format')
@@ -346,14 +349,15 @@ class TestEphemeralDisks(StatusTestCase):
               ('xfs', 29, 'enabled_fixes = vnic', FAILURE),
               ('ext4', 29, 'enabled_fixes = vnic', FAILURE))
     @ddt.unpack
-    def test_the_name_of_a_base_as_label(self, name, release, migfix, code):
+    def test_base_name_as_label_is_a_failure_without_the_fix(
+            self, name, release, migfix, code):
         self.configure_format(name)
         with open(self.command.path, 'a') as file:
             file.write(f'[migfix]\n{migfix}\n')
         with mock.patch.object(nova_release, 'major', return_value=release):
             self.assertCheck('Ephemeral disks', code)
 
-    def test_a_command_that_forgets_the_label(self):
+    def test_mkfs_command_without_the_label_is_a_failure(self):
         self.configure_format('ext4')
         with mock.patch.object(
                 disk_api, 'mkfs', side_effect=lambda os_type, label, path,
@@ -389,14 +393,14 @@ class TestEphemeralOverlays(StatusTestCase):
         self.base.unlink()
         self.assertCheck('Ephemeral overlays', WARNING, '1 are missing')
 
-    def test_overlays_that_are_wanted(self):
+    def test_enabled_overlays_are_success(self):
         self.configure_overlays('true')
         self.assertCheck('Ephemeral overlays', SUCCESS)
 
-    def test_no_instances(self):
+    def test_host_without_instances_is_success(self):
         self.assertCheck('Ephemeral overlays', SUCCESS, '0 disks')
 
-    def test_disks_that_cannot_be_read(self):
+    def test_unreadable_disks_are_a_warning(self):
         self.configure_overlays('true')
         (self.instances.path / '1' / 'disk.info').write_text('[]')
         self.assertCheck('Ephemeral overlays', WARNING, 'cannot be read')
@@ -411,14 +415,14 @@ class TestTls(StatusTestCase):
         (probe.Answer('', '', 'handshake failure'), FAILURE, 'failure'),
         (qmp.QemuError('no QEMU found'), WARNING, 'nova_libvirt'))
     @ddt.unpack
-    def test_verdict(self, answer, code, said):
+    def test_answer_of_the_tls_probe_is_judged(self, answer, code, said):
         self.configure('live_migration_with_native_tls = true')
         with mock.patch.object(probe, 'find_qemu', autospec=True), \
                 mock.patch.object(probe, 'probe', autospec=True,
                                   side_effect=[answer]):
             self.assertCheck('TLS', code, said)
 
-    def test_not_used(self):
+    def test_tls_is_not_probed_if_it_is_not_used(self):
         with mock.patch.object(probe, 'probe', autospec=True) as asked:
             self.assertCheck('TLS', SUCCESS, 'Not used')
         asked.assert_not_called()

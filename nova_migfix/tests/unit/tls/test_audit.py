@@ -46,18 +46,18 @@ Threads:	4
 
 
 class Proc(fixtures.Fixture):
-    """A /proc with processes that a test describes."""
+    """A fake /proc with the processes of a test."""
 
     def _setUp(self):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         (self.path / 'self').symlink_to('42')
 
     def process(self, pid, *command, files=None, version='3.7.9', root='/'):
-        """Add one.
+        """Add a process.
 
-        :param files: text by name, beside its command line
-        :param version: of the GnuTLS that is mapped
-        :param root: the directory that is its /
+        :param files: text by name, without the command line
+        :param version: of the mapped GnuTLS
+        :param root: the root directory of the process
         """
         process = self.path / str(pid)
         (process / 'map_files').mkdir(parents=True)
@@ -70,7 +70,7 @@ class Proc(fixtures.Fixture):
         return process
 
     def qemu(self, pid, uuid='', path=LIBRARY, resident=0, huge=0, **process):
-        """Add a QEMU that libvirt has started."""
+        """Add a QEMU as libvirt starts it."""
         return self.process(
             pid, '/usr/bin/qemu-system-x86_64', '-name',
             f'guest=instance-{pid},debug-threads=on', '-S', '-uuid', uuid,
@@ -98,47 +98,47 @@ class AuditTestCase(testtools.TestCase):
 
 class TestGuests(AuditTestCase):
 
-    def test_a_guest(self):
+    def test_guest_is_found_with_memory_and_library(self):
         self.proc.qemu(7, 'aaaa', resident=3 * GIB)
         self.assertEqual([audit.Guest(
             7, 'instance-7', 'aaaa', 3 * GIB, audit.Library(
                 LIBRARY, False, '3.7.9', '3.7.9-2+deb12u6'))], self.guests())
 
-    def test_name_and_mappings_in_any_encoding(self):
+    def test_process_files_in_any_encoding_are_read(self):
         process = self.proc.qemu(7, resident=GIB)
         for name in ('status', 'maps'):
             path = process / name
             path.write_bytes(b'Name:\tqemu\xff\n' + path.read_bytes())
         self.assertEqual([GIB], [guest.memory for guest in self.guests()])
 
-    def test_huge_pages_are_memory_too(self):
+    def test_huge_pages_count_as_memory(self):
         self.proc.qemu(7, resident=GIB, huge=64 * GIB)
         self.assertEqual(65 * GIB, self.guests()[0].memory)
 
-    def test_all_are_found_in_the_order_of_their_processes(self):
+    def test_guests_are_sorted_by_process_id(self):
         for pid in (100, 9, 20):
             self.proc.qemu(pid)
         self.assertEqual([9, 20, 100], [g.pid for g in self.guests()])
 
-    def test_other_processes_are_none(self):
+    def test_other_processes_are_no_guests(self):
         self.proc.process(1, '/sbin/init')
         self.proc.process(2)
         self.proc.process(3, '/usr/bin/vi', '/usr/bin/qemu-system-x86_64')
         self.proc.process(4, '/usr/bin/qemu-img', 'convert')
         self.assertEqual([], self.guests())
 
-    def test_the_red_hat_family_calls_it_otherwise(self):
+    def test_qemu_kvm_of_the_red_hat_family_is_found(self):
         self.proc.process(8, '/usr/libexec/qemu-kvm', files={
             'maps': '', 'status': ''})
         self.assertEqual([8], [guest.pid for guest in self.guests()])
 
-    def test_one_that_ends_meanwhile(self):
+    def test_process_that_ends_during_the_audit_is_skipped(self):
         self.proc.process(5, '/usr/bin/qemu-system-x86_64')
         self.proc.qemu(6)
         (self.proc.path / '7').mkdir()
         self.assertEqual([6], [guest.pid for guest in self.guests()])
 
-    def test_one_is_found_by_its_uuid(self):
+    def test_guest_is_found_by_its_uuid(self):
         self.proc.qemu(6, 'aaaa')
         self.proc.qemu(7, 'bbbb')
         self.assertEqual(7, audit.find('bbbb').pid)
@@ -151,20 +151,20 @@ class TestLibrary(AuditTestCase):
         guest, = self.guests()
         return guest.library
 
-    def test_one_that_was_replaced_counts_as_it_was(self):
+    def test_replaced_library_keeps_its_old_version(self):
         self.packages = ['3.8.11-1']
         self.proc.qemu(7, path=f'{LIBRARY} (deleted)', version='3.7.9')
         self.assertEqual(audit.Library(LIBRARY, True, '3.7.9', ''),
                          self.library())
 
-    def test_one_that_may_not_be_seen(self):
+    def test_library_of_unreadable_mappings_is_unknown(self):
         maps = self.proc.qemu(7) / 'maps'
         self.useFixture(fixtures.MockPatchObject(
             pathlib.Path, 'read_text', self.refusing(maps)))
         self.assertEqual(audit.Library('', False, None, ''), self.library())
 
     def refusing(self, refused):
-        """A read_text to which this file is forbidden."""
+        """Return a read_text that may not read this file."""
         read_text = pathlib.Path.read_text
 
         def wrapper(path, *args, **kwargs):
@@ -173,17 +173,17 @@ class TestLibrary(AuditTestCase):
             return read_text(path, *args, **kwargs)
         return wrapper
 
-    def test_none(self):
+    def test_guest_without_gnutls_has_no_library(self):
         (self.proc.qemu(7) / 'maps').write_text('')
         self.assertIsNone(self.library())
 
-    def test_that_of_a_container_is_not_of_our_packages(self):
+    def test_library_of_a_container_has_no_package_of_the_host(self):
         root = self.useFixture(fixtures.TempDir()).path
         self.proc.qemu(7, version='3.8.3', root=root)
         self.assertEqual(audit.Library(LIBRARY, False, '3.8.3', ''),
                          self.library())
 
-    def test_that_of_a_container_whose_mappings_cannot_be_opened(self):
+    def test_library_of_a_container_is_read_below_its_root(self):
         root = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         file = root / LIBRARY.lstrip('/')
         file.parent.mkdir(parents=True)
@@ -192,7 +192,7 @@ class TestLibrary(AuditTestCase):
         (process / 'map_files' / MAPPING).unlink()
         self.assertEqual('3.8.9', self.library().version)
 
-    def test_one_that_does_not_say_its_version(self):
+    def test_library_with_several_versions_is_unknown(self):
         process = self.proc.qemu(7, path=f'{LIBRARY} (deleted)')
         (process / 'map_files' / MAPPING).write_bytes(
             b'\x003.8.9\0 or \x003.8.11\0')
@@ -213,21 +213,21 @@ class TestPackage(testtools.TestCase):
                 mock.patch.object(audit.shutil, 'which', autospec=True,
                                   side_effect=lambda command: (
                                       command.replace('-', '_') in answers)):
-            return audit._package.__wrapped__()     # it is asked once
+            return audit._package.__wrapped__()     # the result is cached
 
-    def test_debian(self):
+    def test_package_version_comes_from_dpkg(self):
         self.assertEqual('3.7.9-2', self.package(dpkg_query='3.7.9-2'))
 
-    def test_red_hat(self):
+    def test_package_version_comes_from_rpm(self):
         self.assertEqual('3.8.3-6.el9_6.2',
                          self.package(rpm='3.8.3-6.el9_6.2\n'))
 
-    def test_a_dpkg_that_does_not_have_it(self):
+    def test_rpm_is_asked_if_dpkg_does_not_know_the_package(self):
         self.assertEqual('3.8.3-6.el9_6.2', self.package(
             dpkg_query=processutils.ProcessExecutionError(),
             rpm='3.8.3-6.el9_6.2'))
 
-    def test_neither(self):
+    def test_package_version_is_empty_without_dpkg_and_rpm(self):
         self.assertEqual('', self.package())
 
 
@@ -239,25 +239,25 @@ class TestTransport(testtools.TestCase):
         pathlib.Path(path).write_text(text)
         return path
 
-    def test_defaults_are_novas(self):
+    def test_defaults_are_those_of_nova(self):
         self.assertEqual((False, False, False, 1),
                          audit.transport([self.file('[DEFAULT]\n')]))
 
-    def test_what_is_set(self):
+    def test_options_of_nova_conf_are_read(self):
         self.assertEqual((True, False, True, 4), audit.transport([self.file(
             '[libvirt]\nlive_migration_with_native_tls = true\n'
             'live_migration_permit_post_copy = yes\n'
             'live_migration_parallel_connections = 4\n'
             'virt_type = kvm\n')]))
 
-    def test_the_last_file_counts(self):
+    def test_last_configuration_file_counts(self):
         files = [self.file(f'[libvirt]\nlive_migration_tunnelled = {value}\n')
                  for value in ('false', 'true')]
         self.assertTrue(audit.transport(files).live_migration_tunnelled)
 
     @ddt.data('no section\n', '[libvirt]\n'
               'live_migration_parallel_connections = many\n')
-    def test_what_is_not_understood(self, text):
+    def test_malformed_configuration_is_an_error(self, text):
         error = self.assertRaises(
             audit.AuditError, audit.transport, [self.file(text)])
         self.assertIn('--config-file', str(error))
@@ -277,7 +277,7 @@ class TestDirtyRates(testtools.TestCase):
         self.execute = self.useFixture(fixtures.MockPatchObject(
             processutils, 'execute', autospec=True)).mock
 
-    def test_every_guest_is_measured(self):
+    def test_dirty_rate_of_every_guest_is_measured(self):
         self.execute.side_effect = [
             ('instance-1\ninstance-2\n', ''), ('', ''), ('', ''),
             (self.STATS, '')]
@@ -286,14 +286,14 @@ class TestDirtyRates(testtools.TestCase):
             'virsh', 'domdirtyrate-calc', 'instance-2', '--seconds', '2')
         audit.time.sleep.assert_called_once_with(3)
 
-    def test_no_libvirt(self):
+    def test_dirty_rates_without_virsh_are_an_error(self):
         self.execute.side_effect = FileNotFoundError('virsh')
         error = self.assertRaises(audit.AuditError, audit.dirty_rates, 2)
         self.assertIn('virsh', str(error))
 
 
 @ddt.ddt
-class TestCommand(AuditTestCase):
+class TestAuditCommand(AuditTestCase):
 
     def setUp(self):
         super().setUp()
@@ -309,16 +309,16 @@ class TestCommand(AuditTestCase):
                                *arguments])
         return status, out.getvalue()
 
-    # GiB in use on each guest, and what the command ends with
+    # GiB in use by each guest, and the exit code
     @ddt.data(((), 0), ((1,), 0), ((1, 20), 1), ((20, 1, 80), 2))
     @ddt.unpack
-    def test_the_worst_guest_counts(self, memory, expected):
+    def test_exit_status_is_that_of_the_worst_guest(self, memory, expected):
         for pid, size in enumerate(memory, 1):
             self.proc.qemu(pid, resident=size * GIB)
         status, _ = self.audit()
         self.assertEqual(expected, status)
 
-    def test_table(self):
+    def test_audit_prints_a_table(self):
         self.proc.qemu(7, 'aaaa', resident=80 * GIB,
                        path=f'{LIBRARY} (deleted)')
         _, said = self.audit()
@@ -328,7 +328,7 @@ class TestCommand(AuditTestCase):
                      'rekeys unsafely', 'will fail'):
             self.assertIn(f'| {cell} ', said)
 
-    def test_json(self):
+    def test_audit_prints_json(self):
         self.proc.qemu(7, 'aaaa', resident=80 * GIB)
         status, said = self.audit('--json')
         found = json.loads(said)
@@ -345,7 +345,7 @@ class TestCommand(AuditTestCase):
 
     @ddt.data(('3.7.9', False), ('3.8.11', True), ('', None))
     @ddt.unpack
-    def test_a_library_is_judged_also_without_tls(self, version, expected):
+    def test_library_is_judged_without_tls(self, version, expected):
         self.config.write_text('[DEFAULT]\n')
         self.proc.qemu(7, path=f'{LIBRARY} (deleted)', version=version)
         _, said = self.audit('--json')
@@ -353,7 +353,7 @@ class TestCommand(AuditTestCase):
         self.assertEqual(('safe', expected), (
             guest['verdict'], guest['library']['rekeys_safely']))
 
-    def test_a_dirty_rate_is_asked_for(self):
+    def test_dirty_rate_option_measures_the_guests(self):
         self.proc.qemu(7, resident=20 * GIB)
         with mock.patch.object(
                 audit, 'dirty_rates', autospec=True,
@@ -365,14 +365,14 @@ class TestCommand(AuditTestCase):
         self.assertEqual(2, status)
         self.assertIn('80.0 GiB will be sent', said)
 
-    def test_no_configuration(self):
+    def test_missing_configuration_is_an_error(self):
         self.config.unlink()
         status, said = self.audit()
         self.assertEqual(2, status)
         self.assertIn(f'{self.config}\n', said)
         self.assertIn('--config-file', said)
 
-    def test_nothing_is_asked_of_libvirt_by_itself(self):
+    def test_audit_runs_no_command_by_default(self):
         self.proc.qemu(7)
         with mock.patch.object(processutils, 'execute',
                                autospec=True) as execute:

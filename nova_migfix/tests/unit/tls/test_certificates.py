@@ -31,13 +31,13 @@ class TestCertificates(testtools.TestCase):
         return x509.load_pem_x509_certificate(
             (self.directory / f'{name}-cert.pem').read_bytes())
 
-    def test_both_ends_are_of_one_authority(self):
+    def test_certificates_of_both_ends_have_one_issuer(self):
         certificates.write(self.directory)
         for end in ('server', 'client'):
             self.certificate(end).verify_directly_issued_by(
                 self.certificate('ca'))
 
-    def test_names_and_addresses(self):
+    def test_names_and_addresses_are_in_the_server_certificate(self):
         certificates.write(self.directory, ('host', '10.0.2.11', 'fd00::b'))
         names = self.certificate('server').extensions.get_extension_for_class(
             x509.SubjectAlternativeName).value
@@ -46,7 +46,7 @@ class TestCertificates(testtools.TestCase):
             [ipaddress.ip_address(name) for name in ('10.0.2.11', 'fd00::b')],
             names.get_values_for_type(x509.IPAddress))
 
-    def test_nobody_else_may_read_the_key(self):
+    def test_only_the_owner_can_read_the_key(self):
         certificates.write(self.directory / 'new')
         self.assertEqual(0o700,
                          (self.directory / 'new').stat().st_mode & 0o777)

@@ -27,7 +27,7 @@ from nova_migfix.tls import gnutls
 class TestVersion(testtools.TestCase):
 
     @ddt.data(
-        # as it stands in the libraries of Debian 12 and of a wheel
+        # bytes in the libraries of Debian 12 and of a wheel
         (b'/usr/share/locale\x000.3.4\x003.7.9\x00', '3.7.9'),
         (b'NUTLS_DEBUG_LEVEL\x000.3.4\x003.8.1\x00', '3.8.1'),
         (b'GnuTLS 3.8.11\x00', '3.8.11'),
@@ -36,22 +36,22 @@ class TestVersion(testtools.TestCase):
         (b'13.8.9\x00 1.3.8.9\x00 3.8.9 of\x00', None),
         (b'', None))
     @ddt.unpack
-    def test_is_read_out(self, content, expected):
+    def test_version_is_read_from_the_library(self, content, expected):
         path = pathlib.Path(
             self.useFixture(fixtures.TempDir()).join('libgnutls.so.30'))
         path.write_bytes(content)
         self.assertEqual(expected, gnutls.version(path))
 
-    def test_of_no_file(self):
+    def test_version_of_a_missing_file_is_unknown(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/nowhere')))
 
-    def test_pipe_is_not_waited_for(self):
-        # what a container has under the name that a process has mapped
+    def test_version_does_not_wait_for_a_pipe(self):
+        # a container may have any file at the path of the library
         path = self.useFixture(fixtures.TempDir()).join('libgnutls.so.30')
         os.mkfifo(path)
         self.assertIsNone(gnutls.version(pathlib.Path(path)))
 
-    def test_device_is_not_read(self):
+    def test_version_of_a_device_is_not_read(self):
         self.assertIsNone(gnutls.version(pathlib.Path('/dev/zero')))
 
     def test_file_larger_than_memory_is_read_in_part(self):
@@ -72,7 +72,7 @@ class TestVersion(testtools.TestCase):
 
 class TestSystemFile(testtools.TestCase):
 
-    def test_gnutls_is_asked(self):
+    def test_system_file_is_the_one_that_gnutls_reports(self):
         library = mock.Mock()
         library.gnutls_get_system_config_file.return_value = b'/etc/its/own'
         with mock.patch.object(gnutls.ctypes, 'CDLL', autospec=True,
@@ -80,7 +80,7 @@ class TestSystemFile(testtools.TestCase):
             self.assertEqual(pathlib.Path('/etc/its/own'),
                              gnutls.system_file())
 
-    def test_there_is_none(self):
+    def test_system_file_without_gnutls_is_unknown(self):
         with mock.patch.object(gnutls.ctypes, 'CDLL', autospec=True,
                                side_effect=OSError):
             self.assertIsNone(gnutls.system_file())

@@ -38,42 +38,43 @@ class TestLint(testtools.TestCase):
                                   (lint.SYSTEM, policies.EXPECTED_OF_SYSTEM))
         for name in expected))
     @ddt.unpack
-    def test_file(self, name, builtin, expected):
+    def test_each_policy_file_has_the_expected_complaint(
+            self, name, builtin, expected):
         found = self.complaints(policies.path(name).read_text(), builtin)
         self.assertEqual(bool(expected), bool(found), found)
         if expected:
             self.assertIn(expected, found[0])
 
-    def test_the_line_is_told(self):
+    def test_finding_has_line_and_severity(self):
         finding, = lint.lint('# ours\n[overrides]\nenabled-versio = x\n')
         self.assertEqual(
             (3, lint.Severity.FAILURE), (finding.line, finding.severity))
 
-    def test_a_setting_before_any_section(self):
+    def test_setting_before_any_section_is_found(self):
         self.assertIn('write [overrides] before it', self.complaints(
             'disabled-version = tls1.3\n')[0])
 
     @ddt.data('SYSTEM', 'QEMU')
-    def test_an_entry_that_system_builds_look_at(self, key):
+    def test_system_or_qemu_entry_is_accepted_for_a_system_build(self, key):
         for priority in policy.PRIORITIES.values():
             self.assertEqual([], self.complaints(
                 f'[priorities]\n{key} = {priority}\n', lint.SYSTEM))
 
-    def test_an_entry_of_system_that_allows_tls13(self):
-        self.assertIn('nothing keeps QEMU', self.complaints(
+    def test_system_entry_that_allows_tls13_is_found(self):
+        self.assertIn('no setting keeps QEMU', self.complaints(
             '[priorities]\nSYSTEM = NORMAL\n', lint.SYSTEM)[0])
 
     @ddt.data(*(
         (family, mode) for family in ('debian', 'ubuntu', 'rhel')
         for mode in policy.PRIORITIES))
     @ddt.unpack
-    def test_what_is_generated_is_right(self, family, mode):
+    def test_generated_policy_has_no_complaints(self, family, mode):
         text = policy.merge(policy.FAMILIES[family], mode, '')
         builtin = lint.SYSTEM if family == 'rhel' else lint.NORMAL
         self.assertEqual([], self.complaints(text, builtin))
 
 
-class TestCommand(testtools.TestCase):
+class TestLintCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -89,36 +90,36 @@ class TestCommand(testtools.TestCase):
             status = tls.main(['lint', str(self.file), *arguments])
         return status, out.getvalue()
 
-    def test_success(self):
+    def test_correct_policy_is_success(self):
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(0, status)
-        self.assertIn('nothing is said in vain', said)
+        self.assertIn('no setting is ignored', said)
 
-    def test_warning(self):
+    def test_empty_policy_is_a_warning(self):
         self.file.write_text('')
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(1, status)
-        self.assertIn(f'{self.file}: warning: nothing keeps', said)
+        self.assertIn(f'{self.file}: warning: no setting keeps', said)
 
-    def test_failure(self):
+    def test_malformed_policy_is_a_failure(self):
         self.file.write_text('\n\nin vain\n')
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'{self.file}:3: failure: ', said)
 
-    def test_a_file_that_qemu_cannot_read(self):
+    def test_file_that_qemu_cannot_read_is_a_failure(self):
         self.file.chmod(0o640)
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0644 {self.file}', said)
 
-    def test_a_directory_that_qemu_cannot_enter(self):
+    def test_directory_that_qemu_cannot_enter_is_a_failure(self):
         self.directory.chmod(0o750)
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0755 {self.directory}\n', said)
 
-    def test_no_file_is_named(self):
+    def test_system_file_is_checked_by_default(self):
         with mock.patch.object(gnutls, 'system_file', autospec=True,
                                return_value=self.file), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
@@ -126,13 +127,13 @@ class TestCommand(testtools.TestCase):
                 ['lint', '--qemu-priority', lint.NORMAL]))
         self.assertIn(str(self.file), out.getvalue())
 
-    def test_no_file(self):
+    def test_missing_file_is_a_failure(self):
         self.file.unlink()
         status, said = self.lint('--qemu-priority', lint.NORMAL)
         self.assertEqual(2, status)
         self.assertIn('No such file', said)
 
-    def test_the_binary_is_looked_into(self):
+    def test_priority_is_read_from_the_qemu_binary(self):
         qemu = self.file.with_name('qemu')
         qemu.write_bytes(b'\0priority\0@QEMU,SYSTEM\0')
         status, said = self.lint('--qemu', str(qemu))

@@ -42,25 +42,25 @@ class TestMerge(testtools.TestCase):
     @ddt.data((policy.TLS12, 'disabled-version'),
               (policy.CHACHA20, 'disabled-ciphers'))
     @ddt.unpack
-    def test_nothing_there(self, mode, name):
+    def test_policy_is_merged_into_an_empty_file(self, mode, name):
         self.assertEqual(policies.path(name).read_text(),
                          policy.merge(DEBIAN, mode, ''))
 
-    def test_what_is_there_stays(self):
+    def test_existing_settings_stay(self):
         before = policies.path('merged').read_text().replace(
             'disabled-version = tls1.3\n', '')
         self.assertEqual(policies.path('merged').read_text(),
                          policy.merge(DEBIAN, policy.TLS12, before))
 
     @ddt.data('disabled-version', 'any-case', 'comment', 'both', 'merged')
-    def test_a_policy_that_is_there_already(self, name):
+    def test_existing_policy_is_left_unchanged(self, name):
         text = policies.path(name).read_text()
         self.assertEqual(text, policy.merge(DEBIAN, policy.TLS12, text))
 
     @given(lines=_LINES, family=strategies.sampled_from(
         sorted(policy.FAMILIES)), mode=strategies.sampled_from(
         sorted(policy.PRIORITIES)))
-    def test_twice_is_once_and_nothing_gets_lost(self, lines, family, mode):
+    def test_merge_is_idempotent_and_loses_no_lines(self, lines, family, mode):
         family = policy.FAMILIES[family]
         once = policy.merge(family, mode, ''.join(
             f'{line}\n' for line in lines))
@@ -68,18 +68,18 @@ class TestMerge(testtools.TestCase):
         rest = iter(once.splitlines())
         self.assertTrue(all(line in rest for line in lines), once)
 
-    def test_qemu_conf(self):
+    def test_merge_appends_to_qemu_conf(self):
         self.assertEqual(
             'user = "root"\nmigrate_tls_priority = "NORMAL:-VERS-TLS1.3"\n',
             policy.merge(LIBVIRT, policy.TLS12, 'user = "root"\n'))
 
-    def test_another_priority_is_not_overruled(self):
+    def test_other_priority_in_qemu_conf_is_an_error(self):
         error = self.assertRaises(
             policy.PolicyError, policy.merge, LIBVIRT, policy.TLS12,
             'migrate_tls_priority = "SECURE192"\n')
         self.assertIn('SECURE192', str(error))
 
-    def test_a_file_of_crypto_policies(self):
+    def test_file_of_crypto_policies_is_refused(self):
         error = self.assertRaises(
             policy.PolicyError, policy.merge, DEBIAN, policy.TLS12,
             '[global]\noverride-mode = allowlist\n')
@@ -87,7 +87,7 @@ class TestMerge(testtools.TestCase):
 
 
 @ddt.ddt
-class TestCommand(testtools.TestCase):
+class TestGenerateCommand(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -106,42 +106,42 @@ class TestCommand(testtools.TestCase):
             '--family', 'debian', '--output', self.file, *arguments)
 
     @ddt.data(*policy.FAMILIES)
-    def test_every_family_is_told_where_it_belongs(self, family):
+    def test_generate_prints_the_path_for_each_family(self, family):
         status, out, said = self.generate('--family', family)
         self.assertEqual(0, status)
         self.assertIn('TLS1.3', out.upper())
         self.assertIn(policy.FAMILIES[family].path, said)
         self.assertNotIn('slower', said)
 
-    def test_chacha20_says_what_it_costs(self):
+    def test_chacha20_warns_of_its_cost(self):
         _, out, said = self.generate('--family', 'rhel', '--mode', 'chacha20')
         self.assertIn('QEMU = NORMAL:-AES-128-GCM', out)
         self.assertIn('8 to 13 times slower', said)
 
-    def test_everybody_may_read_it(self):
+    def test_new_file_is_world_readable(self):
         self.addCleanup(os.umask, os.umask(0o077))
         status, _, _ = self.to_file()
         self.assertEqual(0, status)
         self.assertEqual(0o644, self.file.stat().st_mode & 0o777)
         self.assertEqual([self.file], list(self.file.parent.iterdir()))
 
-    def test_the_second_time_changes_nothing(self):
+    def test_second_run_leaves_the_file_untouched(self):
         self.to_file()
         before = self.file.stat().st_ino, self.file.stat().st_mtime_ns
         status, _, said = self.to_file('--merge', self.file)
         self.assertEqual(0, status)
-        self.assertIn('is as it should be', said)
+        self.assertIn('up to date', said)
         self.assertEqual(before, (self.file.stat().st_ino,
                                   self.file.stat().st_mtime_ns))
 
-    def test_a_file_is_not_overwritten(self):
+    def test_existing_file_is_not_overwritten(self):
         self.file.write_text('[global]\n')
         status, _, said = self.to_file()
         self.assertEqual(2, status)
         self.assertIn('--force', said)
         self.assertEqual('[global]\n', self.file.read_text())
 
-    def test_unless_it_is_wanted(self):
+    def test_force_overwrites_an_existing_file(self):
         self.file.write_text('[global]\n')
         status, _, _ = self.to_file('--merge', self.file, '--force')
         self.assertEqual(0, status)
@@ -149,7 +149,7 @@ class TestCommand(testtools.TestCase):
             '[global]\n\n[overrides]\ndisabled-version = tls1.3\n',
             self.file.read_text())
 
-    def test_it_is_written_in_one_step(self):
+    def test_file_is_replaced_atomically(self):
         self.file.write_text('[global]\n')
         for failing in ('replace', 'fchmod', 'fsync'):
             with mock.patch.object(os, failing, autospec=True,
@@ -159,7 +159,7 @@ class TestCommand(testtools.TestCase):
             self.assertEqual('[global]\n', self.file.read_text())
             self.assertEqual([self.file], list(self.file.parent.iterdir()))
 
-    def test_a_file_that_not_everybody_may_read(self):
+    def test_file_that_is_not_world_readable_needs_force(self):
         self.to_file()
         self.file.chmod(0o600)
         status, _, _ = self.to_file()
@@ -167,7 +167,7 @@ class TestCommand(testtools.TestCase):
         self.to_file('--force')
         self.assertEqual(0o644, self.file.stat().st_mode & 0o777)
 
-    def test_nothing_to_merge(self):
+    def test_merge_with_a_missing_file_is_an_error(self):
         status, _, said = self.to_file('--merge', self.file)
         self.assertEqual(2, status)
         self.assertIn('No such file', said)
@@ -178,8 +178,8 @@ def _mode(path):
 
 
 @ddt.ddt
-class TestReplaced(testtools.TestCase):
-    """What a file that is replaced keeps."""
+class TestReplacedFile(testtools.TestCase):
+    """A replaced file keeps its owner and mode."""
 
     def setUp(self):
         super().setUp()
@@ -209,7 +209,7 @@ class TestReplaced(testtools.TestCase):
         self.assertEqual(0o600, _mode(self.file))
 
     @testtools.skipUnless(os.geteuid() == 0, 'only root gives files away')
-    def test_owner_stays(self):
+    def test_owner_of_a_replaced_file_stays(self):
         self.file.write_text('a = 1\n')
         os.chown(self.file, 65534, 65533)
         self.generate('libvirt', '--force')
@@ -217,14 +217,14 @@ class TestReplaced(testtools.TestCase):
         self.assertEqual((65534, 65533), (found.st_uid, found.st_gid))
 
     @ddt.data('/etc/hostname', 'dangling')
-    def test_symbolic_link_is_refused(self, target):
+    def test_policy_is_not_written_through_a_symbolic_link(self, target):
         self.file.symlink_to(target)
         status, said = self.generate('debian', '--force')
         self.assertEqual(2, status)
         self.assertIn(f'is a symbolic link to {target}', said)
         self.assertEqual(target, os.readlink(self.file))
 
-    def test_directory_is_refused(self):
+    def test_policy_is_not_written_over_a_directory(self):
         self.file.mkdir()
         status, said = self.generate('debian', '--force')
         self.assertEqual(2, status)
@@ -233,7 +233,7 @@ class TestReplaced(testtools.TestCase):
     @given(mode=strategies.integers(0, 0o777),
            public=strategies.booleans(),
            exists=strategies.booleans())
-    def test_nobody_new_may_write_and_no_more_read_than_have_to(
+    def test_replaced_file_gains_at_most_public_read_permission(
             self, mode, public, exists):
         with tempfile.TemporaryDirectory() as name:
             path = pathlib.Path(name) / 'file'

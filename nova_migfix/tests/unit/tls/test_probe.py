@@ -49,11 +49,11 @@ class TestFindQemu(testtools.TestCase):
                                    name if name in there else None)):
             return probe.find_qemu()
 
-    def test_one(self):
+    def test_installed_qemu_is_found(self):
         self.assertEqual('/usr/libexec/qemu-kvm',
                          self.find('qemu-kvm', '/usr/libexec/qemu-kvm'))
 
-    def test_none(self):
+    def test_missing_qemu_is_an_error(self):
         self.assertRaises(qmp.QemuError, self.find)
 
 
@@ -89,20 +89,20 @@ class TestFindUser(testtools.TestCase):
         ('user = "4711"\n', 'libvirt-qemu'),
     )
     @ddt.unpack
-    def test_configured(self, text, expected):
+    def test_user_of_qemu_conf_is_used(self, text, expected):
         self.conf.write_text(text)
         self.assertEqual(expected, probe.find_user())
 
-    def test_no_libvirt(self):
+    def test_user_without_qemu_conf_is_the_default(self):
         self.assertEqual('libvirt-qemu', probe.find_user())
 
-    def test_who_asks_if_it_is_not_root(self):
+    def test_user_is_the_current_one_if_not_root(self):
         os.geteuid.return_value = 42
         self.assertEqual('nova', probe.find_user())
 
 
 @ddt.ddt
-class TestCommand(testtools.TestCase):
+class TestProbeCommand(testtools.TestCase):
 
     def probe(self, answer, *arguments):
         out = io.StringIO()
@@ -117,34 +117,33 @@ class TestCommand(testtools.TestCase):
     @ddt.data(
         (SAFE, 0, 'TLSv1.2 ECDHE-ECDSA-AES256-GCM-SHA384 safe: sessions with '
          'this destination are never rekeyed'),
-        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: large guests '
-         'fail'),
+        (REKEYS, 1, 'TLSv1.3 TLS_AES_256_GCM_SHA384 rekeys: migrations of '
+         'large guests fail'),
         (NONE, 2, 'no session: handshake failure'),
         (qmp.QemuError('QEMU has ended'), 2, 'no session: QEMU has ended'),
     )
     @ddt.unpack
-    def test_verdict(self, answer, status, said):
+    def test_probe_prints_the_verdict(self, answer, status, said):
         found = self.probe(answer)
         self.assertEqual(status, found[0])
         self.assertTrue(found[1].startswith(said), found[1])
 
-    def test_json(self):
+    def test_probe_prints_json(self):
         _, said = self.probe(REKEYS, '--json')
         self.assertEqual(
             {'version': 'TLSv1.3', 'cipher': 'TLS_AES_256_GCM_SHA384',
              'error': '', 'verdict': 'rekeys'}, json.loads(said))
 
-    def test_what_is_asked(self):
+    def test_options_are_passed_to_the_probe(self):
         self.probe(SAFE, '--creds', '/etc/pki/qemu', '--priority', 'NORMAL')
         self.assertEqual(('/usr/bin/qemu', 'nova', '/etc/pki/qemu',
                           'NORMAL'), self.asked)
 
 
 class Intruder(fixtures.Fixture):
-    """A process of the user that guests run as, with a file that it wants.
+    """A process of the guests' user that tries to read a file of root.
 
-    Whoever is asked for a temporary directory makes it in *place*, where this
-    user may look around.
+    All temporary directories are made in *place*, which this user may read.
     """
 
     USER = 'nobody'
@@ -167,9 +166,9 @@ class Intruder(fixtures.Fixture):
                 found.st_mode)
 
     def plant(self, name):
-        """Try to put a link to the secret wherever there is a directory.
+        """Try to put a link to the secret into each directory.
 
-        :returns: how often that was possible
+        :returns: number of links that were made
         """
         done = subprocess.run(
             ['find', self.place, '-mindepth', '1', '-type', 'd', '-exec',
@@ -180,7 +179,7 @@ class Intruder(fixtures.Fixture):
 
 @testtools.skipUnless(os.geteuid() == 0, 'only root runs QEMU as another')
 class TestIntruder(testtools.TestCase):
-    """What QEMU's user can make of a root that probes."""
+    """QEMU's user attacks a probe that root runs."""
 
     def setUp(self):
         super().setUp()
@@ -223,17 +222,17 @@ class TestIntruder(testtools.TestCase):
         self.assertEqual([0] * len(self.planted), self.planted)
         self.assertEqual([], os.listdir(self.intruder.place))
 
-    def test_link_to_a_file_of_root(self):
+    def test_planted_link_does_not_expose_a_file_of_root(self):
         self.probe(['link'], ['link'], ['link'])
 
-    def test_certificate_is_a_link_to_a_file_of_root(self):
+    def test_planted_certificate_does_not_expose_a_file_of_root(self):
         self.probe(['certificates', 'ca-cert.pem'], ['ca-cert.pem'], [])
 
     @settings(max_examples=20)
     @given(st.tuples(*[st.lists(st.sampled_from(
         ['certificates', 'ca-cert.pem', 'server-key.pem', 'monitor', 'x']),
         max_size=2)] * 3))
-    def test_links_at_any_time(self, plants):
+    def test_links_planted_at_any_time_have_no_effect(self, plants):
         self.probe(*plants)
 
     @settings(max_examples=30)
@@ -241,7 +240,7 @@ class TestIntruder(testtools.TestCase):
         st.text('abc.-', min_size=1, max_size=5).filter(
             lambda name: name.strip('.')),
         st.sampled_from(['file', 'link', 'dangling']), max_size=6))
-    def test_what_is_given_away_is_in_the_directory(self, entries):
+    def test_only_entries_of_the_directory_change_owner(self, entries):
         with tempfile.TemporaryDirectory() as name:
             directory = pathlib.Path(name) / 'certificates'
             directory.mkdir(mode=0o700)
@@ -264,7 +263,7 @@ class TestIntruder(testtools.TestCase):
 
 
 class TestUntrustedQemu(testtools.TestCase):
-    """A QEMU of which its user has got hold."""
+    """A QEMU that its user controls."""
 
     def setUp(self):
         super().setUp()
@@ -283,7 +282,7 @@ class TestUntrustedQemu(testtools.TestCase):
         pid, session = said.split()[-2:]
         self.assertEqual(pid, session)
 
-    def test_long_message_is_cut(self):
+    def test_long_message_of_qemu_is_cut(self):
         self.assertLess(len(self.error(
             'head -c 60000 /dev/zero | tr "\\0" x >&2')), 1000)
 
@@ -293,7 +292,7 @@ class TestUntrustedQemu(testtools.TestCase):
                    f"subprocess.Popen([\"sleep\", \"30\"])'")
         self.assertLess(time.monotonic() - begin, 15)
 
-    def test_endless_answer_is_cut(self):
+    def test_endless_answer_of_qemu_is_cut(self):
         path = self.qemu.with_name('monitor')
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)

@@ -29,7 +29,7 @@ SAFE, AT_RISK, WILL_FAIL = rekey.Verdict
 class TestIsFixed(testtools.TestCase):
 
     @ddt.data(
-        # GnuTLS       package               changes keys safely
+        # GnuTLS       package               rekeys safely
         ('3.7.9', '', False),
         ('3.7.9', '3.7.9-2+deb12u6', False),
         ('3.8.9', '3.8.9-3+deb13u4', False),
@@ -50,15 +50,15 @@ class TestIsFixed(testtools.TestCase):
         ('3.8.9', '3.8.9-13.el10', False),
         ('3.8.9', '3.8.9-14.el10', True),
         ('3.8.9', '3.8.9-14.el10_1', True),
-        # what is mended in el10 is not in el9, nor elsewhere
+        # a backport of el10 is not in el9, nor in other distributions
         ('3.8.3', '3.8.3-6.el8_6.2', False),
         ('3.8.9', '3.8.9-14.fc41', False),
     )
     @ddt.unpack
-    def test_version(self, gnutls, package, expected):
+    def test_fixed_versions_are_recognized(self, gnutls, package, expected):
         self.assertEqual(expected, rekey.is_fixed(gnutls, package))
 
-    def test_no_version(self):
+    def test_malformed_version_is_an_error(self):
         self.assertRaises(ValueError, rekey.is_fixed, 'unknown')
 
 
@@ -66,11 +66,12 @@ class TestIsFixed(testtools.TestCase):
 class TestBytesSent(testtools.TestCase):
 
     @ddt.data(
-        # each round sends what was written during the one before
+        # each round sends the pages written in the round before
         (10, None, None, 10), (10, 0, 4, 10), (10, 2, 4, 20), (10, 3, 4, 40),
         (10, 4, 4, None), (10, 5, 4, None))
     @ddt.unpack
-    def test_until_it_converges(self, memory, rate, bandwidth, expected):
+    def test_bytes_sent_until_the_migration_converges(
+            self, memory, rate, bandwidth, expected):
         self.assertEqual(
             expected, rekey.bytes_sent(memory, rate, bandwidth))
 
@@ -79,7 +80,7 @@ class TestBytesSent(testtools.TestCase):
 class TestAssess(testtools.TestCase):
 
     def assess(self, transport, gnutls, memory, dirty_rate=None, package=''):
-        """Memory in GiB; the dirty rate in parts of the bandwidth."""
+        """Take memory in GiB; the dirty rate in parts of the bandwidth."""
         return rekey.assess(
             transport, gnutls, package, int(memory * GIB),
             None if dirty_rate is None else int(dirty_rate * GIB), GIB)
@@ -87,59 +88,60 @@ class TestAssess(testtools.TestCase):
     @ddt.data(
         # transport, GnuTLS, GiB in use: verdict, rekeys, part of the reason
         (TLS, '3.7.9', 4, SAFE, 0, 'about 4.0 GiB will be sent'),
-        (TLS, '3.7.9', 15.9, SAFE, 0, 'begin to harm at 64 GiB'),
+        (TLS, '3.7.9', 15.9, SAFE, 0, 'from 64 GiB on'),
         (TLS, '3.7.9', 16, AT_RISK, 0, 'may be sent several times'),
         (TLS, '3.7.9', 40, AT_RISK, 1, 'GnuTLS 3.7.9: QEMU crashes at the '
-         'second change of keys, after 64 GiB'),
+         'second rekey, after 64 GiB'),
         (TLS, '3.7.9', 64, WILL_FAIL, 2, '64.0 GiB are in use'),
         (TLS, '3.8.10', 200, WILL_FAIL, 6, 'GnuTLS 3.8.10'),
         (TLS, None, 200, WILL_FAIL, 6, 'GnuTLS of unknown version'),
-        (TLS, '3.8.11', 200, SAFE, 0, 'GnuTLS 3.8.11 changes keys safely'),
-        # the first change of keys is enough
-        (POST_COPY, '3.7.9', 7.9, SAFE, 0, 'begin to harm at 32 GiB'),
+        (TLS, '3.8.11', 200, SAFE, 0, 'GnuTLS 3.8.11 rekeys safely'),
+        # the first rekey is enough
+        (POST_COPY, '3.7.9', 7.9, SAFE, 0, 'from 32 GiB on'),
         (POST_COPY, '3.7.9', 8, AT_RISK, 0, 'several times'),
         (POST_COPY, '3.7.9', 32, WILL_FAIL, 1,
-         'fails at the first change of keys (post-copy), after 32 GiB'),
-        (POST_COPY, '3.8.11', 200, SAFE, 0, 'changes keys safely'),
+         'fails at the first rekey (post-copy), after 32 GiB'),
+        (POST_COPY, '3.8.11', 200, SAFE, 0, 'rekeys safely'),
         # each connection is used from one thread, unless there is post-copy
         (SEVERAL, '3.7.9', 200, SAFE, 0, 'parallel connections'),
         (SEVERAL._replace(live_migration_permit_post_copy=True), '3.7.9', 200,
          WILL_FAIL, 6, 'post-copy'),
-        # QEMU has no TLS
+        # QEMU does not use TLS
         (rekey.Transport(), '3.7.9', 200, SAFE, 0, 'does not use TLS'),
         (TUNNELLED, '3.7.9', 200, SAFE, 0, 'tunnelled through libvirt'),
     )
     @ddt.unpack
-    def test_memory(self, transport, gnutls, memory, verdict, rekeys, reason):
+    def test_verdict_follows_the_memory_in_use(
+            self, transport, gnutls, memory, verdict, rekeys, reason):
         found = self.assess(transport, gnutls, memory)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
         self.assertIn(reason, found.reason)
 
     @ddt.data(
-        # transport, GiB in use, part of the bandwidth that is written:
+        # transport, GiB in use, dirty rate in parts of the bandwidth:
         # verdict, rekeys, part of the reason
         (TLS, 30, 0, SAFE, 0, 'about 30.0 GiB'),
         (TLS, 30, 0.5, SAFE, 1, 'about 60.0 GiB'),
-        (TLS, 20, 0.75, WILL_FAIL, 2, '80.0 GiB will be sent, as it writes '
-         '0.75 GiB a second'),
-        (TLS, 1, 1, WILL_FAIL, None, 'faster than it can be migrated'),
+        (TLS, 20, 0.75, WILL_FAIL, 2, '80.0 GiB will be sent, as the guest '
+         'writes 0.75 GiB per second'),
+        (TLS, 1, 1, WILL_FAIL, None, 'faster than the migration sends'),
         (POST_COPY, 30, 0, SAFE, 0, 'about 30.0 GiB'),
         (POST_COPY, 20, 0.5, WILL_FAIL, 1, '40.0 GiB will be sent'),
-        # what does not converge is switched to post-copy
+        # a migration that does not converge switches to post-copy
         (POST_COPY, 1, 1, SAFE, 0, 'about 1.0 GiB'),
         (POST_COPY, 10, 1, AT_RISK, 0, 'several times'),
     )
     @ddt.unpack
-    def test_dirty_rate(self, transport, memory, rate, verdict, rekeys,
-                        reason):
+    def test_verdict_follows_the_dirty_rate(
+            self, transport, memory, rate, verdict, rekeys, reason):
         found = self.assess(transport, '3.7.9', memory, rate)
         self.assertEqual((verdict, rekeys), (found.verdict, found.rekeys))
         self.assertIn(reason, found.reason)
 
-    def test_a_backport(self):
+    def test_backport_of_the_fix_is_safe(self):
         found = self.assess(TLS, '3.8.3', 200, package='3.8.3-6.el9_6.2')
         self.assertEqual(
-            (SAFE, 'GnuTLS 3.8.3-6.el9_6.2 changes keys safely'),
+            (SAFE, 'GnuTLS 3.8.3-6.el9_6.2 rekeys safely'),
             found[:2])
 
 
@@ -156,5 +158,5 @@ class TestTransport(testtools.TestCase):
          'connections: 1'),
         (TUNNELLED, 'tunnelled through libvirt'))
     @ddt.unpack
-    def test_in_words(self, transport, expected):
+    def test_transport_is_described_in_words(self, transport, expected):
         self.assertEqual(expected, str(transport))

@@ -1,0 +1,24 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Lower max_queues on the source while a guest runs."""
+
+from __future__ import annotations
+
+from lab.scenarios import queues_grow
+
+
+class QueuesShrink(queues_grow.QueuesGrow):
+    name = 'queues-shrink'
+    title = 'max_queues lowered from 4 to 2 on the source while a guest runs.'
+    booted_with = 4
+    configured = 2

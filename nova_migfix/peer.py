@@ -1,0 +1,161 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Two more fields in the migrate_data of a live migration.
+
+The class keeps the VERSION of Nova's class. Peers without the plugin ignore
+unknown keys, and no service requests a backport that it would not request
+without the plugin. The first unpatched conductor on the way would drop a new
+version.
+
+That conductor also drops the values on their way back to the source. So the
+source sets its field once more, just before it calls the destination: see
+:func:`wrap_pre_live_migration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+from nova import exception
+from nova.objects import base
+from nova.objects import fields
+from nova.objects import migrate_data
+from oslo_log import log as logging
+
+LOG = logging.getLogger(__name__)
+
+SOURCE_CONNECT_ADDR = 'source_connect_addr'
+DEST_CAPABILITIES = 'dest_capabilities'
+
+
+#: the fields that this release of Nova has itself
+NOVA_FIELDS = frozenset(migrate_data.LibvirtLiveMigrateData.fields)
+
+
+class LibvirtLiveMigrateData(migrate_data.LibvirtLiveMigrateData):
+    """Nova's object with one field of the source and one of the destination.
+
+    ``source_connect_addr``
+        The source's address on the migration network, for the destination: a
+        host name or an IP literal; the counterpart of
+        ``target_connect_addr``.
+    ``dest_capabilities``
+        The capabilities of the destination's kernel, QEMU and plugin. The
+        destination sets them in its precheck, and the source reads them in
+        its own. No conductor is between the two, unless the destination's
+        release has a newer version of the object. Then the source requests a
+        backport from the conductor, and an unpatched conductor drops the
+        field. A source that gets no capabilities takes the safe way.
+    """
+
+    VERSION = migrate_data.LibvirtLiveMigrateData.VERSION
+    fields = {
+        SOURCE_CONNECT_ADDR: fields.StringField(nullable=True),
+        DEST_CAPABILITIES: fields.DictOfStringsField(nullable=True),
+    }
+
+
+def register() -> None:
+    """Replace Nova's class in the registry; repeated calls do no harm."""
+    base.NovaObjectRegistry.register(LibvirtLiveMigrateData)
+
+
+def get(data: Any, name: str) -> Any:
+    """Return a field's value, None if the peer did not set it.
+
+    :param data: a LibvirtLiveMigrateData, Nova's class or ours
+    """
+    return getattr(data, name) if name in data else None
+
+
+def add_capabilities(data: Any, capabilities: Mapping[str, str]) -> None:
+    """Add capabilities of the destination.
+
+    :param data: a LibvirtLiveMigrateData of our class
+    """
+    if capabilities:
+        data.dest_capabilities = {
+            **(get(data, DEST_CAPABILITIES) or {}), **capabilities}
+
+
+def wrap_pre_live_migration(
+    virtapi: Any, set_source_fields: Callable[[Any], None],
+    retry_preparation: Callable[[Any, str | None], str | None],
+) -> None:
+    """Call back before the RPC ``pre_live_migration``, and if it fails.
+
+    No method of the driver sees the migrate_data between the conductor and
+    ``pre_live_migration`` on the destination, and none sees that call fail
+    before Nova rolls the migration back. So this wraps a method of the
+    compute manager. That wrapper wraps the method of ``compute_rpcapi`` each
+    time, as Nova replaces that object after it has loaded the driver, and in
+    ``ComputeManager.reset`` on SIGHUP.
+
+    :param virtapi: the virtapi that nova-compute gave the driver; one without
+        a manager (in tests only) sends nothing
+    :param set_source_fields: called with the migrate_data
+    :param retry_preparation: called with the instance and its disk info, JSON
+        or None, when the destination raises MigrationError; returns the disk
+        info for a second attempt, or None for no second attempt
+    """
+    manager = getattr(virtapi, '_compute', None)
+    if manager is None:
+        return
+    prepare = manager._do_pre_live_migration_from_source
+
+    @functools.wraps(prepare)
+    def prepare_with_source_fields(
+        context: Any, dest: Any, instance: Any, block_migration: Any,
+        migration: Any, migrate_data: Any, source_bdms: Any,
+    ) -> Any:
+        try:
+            set_source_fields(migrate_data)
+            _retry_once(manager.compute_rpcapi, retry_preparation)
+        except Exception:
+            # Nova does not handle errors here: the instance would stay
+            # MIGRATING. Without the fields the destination does as Nova does.
+            LOG.exception('The source could not set all fields for the '
+                          'destination', instance=instance)
+        return prepare(context, dest, instance, block_migration, migration,
+                       migrate_data, source_bdms)
+
+    manager._do_pre_live_migration_from_source = prepare_with_source_fields
+
+
+def _retry_once(
+    rpcapi: Any, retry_preparation: Callable[[Any, str | None], str | None],
+) -> None:
+    """Make *rpcapi* call ``pre_live_migration`` again if that fails."""
+    call = rpcapi.pre_live_migration
+    if hasattr(call, 'retries_once'):
+        return
+
+    @functools.wraps(call)
+    def call_with_retry(
+        ctxt: Any, instance: Any, block_migration: Any, disk: Any, host: Any,
+        migrate_data: Any,
+    ) -> Any:
+        try:
+            return call(
+                ctxt, instance, block_migration, disk, host, migrate_data)
+        except exception.MigrationError:
+            disk = retry_preparation(instance, disk)
+            if disk is None:
+                raise
+        return call(ctxt, instance, block_migration, disk, host, migrate_data)
+
+    call_with_retry.retries_once = True     # type: ignore[attr-defined]
+    rpcapi.pre_live_migration = call_with_retry

@@ -1,0 +1,140 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""Fake results of hosts, as input of ``nova-migfix-status report``."""
+
+import json
+import random
+import uuid
+
+UNREACHABLE = {'unreachable': True, 'msg': (
+    'Failed to connect to the host via ssh: ssh: connect to host '
+    '192.0.2.7 port 22: No route to host')}
+NO_CONTAINER = {'rc': 1, 'stdout': '', 'stderr': (
+    'Error response from daemon: No such container: nova_compute')}
+
+# Findings of preflight: finding, device, running value, value that Nova
+# computes, bug, fix, covered with the plugin, result without the plugin.
+KINDS = (
+    ('vnic', 'fa:16:3e:00:00:01 driver/@queues', '2', '4',
+     'the vNIC is recomputed instead of kept on live migration', 'vnic',
+     'yes', 2),
+    ('vnic-ring', 'fa:16:3e:00:00:01 driver/@rx_queue_size', '256', '512',
+     'the vNIC is recomputed instead of kept on live migration', 'vnic',
+     'yes', 1),
+    ('ephemeral', 'vdb disk.eph0', 'ephemeral_20_40d1d2c ext4 ephemeral0',
+     'the destination\'s file system',
+     'LP 2061701: ephemeral disks are laid on another file system',
+     'ephemeral', 'yes', 2),
+    ('config-drive', 'hda disk.config', 'ISO', 'all zeros',
+     'the config drive arrives as zeros', 'config_drive',
+     'if on the destination', 1),
+    ('kernel-ramdisk', 'kernel', '/var/lib/nova/instances/kernel',
+     'fetched as a disk image: ImageUnacceptable',
+     'kernels are taken for disk images', 'kernel_ramdisk',
+     'if on the destination', 1),
+    ('tls', 'rekeys', 'libgnutls30 3.7.9-2', 'memory is written to quickly',
+     'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
+)
+FIXES = ('config_drive', 'ephemeral', 'kernel_ramdisk', 'rollback_state',
+         'source_address', 'tls_rekey', 'vnic')
+REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
+
+
+def finding(kind, guest, plugin=True, domain='instance-00000001', **changes):
+    """Return a row of preflight.
+
+    :param kind: the first column of one of KINDS
+    :param plugin: whether the fixes are active
+    :param changes: other values for some keys of the row
+    """
+    name, device, running, computed, bug, fix, covered, harm = next(
+        row for row in KINDS if row[0] == kind)
+    if not plugin and covered == 'yes':
+        covered = 'no'
+    return {
+        'instance': guest, 'domain': domain, 'finding': name,
+        'device': device, 'running': running, 'computed': computed,
+        'bug': bug, 'fix': fix, 'covered': covered,
+        'result': {'yes': 0, 'no': harm}.get(covered, 1),
+        'otherwise': '' if covered == 'yes' else REMEDY, **changes}
+
+
+def checks(plugin=True, **results):
+    """Return the output of ``upgrade check --json``.
+
+    :param results: ``Name_of_a_check=(result, details)``
+    """
+    found = {
+        'Plugin': (0, 'nova-compute is configured to load the plugin.')
+        if plugin else (2, 'compute_driver is libvirt.LibvirtDriver: guests '
+                        'are migrated as Nova does it.'),
+        'Release of Nova': (0, 'Nova 34.0.0.'),
+        'Migration address': (0, '192.0.2.1 is an address of this host.'),
+        'ssh to the migration address': (0, 'sshd answers.'),
+        'TLS': (0, 'Not used: [libvirt] live_migration_with_native_tls.'),
+        **{name.replace('_', ' '): result
+           for name, result in results.items()}}
+    return {'name': 'nova_migfix on this host', 'checks': [
+        {'check': name, 'result': result, 'details': details}
+        for name, (result, details) in found.items()]}
+
+
+def preflight(host, findings, guests=50, plugin=True, notes=()):
+    """Return the output of ``preflight --json``."""
+    return {'host': host, 'destination': '',
+            'fixes': list(FIXES if plugin else ()), 'guests': guests,
+            'seconds': 0.21, 'findings': findings, 'notes': list(notes)}
+
+
+def registered(printed, rc=0):
+    """Return Ansible's result of a command that has printed JSON."""
+    return {'rc': rc, 'stdout': json.dumps(printed), 'stderr': ''}
+
+
+def write(directory, name, upgrade, preflight):
+    """Write the results of one host, such as from registered()."""
+    (directory / f'{name}.json').write_text(json.dumps(
+        {'upgrade': upgrade, 'preflight': preflight}))
+
+
+def write_many(directory, hosts, guests, often=.25):
+    """Write the results of a fleet, which are the same each time.
+
+    It has unreachable hosts, hosts without the plugin, and all findings.
+
+    :param often: probability of each finding in a guest
+    """
+    chance = random.Random(6)   # noqa: S311
+    for number in range(hosts):
+        name = f'compute{number + 1:04}'
+        if number % 200 == 7:
+            write(directory, name, UNREACHABLE, {})
+        elif number % 200 == 77:
+            write(directory, name, NO_CONTAINER, NO_CONTAINER)
+        else:
+            _write_one(directory, name, number, guests, often, chance)
+    (directory / 'hosts').write_text(''.join(
+        f'compute{number + 1:04}\n' for number in range(hosts)))
+
+
+def _write_one(directory, name, number, guests, often, chance):
+    plugin = number % 4 != 3
+    kinds = [row[0] for row in KINDS if row[0] != 'tls' or number % 50 == 9]
+    rows = []
+    for index in range(guests if number % 5 else 0):
+        guest = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        rows += [finding(kind, guest, plugin,
+                         f'instance-{number * guests + index:08x}')
+                 for kind in kinds if chance.random() < often]
+    write(directory, name, registered(checks(plugin), 0 if plugin else 2),
+          registered(preflight(name, rows, guests, plugin)))
