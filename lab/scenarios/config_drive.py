@@ -57,7 +57,8 @@ class ConfigDrive(scenario.Scenario):
     }
     emptied = scenario.Arrives(said=(scenario.Said(
         scenario.SOURCE, 'nova-compute',
-        r'WARNING .*contains only zeros.* hard reboot the instance'),))
+        r'WARNING .*(contains only zeros.* hard reboot the instance'
+        '|has nothing but zeros; reboot)'),))
     # Older releases copy the ISO, from the source's host name.
     lost_since = 30
 

@@ -26,7 +26,7 @@ from lab import topology
 # Slow enough to cut the network during the transfer.
 _RATE = '20mbit'
 
-_COMPLETES = r'disk\.eph0 is completed by (QEMU|a block pull)'
+_COMPLETES = r'QEMU completes disk\.eph0'
 _COMPLETED = r'disk\.eph0: made complete by (QEMU|a block pull) in [\d.]+ s'
 
 # The base during the transfer, with the plugin and with the patches.

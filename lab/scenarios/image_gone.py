@@ -37,7 +37,7 @@ class ImageGone(scenario.Scenario):
             r'ssh: connect to host compute\d port 22: Connection refused'),)),
         scenario.BOTH: scenario.Arrives(said=(scenario.Said(
             scenario.DESTINATION, 'nova-compute',
-            r'is fetched from the .*migration address'),)),
+            r'fetched from .*migration address'),)),
     }
 
     def run(self, run: scenario.Run) -> None:
