@@ -19,3 +19,18 @@ scp, and plots time against size.
 The modules ``ciphers``, ``creation``, ``fleet`` and ``preflight`` are further
 benchmarks, such as ``python -m bench.ciphers DIRECTORY``.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def print_problems(problems: Iterable[str]) -> int:
+    """Print each requirement that does not hold.
+
+    :returns: the exit code, 1 if there is one
+    """
+    failed = list(problems)
+    for problem in failed:
+        print(problem)
+    return 1 if failed else 0

@@ -31,6 +31,7 @@ import matplotlib
 from nova.conf import CONF
 import prettytable
 
+import bench
 from bench import sshd
 from nova_migfix.storage import disks
 from nova_migfix.transport import transfer
@@ -171,10 +172,7 @@ def main() -> int:
         found = measure_all(pathlib.Path(place.path), server.ssh)
     draw(found, directory / 'pull.svg')
     print(table(found))
-    failed = list(problems(found))
-    for problem in failed:
-        print(problem)
-    return 1 if failed else 0
+    return bench.print_problems(problems(found))
 
 
 if __name__ == '__main__':

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import matplotlib
 import prettytable
 
+import bench
 from nova_migfix.tests import qemu_pair
 from nova_migfix.tls import policy
 from nova_migfix.tls import probe
@@ -158,10 +159,7 @@ def main() -> int:
     found = measure_all()
     draw(found, directory / 'ciphers.svg')
     print(table(found))
-    failed = list(problems(found))
-    for problem in failed:
-        print(problem)
-    return 1 if failed else 0
+    return bench.print_problems(problems(found))
 
 
 if __name__ == '__main__':

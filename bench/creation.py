@@ -54,6 +54,7 @@ from nova.virt.libvirt import imagebackend
 from oslo_utils import units
 import prettytable
 
+import bench
 from nova_migfix import conf
 from nova_migfix.storage import file_system
 from nova_migfix.storage import image_backend
@@ -351,10 +352,7 @@ def main() -> int:
     for way, (taken, size) in many.items():
         print(f'{GUESTS} disks of {GUESTS_SIZE} GB, {way}: {taken:.1f} s, '
               f'{mib(size)} MiB')
-    failed = list(problems(found))
-    for problem in failed:
-        print(problem)
-    return 1 if failed else 0
+    return bench.print_problems(problems(found))
 
 
 if __name__ == '__main__':

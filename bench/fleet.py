@@ -28,6 +28,7 @@ import time
 
 import prettytable
 
+import bench
 from nova_migfix.tests.fleet import browser
 from nova_migfix.tests import hosts
 
@@ -98,9 +99,7 @@ def main() -> int:
             failed.append(f'{findings} findings: a filter takes '
                           f'{slowest:.1f} s')
     print(table)
-    for problem in failed:
-        print(problem)
-    return 1 if failed else 0
+    return bench.print_problems(failed)
 
 
 if __name__ == '__main__':

@@ -40,6 +40,7 @@ import nova.conf
 from oslo_log import log as logging
 import prettytable
 
+import bench
 from nova_migfix import conf
 from nova_migfix.tests.unit.status import base
 
@@ -150,9 +151,7 @@ def main() -> int:
         f'{more} guests take more than {GROWTH} times what {less} do'
         for less, more in zip(GUESTS, GUESTS[1:])
         if best[more] > GROWTH * best[less]]
-    for problem in failed:
-        print(problem)
-    return 1 if failed else 0
+    return bench.print_problems(failed)
 
 
 if __name__ == '__main__':
