@@ -33,7 +33,7 @@ KINDS = (
      'yes', 1),
     ('ephemeral', 'vdb disk.eph0', 'ephemeral_20_40d1d2c ext4 ephemeral0',
      'the destination\'s file system',
-     'LP 2061701: ephemeral disks are laid on another file system',
+     'LP 2061701: ephemeral disks get another file system',
      'ephemeral', 'yes', 2),
     ('config-drive', 'hda disk.config', 'ISO', 'all zeros',
      'the config drive arrives as zeros', 'config_drive',
