@@ -23,26 +23,21 @@ of the disks, or blank ones.
 The fix gives Nova's monitor a guest whose job ends when libvirt's call ends,
 and no sooner. A call that succeeds proves the arrival: in a peer-to-peer
 migration the source's libvirt returns success only after the destination has
-reported a running domain. A call that fails proves nothing, as the failure may
-be that of the connection. Then the state of the guest on the source decides,
-and the destination's nova-compute where that state is ambiguous.
+reported a running domain. After a call that fails, :mod:`nova_migfix.place`
+finds the guest.
 
-If the outcome stays unknown, Nova deletes nothing on either host: the instance
+If its place stays unknown, Nova deletes nothing on either host: the instance
 goes to ERROR, and the fault has the reason and the remedy.
 
-Source of the rules: ``qemuMigrationSrcPerformPeer2Peer3`` and
-``qemuMigrationSrcRecover`` in libvirt; ``Guest.get_job_info`` in Nova.
+Source of the rules: ``qemuMigrationSrcPerformPeer2Peer3`` in libvirt and
+``Guest.get_job_info`` in Nova.
 """
 
 from __future__ import annotations
 
-import enum
-import time
 from typing import Any
 
-from nova.compute import power_state
 from nova.compute import utils as compute_utils
-from nova.compute import vm_states
 from nova import exception
 from nova.i18n import _
 from nova.virt import event as virtevent
@@ -52,35 +47,12 @@ from oslo_log import log as logging
 from nova_migfix import action
 from nova_migfix.fixes import base
 from nova_migfix import migration
+from nova_migfix import place
 
 LOG = logging.getLogger(__name__)
 
-# Seconds between two questions to libvirt or to the destination.
-_INTERVAL = 5
-# Seconds for which a destination may be silent: it may be restarting.
-_PATIENCE = 300
-# Seconds after which no call of a failed migration can still reach the
-# destination: by default libvirt closes a silent connection after 30.
-_CERTAINTY = 40
-
 # VIR_ERR_OPERATION_ABORTED
 _ABORTED = 78
-# VIR_DOMAIN_SHUTOFF_MIGRATED, of virDomainShutoffReason
-_MIGRATED = 4
-# Reasons of virDomainPausedReason for which libvirt leaves a guest on the
-# source that may run on the destination: UNKNOWN and MIGRATION
-_SWITCHING = frozenset((0, 2))
-# The same for post-copy: POSTCOPY and POSTCOPY_FAILED. A guest that runs on
-# the destination may still need memory of the source.
-_POST_COPY = frozenset((12, 13))
-
-
-class Place(enum.Enum):
-    """The place of a guest after a migration."""
-
-    SOURCE = 'active on the source'
-    OFF = 'off, on the source'
-    DESTINATION = 'on the destination'
 
 
 class Arrival(base.Fix):
@@ -122,7 +94,7 @@ class _MonitoredGuest:
         self._recover_method = outgoing.recover_method
         self._operation = operation
         self._is_cancelled = False
-        self._place: Place | None = None
+        self._place: place.Place | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guest, name)
@@ -132,7 +104,7 @@ class _MonitoredGuest:
     def get_job_info(self) -> Any:
         """Return Nova's JobInfo, with a final type only after the call.
 
-        :raises MigrationError: it is unknown whether the guest has arrived
+        :raises PlaceUnknown: nothing must be deleted on either host
         """
         libvirt = libvirt_guest.libvirt
         if self._operation.has_ended:
@@ -153,7 +125,7 @@ class _MonitoredGuest:
 
         Nova asks if the call has ended since ``get_job_info``.
 
-        :raises MigrationError: see get_job_info
+        :raises PlaceUnknown: see get_job_info
         """
         completed = libvirt_guest.libvirt.VIR_DOMAIN_JOB_COMPLETED
         return bool(self._final_type() != completed)
@@ -175,7 +147,7 @@ class _MonitoredGuest:
     ) -> None:
         """Roll the migration back; a guest that is off becomes SHUTOFF."""
         self._recover_method(context, instance, dest, migrate_data, **kwargs)
-        if self._place is Place.OFF:
+        if self._place is place.Place.OFF:
             # Nova has ignored this event while the guest was migrating.
             self._driver.emit_event(virtevent.LifecycleEvent(
                 instance.uuid, virtevent.EVENT_LIFECYCLE_STOPPED))
@@ -193,147 +165,27 @@ class _MonitoredGuest:
         error = self._operation.error
         if error is None:
             return libvirt.VIR_DOMAIN_JOB_COMPLETED
-        self._place = self._find_place()
+        self._place = self._find()
         LOG.info('libvirt has ended the migration with an error (%(error)s), '
                  'and the guest is %(place)s (%(bug)s)', {
                      'error': error, 'place': self._place.value,
                      'bug': Arrival.bug}, instance=self._instance)
-        if self._place is Place.DESTINATION:
+        if self._place is place.Place.DESTINATION:
             return libvirt.VIR_DOMAIN_JOB_COMPLETED
         if (self._is_cancelled or isinstance(error, libvirt.libvirtError)
                 and error.get_error_code() == _ABORTED):
             return libvirt.VIR_DOMAIN_JOB_CANCELLED
         return libvirt.VIR_DOMAIN_JOB_FAILED
 
-    def _find_place(self) -> Place:
-        guest = self._guest_on_source()
-        if guest is None:
-            return self._place_of_undefined()
-        if not guest.is_active():
-            return self._place_of_inactive(guest)
-        if guest.get_power_state(self._driver._host) == power_state.PAUSED:
-            return self._place_of_paused(guest)
-        return Place.SOURCE
-
-    def _guest_on_source(self) -> Any:
-        """Wait until libvirt responds and has no job for the guest.
-
-        :returns: nova.virt.libvirt.guest.Guest, None if it is not defined
-        """
-        libvirt = libvirt_guest.libvirt
-        while True:
-            try:
-                guest = self._driver._host.get_guest(self._instance)
-                job = guest.get_job_info().type
-                if job != libvirt.VIR_DOMAIN_JOB_UNBOUNDED:
-                    return guest
-                problem = _('its migration job has not ended')
-            except exception.InstanceNotFound:
-                return None
-            except (libvirt.libvirtError, exception.NovaException) as error:
-                problem = str(error)
-            LOG.warning('The call of libvirt has ended, but not the live '
-                        'migration: %s. Waiting.', problem,
-                        instance=self._instance)
-            time.sleep(_INTERVAL)
-
-    def _place_of_undefined(self) -> Place:
-        if not self._operation.has_started:
-            return Place.OFF
-        self._require_no_post_copy()
-        if self._runs_on_destination():
-            return Place.DESTINATION
-        raise self._unknown(_('it is not defined on %s')
-                            % self._instance.host)
-
-    def _place_of_inactive(self, guest: Any) -> Place:
-        if not self._operation.has_started:
-            return Place.OFF
-        if guest._domain.state()[1] == _MIGRATED:
-            return Place.DESTINATION
-        self._require_no_post_copy()
-        if self._runs_on_destination():
-            return Place.DESTINATION
-        if self._is_paused_by_owner:
-            raise self._unknown(_('it is off on %s, and was paused')
-                                % self._instance.host)
-        return Place.OFF
-
-    def _place_of_paused(self, guest: Any) -> Place:
-        reason = guest._domain.state()[1]
-        if reason in _POST_COPY:
-            self._require_no_post_copy(has_failed=True)
-        if self._is_paused_by_owner or reason not in _SWITCHING:
-            return Place.SOURCE
-        if self._runs_on_destination():
-            # Nova deletes its disks next.
-            guest.poweroff()
-            return Place.DESTINATION
-        guest.resume()
-        return Place.SOURCE
-
-    @property
-    def _is_paused_by_owner(self) -> bool:
-        return bool(self._instance.vm_state == vm_states.PAUSED)
-
-    def _require_no_post_copy(self, has_failed: bool = False) -> None:
-        record = self._outgoing.migrate_data.migration.status
-        if has_failed or record == 'running (post-copy)':
-            raise self._unknown(_(
-                'post-copy failed, so that either host may have memory that '
-                'the other one lacks'))
-
-    def _runs_on_destination(self) -> bool:
-        """Ask the destination until its answer is certain.
-
-        :raises MigrationError: it does not respond
-        """
-        begin = time.monotonic()
-        negative_since = None
-        while time.monotonic() - begin < _PATIENCE:
-            answer = self._ask_destination()
-            if answer:
-                return True
-            if answer is None:
-                negative_since = None
-            elif negative_since is None:
-                negative_since = time.monotonic()
-            elif time.monotonic() - negative_since >= _CERTAINTY:
-                return False
-            time.sleep(_INTERVAL)
-        raise self._unknown(_('%s does not answer') % self._outgoing.dest)
-
-    def _ask_destination(self) -> bool | None:
-        """Return whether the guest runs there, None if that is unknown.
-
-        Each release of nova-compute answers this call.
-        """
-        there = self._instance.obj_clone()
-        there.host = self._outgoing.dest
-        rpcapi = self._driver.virtapi._compute.compute_rpcapi
+    def _find(self) -> place.Place:
+        context = self._outgoing.context
         try:
-            rpcapi.get_instance_diagnostics(self._outgoing.context, there)
-        except exception.InstanceInvalidState:
-            return False
-        except Exception as error:
-            LOG.warning('%(dest)s does not say whether the guest runs there: '
-                        '%(error)s', {'dest': there.host, 'error': error},
-                        instance=self._instance)
-            return None
-        return True
-
-    def _unknown(self, reason: str) -> exception.MigrationError:
-        """Return the error that makes Nova keep all files; record it."""
-        instance = self._instance
-        error = exception.MigrationError(reason=_(
-            'it is unknown whether instance %(uuid)s has arrived on %(dest)s: '
-            '%(reason)s. All its files are kept on both hosts. Run "virsh '
-            'list --all" on both, and correct the host and the state of the '
-            'instance as the documentation of nova-migfix describes '
-            '(Administration, Repair).') % {
-                'uuid': instance.uuid, 'dest': self._outgoing.dest,
-                'reason': reason})
-        action.record_failure(self._outgoing.context, instance, error)
-        compute_utils.add_instance_fault_from_exc(
-            self._outgoing.context, instance, error)
-        return error
+            return place.find(
+                self._driver, context, self._instance,
+                self._outgoing.migrate_data.migration,
+                has_started=self._operation.has_started)
+        except place.PlaceUnknown as unknown:
+            action.record_failure(context, self._instance, unknown)
+            compute_utils.add_instance_fault_from_exc(
+                context, self._instance, unknown)
+            raise

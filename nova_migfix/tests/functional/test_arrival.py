@@ -50,7 +50,7 @@ class EndingMigrationTestCase(storage.StorageTestCase):
         for name, seconds in (('_INTERVAL', 0), ('_CERTAINTY', 0),
                               ('_PATIENCE', 1)):
             self.useFixture(fixtures.MonkeyPatch(
-                f'nova_migfix.fixes.arrival.{name}', seconds))
+                f'nova_migfix.place.{name}', seconds))
         self.boot(1)
         self.write()
         self.before = self.path().read_bytes()

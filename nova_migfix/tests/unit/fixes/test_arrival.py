@@ -11,6 +11,7 @@
 #    under the License.
 
 
+import itertools
 from unittest import mock
 
 import ddt
@@ -30,6 +31,7 @@ import testtools
 from nova_migfix import action
 from nova_migfix.fixes import arrival
 from nova_migfix import migration
+from nova_migfix import place
 
 ERROR = fakelibvirt.make_libvirtError(
     fakelibvirt.libvirtError, 'End of file while reading data',
@@ -74,7 +76,7 @@ class MonitoredGuestTestCase(testtools.TestCase):
             'nova.virt.libvirt.guest.libvirt', fakelibvirt))
         self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.clock = self.useFixture(fixtures.MonkeyPatch(
-            'nova_migfix.fixes.arrival.time', Clock())).new_value
+            'nova_migfix.place.time', Clock())).new_value
         self.event = self.useFixture(fixtures.MockPatchObject(
             action, 'record_failure', autospec=True)).mock
         self.fault = self.useFixture(fixtures.MockPatchObject(
@@ -90,7 +92,8 @@ class MonitoredGuestTestCase(testtools.TestCase):
         self.ask = (self.driver.virtapi._compute.compute_rpcapi
                     .get_instance_diagnostics) = mock.Mock(
                         side_effect=AssertionError('asked in vain'))
-        self.record = objects.Migration(status='running')
+        self.record = objects.Migration(
+            status='running', dest_compute='dest')
         self.recover = mock.Mock()
         self.outgoing = migration.Outgoing(
             'context', objects.Instance(
@@ -115,14 +118,9 @@ class MonitoredGuestTestCase(testtools.TestCase):
             instance_id=uuids.guest)
 
     def on_destination(self, *answers):
-        self.ask.side_effect = self.answer(answers)
+        self.ask.side_effect = itertools.chain(
+            answers, itertools.repeat(answers[-1]))
 
-    @staticmethod
-    def answer(answers):
-        for answer in answers[:-1]:
-            yield answer
-        while True:
-            yield answers[-1]
 
     def end(self, error=ERROR):
         self.outgoing.operation.error = error
@@ -167,7 +165,7 @@ class TestBeforeTheEnd(MonitoredGuestTestCase):
 class TestAfterTheEnd(MonitoredGuestTestCase):
 
     def assert_unknown(self, reason):
-        error = self.assertRaises(exception.MigrationError, self.job)
+        error = self.assertRaises(place.PlaceUnknown, self.job)
         for part in (uuids.guest, 'dest', reason, 'virsh list --all'):
             self.assertIn(part, str(error))
         self.event.assert_called_once_with(
@@ -335,14 +333,14 @@ class TestPaused(MonitoredGuestTestCase):
     def test_guest_with_a_silent_destination_stays_paused(self, reason):
         self.paused(reason)
         self.on_destination(SILENT)
-        self.assertRaises(exception.MigrationError, self.job)
+        self.assertRaises(place.PlaceUnknown, self.job)
         self.guest.resume.assert_not_called()
         self.guest.poweroff.assert_not_called()
 
     @ddt.data(12, 13)
     def test_guest_in_failed_post_copy_is_unknown(self, reason):
         self.paused(reason)
-        self.assertRaises(exception.MigrationError, self.job)
+        self.assertRaises(place.PlaceUnknown, self.job)
 
     @ddt.data(0, 1, 2)
     def test_guest_paused_by_its_owner_stays_paused(self, reason):
