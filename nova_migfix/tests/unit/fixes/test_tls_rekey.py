@@ -143,6 +143,14 @@ class TestSource(TlsTestCase):
         self.check()
         self.assertEqual('', self.log.output)
 
+    def test_processes_are_not_read_without_tls(self):
+        self.config.config(live_migration_with_native_tls=False,
+                           group='libvirt')
+        read = self.useFixture(fixtures.MockPatchObject(
+            audit, 'find', autospec=True)).mock
+        self.check()
+        read.assert_not_called()
+
     def test_small_guest_causes_no_warning(self):
         self.guest = self.guest._replace(memory=8 * GIB)
         self.check()
