@@ -123,6 +123,11 @@ class Ephemeral(base.Fix):
         self, instance: Any, host: Any, has_failed: bool = False,
     ) -> bool:
         overlays = _overlays_of(instance)
+        for disk in overlays:
+            try:
+                completion.require_not_in_progress(disk)
+            except completion.InProgressError as error:
+                raise _in_progress(instance, disk) from error
         if has_failed:
             return _complete_after_failure(instance, host, overlays)
         if instance.uuid in self._fetched_by_destination:
@@ -269,6 +274,8 @@ def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
         begin = time.monotonic()
         try:
             completion.complete(host.get_guest(instance), disk)
+        except completion.InProgressError as error:
+            raise _in_progress(instance, disk) from error
         except Exception as error:
             raise _incomplete(instance, disk, why, error) from error
         LOG.info('%(disk)s: made complete by QEMU in %(time).1f s',
@@ -285,6 +292,17 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
         'is off, restore that very file from a backup.') % {
             'disk': disk.name, 'uuid': instance.uuid, 'why': why,
             'base': disk.backing, 'error': fetch.reason(error)})
+
+
+def _in_progress(
+    instance: Any, disk: local_disks.Overlay,
+) -> exception.MigrationError:
+    """Return an error that fits into the 255 characters of an event."""
+    return exception.MigrationError(reason=_(
+        'The disk %(disk)s of instance %(uuid)s is being completed by another '
+        'process, such as "nova-migfix-status heal". Wait until it ends, or '
+        'interrupt it, and try again. The guest is unchanged.') % {
+            'disk': disk.name, 'uuid': instance.uuid})
 
 
 # -- live migration, destination --------------------------------------------

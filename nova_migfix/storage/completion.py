@@ -47,6 +47,10 @@ _COPY_COST_FACTOR = 8
 _COPY_OVERHEAD = 4 * units.Gi
 
 
+class InProgressError(exception.MigrationError):
+    """Another process is completing the disk."""
+
+
 def complete(
     guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
     progress: block_job.Progress = block_job.silent,
@@ -58,6 +62,7 @@ def complete(
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: limit in MiB/s, 0 for no limit
     :param progress: see block_job.wait; an exception from it aborts the job
+    :raises InProgressError: another process is completing the disk
     :raises Exception: the disk still needs its backing file
     """
     with _exclusive(overlay):
@@ -113,17 +118,35 @@ def _exclusive(overlay: disks.Overlay) -> Iterator[None]:
 
     That may be nova-compute or ``nova-migfix-status heal``.
 
-    :raises MigrationError: another process is completing the disk
+    :raises InProgressError: another process is completing the disk
     """
-    path = f'{overlay.copy}.lock'
+    path = _lock_file(overlay)
     with scratch.locked(path) as is_locked:
         if not is_locked:
-            raise exception.MigrationError(reason=_(
+            raise InProgressError(reason=_(
                 'another process is completing the disk, wait for it'))
         try:
             yield
         finally:
             os.unlink(path)
+
+
+def _lock_file(overlay: disks.Overlay) -> str:
+    return f'{overlay.copy}.lock'
+
+
+def require_not_in_progress(overlay: disks.Overlay) -> None:
+    """Refuse to migrate a disk while another process completes it.
+
+    libvirt does not migrate a guest with a block job, and the disk is on
+    another backing file after the block job than before.
+
+    :raises InProgressError: another process is completing the disk
+    """
+    # A killed process leaves the file, but no lock.
+    if os.path.exists(_lock_file(overlay)):
+        with _exclusive(overlay):
+            pass
 
 
 def _is_copy_cheaper(overlay: disks.Overlay) -> bool:

@@ -389,7 +389,7 @@ class StorageTestCase(base.MigrationTestCase):
         def ended():
             path = f'/servers/{self.server["id"]}/os-instance-actions'
             last = self.api.api_get(path).body['instanceActions'][0]
-            self.assertIn(last['action'], name.lower())
+            self.assertIn(last['action'].lower(), name.lower())
             events = [
                 event for event in self.api.api_get(
                     f'{path}/{last["request_id"]}'
