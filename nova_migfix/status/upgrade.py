@@ -318,17 +318,17 @@ def _tls() -> upgradecheck.Result:
     if not CONF.libvirt.live_migration_with_native_tls:
         return success('Not used: [libvirt] live_migration_with_native_tls.')
     try:
-        answer = probe.probe(probe.find_qemu(), probe.find_user())
+        answer = probe.probe(probe.find_qemu())
     except (OSError, qmp.QemuError) as error:
         return warning(
             f'The TLS that QEMU negotiates could not be determined: {error}. '
             'Run "nova-migfix-tls probe" where QEMU is installed; with Kolla '
             'in the container nova_libvirt.')
-    verdict = {'safe': success, 'rekeys': warning}.get(
+    verdict = {'safe': success, 'rekeys': warning, 'unknown': warning}.get(
         answer.verdict, failure)
     return verdict(' '.join(filter(None, (
         answer.version, answer.cipher, f'{answer.verdict}.',
-        answer.error or _TLS.get(answer.verdict, '')))))
+        answer.doubt or answer.error or _TLS.get(answer.verdict, '')))))
 
 
 _TLS = {

@@ -66,6 +66,15 @@ class TestDestination(TlsTestCase):
         self.assertEqual({}, self.capabilities(
             probe.Answer('', '', 'handshake failure')))
 
+    @ddt.data(('TLSv1.2', 'ECDHE-ECDSA-AES256-GCM-SHA384'),
+              ('TLSv1.3', 'TLS_AES_256_GCM_SHA384'))
+    @ddt.unpack
+    def test_destination_sends_nothing_if_the_result_is_in_doubt(
+            self, version, cipher):
+        self.assertEqual({}, self.capabilities(probe.Answer(
+            version, cipher, doubt='not every user can read it')))
+        self.assertIn('not every user can read it', self.log.output)
+
     def test_destination_sends_nothing_without_qemu(self):
         self.assertEqual({}, self.capabilities(
             qmp.QemuError('no QEMU found')))
