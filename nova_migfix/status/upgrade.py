@@ -44,6 +44,7 @@ from nova_migfix import fixes
 from nova_migfix import nova_release
 from nova_migfix.status import privileges
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 from nova_migfix.transport import address
@@ -305,7 +306,7 @@ def _mkfs_problems(label: str) -> Iterator[str]:
                        f'{label}): {error}. See [DEFAULT] '
                        'default_ephemeral_format and virt_mkfs.')
                 continue
-            found = disks.filesystem(path)
+            found = image_file.filesystem(path)
             if found is not None and found.get('LABEL') != label:
                 yield (f'The file system ({os_type}) should have the label '
                        f'{label}, but has {found.get("LABEL", "no label")}. '

@@ -34,6 +34,7 @@ from oslo_utils import units
 
 from nova_migfix.storage import block_job
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 
 LOG = logging.getLogger(__name__)
@@ -159,8 +160,8 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
     if disks.lacks_backing_file(overlay):
         return False
     try:
-        data = disks.flat_size(overlay.path)
-        size = disks.virtual_size(overlay.path)
+        data = image_file.flat_size(overlay.path)
+        size = image_file.virtual_size(overlay.path)
         require_space(overlay, 2 * data)
     except (OSError, exception.InvalidDiskInfo,
             processutils.ProcessExecutionError):
@@ -195,7 +196,7 @@ def pull(
         with excutils.save_and_reraise_exception():
             device.abort_job()
     # libvirt does not report whether the job that ended has failed.
-    header = disks.qcow2_header(overlay.path)
+    header = image_file.qcow2_header(overlay.path)
     if header is None or header.backing:
         raise exception.MigrationError(reason=_(
             'the block pull ended before the disk was complete, see the log '
@@ -213,12 +214,12 @@ def convert(overlay: disks.Overlay, **execution: Any) -> None:
         before, and still needs its backing file
     """
     try:
-        require_space(overlay, disks.flat_size(overlay.path))
+        require_space(overlay, image_file.flat_size(overlay.path))
     except OSError:
         require_space(overlay, allocated(overlay.backing))
-        disks.absorb_backing_file(overlay.path, **execution)
+        image_file.absorb_backing_file(overlay.path, **execution)
     else:
-        disks.flatten(overlay.path, 'qcow2', overlay.path, **execution)
+        image_file.flatten(overlay.path, 'qcow2', overlay.path, **execution)
     block_job.remove_copy(overlay)
 
 
