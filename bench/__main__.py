@@ -33,7 +33,7 @@ import prettytable
 
 import bench
 from bench import sshd
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.transport import transfer
 
 matplotlib.use('svg')
@@ -57,7 +57,8 @@ def plugin(transport: str, base: pathlib.Path, directory: pathlib.Path,
     """Pull the base and make a complete disk, as the plugin does."""
     CONF.set_override('remote_filesystem_transport', transport, 'libvirt')
     transfer.fetch(sshd.HOST, [str(base)], str(directory))
-    disks.flatten(str(directory / base.name), 'raw', str(directory / 'disk'))
+    image_file.flatten(
+        str(directory / base.name), 'raw', str(directory / 'disk'))
 
 
 def rsync(base: pathlib.Path, directory: pathlib.Path,

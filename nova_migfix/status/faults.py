@@ -85,7 +85,8 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
      'on the destination; the message names the attempts.',
      'fixes/ephemeral'),
     ('not-complete',
-     r'of instance \S+ cannot be made complete',
+     r'of instance \S+ (cannot be made complete'
+     r'|is being completed by another process)',
      'The source could not make a disk independent of its backing file.',
      '', 'Follow the message: it names the remedy.', 'fixes/ephemeral'),
     ('kernel-ramdisk',

@@ -44,6 +44,7 @@ from nova_migfix.storage import completion
 from nova_migfix.storage import disks
 from nova_migfix.storage import file_system
 from nova_migfix.storage import image_backend
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 
 CONF = nova.conf.CONF
@@ -92,7 +93,7 @@ def flatten(directory):
     """Yield conversions into new disks with new names."""
     base = raw_file(directory / 'raw')
     for number in itertools.count():
-        yield functools.partial(disks.flatten, str(base), 'raw',
+        yield functools.partial(image_file.flatten, str(base), 'raw',
                                 str(directory / f'disk{number}'))
 
 
@@ -112,7 +113,7 @@ def flatten_in_place(directory):
     """Yield conversions that replace the disk, and flush the new one."""
     for overlay in overlays(directory):
         yield functools.partial(
-            disks.flatten, overlay.path, 'qcow2', overlay.path)
+            image_file.flatten, overlay.path, 'qcow2', overlay.path)
 
 
 def convert(directory):

@@ -12,6 +12,7 @@
 
 """The effect of policies on the QEMU of this machine."""
 
+import json
 import os
 import resource
 import sys
@@ -29,6 +30,19 @@ from nova_migfix.tls import probe
 with probe.listening(probe.find_qemu(), probe.find_user()) as address:
     shutil.copy(*sys.argv[1:])
     print(probe.handshake(address).version)
+'''
+
+
+# After the imports, as this user may not be able to read the modules; the
+# socket module imports a codec for host names later.
+_AS_NOBODY = '''
+import encodings.idna, os, pwd
+from nova_migfix.cmd import tls
+user = pwd.getpwnam('nobody')
+os.setgroups([])
+os.setgid(user.pw_gid)
+os.setuid(user.pw_uid)
+tls.main(['probe', '--json'])
 '''
 
 
@@ -70,6 +84,21 @@ class DebianTestCase(ProbeTestCase):
         # a probe as another user has a misleading result
         self.assertNegotiated(policies.EXPECTED['disabled-version'],
                               self.etc.probe('--user', 'root'))
+
+    def test_probe_of_another_user_knows_a_public_policy(self):
+        self.etc.put('disabled-version')
+        self.assertEqual('safe', self.probe_as_nobody()['verdict'])
+
+    def test_probe_of_another_user_does_not_know_a_private_policy(self):
+        self.etc.put('disabled-version', 0o600)
+        found = self.probe_as_nobody()
+        self.assertEqual('unknown', found['verdict'])
+        self.assertIn('as root', found['doubt'])
+
+    def probe_as_nobody(self):
+        done = self.etc.run(sys.executable, '-c', _AS_NOBODY)
+        self.assertEqual('', done.stderr)
+        return json.loads(done.stdout)
 
     def test_policy_written_while_qemu_runs_has_no_effect(self):
         done = self.etc.run(

@@ -63,7 +63,9 @@ LINES = {
         'disk.eph0 of instance 1-2 could not be fetched from 10.0.2.11: '
         'Connection refused. The guest has not been moved.',),
     'not-complete': (
-        'The disk disk.eph0 of instance 1-2 cannot be made complete, which',),
+        'The disk disk.eph0 of instance 1-2 cannot be made complete, which',
+        'The disk disk.eph0 of instance 1-2 is being completed by another '
+        'process, such as "nova-migfix-status heal".'),
     'kernel-ramdisk': (
         'ImageUnacceptable: Image 1 is unacceptable: does not pass',),
     'image-lost': (
