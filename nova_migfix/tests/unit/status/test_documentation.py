@@ -21,6 +21,7 @@ from oslo_concurrency import processutils
 import testtools
 
 from nova_migfix.abi import tap
+from nova_migfix.cmd import status
 from nova_migfix.status import explain
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
@@ -82,6 +83,13 @@ class TestDocumentation(testtools.TestCase):
             [title for title, _show in heal.COLUMNS],
             [cell.strip() for cell in
              table.splitlines()[1].split('|')[1:-1]])
+
+    @ddt.data(*shown())
+    @ddt.unpack
+    def test_documented_parser_accepts_the_command(self, command, _lines):
+        arguments = shlex.split(command)
+        self.assertEqual(
+            arguments[0], status.parser().parse_args(arguments).command)
 
     def test_page_shows_each_command(self):
         self.assertEqual(set(CODES), {
