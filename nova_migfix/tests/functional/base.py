@@ -125,7 +125,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         before = len(self.migrations())
         self.api.post_server_action(self.server['id'], {
             'os-migrateLive': {'host': host, 'block_migration': 'auto'}})
-        for _attempt in range(60):
+        for _attempt in range(240):
             self.server = self.api.get_server(self.server['id'])
             found = [one['status'] for one in self.migrations()[before:]]
             if ([record], server, None) == (

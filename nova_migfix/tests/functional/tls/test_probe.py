@@ -66,13 +66,20 @@ class DebianTestCase(ProbeTestCase):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED[name], self.etc.probe())
 
-    def test_probe_takes_less_than_two_seconds(self):
+    def test_probe_costs_a_few_times_the_start_of_the_command(self):
+        # Other load makes both slower.
+        ratios = [self.cost(self.etc.probe) / self.cost(
+            self.etc.run, sys.executable, '-m', 'nova_migfix.cmd.tls',
+            '--help') for _pair in range(3)]
+        self.assertLess(min(ratios), 5, ratios)
+
+    def cost(self, action, *arguments):
+        """Return the processor seconds of the processes of an action."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.etc.probe()
+        action(*arguments)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # processor time, as other tests run at the same time
-        self.assertLess(after.ru_utime + after.ru_stime
-                        - before.ru_utime - before.ru_stime, 2)
+        return (after.ru_utime + after.ru_stime
+                - before.ru_utime - before.ru_stime)
 
     def test_qemu_negotiates_tls13_without_a_policy(self):
         self.assertNegotiated(policies.EXPECTED['none'], self.etc.probe())
