@@ -29,6 +29,7 @@ from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import outage
+from nova_migfix.fixes import paused
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import tls_rekey
@@ -36,7 +37,7 @@ from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
-        kernel_ramdisk.KernelRamdisk, outage.Outage,
+        kernel_ramdisk.KernelRamdisk, outage.Outage, paused.Paused,
         rollback_state.RollbackState, source_address.SourceAddress,
         tls_rekey.TlsRekey, vnic.Vnic]
 
