@@ -46,7 +46,7 @@ KINDS = (
      'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
 )
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk',
-         'rollback_state', 'source_address', 'tls_rekey', 'vnic')
+         'restart', 'rollback_state', 'source_address', 'tls_rekey', 'vnic')
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 

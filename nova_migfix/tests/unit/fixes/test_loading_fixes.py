@@ -27,6 +27,7 @@ from nova_migfix.fixes import base
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
+from nova_migfix.fixes import restart
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import tls_rekey
@@ -34,8 +35,9 @@ from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
-        kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
-        source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
+        kernel_ramdisk.KernelRamdisk, restart.Restart,
+        rollback_state.RollbackState, source_address.SourceAddress,
+        tls_rekey.TlsRekey, vnic.Vnic]
 
 
 @ddt.ddt
