@@ -379,7 +379,7 @@ class LateRollbackTestCase(RestartedTestCase):
 
 class LateRollbackWithoutFixTestCase(LateRollbackTestCase):
 
-    enabled_fixes = ['arrival', 'config_drive', 'source_address', 'vnic']
+    enabled_fixes = ['arrival', 'rollback_state']
 
     def test_late_rollback_does_not_destroy_the_guest(self):
         self.cast_late()
