@@ -90,9 +90,12 @@ _RETRY_INTERVAL = 60
 _INTERVAL = 5
 
 _POST_COPY = 'running (post-copy)'
-#: statuses of a record whose migration has not ended
+#: statuses of a live migration that has not ended
 IN_PROGRESS = frozenset(
     ('accepted', 'queued', 'preparing', 'running', _POST_COPY))
+#: statuses of a migration of any type that has ended
+ENDED = frozenset(('cancelled', 'completed', 'confirmed', 'done', 'error',
+                   'failed', 'reverted'))
 
 # Attributes of an instance that Nova uses in a rollback or an arrival.
 _ATTRIBUTES = ['info_cache', 'security_groups', 'metadata', 'system_metadata',
@@ -634,9 +637,9 @@ class _Migration:
             self._instance, clean_task_state=True)
 
     def _complete(self) -> None:
-        self._set_status('completed')
         self._manager._delete_allocation_after_move(
             self._context, self._instance, self._record)
+        self._set_status('completed')
 
     def _set_status(self, status: str) -> None:
         self._record.status = status
@@ -687,15 +690,13 @@ def _reason_against_rollback(
     own = (migrate_data.migration.id if migrate_data
            and 'migration' in migrate_data else None)
     newer = [
-        record for record in objects.MigrationList.get_by_filters(context, {
-            'instance_uuid': instance.uuid, 'migration_type':
-                fields.MigrationType.LIVE_MIGRATION})
+        record.id for record in objects.MigrationList.get_by_filters(
+            context, {'instance_uuid': instance.uuid})
         if own is not None and record.id > own
         and record.dest_compute == manager.host
-        and record.status in IN_PROGRESS]
+        and record.status not in ENDED]
     if newer:
-        return _('live migration %s to this host is in progress') % max(
-            record.id for record in newer)
+        return _('migration %s to this host is in progress') % max(newer)
     if _is_running(manager.driver._host, instance):
         return _('the guest is running here')
     return None

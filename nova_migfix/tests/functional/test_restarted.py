@@ -61,6 +61,8 @@ class RestartedTestCase(storage.StorageTestCase):
         self.write()
         self.before = self.path().read_bytes()
         self.domain = self.source_domain()
+        # a new domain of Nova 29's fake has a job
+        self.domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
 
     # -- nova-compute ---------------------------------------------------------
 

@@ -674,6 +674,7 @@ class TestLateRollback(RestartTestCase):
         self.assert_refused('the guest is running here')
 
     @ddt.data((8, 'preparing', 'dest', True), (8, 'running', 'dest', True),
+              (8, 'migrating', 'dest', True),
               (8, 'failed', 'dest', False), (8, 'running', 'other', False),
               (6, 'running', 'dest', False))
     @ddt.unpack
@@ -682,7 +683,7 @@ class TestLateRollback(RestartTestCase):
         self.records.return_value = [self.record, objects.Migration(
             id=number, status=status, dest_compute=dest)]
         if is_refused:
-            self.assert_refused('live migration 8 to this host')
+            self.assert_refused('migration 8 to this host')
         else:
             self.roll_back()
             self.nova_rolls_back.assert_called_once()
