@@ -79,7 +79,7 @@ class RestartedTestCase(storage.StorageTestCase):
         raise Killed
 
     def start_again(self):
-        """Kill what is left of nova-compute on the source, and start it."""
+        """Kill the rest of nova-compute on the source, and start it."""
         self.src.stop = self.src.rpcserver.stop
         self.restart_compute_service('src')
         self.src = self.computes['src']
