@@ -24,6 +24,7 @@ import time
 import fixtures
 from nova import context
 from nova import objects
+from nova.tests import fixtures as nova_fixtures
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_config import cfg
@@ -341,6 +342,53 @@ class RestartTestCase(RestartedTestCase):
         self.live_migrate('completed')
         self._wait_for_assert(
             lambda: self.assertEqual([], self.kept()), max_retries=60)
+
+
+class VolumeTestCase(RestartedTestCase):
+    """The guest has a volume."""
+
+    def setUp(self):
+        super().setUp()
+        self.cinder = self.useFixture(nova_fixtures.CinderFixture(self))
+        self.volume = self.cinder.IMAGE_BACKED_VOL
+        self.api.post_server_volume(self.server['id'], {
+            'volumeAttachment': {'volumeId': self.volume}})
+        self._wait_for_volume_attach(self.server['id'], self.volume)
+        self.attachment, = self.attachments()
+
+    def attachments(self):
+        return list(self.cinder.volume_to_attachment[self.volume])
+
+    def bdm_attachment(self):
+        with context.target_cell(
+                context.get_admin_context(),
+                self.cell_mappings['cell1']) as cell:
+            return objects.BlockDeviceMapping.get_by_volume_and_instance(
+                cell, self.volume, self.server['id']).attachment_id
+
+    def assert_attached_to_source(self):
+        self.wait_for('failed')
+        self.assertEqual([self.attachment], self.attachments())
+        self.assertEqual(self.attachment, self.bdm_attachment())
+
+    def test_prepared_volume_is_attached_to_the_source_only(self):
+        self.kill_after_preparation()
+        self.assertEqual(2, len(self.attachments()))
+        self.start_again()
+        self.assert_attached_to_source()
+
+    def test_volume_of_a_running_guest_stays_on_the_source(self):
+        self.kill_in_migration(self.goes_on)
+        self.start_again()
+        self.assert_attached_to_source()
+
+    def test_volume_of_an_arrived_guest_is_on_the_destination(self):
+        self.kill_in_migration(self.arrives)
+        self.start_again()
+        self.wait_for('completed')
+        attachment, = self.attachments()
+        self.assertNotEqual(self.attachment, attachment)
+        self.assertEqual(attachment, self.bdm_attachment())
 
 
 class LateRollbackTestCase(RestartedTestCase):
