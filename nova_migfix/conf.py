@@ -29,7 +29,7 @@ OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
         sample_default=['arrival', 'config_drive', 'ephemeral',
-                        'kernel_ramdisk', 'outage', 'paused',
+                        'kernel_ramdisk', 'outage', 'paused', 'restart',
                         'rollback_state', 'source_address', 'tls_rekey',
                         'vnic'],
         help="""

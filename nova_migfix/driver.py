@@ -78,6 +78,8 @@ class LibvirtDriver(driver.LibvirtDriver):
         super().init_host(host)
         self._tidy_up_in_background()
         self._update_capabilities()
+        for fix in self._fixes:
+            fix.init_host(self)
         peer.wrap_pre_live_migration(
             self.virtapi, self._set_source_fields, self._retry_preparation)
 

@@ -72,6 +72,10 @@ class PlaceUnknown(exception.NovaException):
         'Repair).')
 
 
+class DestinationSilent(PlaceUnknown):
+    """Only the destination can say where the guest is, and it is silent."""
+
+
 def find(
     driver: Any, context: Any, instance: Any, record: Any,
     has_started: bool = True,
@@ -203,7 +207,8 @@ class _Search:
             elif time.monotonic() - negative_since >= _CERTAINTY:
                 return False
             time.sleep(_INTERVAL)
-        raise self._unknown(_('%s does not answer') % self._dest)
+        raise self._unknown(_('%s does not answer') % self._dest,
+                            DestinationSilent)
 
     def _ask_destination(self) -> bool | None:
         """Return whether the guest runs there, None if that is unknown.
@@ -224,6 +229,7 @@ class _Search:
             return None
         return True
 
-    def _unknown(self, reason: str) -> PlaceUnknown:
-        return PlaceUnknown(uuid=self._instance.uuid, dest=self._dest,
-                            reason=reason)
+    def _unknown(
+        self, reason: str, kind: type[PlaceUnknown] = PlaceUnknown,
+    ) -> PlaceUnknown:
+        return kind(uuid=self._instance.uuid, dest=self._dest, reason=reason)

@@ -62,6 +62,14 @@ class Fix:
         :param driver: the LibvirtDriver, before ``init_host``
         """
 
+    def init_host(self, driver: Any) -> None:
+        """Either host: replace parts of Nova's compute manager.
+
+        The manager deals with the instances of the host next.
+
+        :param driver: the LibvirtDriver, connected to libvirt
+        """
+
     # -- precheck: nothing has changed yet ----------------------------------
 
     def dest_capabilities(self) -> Mapping[str, str]:

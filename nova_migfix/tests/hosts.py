@@ -46,7 +46,8 @@ KINDS = (
      'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
 )
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk', 'outage',
-         'paused', 'rollback_state', 'source_address', 'tls_rekey', 'vnic')
+         'paused', 'restart', 'rollback_state', 'source_address', 'tls_rekey',
+         'vnic')
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 

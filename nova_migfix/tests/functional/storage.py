@@ -303,13 +303,13 @@ class StorageTestCase(base.MigrationTestCase):
                 f'nova.privsep.fs.{name}', return_value=('', '')))
         self.jobs = self.useFixture(BlockJobs())
 
-    def start_compute(self, hostname, **kwargs):
+    def start_compute(self, hostname, *args, **kwargs):
         for where, method in _REAL.items():
             self.useFixture(fixtures.MonkeyPatch(where, method))
         self.flags(enabled_fixes=self.enabled_on.get(
             hostname, self.enabled_fixes), group='migfix')
         with self.hosts.on(hostname):
-            super().start_compute(hostname, **kwargs)
+            super().start_compute(hostname, *args, **kwargs)
         its_driver = self.computes[hostname].driver
         self.hosts.keep(hostname, its_driver)
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)

@@ -30,6 +30,7 @@ from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import outage
 from nova_migfix.fixes import paused
+from nova_migfix.fixes import restart
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import tls_rekey
@@ -38,8 +39,8 @@ from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
         kernel_ramdisk.KernelRamdisk, outage.Outage, paused.Paused,
-        rollback_state.RollbackState, source_address.SourceAddress,
-        tls_rekey.TlsRekey, vnic.Vnic]
+        restart.Restart, rollback_state.RollbackState,
+        source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
 
 
 PATCHES = pathlib.Path(__file__).parents[4] / 'patches'
