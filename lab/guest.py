@@ -187,10 +187,11 @@ class Guest(fixtures.Fixture):
     def _delete(self) -> None:
         api = self.cloud.api
         api.compute.delete_server(self.id)
-        process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
+        process.wait_for('the guest to be deleted', self.gone, poll=_POLL)
         self.cloud.ports_changed()
 
-    def _gone(self) -> bool:
+    def gone(self) -> bool:
+        """Return whether Nova has deleted the instance."""
         try:
             self._server()
         except exceptions.NotFoundException:

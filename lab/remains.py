@@ -25,6 +25,7 @@ import contextlib
 import dataclasses
 
 import fixtures
+from openstack import exceptions
 
 from lab import cloud
 from lab import disks
@@ -227,14 +228,16 @@ def scour(cloud: cloud.Cloud, instance: guest.Guest) -> None:
 
     Nova itself deletes the rest, with the instance.
     """
-    with contextlib.suppress(Exception):
+    host = None
+    with contextlib.suppress(exceptions.NotFoundException):
+        host = instance.host
         cloud.api.placement.delete(
             f'/allocations/{instance.last_record().uuid}')
     for name in topology.COMPUTES:
-        host = cloud.hosts[name]
-        host.succeeds('virsh', 'destroy', instance.domain)
-        host.succeeds('virsh', 'undefine', instance.domain)
-        host.succeeds('ovs-vsctl', '--timeout=5', '--if-exists', 'del-port',
-                      instance.tap)
-        if name != instance.host:
-            host.succeeds('rm', '-rf', instance.disk(name, ''))
+        on = cloud.hosts[name]
+        on.succeeds('virsh', 'destroy', instance.domain)
+        on.succeeds('virsh', 'undefine', instance.domain)
+        on.succeeds('ovs-vsctl', '--timeout=5', '--if-exists', 'del-port',
+                    instance.tap)
+        if name != host:
+            on.succeeds('rm', '-rf', instance.disk(name, ''))

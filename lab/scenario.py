@@ -62,8 +62,10 @@ CONFIG_DRIVE_FORMAT = ('DEFAULT', 'config_drive_format')
 EPHEMERAL_FORMAT = ('DEFAULT', 'default_ephemeral_format')
 BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
 
-# Seconds in which a migration that a fault hits has to come to an end.
+# Seconds in which a migration that a fault hits has to come to an end, and
+# seconds to wait if it is expected to come to none.
 PATIENCE = 120
+_NO_PATIENCE = 30
 
 # The logs, below the directory of a host.
 LOGS = {
@@ -183,6 +185,12 @@ class Leaves:
     allowed: tuple[str, ...] = ()
     reason: str = ''
     said: tuple[Said, ...] = ()
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the end of the migration."""
+        endless = {'record', 'task'} & set(self.harm)
+        return _NO_PATIENCE if endless else PATIENCE
 
 
 Outcome = Union[Arrives, Fails, Leaves]
@@ -337,7 +345,7 @@ class Run(fixtures.Fixture):
         was = evidence.interfaces(instance.live_xml(source))
         with self._watched(step, instance):
             migration = step.migration = (
-                instance.attempt(destination, during, timeout=PATIENCE)
+                instance.attempt(destination, during, expected.patience)
                 if isinstance(expected, Leaves)
                 else instance.migrate(destination, during))
             self._judge(step, migration, expected, logs)

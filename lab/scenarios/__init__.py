@@ -31,6 +31,7 @@ from lab.scenarios import fleet
 from lab.scenarios import image_gone_ipv6
 from lab.scenarios import image_gone_rsync
 from lab.scenarios import image_gone_ssh
+from lab.scenarios import interrupted
 from lab.scenarios import kernel_ramdisk
 from lab.scenarios import lost
 from lab.scenarios import mixed
@@ -76,4 +77,5 @@ ALL = {scenario.name: scenario for scenario in (
     paused_round_trip.PausedRoundTrip(),
     *restart.SCENARIOS,
     *outage.SCENARIOS,
+    *interrupted.SCENARIOS,
 )}

@@ -48,7 +48,7 @@ _SYNC = ('DEFAULT', 'sync_power_state_interval')
 _TIMEOUT = ('DEFAULT', 'rpc_response_timeout')
 
 # Seconds in which the instance reaches its last state after a migration.
-_LATER = 60
+LATER = 60
 
 # The data is far behind the partition with the guest's kernel.
 _WRITE = '''
@@ -184,7 +184,7 @@ def wait_for_state(run: scenario.Run, instance: guest.Guest,
                 and instance.last_record().status in expected.record
                 and ('task' in expected.harm) == bool(instance.task_state))
     with contextlib.suppress(process.LabError):
-        process.wait_for('the expected state', reached, timeout=_LATER,
+        process.wait_for('the expected state', reached, timeout=LATER,
                          poll=1)
 
 

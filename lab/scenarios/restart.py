@@ -47,7 +47,7 @@ SCENARIOS = (
         faults.Accident(_SOURCE_DIES, faults.MEMORY, faults.ARRIVED),
         scenario.Leaves(
             text='Nova says source, guest is on the destination',
-            harm=('disks', 'domain', 'twin', 'copies'),
+            harm=('domain', 'twin', 'copies'),
             vm_state=('ACTIVE', 'ERROR'), host=scenario.SOURCE),
         _THERE),
     faulted.Accidental(
@@ -83,7 +83,7 @@ SCENARIOS = (
         faults.Accident(_SOURCE_DIES, faults.SWITCH_OVER),
         scenario.Leaves(
             text='Nova says source, guest is on the destination',
-            harm=('disks', 'domain', 'twin', 'copies'),
+            harm=('domain', 'twin', 'copies'),
             vm_state=('ACTIVE', 'ERROR'), host=scenario.SOURCE),
         _THERE),
     faulted.Accidental(
