@@ -239,15 +239,13 @@ def libvirtd_restarted(role: str) -> Fault:
         scene.cloud.libvirt[scene.hosts[role]].restart())
 
 
-def frozen(*names: str) -> Fault:
-    """Return the stop of daemons of the controller; they continue later."""
-    def send(number: int) -> Callable[[Scene], None]:
-        def to_all(scene: Scene) -> None:
-            for name in names:
-                scene.cloud.controller.daemons[name].send(number)
-        return to_all
-    return Fault(f'{" and ".join(names)} stand still',
-                 send(signal.SIGSTOP), send(signal.SIGCONT))
+def frozen(name: str) -> Fault:
+    """Return the stop of a daemon of the controller, which goes on later."""
+    def send(scene: Scene, number: int) -> None:
+        scene.cloud.controller.daemons[name].send(number)
+    return Fault(f'{name} stands still',
+                 lambda scene: send(scene, signal.SIGSTOP),
+                 lambda scene: send(scene, signal.SIGCONT))
 
 
 def down(name: str) -> Fault:
