@@ -29,6 +29,7 @@ from typing import Any
 
 from lab import cloud
 from lab import disks
+from lab import environments
 from lab import faults
 from lab import guest
 from lab import process
@@ -72,6 +73,7 @@ class Faulted(scenario.Scenario):
     """
 
     accident: faults.Accident
+    variants = (environments.PLUGIN,)
     queued = False
     fresh = False
     options = {
