@@ -30,7 +30,7 @@ LOST = scenario.Leaves(
 KEPT = scenario.Leaves(
     text='SHUTOFF with its disks', vm_state=('SHUTOFF',),
     host=scenario.SOURCE, record=('failed', 'cancelled'),
-    reason='not running|died|crashed|shut (off|down)|destroyed')
+    reason='the guest stopped before it had arrived')
 
 
 def _accident(fault: faults.Fault, moment: faults.Moment,
