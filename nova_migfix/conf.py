@@ -28,9 +28,9 @@ They are active on a compute host whose ``[DEFAULT] compute_driver`` is
 OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
-        sample_default=['config_drive', 'ephemeral', 'kernel_ramdisk',
-                        'rollback_state', 'source_address', 'tls_rekey',
-                        'vnic'],
+        sample_default=['arrival', 'config_drive', 'ephemeral',
+                        'kernel_ramdisk', 'rollback_state', 'source_address',
+                        'tls_rekey', 'vnic'],
         help="""
 Names of the fixes that are active on this host.
 

@@ -69,6 +69,8 @@ class LibvirtDriver(driver.LibvirtDriver):
         self._fixes = fixes.load(CONF.migfix.enabled_fixes)
         self._remotefs = transfer.RemoteFilesystem()
         self._capabilities = {}
+        # by the UUID of the instance, as Nova's active_migrations
+        self._operations = {}
         for fix in self._fixes:
             fix.extend_driver(self)
 
@@ -193,22 +195,44 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _live_migration(self, context, instance, dest, post_method,
                         recover_method, block_migration,
                         migrate_data):
+        operation = current_migration.Operation()
+        self._operations[instance.uuid] = operation
         try:
             super()._live_migration(
                 context, instance, dest, post_method, recover_method,
                 block_migration, migrate_data)
         except Exception as error:
             if not any(fix.live_migration_failed(
-                    context, instance, self._host, migrate_data, error)
-                    for fix in self._fixes):
+                    context, instance, self._host, migrate_data, error,
+                    operation) for fix in self._fixes):
                 raise
+        finally:
+            del self._operations[instance.uuid]
 
     def _live_migration_operation(self, context, instance, dest,
                                   block_migration, migrate_data, guest,
                                   device_names):
-        super()._live_migration_operation(
-            context, instance, dest, block_migration, migrate_data,
-            _MigratingGuest(guest, instance, self._fixes), device_names)
+        operation = self._operations.get(
+            instance.uuid, current_migration.Operation())
+        with operation.recorded():
+            super()._live_migration_operation(
+                context, instance, dest, block_migration, migrate_data,
+                _MigratingGuest(guest, instance, operation, self._fixes),
+                device_names)
+
+    @_with_signature_of(driver.LibvirtDriver._live_migration_monitor)
+    def _live_migration_monitor(self, context, instance, guest, dest,
+                                post_method, recover_method, block_migration,
+                                migrate_data, *args, **kwargs):
+        outgoing = current_migration.Outgoing(
+            context, instance, dest, migrate_data, guest, post_method,
+            recover_method, self._operations.get(instance.uuid))
+        for fix in self._fixes:
+            fix.live_migration_monitor(self, outgoing)
+        super()._live_migration_monitor(
+            context, instance, outgoing.guest, dest, outgoing.post_method,
+            outgoing.recover_method, block_migration, migrate_data, *args,
+            **kwargs)
 
     # -- cold migration and resize: source, then destination ----------------
 
@@ -292,9 +316,10 @@ class _MigratingGuest:
     XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, instance, active_fixes):
+    def __init__(self, guest, instance, operation, active_fixes):
         self._guest = guest
         self._instance = instance
+        self._operation = operation
         self._fixes = active_fixes
         self._running_xml = None
 
@@ -318,5 +343,7 @@ class _MigratingGuest:
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
                     self._instance, destination_xml, self._running_xml)
+        # libvirt refuses a guest that is off.
+        self._operation.has_started = self._guest.is_active()
         self._guest.migrate(
             *args, destination_xml=destination_xml, **kwargs)

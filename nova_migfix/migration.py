@@ -10,12 +10,16 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The migration for which the current thread prepares this destination.
+"""The migrations that this host carries out.
 
-Nova passes the source's host name to the functions that fetch files. Only the
-methods several calls further up the stack, which get the migrate_data or the
-disk info, know the source's address on the migration network. A context
-variable passes it down within one thread.
+On the destination: Nova passes the source's host name to the functions that
+fetch files. Only the methods several calls further up the stack, which get the
+migrate_data or the disk info, know the source's address on the migration
+network. A context variable passes it down within one thread.
+
+On the source: one thread calls libvirt and another one monitors the migration.
+An :class:`Operation` passes the outcome of the call from the first thread to
+the second.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from collections.abc import Iterator
 import contextlib
 import contextvars
 import dataclasses
+from typing import Any
 from typing import overload
 
 
@@ -81,3 +86,45 @@ def source(host: str | None) -> str | None:
     if host is None or not current or current.source_address is None:
         return host
     return current.source_address
+
+
+@dataclasses.dataclass
+class Operation:
+    """libvirt's migration of a guest, for the monitor of the migration."""
+
+    #: whether libvirt was called while the guest was active
+    has_started: bool = False
+    #: whether the call has returned, or Nova has failed before it
+    has_ended: bool = False
+    #: the error of the call, or of Nova before it; None after a success
+    error: BaseException | None = None
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record the end of the operation, which runs within the context."""
+        try:
+            yield
+        except BaseException as error:
+            self.error = error
+            raise
+        finally:
+            self.has_ended = True
+
+
+@dataclasses.dataclass
+class Outgoing:
+    """A guest that migrates live from this host, as its monitor sees it."""
+
+    context: Any
+    instance: Any
+    #: host name of the destination's nova-compute
+    dest: str
+    migrate_data: Any
+    #: nova.virt.libvirt.guest.Guest or a proxy
+    guest: Any
+    #: Nova calls it after the guest has arrived
+    post_method: Any
+    #: Nova calls it if the guest stays on this host
+    recover_method: Any
+    #: None if the caller of the monitor has not called libvirt
+    operation: Operation | None

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import ClassVar
 
+from nova_migfix import migration
 from nova_migfix import nova_release
 from nova_migfix.transport import fetch
 
@@ -163,16 +164,26 @@ class Fix:
         """
         return destination_xml
 
+    def live_migration_monitor(
+        self, driver: Any, outgoing: migration.Outgoing,
+    ) -> None:
+        """Source: change the guest and the functions that the monitor uses.
+
+        :param driver: the LibvirtDriver
+        :param outgoing: changed in place
+        """
+
     def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
-        error: Exception,
+        error: Exception, operation: migration.Operation,
     ) -> bool:
         """Source: handle a failure after Nova's monitor has ended.
 
         The monitor records the outcome in ``migrate_data.migration``.
 
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
-        :param error: the exception of the migration or of its monitor
+        :param error: the exception of the operation or of its monitor
+        :param operation: libvirt's migration of the guest
         :returns: True if the fix has handled the failure, and Nova must not
             see it
         """

@@ -28,8 +28,10 @@ PAUSED. In all other cases Nova sets ERROR: the guest is paused because it is
 unknown on which host it may run, the guest is gone, libvirt cannot return its
 state, the rollback failed, or the monitor itself raises.
 
-The record has no field for a reason. So the fix records the error, with
-message and traceback, as a failed event of the instance's action.
+A guest that is off on its source is settled too, if the fix ``arrival`` has
+rolled its migration back: Nova then sets SHUTOFF.
+
+The fix records the error as an event: see :mod:`nova_migfix.action`.
 """
 
 from __future__ import annotations
@@ -37,25 +39,27 @@ from __future__ import annotations
 from typing import Any
 
 from nova.compute import power_state
-from nova.compute import utils as compute_utils
 from nova.compute import vm_states
-from nova import exception
 from oslo_log import log as logging
 
+from nova_migfix import action
 from nova_migfix.fixes import base
+from nova_migfix import migration
 from nova_migfix import nova_release
 
 LOG = logging.getLogger(__name__)
 
-EVENT = 'compute__live_migration_operation'
-
 #: statuses of the migration record that a complete rollback sets
 ROLLED_BACK = frozenset(('cancelled', 'failed'))
 
-#: vm_state of the instance: the guest's power state that it implies
-UNCHANGED = {
-    vm_states.ACTIVE: power_state.RUNNING,
-    vm_states.PAUSED: power_state.PAUSED,
+# A rollback says that the disks are on the source. Nova rolls back a guest
+# that is off only with the fix 'arrival'.
+_OFF = (power_state.SHUTDOWN, power_state.CRASHED)
+
+#: vm_state of the instance: the power states in which Nova needs no ERROR
+SETTLED = {
+    vm_states.ACTIVE: (power_state.RUNNING, *_OFF),
+    vm_states.PAUSED: (power_state.PAUSED, *_OFF),
 }
 
 
@@ -74,7 +78,7 @@ class RollbackState(base.Fix):
 
     def live_migration_failed(
         self, context: Any, instance: Any, host: Any, migrate_data: Any,
-        error: Exception,
+        error: Exception, operation: migration.Operation,
     ) -> bool:
         try:
             record = migrate_data.migration.status
@@ -86,7 +90,7 @@ class RollbackState(base.Fix):
                      instance=instance)
             return False
         if (record not in ROLLED_BACK
-                or state != UNCHANGED.get(instance.vm_state)):
+                or state not in SETTLED.get(instance.vm_state, ())):
             LOG.info('After the failed live migration the record is '
                      '%(record)s, the guest is %(state)s on the source and '
                      'the instance is %(vm_state)s; Nova handles the failure',
@@ -94,22 +98,12 @@ class RollbackState(base.Fix):
                       'state': power_state.STATE_MAP.get(state, state)},
                      instance=instance)
             return False
-        self._record(context, instance, error)
-        LOG.info('Live migration %(record)s and rolled back, the guest is as '
-                 'before on its source; kept %(vm_state)s where Nova would '
+        if state not in _OFF:       # 'arrival' has recorded its reason
+            action.record_failure(context, instance, error)
+        LOG.info('Live migration %(record)s and rolled back, the guest is '
+                 '%(state)s on its source; kept %(vm_state)s where Nova would '
                  'have set error (%(bug)s). Reason: %(error)s',
                  {'record': record, 'vm_state': instance.vm_state,
+                  'state': power_state.STATE_MAP[state],
                   'bug': self.bug, 'error': error}, instance=instance)
         return True
-
-    def _record(self, context: Any, instance: Any, error: Exception) -> None:
-        reason = exception.MigrationError(reason=str(error))
-        try:
-            with compute_utils.EventReporter(
-                    context, EVENT, instance.host, instance.uuid):
-                # Of other exceptions the event records the class only.
-                raise reason from error
-        except Exception as raised:
-            if raised is not reason:
-                LOG.warning('The reason for the failed live migration could '
-                            'not be recorded: %s', raised, instance=instance)

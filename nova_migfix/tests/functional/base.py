@@ -158,8 +158,9 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
 class FaithfulLibvirt(fixtures.Fixture):
     """Correct Nova's fake libvirt where it differs from libvirt.
 
-    The fake keeps only the type, MAC and source of an interface, and treats a
-    paused domain as inactive.
+    The fake keeps only the type, MAC and source of an interface, treats a
+    paused domain as inactive, has no reason for a state, and reports a job of
+    an inactive domain.
     """
 
     def _setUp(self):
@@ -189,9 +190,21 @@ class FaithfulLibvirt(fixtures.Fixture):
                 fakelibvirt.VIR_DOMAIN_RUNNING,
                 fakelibvirt.VIR_DOMAIN_PAUSED))
 
+        def state(domain, flags=0):
+            return [domain._state, getattr(domain, 'reason', 1)]
+
+        def job_stats(domain, flags=0):
+            if not domain.isActive():
+                raise fakelibvirt.make_libvirtError(
+                    fakelibvirt.libvirtError, 'domain is not running',
+                    error_code=fakelibvirt.VIR_ERR_OPERATION_INVALID)
+            return {'type': domain._job_type}
+
         for name, replacement in (('_parse_definition', parse_definition),
                                   ('XMLDesc', xml_desc),
-                                  ('isActive', is_active)):
+                                  ('isActive', is_active),
+                                  ('jobStats', job_stats),
+                                  ('state', state)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
 

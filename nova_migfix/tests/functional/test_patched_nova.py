@@ -33,8 +33,8 @@ from tools.patches import check
 from tools.patches import kolla
 from tools.patches import series
 
-#: The fix that is active in a patched Nova, as its fault is not Nova's.
-IN_FORCE = 'tls_rekey'
+#: The fixes that are active in a patched Nova: it has no patch for them.
+IN_FORCE = ('arrival', 'tls_rekey')
 
 
 class PatchedImage(fixtures.Fixture):
@@ -126,10 +126,10 @@ class PatchedNovaTestCase(testtools.TestCase):
                          *loaded['nova_path'])
         self.assertEqual('nova.virt.migfix', loaded['module'])
         text = log.read_text()
-        for name in ('config_drive', 'ephemeral', 'kernel_ramdisk',
+        for name in ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk',
                      'rollback_state', 'source_address', 'tls_rekey', 'vnic'):
             self.assertIn(f'Fix {name}: ' + (
-                'active' if name == IN_FORCE else
+                'active' if name in IN_FORCE else
                 'not needed in this Nova, it'), text)
 
     def test_patched_nova_matches_the_golden_files(self):

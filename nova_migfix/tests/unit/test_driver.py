@@ -288,10 +288,10 @@ class TestMigrationDestination(DriverTestCase):
 
 class TestMigrationOperation(DriverTestCase):
 
-    ARGUMENTS = ('context', 'instance', 'dest', True, 'data')
-
     def setUp(self):
         super().setUp()
+        self.arguments = ('context', objects.Instance(uuid=uuids.instance),
+                          'dest', True, 'data')
         self.guest = mock.Mock()
         self.fix.update_destination_xml.side_effect = (
             lambda instance, destination_xml, running_xml:
@@ -310,7 +310,7 @@ class TestMigrationOperation(DriverTestCase):
             '<running/>' if dump_migratable else '<not-migratable/>')
         self.nova('_live_migration_operation', side_effect=operation)
         self.driver._live_migration_operation(
-            *self.ARGUMENTS, self.guest, ['vda'])
+            *self.arguments, self.guest, ['vda'])
 
     def assert_libvirt_gets(self, xml):
         self.guest.migrate.assert_called_once_with(
@@ -332,12 +332,74 @@ class TestMigrationOperation(DriverTestCase):
         self.assert_libvirt_gets(None)
 
 
+class TestMigrationMonitor(DriverTestCase):
+    """One thread calls libvirt, another one monitors the migration."""
+
+    def setUp(self):
+        super().setUp()
+        self.instance = objects.Instance(uuid=uuids.instance)
+        self.guest = mock.Mock()
+        self.monitor = self.nova('_live_migration_monitor')
+        self.nova('_live_migration', side_effect=self.operate_and_monitor)
+        self.nova('_live_migration_operation', side_effect=(
+            lambda driver, *args: args[5].migrate('uri')))
+
+    def operate_and_monitor(self, driver, *arguments):
+        context, instance, dest, post, recover, block, data = arguments
+        try:
+            driver._live_migration_operation(
+                context, instance, dest, block, data, self.guest, ['vda'])
+        except OSError:
+            pass
+        driver._live_migration_monitor(
+            context, instance, self.guest, dest, post, recover, block, data,
+            'end', ['/disk'])
+
+    def migrate(self):
+        """Migrate; return the Outgoing that the fixes get."""
+        self.driver._live_migration(
+            'context', self.instance, 'dest', 'post', 'recover', True, 'data')
+        (_driver, outgoing), _kw = self.fix.live_migration_monitor.call_args
+        return outgoing
+
+    def test_monitor_knows_that_the_call_has_succeeded(self):
+        operation = self.migrate().operation
+        self.assertTrue(operation.has_started)
+        self.assertTrue(operation.has_ended)
+        self.assertIsNone(operation.error)
+
+    def test_monitor_knows_the_error_of_the_call(self):
+        error = self.guest.migrate.side_effect = OSError()
+        operation = self.migrate().operation
+        self.assertTrue(operation.has_ended)
+        self.assertIs(error, operation.error)
+
+    def test_call_for_a_guest_that_is_off_starts_nothing(self):
+        self.guest.is_active.return_value = False
+        self.assertFalse(self.migrate().operation.has_started)
+
+    def test_nova_monitors_the_guest_of_the_fixes(self):
+        def replace(driver, outgoing):
+            outgoing.guest, outgoing.post_method = 'proxy', 'our post'
+            outgoing.recover_method = 'our recover'
+        self.fix.live_migration_monitor.side_effect = replace
+        self.migrate()
+        self.monitor.assert_called_once_with(
+            self.driver, 'context', self.instance, 'proxy', 'dest',
+            'our post', 'our recover', True, 'data', 'end', ['/disk'])
+
+    def test_operation_is_forgotten_at_the_end(self):
+        self.migrate()
+        self.assertEqual({}, self.driver._operations)
+
+
 class TestMigrationFailure(DriverTestCase):
 
     def migrate(self, error):
         self.nova('_live_migration', side_effect=error)
         self.driver._live_migration(
-            'context', 'instance', 'dest', 'post', 'recover', True, 'data')
+            'context', objects.Instance(uuid=uuids.instance), 'dest', 'post',
+            'recover', True, 'data')
 
     def test_unsettled_failure_goes_to_nova(self):
         self.assertRaises(OSError, self.migrate, OSError())
@@ -347,7 +409,8 @@ class TestMigrationFailure(DriverTestCase):
         error = OSError()
         self.migrate(error)
         self.fix.live_migration_failed.assert_called_once_with(
-            'context', 'instance', self.driver._host, 'data', error)
+            'context', mock.ANY, self.driver._host, 'data', error,
+            migration.Operation())
 
 
 class TestColdMigrationSource(DriverTestCase):

@@ -22,6 +22,7 @@ from stevedore import named
 import testtools
 
 from nova_migfix import fixes
+from nova_migfix.fixes import arrival
 from nova_migfix.fixes import base
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
@@ -32,7 +33,7 @@ from nova_migfix.fixes import tls_rekey
 from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
-OURS = [config_drive.ConfigDrive, ephemeral.Ephemeral,
+OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
         kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
         source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
 
@@ -141,7 +142,8 @@ class TestFixHooks(testtools.TestCase):
         self.assertEqual('<a/>', fix.update_destination_xml(
             None, '<a/>', '<b/>'))
         self.assertFalse(fix.live_migration_failed(
-            None, None, None, None, OSError()))
+            None, None, None, None, OSError(), None))
+        self.assertIsNone(fix.live_migration_monitor(None, None))
         self.assertIsNone(fix.describe_disks([]))
 
 

@@ -29,6 +29,7 @@ import testtools
 
 from nova_migfix import driver
 from nova_migfix.fixes import rollback_state
+from nova_migfix import migration
 from nova_migfix import nova_release
 
 ERROR = RuntimeError('qemu unexpectedly closed the monitor')
@@ -54,7 +55,8 @@ class TestRollbackState(testtools.TestCase):
             'context', objects.Instance(
                 uuid=uuids.guest, host='compute1', vm_state=vm_state),
             host, objects.LibvirtLiveMigrateData(
-                migration=objects.Migration(status=record)), ERROR)
+                migration=objects.Migration(status=record)), ERROR,
+            migration.Operation(error=ERROR))
 
     @ddt.data((vm_states.ACTIVE, power_state.RUNNING),
               (vm_states.PAUSED, power_state.PAUSED))
@@ -64,6 +66,15 @@ class TestRollbackState(testtools.TestCase):
         self.assertIn(f'kept {vm_state} where Nova would have set error',
                       self.log.output)
         self.assertIn(str(ERROR), self.log.output)
+
+    @ddt.data((vm_states.ACTIVE, power_state.SHUTDOWN),
+              (vm_states.ACTIVE, power_state.CRASHED),
+              (vm_states.PAUSED, power_state.SHUTDOWN))
+    @ddt.unpack
+    def test_guest_that_is_off_after_a_rollback_needs_no_error(
+            self, vm_state, state):
+        self.assertTrue(self.settles(vm_state, state))
+        self.reporter.assert_not_called()
 
     def test_reason_is_an_event_of_the_instance_action(self):
         self.settles(vm_states.ACTIVE, power_state.RUNNING)
@@ -83,8 +94,6 @@ class TestRollbackState(testtools.TestCase):
     @ddt.data(
         # post-copy failed, or it is unknown on which host the guest may run
         (vm_states.ACTIVE, power_state.PAUSED),
-        (vm_states.ACTIVE, power_state.SHUTDOWN),
-        (vm_states.ACTIVE, power_state.CRASHED),
         (vm_states.ACTIVE, power_state.NOSTATE),
         (vm_states.PAUSED, power_state.RUNNING),
         (vm_states.ERROR, power_state.RUNNING),
@@ -114,7 +123,8 @@ class TestRollbackState(testtools.TestCase):
     def test_failure_without_migration_record_is_left_to_nova(self):
         self.assertFalse(rollback_state.RollbackState().live_migration_failed(
             'context', objects.Instance(), mock.Mock(),
-            objects.LibvirtLiveMigrateData(), ERROR))
+            objects.LibvirtLiveMigrateData(), ERROR,
+            migration.Operation(error=ERROR)))
 
     @ddt.data((29, False), (31, False), (32, True), (34, True))
     @ddt.unpack
