@@ -123,6 +123,9 @@ def run(arguments: argparse.Namespace, directories: workdir.WorkDir,
                                       progress, arguments.only)
         except BaseException:
             take_down(lab, progress)
+            # Those that have ended before an interruption.
+            report.write(directories.report, results, venvs,
+                         time.monotonic() - begin)
             raise
         if arguments.keep:
             kept.remember(directories.kept, lab.hosts.values())

@@ -18,6 +18,8 @@ for completed and deletes the guest's disks on the source.
 
 from __future__ import annotations
 
+import dataclasses
+
 from lab import faults
 from lab import scenario
 from lab.scenarios import faulted
@@ -27,6 +29,11 @@ LOST = scenario.Leaves(
     text='disks deleted, domain on no host',
     harm=('disks', 'domain'), vm_state=('ACTIVE', 'ERROR'),
     host=scenario.DESTINATION)
+# The guest is idle, so the destination already has all bytes of its disk when
+# memory is copied.
+_ALMOST_LOST = dataclasses.replace(
+    LOST, text='domain on no host, disks of the source deleted',
+    harm=('domain',))
 KEPT = scenario.Leaves(
     text='SHUTOFF with its disks', vm_state=('SHUTOFF',),
     host=scenario.SOURCE, record=('failed', 'cancelled'),
@@ -41,17 +48,20 @@ def _accident(fault: faults.Fault, moment: faults.Moment,
 SCENARIOS = (
     faulted.Accidental(
         'lost-killed', 'QEMU on the source is killed while memory is copied.',
-        _accident(faults.KILLED, faults.MEMORY), LOST, KEPT),
+        _accident(faults.KILLED, faults.MEMORY), _ALMOST_LOST,
+        KEPT),
     faulted.Accidental(
         'lost-killed-disk',
         'QEMU on the source is killed while the disk is copied.',
         _accident(faults.KILLED, faults.DISK), LOST, KEPT),
     faulted.Accidental(
         'lost-off', 'The guest switches itself off while memory is copied.',
-        _accident(faults.OFF_INSIDE, faults.MEMORY), LOST, KEPT),
+        _accident(faults.OFF_INSIDE, faults.MEMORY), _ALMOST_LOST,
+        KEPT),
     faulted.Accidental(
         'lost-destroyed', 'virsh destroys the guest while memory is copied.',
-        _accident(faults.DESTROYED, faults.MEMORY), LOST, KEPT),
+        _accident(faults.DESTROYED, faults.MEMORY), _ALMOST_LOST,
+        KEPT),
     faulted.Accidental(
         'lost-queued',
         'The guest switches itself off while its migration is queued.',
