@@ -25,7 +25,6 @@ from lab import guest
 from lab import remains
 from lab import scenario
 from lab.scenarios import faulted
-from lab.scenarios import lost
 from lab import topology
 
 _FIRST = scenario.Leaves(
@@ -40,7 +39,7 @@ class PausedRoundTrip(faulted.Faulted):
     title = 'A paused guest with a config drive migrates there and back.'
     expected = {
         scenario.NEITHER: scenario.Leaves(
-            text='QEMU aborts, disks deleted', harm=lost.LOST.harm,
+            text='QEMU aborts, domain on no host', harm=('domain',),
             vm_state=('PAUSED', 'ERROR'), host=scenario.SOURCE,
             said=(scenario.Said(scenario.SOURCE, 'qemu',
                                 'reason=crashed|Assertion'),)),
