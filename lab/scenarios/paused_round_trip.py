@@ -15,7 +15,7 @@
 QEMU on the destination leaves the disks of a paused guest inactive. The second
 migration deactivates them again, and QEMU aborts if the guest has a disk that
 is not mirrored, such as a config drive. Unmodified Nova then takes the
-migration for completed and deletes the guest's disks.
+migration for completed and deletes the disks that the guest had used.
 """
 
 from __future__ import annotations
