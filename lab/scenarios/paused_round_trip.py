@@ -48,7 +48,7 @@ class PausedRoundTrip(faulted.Faulted):
             host=scenario.DESTINATION, record=('failed', 'error'),
             said=(scenario.Said(
                 scenario.SOURCE, 'nova-compute',
-                'MigrationPreCheckError.*paused.*(resume|unpause)'),)),
+                'MigrationPreCheckError.*paused.*[Uu]npause.*cold'),)),
     }
 
     def run(self, run: scenario.Run) -> None:
