@@ -77,9 +77,10 @@ SPARE = 10                      # GB that stay free
 GUESTS, GUESTS_SIZE = 20, 20    # number of disks, and their size in GB
 LOOK = 0.002                    # seconds between two measurements of space
 
-# Requirements for ext4: the most seconds for a disk of the largest size, and
-# the most MiB of a disk of GUESTS_SIZE.
-SLOWEST, LARGEST = 10, 16
+# Requirements for ext4: a disk of the largest size takes at most GROWTH times
+# as long per GB as one of the size before, and a disk of GUESTS_SIZE at most
+# LARGEST MiB.
+GROWTH, LARGEST = 1.5, 16
 
 
 class Way(NamedTuple):
@@ -324,9 +325,13 @@ def draw(found: Found, path: pathlib.Path) -> None:
 
 def problems(found: Found) -> Iterator[str]:
     """Yield a line for each requirement that does not hold."""
-    largest = rounds_of(found, 'ext4', SIZES[-1], COMPLETE)
-    if not largest or medians(largest).next > SLOWEST:
-        yield f'{SIZES[-1]} GB take more than {SLOWEST} s'
+    before, largest = (rounds_of(found, 'ext4', size, COMPLETE)
+                       for size in SIZES[-2:])
+    if not before or not largest:
+        yield 'the largest disks were not measured'
+    elif (medians(largest).next / SIZES[-1]
+            > GROWTH * medians(before).next / SIZES[-2]):
+        yield f'{SIZES[-1]} GB take too long, compared with {SIZES[-2]} GB'
     if any(space.disk > LARGEST * units.Mi for _cost, space in rounds_of(
             found, 'ext4', GUESTS_SIZE, COMPLETE)):
         yield f'{GUESTS_SIZE} GB need more than {LARGEST} MiB'

@@ -48,9 +48,7 @@ CONF = nova.conf.CONF
 GUESTS = (50, 100, 200)
 ROUNDS = 3
 
-# Requirements: the most seconds for AT guests, and the largest growth for
-# twice as many.
-LIMIT, AT = 2, 200
+# Requirement: the largest growth of processor time for twice as many guests.
 GROWTH = 2.6
 
 
@@ -147,11 +145,12 @@ def main() -> int:
         table.add_row([number, *(
             f'{value:.2f}' for value in (*mine, *other))])
     print(table)
-    failed = [f'{AT} guests take {best[AT]:.2f} s'] * (best[AT] > LIMIT) + [
-        f'{more} guests take more than {GROWTH} times what {less} do'
-        for less, more in zip(GUESTS, GUESTS[1:])
-        if best[more] > GROWTH * best[less]]
-    return bench.print_problems(failed)
+    print(f'{GUESTS[-1]} guests take {best[GUESTS[-1]]:.2f} s of processor '
+          'time (calm machine: less than 2 s)')
+    return bench.print_problems(
+        f'{more} guests take {best[more] / best[less]:.1f} times as long as '
+        f'{less}' for less, more in zip(GUESTS, GUESTS[1:])
+        if best[more] > GROWTH * best[less])
 
 
 if __name__ == '__main__':

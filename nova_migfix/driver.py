@@ -224,15 +224,17 @@ class LibvirtDriver(driver.LibvirtDriver):
     def _live_migration_monitor(self, context, instance, guest, dest,
                                 post_method, recover_method, block_migration,
                                 migrate_data, *args, **kwargs):
+        monitor = super()._live_migration_monitor
         outgoing = current_migration.Outgoing(
             context, instance, dest, migrate_data, guest, post_method,
-            recover_method, self._operations.get(instance.uuid))
+            recover_method, self._operations.get(instance.uuid),
+            lambda: monitor(
+                context, instance, outgoing.guest, dest, outgoing.post_method,
+                outgoing.recover_method, block_migration, migrate_data, *args,
+                **kwargs))
         for fix in self._fixes:
             fix.live_migration_monitor(self, outgoing)
-        super()._live_migration_monitor(
-            context, instance, outgoing.guest, dest, outgoing.post_method,
-            outgoing.recover_method, block_migration, migrate_data, *args,
-            **kwargs)
+        outgoing.monitor()
 
     # -- cold migration and resize: source, then destination ----------------
 

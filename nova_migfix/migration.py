@@ -24,6 +24,7 @@ the second.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import contextvars
@@ -128,3 +129,5 @@ class Outgoing:
     recover_method: Any
     #: None if the caller of the monitor has not called libvirt
     operation: Operation | None
+    #: Nova's monitor, with the above; it takes and returns nothing
+    monitor: Callable[[], None]

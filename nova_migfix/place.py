@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 # Seconds between two questions to libvirt or to the destination.
 _INTERVAL = 5
-# Seconds for which a destination may be silent: it may be restarting.
+# Seconds for which libvirt or the destination may be silent: it may restart.
 _PATIENCE = 300
 # Seconds after which no call of a failed migration can still reach the
 # destination: by default libvirt closes a silent connection after 30.
@@ -103,32 +103,39 @@ class _Search:
         self._has_started = has_started
 
     def find(self) -> Place:
-        guest = self._guest_on_source()
+        guest, state = self._guest_on_source()
         if guest is None:
             return self._place_of_undefined()
-        if not guest.is_active():
-            return self._place_of_inactive(guest)
-        if guest.get_power_state(self._driver._host) == power_state.PAUSED:
+        if state == power_state.PAUSED:
             return self._place_of_paused(guest)
-        return Place.SOURCE
+        if guest.is_active():
+            return Place.SOURCE
+        return self._place_of_inactive(guest)
 
-    def _guest_on_source(self) -> Any:
+    def _guest_on_source(self) -> tuple[Any, Any]:
         """Wait until libvirt responds and has no job for the guest.
 
-        :returns: nova.virt.libvirt.guest.Guest, None if it is not defined
+        :returns: nova.virt.libvirt.guest.Guest and its nova.compute
+            power_state; None and None if it is not defined
+        :raises PlaceUnknown: libvirt does not respond
         """
         libvirt = libvirt_guest.libvirt
+        silent_since = time.monotonic()
         while True:
             try:
                 guest = self._driver._host.get_guest(self._instance)
+                state = guest.get_power_state(self._driver._host)
                 job = guest.get_job_info().type
                 if job != libvirt.VIR_DOMAIN_JOB_UNBOUNDED:
-                    return guest
+                    return guest, state
+                silent_since = time.monotonic()
                 problem = _('its migration job has not ended')
             except exception.InstanceNotFound:
-                return None
+                return None, None
             except (libvirt.libvirtError, exception.NovaException) as error:
                 problem = str(error)
+            if time.monotonic() - silent_since > _PATIENCE:
+                raise self._unknown(problem)
             LOG.warning('The place of the guest is not yet known: %s',
                         problem, instance=self._instance)
             time.sleep(_INTERVAL)

@@ -28,6 +28,7 @@ extensions = [
     'oslo_config.sphinxext',
     'reno.sphinxext',
     'sphinx.ext.autodoc',
+    'sphinxarg.ext',
     'sphinxcontrib.svgbob',
 ]
 

@@ -257,6 +257,19 @@ def cache_heavy_base(run: scenario.Run, size: int = HEAVY) -> None:
         file.write(os.urandom(size))
 
 
+def boot_on_heavy_base(run: scenario.Run) -> guest.Guest:
+    """Boot a guest that writes to a disk on a base of `cache_heavy_base`.
+
+    The destination reaches the source by ssh on the migration network only.
+    """
+    run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
+    run.listen_ssh(topology.MIGRATION)
+    cache_heavy_base(run)
+    instance = run.boot(ephemerals=ONE_GB)
+    write(instance, 'xfs')
+    return instance
+
+
 def boot_failure(run: scenario.Run) -> str:
     """Boot a guest with an ephemeral disk; return the error, '' for none."""
     try:

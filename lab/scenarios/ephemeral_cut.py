@@ -42,11 +42,7 @@ class EphemeralCut(ephemeral.OldDisks):
         text='completed on the source, arrives, disk kept')}
 
     def run(self, run: scenario.Run) -> None:
-        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
-        run.listen_ssh(topology.MIGRATION)
-        ephemeral.cache_heavy_base(run)
-        instance = run.boot(ephemerals=ephemeral.ONE_GB)
-        ephemeral.write(instance, 'xfs')
+        instance = ephemeral.boot_on_heavy_base(run)
         link = fabric.Link(run.cloud.controller, topology.MIGRATION,
                            scenario.DESTINATION)
         run.migrate(instance, title='cut in the middle',

@@ -24,7 +24,6 @@ from lab import evidence
 from lab import process
 from lab import scenario
 from lab.scenarios import ephemeral
-from lab import topology
 from lab import users
 
 _SIZE = ephemeral.HEAVY // 2
@@ -39,11 +38,7 @@ class EphemeralDiskFull(ephemeral.OldDisks):
         text='fails, guest goes on')}
 
     def run(self, run: scenario.Run) -> None:
-        run.configure(both={scenario.EPHEMERAL_FORMAT: 'xfs'})
-        run.listen_ssh(topology.MIGRATION)
-        ephemeral.cache_heavy_base(run)
-        instance = run.boot(ephemerals=ephemeral.ONE_GB)
-        ephemeral.write(instance, 'xfs')
+        instance = ephemeral.boot_on_heavy_base(run)
         wait_for_report(run, scenario.DESTINATION)
         with small_file_system(run, scenario.DESTINATION):
             run.migrate(instance, title='no space')

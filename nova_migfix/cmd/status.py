@@ -18,6 +18,7 @@ Only ``report`` runs elsewhere, and does not need Nova.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import sys
@@ -37,19 +38,33 @@ with contextlib.suppress(ImportError):
 
 CONF = cfg.CONF     # also Nova's
 
+PROGRAM = 'nova-migfix-status'
+_DESCRIPTION = 'Check this host and its guests before migrations.'
+
 #: oslo.upgradecheck's code: neither success, warning nor failure
 ERROR = 255
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return a parser of the commands, for their documentation.
+
+    The command itself parses its arguments by oslo.config, which adds its own
+    options, such as ``--config-file``.
+    """
+    found = argparse.ArgumentParser(prog=PROGRAM, description=_DESCRIPTION)
+    _add_parsers(found.add_subparsers(dest='command', metavar='COMMAND'))
+    return found
+
+
 def _add_parsers(subparsers: Any) -> None:
     subparsers.required = True
-    upgrade = subparsers.add_parser(
-        'upgrade', help='check the configuration of this host')
+    upgrade = _add_command(
+        subparsers, 'upgrade', 'check the configuration of this host')
     upgrade.add_argument('check', choices=['check'])
     _add_json(upgrade)
-    preflight = subparsers.add_parser(
-        'preflight', help='predict what a migration would do to the guests '
-        'of this host')
+    preflight = _add_command(
+        subparsers, 'preflight',
+        'predict the effects of a migration on the guests of this host')
     preflight.add_argument(
         '--instance', metavar='UUID', action='append', default=[],
         help='check only this instance; may be repeated')
@@ -59,14 +74,14 @@ def _add_parsers(subparsers: Any) -> None:
     _add_json(preflight.add_mutually_exclusive_group()).add_argument(
         '--csv', action='store_true',
         help='print CSV on standard output, and notes on standard error')
-    explain = subparsers.add_parser(
-        'explain', help='explain why the last live migration of an instance '
-        'failed')
+    explain = _add_command(
+        subparsers, 'explain',
+        'explain why the last live migration of an instance failed')
     explain.add_argument('uuid', metavar='UUID', help='of the instance')
     _add_json(explain)
-    heal = subparsers.add_parser(
-        'heal', help='make old ephemeral disks independent of their backing '
-        'files')
+    heal = _add_command(
+        subparsers, 'heal',
+        'make old ephemeral disks independent of their backing files')
     heal.add_argument(
         '--instance', metavar='UUID', action='append', default=[],
         help='complete only the disks of this instance; may be repeated')
@@ -77,8 +92,9 @@ def _add_parsers(subparsers: Any) -> None:
         help='limit of the write rate; 0: no limit (default: %(default)s)')
     heal.add_argument('--yes', action='store_true',
                       help='do not ask for confirmation')
-    report = subparsers.add_parser(
-        'report', help='merge the answers of many hosts into one report')
+    report = _add_command(
+        subparsers, 'report',
+        'merge the answers of many hosts into one report')
     report.add_argument(
         'directory', metavar='DIRECTORY', help='directory with a file '
         'HOST.json for each host, as ansible/report.yml writes it')
@@ -88,10 +104,15 @@ def _add_parsers(subparsers: Any) -> None:
                         help='write the report as an HTML page to this file')
 
 
-def _add_json(parser: Any) -> Any:
-    parser.add_argument('--json', action='store_true',
-                        help='print JSON instead of a table')
-    return parser
+def _add_command(subparsers: Any, name: str, text: str) -> Any:
+    return subparsers.add_parser(
+        name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+
+
+def _add_json(command: Any) -> Any:
+    command.add_argument('--json', action='store_true',
+                         help='print JSON instead of a table')
+    return command
 
 
 COMMAND = cfg.SubCommandOpt(
@@ -109,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     conf.register_opts(CONF)
     try:
         CONF(sys.argv[1:] if argv is None else argv, project='nova',
-             prog='nova-migfix-status')
+             prog=PROGRAM, description=_DESCRIPTION)
         with warnings.catch_warnings():
             # hide deprecation warnings of Nova's libraries
             warnings.simplefilter('ignore')

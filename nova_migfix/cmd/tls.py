@@ -33,17 +33,23 @@ _COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one of the commands; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog='nova-migfix-tls', description=__doc__.split('\n')[0])
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(
+        prog='nova-migfix-tls',
+        description='Check and configure TLS of migrations on a hypervisor.')
+    commands = found.add_subparsers(required=True, metavar='COMMAND')
     for name, (module, text) in _COMMANDS.items():
         command = commands.add_parser(
             name, help=text, description=f'{text[0].upper()}{text[1:]}.')
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the commands; return its exit status."""
+    args = parser().parse_args(argv)
     status: int = args.run(args)
     return status
 

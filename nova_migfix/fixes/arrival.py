@@ -15,10 +15,10 @@
 libvirt has no job for a guest that is off or undefined. Nova takes that error
 for the end of a successful migration, and does not wait for libvirt's call to
 return. So a guest whose QEMU is killed while it migrates, or that its owner
-switches off, counts as arrived. The same is true of a guest that is off before
-its migration begins, as migrations wait in a queue. Nova then deletes its disks
-on the source and its volume attachments there. The destination has only half
-of the disks, or blank ones.
+switches off, counts as arrived. The same is true of a guest that stops before
+its migration begins, as migrations wait in a queue. Nova then deletes its
+disks and volume attachments on the source. The destination has only half of
+the disks, or blank ones.
 
 The fix gives Nova's monitor a guest whose job ends when libvirt's call ends,
 and no sooner. A call that succeeds proves the arrival: in a peer-to-peer

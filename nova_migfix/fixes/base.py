@@ -167,7 +167,7 @@ class Fix:
     def live_migration_monitor(
         self, driver: Any, outgoing: migration.Outgoing,
     ) -> None:
-        """Source: change the guest and the functions that the monitor uses.
+        """Source: replace the monitor, or the functions that it uses.
 
         :param driver: the LibvirtDriver
         :param outgoing: changed in place

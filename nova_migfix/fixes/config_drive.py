@@ -40,7 +40,7 @@ from nova.virt.libvirt import utils as libvirt_utils
 from oslo_log import log as logging
 
 from nova_migfix.fixes import base
-from nova_migfix.storage import disks as local_disks
+from nova_migfix.storage import image_file
 from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _path(instance: Any) -> str:
 
 def _is_empty(path: str, instance: Any) -> bool:
     try:
-        return local_disks.is_zeros(path)
+        return image_file.is_zeros(path)
     except OSError as error:
         LOG.info('Cannot determine whether the config drive %(path)s '
                  'contains only zeros: %(error)s',

@@ -66,6 +66,7 @@ from nova_migfix.storage import disks as local_disks
 from nova_migfix.storage import file_system
 from nova_migfix.storage import image_backend
 from nova_migfix.storage import image_cache
+from nova_migfix.storage import image_file
 from nova_migfix.transport import fetch
 
 LOG = logging.getLogger(__name__)
@@ -123,6 +124,11 @@ class Ephemeral(base.Fix):
         self, instance: Any, host: Any, has_failed: bool = False,
     ) -> bool:
         overlays = _overlays_of(instance)
+        for disk in overlays:
+            try:
+                completion.require_not_in_progress(disk)
+            except completion.InProgressError as error:
+                raise _in_progress(instance, disk) from error
         if has_failed:
             return _complete_after_failure(instance, host, overlays)
         if instance.uuid in self._fetched_by_destination:
@@ -136,7 +142,7 @@ class Ephemeral(base.Fix):
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
         for disk in disks:
             if _is_made_here(disk) and os.path.exists(disk['path']):
-                header = local_disks.qcow2_header(disk['path'])
+                header = image_file.qcow2_header(disk['path'])
                 backing = header.backing if header else ''
                 # '' if the disk has been completed since
                 disk['backing_file'] = os.path.basename(backing)
@@ -269,6 +275,8 @@ def _pull(instance: Any, host: Any, disks: Iterable[local_disks.Overlay],
         begin = time.monotonic()
         try:
             completion.complete(host.get_guest(instance), disk)
+        except completion.InProgressError as error:
+            raise _in_progress(instance, disk) from error
         except Exception as error:
             raise _incomplete(instance, disk, why, error) from error
         LOG.info('%(disk)s: made complete by QEMU in %(time).1f s',
@@ -285,6 +293,17 @@ def _incomplete(instance: Any, disk: local_disks.Overlay, why: str,
         'is off, restore that very file from a backup.') % {
             'disk': disk.name, 'uuid': instance.uuid, 'why': why,
             'base': disk.backing, 'error': fetch.reason(error)})
+
+
+def _in_progress(
+    instance: Any, disk: local_disks.Overlay,
+) -> exception.MigrationError:
+    """Return an error that fits into the 255 characters of an event."""
+    return exception.MigrationError(reason=_(
+        'The disk %(disk)s of instance %(uuid)s is being completed by another '
+        'process, such as "nova-migfix-status heal". Wait until it ends, or '
+        'interrupt it, and try again. The guest is unchanged.') % {
+            'disk': disk.name, 'uuid': instance.uuid})
 
 
 # -- live migration, destination --------------------------------------------
@@ -323,7 +342,7 @@ def _make_complete(instance: Any, instance_dir: str, sizes: Mapping[str, int],
     """
     for name, size in sizes.items():
         _require_at_most(copy, size)
-        local_disks.flatten(
+        image_file.flatten(
             copy, 'raw', os.path.join(instance_dir, name), size)
         LOG.info('%(name)s has the bytes of the source\'s %(base)s '
                  'where Nova would have made a file system (%(bug)s)', {
@@ -402,7 +421,7 @@ def _make_file_system(
     """
     image_backend.complete_without_base(disk, functools.partial(
         driver._create_ephemeral,
-        ephemeral_size=local_disks.virtual_size(disk.path) // units.Gi,
+        ephemeral_size=image_file.virtual_size(disk.path) // units.Gi,
         fs_label=f'ephemeral{disk.number}', os_type=instance.os_type,
         specified_fs=formats.get(disk.number)))
 
@@ -427,7 +446,7 @@ def _detach_from_local_backing_files(
     """
     for disk in disks:
         try:
-            local_disks.name_backing_file(disk.path, os.path.join(
+            image_file.name_backing_file(disk.path, os.path.join(
                 instance_dir, os.path.basename(disk.backing)))
         except (ValueError, processutils.ProcessExecutionError) as error:
             raise exception.MigrationError(reason=_(
@@ -458,8 +477,8 @@ def _complete(instance: Any, disks: Iterable[local_disks.Overlay],
     :raises ValueError: the backing file is larger than a disk
     """
     for disk in disks:
-        _require_at_most(copy, local_disks.virtual_size(disk.path))
-        local_disks.flatten(disk.path, 'qcow2', disk.path, backing=copy)
+        _require_at_most(copy, image_file.virtual_size(disk.path))
+        image_file.flatten(disk.path, 'qcow2', disk.path, backing=copy)
         LOG.info('%(name)s: made complete with the bytes of the source\'s '
                  '%(base)s (%(bug)s)', {
                      'name': disk.name, 'base': disk.backing,

@@ -56,12 +56,16 @@ class TlsRekey(base.Fix):
         if not CONF.libvirt.live_migration_with_native_tls:
             return {}
         try:
-            answer = probe.probe(probe.find_qemu(), probe.find_user())
+            answer = probe.probe(probe.find_qemu())
         except Exception as error:
             # With Kolla QEMU is in another container. By default the source
             # only warns about a destination without this capability.
             LOG.info('Cannot determine the TLS version and cipher that QEMU '
                      'negotiates on this host: %s', error)
+            return {}
+        if answer.doubt:
+            LOG.info('The TLS that a guest\'s QEMU negotiates on this host is '
+                     'unknown: %s', answer.doubt)
             return {}
         return {} if answer.error else {TLS: answer.verdict}
 

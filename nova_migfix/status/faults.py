@@ -85,7 +85,8 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
      'on the destination; the message names the attempts.',
      'fixes/ephemeral'),
     ('not-complete',
-     r'of instance \S+ cannot be made complete',
+     r'of instance \S+ (cannot be made complete'
+     r'|is being completed by another process)',
      'The source could not make a disk independent of its backing file.',
      '', 'Follow the message: it names the remedy.', 'fixes/ephemeral'),
     ('kernel-ramdisk',
@@ -108,13 +109,19 @@ FAULTS: tuple[Fault, ...] = tuple(itertools.starmap(Fault, (
      'rekey breaks the sessions of large guests.', '',
      'Run "nova-migfix-tls audit" on this host, and give the destination a '
      'policy: "nova-migfix-tls generate".', 'tls/index'),
+    ('place-unknown',
+     r'unknown whether instance \S+ has arrived on',
+     'Neither host could say where the guest is. The plugin kept all files on '
+     'both hosts.', '',
+     'Find the guest with "virsh list --all" on both hosts, then correct the '
+     'host and the state of the instance.', 'admin/repair'),
     (SOURCE_DIED,
      r'shutting down, reason=crashed'
      r'|Live Migration failure: .*domain is not running',
      'The guest\'s QEMU on the source ended during the migration: it '
      'crashed, for example at a TLS rekey, or was killed or shut down. '
      'Nova may have treated the migration as complete; then it deleted the '
-     'disks on the source.', '',
+     'disks on the source.', 'arrival',
      'Back up the instance\'s directory on both hosts before you start, '
      'reboot or delete the instance: the copy on the destination may be the '
      'only one.', 'faults/others'),

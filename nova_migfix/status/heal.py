@@ -48,6 +48,7 @@ from nova_migfix.status import privileges
 from nova_migfix.storage import block_job
 from nova_migfix.storage import completion
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 from nova_migfix.transport import fetch
 
@@ -124,7 +125,7 @@ def _size(disk: disks.Overlay) -> int:
 
     :raises Skipped: the disk no longer has a backing file
     """
-    header = disks.qcow2_header(disk.path)
+    header = image_file.qcow2_header(disk.path)
     if header is None or not header.backing:
         raise Skipped('the disk is complete')
     return header.size
@@ -185,7 +186,7 @@ def _require_off(disk: disks.Overlay, guest: libvirt_guest.Guest) -> None:
                       f'{os.path.basename(disk.copy)}')
     if disks.lacks_backing_file(disk):
         raise Skipped('the backing file is missing and the guest is off')
-    if disks.is_open(disk.path):
+    if image_file.is_open(disk.path):
         raise Skipped('a process has the disk open')
     # Last: libvirt marks a domain as active before it opens its disks.
     if guest.is_active():
@@ -222,7 +223,7 @@ def _convert(row: Row, guest: libvirt_guest.Guest, bandwidth: int,
     limit = ('-r', f'{bandwidth}M') if bandwidth else ()
     with scratch.directory(path) as directory:
         made = os.path.join(directory, row.disk.name)
-        disks.copy(path, 'qcow2', made, '-U', *limit,
+        image_file.copy(path, 'qcow2', made, '-U', *limit,
                    on_execute=functools.partial(
                        _watch, made, row.needed or 0, progress))
         scratch.write_through(made)
@@ -272,7 +273,7 @@ class Way(NamedTuple):
 
 WAYS = {
     'block pull': Way(_cost_of_pull, _pull),
-    'convert': Way(lambda disk: disks.flat_size(disk.path), _convert),
+    'convert': Way(lambda disk: image_file.flat_size(disk.path), _convert),
 }
 
 

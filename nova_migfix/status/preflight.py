@@ -52,6 +52,7 @@ from nova_migfix.status import recomputed
 from nova_migfix.status import services
 from nova_migfix.status import upgrade
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tls import audit
 from nova_migfix.tls import rekey
 from nova_migfix.transport import address
@@ -209,7 +210,7 @@ def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 @functools.cache
 def _file_system(path: str) -> dict[str, str] | None:
     """Call blkid only once for a backing file that many disks share."""
-    return disks.filesystem(path)
+    return image_file.filesystem(path)
 
 
 def _described(backing: str) -> str:
@@ -225,7 +226,7 @@ def _config_drive(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
             continue
         device = f'{disk.xpath("string(target/@dev)")} {config_drive.FILE}'
         try:
-            if disks.is_zeros(path):
+            if image_file.is_zeros(path):
                 yield Found('config-drive-empty', device, 'all zeros',
                             'all zeros')
                 continue

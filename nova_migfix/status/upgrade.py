@@ -44,6 +44,7 @@ from nova_migfix import fixes
 from nova_migfix import nova_release
 from nova_migfix.status import privileges
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 from nova_migfix.transport import address
@@ -305,7 +306,7 @@ def _mkfs_problems(label: str) -> Iterator[str]:
                        f'{label}): {error}. See [DEFAULT] '
                        'default_ephemeral_format and virt_mkfs.')
                 continue
-            found = disks.filesystem(path)
+            found = image_file.filesystem(path)
             if found is not None and found.get('LABEL') != label:
                 yield (f'The file system ({os_type}) should have the label '
                        f'{label}, but has {found.get("LABEL", "no label")}. '
@@ -318,17 +319,17 @@ def _tls() -> upgradecheck.Result:
     if not CONF.libvirt.live_migration_with_native_tls:
         return success('Not used: [libvirt] live_migration_with_native_tls.')
     try:
-        answer = probe.probe(probe.find_qemu(), probe.find_user())
+        answer = probe.probe(probe.find_qemu())
     except (OSError, qmp.QemuError) as error:
         return warning(
             f'The TLS that QEMU negotiates could not be determined: {error}. '
             'Run "nova-migfix-tls probe" where QEMU is installed; with Kolla '
             'in the container nova_libvirt.')
-    verdict = {'safe': success, 'rekeys': warning}.get(
+    verdict = {'safe': success, 'rekeys': warning, 'unknown': warning}.get(
         answer.verdict, failure)
     return verdict(' '.join(filter(None, (
         answer.version, answer.cipher, f'{answer.verdict}.',
-        answer.error or _TLS.get(answer.verdict, '')))))
+        answer.doubt or answer.error or _TLS.get(answer.verdict, '')))))
 
 
 _TLS = {

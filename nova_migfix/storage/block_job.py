@@ -35,6 +35,7 @@ from oslo_utils import excutils
 from oslo_utils import units
 
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 
 # Seconds between two queries of a block job.
@@ -119,7 +120,7 @@ def _copy_and_pivot(guest: Any, overlay: disks.Overlay, copy: str,
         try:
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', copy,
-                str(disks.virtual_size(overlay.path)))
+                str(image_file.virtual_size(overlay.path)))
             processutils.execute(
                 'qemu-img', 'create', '-f', 'qcow2', '-F', 'qcow2', '-b', copy,
                 new_overlay)

@@ -34,6 +34,7 @@ from oslo_utils import units
 
 from nova_migfix.storage import block_job
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 
 LOG = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ _COPY_COST_FACTOR = 8
 _COPY_OVERHEAD = 4 * units.Gi
 
 
+class InProgressError(exception.MigrationError):
+    """Another process is completing the disk."""
+
+
 def complete(
     guest: Any, overlay: disks.Overlay, bandwidth: int = 0,
     progress: block_job.Progress = block_job.silent,
@@ -58,6 +63,7 @@ def complete(
     :param guest: nova.virt.libvirt.guest.Guest
     :param bandwidth: limit in MiB/s, 0 for no limit
     :param progress: see block_job.wait; an exception from it aborts the job
+    :raises InProgressError: another process is completing the disk
     :raises Exception: the disk still needs its backing file
     """
     with _exclusive(overlay):
@@ -113,17 +119,35 @@ def _exclusive(overlay: disks.Overlay) -> Iterator[None]:
 
     That may be nova-compute or ``nova-migfix-status heal``.
 
-    :raises MigrationError: another process is completing the disk
+    :raises InProgressError: another process is completing the disk
     """
-    path = f'{overlay.copy}.lock'
+    path = _lock_file(overlay)
     with scratch.locked(path) as is_locked:
         if not is_locked:
-            raise exception.MigrationError(reason=_(
+            raise InProgressError(reason=_(
                 'another process is completing the disk, wait for it'))
         try:
             yield
         finally:
             os.unlink(path)
+
+
+def _lock_file(overlay: disks.Overlay) -> str:
+    return f'{overlay.copy}.lock'
+
+
+def require_not_in_progress(overlay: disks.Overlay) -> None:
+    """Refuse to migrate a disk while another process completes it.
+
+    libvirt does not migrate a guest with a block job, and the disk is on
+    another backing file after the block job than before.
+
+    :raises InProgressError: another process is completing the disk
+    """
+    # A killed process leaves the file, but no lock.
+    if os.path.exists(_lock_file(overlay)):
+        with _exclusive(overlay):
+            pass
 
 
 def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
@@ -136,8 +160,8 @@ def _is_copy_cheaper(overlay: disks.Overlay) -> bool:
     if disks.lacks_backing_file(overlay):
         return False
     try:
-        data = disks.flat_size(overlay.path)
-        size = disks.virtual_size(overlay.path)
+        data = image_file.flat_size(overlay.path)
+        size = image_file.virtual_size(overlay.path)
         require_space(overlay, 2 * data)
     except (OSError, exception.InvalidDiskInfo,
             processutils.ProcessExecutionError):
@@ -172,7 +196,7 @@ def pull(
         with excutils.save_and_reraise_exception():
             device.abort_job()
     # libvirt does not report whether the job that ended has failed.
-    header = disks.qcow2_header(overlay.path)
+    header = image_file.qcow2_header(overlay.path)
     if header is None or header.backing:
         raise exception.MigrationError(reason=_(
             'the block pull ended before the disk was complete, see the log '
@@ -190,12 +214,12 @@ def convert(overlay: disks.Overlay, **execution: Any) -> None:
         before, and still needs its backing file
     """
     try:
-        require_space(overlay, disks.flat_size(overlay.path))
+        require_space(overlay, image_file.flat_size(overlay.path))
     except OSError:
         require_space(overlay, allocated(overlay.backing))
-        disks.absorb_backing_file(overlay.path, **execution)
+        image_file.absorb_backing_file(overlay.path, **execution)
     else:
-        disks.flatten(overlay.path, 'qcow2', overlay.path, **execution)
+        image_file.flatten(overlay.path, 'qcow2', overlay.path, **execution)
     block_job.remove_copy(overlay)
 
 

@@ -37,6 +37,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 
 LOG = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Qcow2(imagebackend.Qcow2):
         with scratch.directory(self.path) as directory:
             template = os.path.join(directory, 'raw')
             prepare(target=template)
-            disks.flatten(template, 'raw', self.path)
+            image_file.flatten(template, 'raw', self.path)
 
     def _keep_overlay(self, prepare: Callable[..., None]) -> None:
         """Prevent Nova from making the missing base file of an overlay.
@@ -122,7 +123,8 @@ def complete_without_base(
     with scratch.directory(overlay.path) as directory:
         template = os.path.join(directory, 'raw')
         prepare(target=template)
-        disks.flatten(overlay.path, 'qcow2', overlay.path, backing=template)
+        image_file.flatten(
+            overlay.path, 'qcow2', overlay.path, backing=template)
     LOG.warning('%(disk)s has a new file system: its backing file %(base)s '
                 'is missing, and the guest had not written to the disk',
                 {'disk': overlay.path, 'base': overlay.backing})

@@ -38,9 +38,6 @@ _GERRIT = 'It needs an account at OpenDev.'
 TABLE = tuple(Elsewhere(*row) for row in (
     ('README.rst', 'pip *', 'nova_migfix.tests.kolla.test_documentation',
      'Those of install/pip.rst are run there; they name a wheel.'),
-    ('README.rst', 'nova-migfix-status *',
-     'nova_migfix.tests.unit.status.test_documentation',
-     'They are those of status/index.rst, which are run there.'),
     ('CONTRIBUTING.rst', 'tools/run_*', '', _SELF),
     ('CONTRIBUTING.rst', 'tox -e *',
      'nova_migfix.tests.documentation.test_tox',

@@ -45,8 +45,8 @@ KINDS = (
     ('tls', 'rekeys', 'libgnutls30 3.7.9-2', 'memory is written to quickly',
      'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
 )
-FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk',
-         'rollback_state', 'source_address', 'tls_rekey', 'vnic')
+FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk', 'outage',
+         'paused', 'rollback_state', 'source_address', 'tls_rekey', 'vnic')
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 

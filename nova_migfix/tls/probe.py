@@ -16,6 +16,9 @@ A policy may have a spelling mistake, be unreadable for QEMU's user, or not
 apply to this build of QEMU, and QEMU does not report it. The probe therefore
 starts the host's QEMU without a guest, as the user of the guests, lets it
 listen for a migration, and connects to it as another QEMU would.
+
+Only root can start it as the user of the guests. Otherwise the result is
+unknown, unless all users can read the policy.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ import re
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
 import tempfile
 from typing import Any
 from typing import NamedTuple
 
 from nova_migfix.tls import certificates
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import qmp
 
 #: QEMU's names and paths in distributions, in the order of attempts
@@ -58,11 +63,13 @@ class Answer(NamedTuple):
     :param version: of the protocol, 'TLSv1.3'; '' without a session
     :param cipher: OpenSSL's name of the cipher suite
     :param error: why there is no session
+    :param doubt: why a guest's QEMU may negotiate something else
     """
 
     version: str
     cipher: str
     error: str = ''
+    doubt: str = ''
 
     @property
     def rekeys(self) -> bool:
@@ -74,6 +81,8 @@ class Answer(NamedTuple):
 
     @property
     def verdict(self) -> str:
+        if self.doubt:
+            return 'unknown'
         if self.error:
             return 'no session'
         return 'rekeys' if self.rekeys else 'safe'
@@ -92,39 +101,85 @@ def find_qemu() -> str:
 
 
 def find_user() -> str:
-    """Return the user of the guests; the current user if not known."""
-    if os.geteuid() == 0:
-        known = {entry.pw_name for entry in pwd.getpwall()}
-        for name in (_configured_user(), *USERS):
-            if name in known:
-                return name
+    """Return the user of the guests.
+
+    Return the current user if that is not known, or only root could start a
+    process of that user.
+    """
+    found = _user_of_guests() if os.geteuid() == 0 else ''
+    return found or _current_user()
+
+
+def _current_user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
+def _user_of_guests() -> str:
+    """Return the user in qemu.conf, else libvirt's default; '': not known."""
+    try:
+        configured = _configured_user()
+    except OSError:
+        return ''
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next((name for name in (configured, *USERS) if name in known), '')
+
+
 def _configured_user() -> str:
-    """Return the user in libvirt's qemu.conf; '' if it has none."""
+    """Return the user in libvirt's qemu.conf; '' if it has none.
+
+    :raises OSError: this user cannot read qemu.conf
+    """
     try:
         match = _USER.search(_QEMU_CONF.read_text())
         name = match[1] if match else ''
         return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
-    except (OSError, KeyError):
+    except (FileNotFoundError, KeyError):
         return ''
 
 
-def probe(qemu: str, user: str, credentials: str | None = None,
+def _doubt() -> str:
+    """Return why the QEMU of a guest may have another policy than ours.
+
+    :returns: '' if both read the same file, or none
+    """
+    path = gnutls.system_file()
+    if (path is None or _is_same_for_all(path)
+            or _user_of_guests() == find_user()):
+        return ''
+    return (f'not every user can read {path}, and this process cannot start '
+            'QEMU as the user of the guests; give the file mode 0644, or run '
+            '"nova-migfix-tls probe" as root')
+
+
+def _is_same_for_all(path: pathlib.Path) -> bool:
+    """Return whether a file does not exist, or all users can read it."""
+    try:
+        file = path.resolve(strict=True)
+        return bool(file.stat().st_mode & stat.S_IROTH) and all(
+            parent.stat().st_mode & stat.S_IXOTH
+            for parent in (*path.parents, *file.parents))
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
+def probe(qemu: str, user: str | None = None, credentials: str | None = None,
           priority: str | None = None) -> Answer:
     """Return the TLS that a QEMU negotiates.
 
     :param qemu: its path
     :param user: name of the user to run it as; another user than the current
-        one needs root
+        one needs root. None: the user of the guests, if possible
     :param credentials: directory with the certificates of the host, as
         libvirt's migrate_tls_x509_cert_dir; None: use temporary ones
     :param priority: the priority string that libvirt would pass to QEMU
     :raises qmp.QemuError: QEMU did not start, or did not listen
     """
-    with listening(qemu, user, credentials, priority) as address:
-        return handshake(address)
+    with listening(qemu, user or find_user(), credentials,
+                   priority) as address:
+        answer = handshake(address)
+    return answer if user else answer._replace(doubt=_doubt())
 
 
 @contextlib.contextmanager
@@ -135,7 +190,7 @@ def listening(qemu: str, user: str, credentials: str | None = None,
     Root makes all files. QEMU's user gets no directory with write access: a
     symbolic link there could direct root to any file of the host.
 
-    Parameters and errors are those of :func:`probe`.
+    Parameters and errors are those of :func:`probe`; *user* is a name.
     """
     with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
         directory = pathlib.Path(name)
@@ -244,12 +299,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the negotiated TLS.
 
-    :returns: 0: safe; 1: TLS 1.3 with rekeys; 2: no session, or QEMU did not
-        run
+    :returns: 0: safe; 1: TLS 1.3 with rekeys, or unknown; 2: no session, or
+        QEMU did not run
     """
     try:
-        answer = probe(args.qemu or find_qemu(), args.user or find_user(),
-                       args.creds, args.priority)
+        answer = probe(args.qemu or find_qemu(), args.user, args.creds,
+                       args.priority)
     except qmp.QemuError as error:
         answer = Answer('', '', str(error))
     if args.json:
@@ -257,8 +312,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(' '.join(part for part in (
             answer.version, answer.cipher, f'{answer.verdict}:',
-            answer.error or _MEANING[answer.verdict]) if part))
-    return {'safe': 0, 'rekeys': 1, 'no session': 2}[answer.verdict]
+            answer.doubt or answer.error or _MEANING[answer.verdict])
+            if part))
+    return {'safe': 0, 'rekeys': 1, 'unknown': 1,
+            'no session': 2}[answer.verdict]
 
 
 _MEANING = {

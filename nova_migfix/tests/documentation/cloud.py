@@ -43,7 +43,7 @@ class CloudTestCase(base.MigrationTestCase):
     def is_over(self):
         """Wait until the migration is over; return its status."""
         found = None
-        for _attempt in range(60):
+        for _attempt in range(240):
             self.server = self.api.get_server(self.server['id'])
             for record in self.migrations():
                 found = record['status']

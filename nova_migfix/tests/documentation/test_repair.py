@@ -16,12 +16,15 @@ The tests damage disks as Nova does: they move an overlay from its backing
 file to another one of the same name, which another mkfs made.
 """
 
+import os
+import pathlib
 import shutil
 import subprocess
 
 import ddt
 import fixtures
 import testtools
+from testtools import matchers
 
 from nova_migfix.tests.documentation import cloud
 from nova_migfix.tests.documentation import machine
@@ -46,6 +49,11 @@ def _run(*command, **popen):
         timeout=120, **popen).stdout
 
 
+def _at(time):
+    """Return an environment in which mkfs.ext4 starts and ends at a time."""
+    return {**os.environ, 'E2FSPROGS_FAKE_TIME': str(time)}
+
+
 def _use_ext4(image):
     """Write as a guest does, also to the superblock."""
     for number in range(8):
@@ -64,6 +72,15 @@ _CLUSTER = 64 << 10
 
 # Bytes at the beginning that each mount of a file system writes.
 _ALWAYS_WRITTEN = 2 * _CLUSTER
+
+# 02:30 in summer time and, an hour later, 02:30 again.
+_TIME_ZONE = 'CET-1CEST,M3.5.0,M10.5.0/3'
+_CREATED = (1761438600, 1761442200)
+
+# Of an ext4 of _SIZE: the backups of the superblock, and in each the bytes of
+# the time of the last write and of the checksum.
+_BACKUPS = tuple(group << 27 for group in (1, 3, 5, 7))
+_TIMES = frozenset(range(0x30, 0x34)) | frozenset(range(0x3fc, 0x400))
 
 
 class HurtGuestTestCase(testtools.TestCase):
@@ -91,18 +108,25 @@ class HurtGuestTestCase(testtools.TestCase):
 @ddt.ddt
 class ForeignBaseTestCase(HurtGuestTestCase):
 
-    def damage(self, kind):
+    def damage(self, kind, created=_CREATED[0], seconds=0):
         """Migrate a guest with one disk, as unmodified Nova does.
 
+        :param created: the time of mkfs.ext4 on the source
+        :param seconds: that mkfs.ext4 on the source takes
         :ivar base: the base on the source
         :ivar original: all bytes of the disk before the damage
         """
         name, mkfs, self.check, _again = _KINDS[kind]
         self.base = self.source.base / name
-        for path in (self.base, self.host.base / name):
+        for path, begin in ((self.base, created),
+                            (self.host.base / name, created + 1000)):
             with open(path, 'wb') as file:
                 file.truncate(_SIZE)
-            _run(*mkfs, '-L', 'ephemeral0', path)
+            _run(*mkfs, '-L', 'ephemeral0', path, env=_at(begin))
+        if seconds:
+            # writes the superblock and its backups
+            _run('tune2fs', '-L', 'ephemeral0', self.base,
+                 env=_at(created + seconds))
         self.original = self.source.nova / 'original'
         _run('cp', '--sparse=always', self.base, self.original)
         _USE[kind](self.original)
@@ -137,8 +161,9 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         """Return whether a command is for this kind of file system."""
         others = {word for other in _KINDS if other != kind
                   for word in (_KINDS[other][2][0], _KINDS[other][3])}
-        return not others & set(command.split()) and not (
-            kind == 'xfs' and 'dumpe2fs' in command)
+        foreign = {'ext4': ('xfs_info',), 'xfs': ('.header', 'fixed=')}[kind]
+        return not others & set(command.split()) and not any(
+            part in command for part in foreign)
 
     def assert_repaired(self):
         repair = self.host.nova / 'repair'
@@ -164,12 +189,42 @@ class ForeignBaseTestCase(HurtGuestTestCase):
         self.assertNotEqual(disk, foreign)
         self.assertEqual((disk, disk), (right, repaired))
 
-    @ddt.data(*_KINDS)
-    def test_disk_is_repaired_with_a_backing_file_made_again(self, kind):
-        self.damage(kind)
+    @ddt.data(*(('ext4', created) for created in _CREATED), ('xfs', 0))
+    @ddt.unpack
+    def test_disk_is_repaired_with_a_backing_file_made_again(
+            self, kind, created):
+        self.useFixture(fixtures.EnvironmentVariable('TZ', _TIME_ZONE))
+        self.damage(kind, created)
         self.base.unlink()
         self.repair(kind, 'Creating the backing file again')
         self.assert_repaired()
+
+    def test_backing_file_of_a_slow_mkfs_differs_in_times_of_backups(self):
+        self.damage('ext4', seconds=1)
+        self.base.unlink()
+        self.repair('ext4', 'Creating the backing file again')
+        repaired = self.host.nova / 'repair/repaired.raw'
+        found = subprocess.run(
+            ['cmp', '--verbose', self.original, repaired],
+            capture_output=True, text=True).stdout
+        offsets = {int(line.split()[0]) - 1 for line in found.splitlines()}
+        self.assertLessEqual(offsets, {
+            backup + time for backup in _BACKUPS for time in _TIMES})
+        self.assertTrue(offsets.issuperset(
+            backup + min(_TIMES) for backup in _BACKUPS))
+        _run(*self.check, repaired)
+
+    def test_backing_file_of_another_configuration_is_noticed(self):
+        self.damage('ext4')
+        self.base.unlink()
+        configuration = pathlib.Path('/etc/mke2fs.conf').read_text()
+        (self.host.root / 'etc/mke2fs.conf').write_text(
+            configuration.replace('inode_ratio = 16384', 'inode_ratio = 8192'))
+        error = self.assertRaises(
+            AssertionError, self.repair, 'ext4',
+            'Creating the backing file again')
+        self.assertThat(str(error), matchers.StartsWith('diff '))
+        self.assertIn('< Inode count:              65536', str(error))
 
     def test_check_command_finds_the_damage(self):
         self.damage('xfs')

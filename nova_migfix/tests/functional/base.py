@@ -125,7 +125,7 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         before = len(self.migrations())
         self.api.post_server_action(self.server['id'], {
             'os-migrateLive': {'host': host, 'block_migration': 'auto'}})
-        for _attempt in range(60):
+        for _attempt in range(240):
             self.server = self.api.get_server(self.server['id'])
             found = [one['status'] for one in self.migrations()[before:]]
             if ([record], server, None) == (
@@ -159,8 +159,8 @@ class FaithfulLibvirt(fixtures.Fixture):
     """Correct Nova's fake libvirt where it differs from libvirt.
 
     The fake keeps only the type, MAC and source of an interface, treats a
-    paused domain as inactive, has no reason for a state, and reports a job of
-    an inactive domain.
+    paused domain as inactive, has no reason for a state, reports a job of an
+    inactive domain, and has vCPUs that never run.
     """
 
     def _setUp(self):
@@ -200,11 +200,17 @@ class FaithfulLibvirt(fixtures.Fixture):
                     error_code=fakelibvirt.VIR_ERR_OPERATION_INVALID)
             return {'type': domain._job_type}
 
+        def vcpus(domain):
+            # a second of CPU time each
+            return ([(number, 1, 10 ** 9, number) for number in range(
+                domain._def['vcpu']['number'])], [])
+
         for name, replacement in (('_parse_definition', parse_definition),
                                   ('XMLDesc', xml_desc),
                                   ('isActive', is_active),
                                   ('jobStats', job_stats),
-                                  ('state', state)):
+                                  ('state', state),
+                                  ('vcpus', vcpus)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova.tests.fixtures.libvirt.Domain.{name}', replacement))
 

@@ -273,6 +273,7 @@ _EPHEMERAL = re.compile(r'disk\.(?:local|eph(\d+))')
 
 # Bytes of one read.
 _BLOCK = 1 << 20
+_ZEROS = bytes(_BLOCK)
 
 
 class Observer:
@@ -348,7 +349,7 @@ def _digest(image: pathlib.Path) -> str:
     with open(image, 'rb') as file:
         for offset in _data(file.fileno()):
             block = os.pread(file.fileno(), _BLOCK, offset)
-            if block.count(0) != len(block):
+            if block != _ZEROS[:len(block)]:
                 digest.update(b'%d' % offset + block.rstrip(b'\0'))
     return digest.hexdigest()
 

@@ -31,6 +31,7 @@ import testtools
 
 from nova_migfix.fixes import ephemeral as fix
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 
 BASE = 'ephemeral_1_40d1d2c'
 NAMES = ('disk.eph0', 'disk.eph1')
@@ -115,13 +116,13 @@ class DisksTestCase(testtools.TestCase):
         blank = self.directory / 'blank'
         run('qemu-img', 'create', '-f', 'raw', blank, '1M')
         for path in (self.base, blank, self.directory / 'nothing'):
-            self.assertEqual(disks.filesystem(str(path)),
+            self.assertEqual(image_file.filesystem(str(path)),
                              ephemeral.get_filesystem(str(path)))
 
     def test_plugin_and_patches_complete_disks_with_the_same_bytes(self):
         before = self.directory / 'before'
         run('qemu-img', 'convert', '-O', 'raw', self.paths[0], before)
-        for name, make_complete in (('plugin', disks.flatten),
+        for name, make_complete in (('plugin', image_file.flatten),
                                     ('patches', ephemeral.make_complete)):
             made = str(self.directory / name)
             make_complete(str(self.paths[0]), 'qcow2', made)
@@ -132,7 +133,7 @@ class DisksTestCase(testtools.TestCase):
 
     def test_complete_disk_is_no_overlay(self):
         path = str(self.paths[0])
-        disks.flatten(path, 'qcow2', path)
+        image_file.flatten(path, 'qcow2', path)
         self.assertEqual([NAMES[1]], [disk.name for disk in self.overlays()])
 
     # -- a live migration between plugin and patches -------------------------

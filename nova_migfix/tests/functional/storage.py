@@ -46,6 +46,7 @@ from oslo_utils import uuidutils
 
 from nova_migfix import peer
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests.functional import base
 
 #: the migration address of each compute
@@ -252,7 +253,7 @@ class BlockJobs(fixtures.Fixture):
             backing, = (overlay.backing for overlay in
                         disks.overlays(os.path.dirname(disk))
                         if overlay.path == disk)
-            disks.flatten(disk, 'qcow2', disk,
+            image_file.flatten(disk, 'qcow2', disk,
                           backing=self.held.get(backing, backing))
             self.pulled.append(disk)
         for name, replacement in (
@@ -389,7 +390,7 @@ class StorageTestCase(base.MigrationTestCase):
         def ended():
             path = f'/servers/{self.server["id"]}/os-instance-actions'
             last = self.api.api_get(path).body['instanceActions'][0]
-            self.assertIn(last['action'], name.lower())
+            self.assertIn(last['action'].lower(), name.lower())
             events = [
                 event for event in self.api.api_get(
                     f'{path}/{last["request_id"]}'
@@ -487,7 +488,7 @@ class StorageTestCase(base.MigrationTestCase):
         self.src, self.dest = self.dest, self.src
 
     def assert_has(self, kind, label, name='disk.eph0', host='src'):
-        found = disks.filesystem(str(self.image(name, host)))
+        found = image_file.filesystem(str(self.image(name, host)))
         self.assertEqual(
             (kind, label), (found.get('TYPE'), found.get('LABEL')))
 

@@ -32,8 +32,7 @@ SWITCHING = 2
 POST_COPY_FAILED = 13
 
 #: states of record and server as unmodified Nova leaves them
-NOVA = (('error', 'ERROR') if nova_release.major() >= 32
-        else ('completed', 'ACTIVE'))
+NOVA = ('error' if nova_release.major() >= 32 else 'completed', 'ERROR')
 
 
 class EndingMigrationTestCase(storage.StorageTestCase):

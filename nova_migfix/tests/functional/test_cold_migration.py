@@ -21,7 +21,7 @@ from unittest import mock
 from oslo_concurrency import processutils
 from oslo_utils import units
 
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks
@@ -51,7 +51,7 @@ class ColdTestCase(storage.StorageTestCase):
         self.sizes = self.virtual_sizes('src')
 
     def virtual_sizes(self, host):
-        return [disks.virtual_size(self.path(name, host))
+        return [image_file.virtual_size(self.path(name, host))
                 for name in self.DISKS]
 
     def assert_all_kept(self, host='dest'):
@@ -306,7 +306,7 @@ class NewDiskTestCase(storage.StorageTestCase):
         # It does not grow: Nova leaves an existing qcow2 disk unchanged.
         self.assert_kept(before, 'disk.local', 'src')
         self.assertEqual(
-            units.Gi, disks.virtual_size(self.path('disk.local')))
+            units.Gi, image_file.virtual_size(self.path('disk.local')))
 
 
 class CompleteNewDiskTestCase(NewDiskTestCase):

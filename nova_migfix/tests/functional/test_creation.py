@@ -21,6 +21,7 @@ from nova.privsep import fs
 from oslo_utils import units
 
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 from nova_migfix.tests.functional import storage
 
@@ -46,7 +47,7 @@ class CreationTestCase(storage.StorageTestCase):
             if disks.has_local_base_name(path.name))
 
     def file_system(self, name='disk.eph0'):
-        return disks.filesystem(str(self.image(name)))
+        return image_file.filesystem(str(self.image(name)))
 
 
 @ddt.ddt
@@ -93,7 +94,7 @@ class CompleteDiskTestCase(CreationTestCase):
         self.boot(2, swap=64)
         self.assertEqual(
             [2 * units.Gi, 64 * units.Mi],
-            [disks.virtual_size(self.path(name))
+            [image_file.virtual_size(self.path(name))
              for name in ('disk.eph0', 'disk.swap')])
 
     @ddt.data(True, False)
@@ -251,7 +252,7 @@ class WithoutFixTestCase(CreationTestCase):
         with self.hosts.failing('mkfs'):
             self.boot(1, state='ERROR')
         base, = self.bases()
-        self.assertEqual({}, disks.filesystem(str(base)))
+        self.assertEqual({}, image_file.filesystem(str(base)))
         self.boot(1)
         self.assertEqual(str(base), self.backing())
         self.assertEqual({}, self.file_system())

@@ -62,7 +62,7 @@ class DisksTestCase(base.MigrationTestCase):
 
     def assert_cleaned_up(self):
         """Wait until the destination has removed the files of the instance."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while os.path.exists(self.instance_path()):
             self.assertLess(time.monotonic(), deadline, 'files are left')
             time.sleep(0.1)

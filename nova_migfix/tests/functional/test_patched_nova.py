@@ -34,7 +34,7 @@ from tools.patches import kolla
 from tools.patches import series
 
 #: The fixes that are active in a patched Nova: it has no patch for them.
-IN_FORCE = ('arrival', 'tls_rekey')
+IN_FORCE = ('arrival', 'outage', 'paused', 'tls_rekey')
 
 
 class PatchedImage(fixtures.Fixture):
@@ -127,7 +127,8 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.assertEqual('nova.virt.migfix', loaded['module'])
         text = log.read_text()
         for name in ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk',
-                     'rollback_state', 'source_address', 'tls_rekey', 'vnic'):
+                     'outage', 'paused', 'rollback_state', 'source_address',
+                     'tls_rekey', 'vnic'):
             self.assertIn(f'Fix {name}: ' + (
                 'active' if name in IN_FORCE else
                 'not needed in this Nova, it'), text)

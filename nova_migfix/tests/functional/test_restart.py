@@ -20,7 +20,7 @@ import ddt
 from nova import context
 from oslo_concurrency import processutils
 
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests.functional import storage
 
 #: all but the fix for ephemeral disks
@@ -330,7 +330,7 @@ class ImageCacheTestCase(CacheTestCase):
         self.resize()
         for path in self.path(), self.path('disk.eph1'):
             # now only the disks in <uuid>_resize name the bases
-            disks.flatten(str(path), 'qcow2', str(path))
+            image_file.flatten(str(path), 'qcow2', str(path))
         self.run_pass()
         self.revert()
         self.assertIsNotNone(self.backing('disk.eph1'))
@@ -416,7 +416,7 @@ class WithoutFixTestCase(CacheTestCase):
         self.stop()
         self.lose_base('disk.eph1')
         self.act(**START)
-        found = disks.filesystem(str(self.image('disk.eph1')))
+        found = image_file.filesystem(str(self.image('disk.eph1')))
         self.assertEqual('ext4', found['TYPE'])
         # the label of the first disk, or the name of the base in Nova 29
         self.assertNotEqual('ephemeral1', found['LABEL'])

@@ -25,6 +25,9 @@ from nova_migfix.tests.functional import base
 
 REASON = 'unable to execute QEMU command: Failed to load virtio-net:virtio'
 
+# VIR_ERR_OPERATION_ABORTED
+ABORTED = 78
+
 #: The event with the reason, for which the migration record has no field.
 EVENT = 'compute__live_migration_operation'
 
@@ -72,6 +75,9 @@ class FailingMigrationTestCase(base.MigrationTestCase):
     def is_cancelled(self, domain):
         """Cancel the job; the guest keeps running."""
         domain._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
+        raise fakelibvirt.make_libvirtError(
+            fakelibvirt.libvirtError, 'migration out: canceled by client',
+            error_code=ABORTED)
 
     def is_paused_by_nova(self, domain):
         """Wait until Nova pauses a guest that does not converge."""
@@ -148,9 +154,11 @@ class UnknownStateTestCase(FailingMigrationTestCase):
         self.fails = self.is_left_paused
         self.live_migrate(*NOVA)
 
-    def test_guest_with_unknown_state_is_left_to_nova(self):
+    def test_guest_with_unknown_state_is_in_error(self):
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova_migfix.place._PATIENCE', 1))
         self.fails = self.cannot_be_asked
-        self.live_migrate(*NOVA)
+        self.live_migrate('error', 'ERROR')
 
     def test_failed_rollback_is_left_to_nova(self):
         self.useFixture(fixtures.MockPatch(

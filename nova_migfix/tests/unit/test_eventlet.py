@@ -23,11 +23,14 @@ import ddt
 from eventlet import patcher
 import fixtures
 import testtools
+from testtools import content
 
 from nova_migfix import nova_release
 from nova_migfix.tests import blocking
 
-LIMIT = 0.1     # seconds
+# The longest gap, in seconds, or as a share of a call that takes long, as it
+# does on a busy machine.
+LIMIT, SHARE = 0.1, 1 / 3
 
 
 @testtools.skipUnless(
@@ -36,18 +39,20 @@ LIMIT = 0.1     # seconds
 @ddt.ddt
 class TestOtherGreenthreads(testtools.TestCase):
 
-    def gap(self, call):
-        """Return the seconds for which a call blocks all greenthreads."""
+    def blocks(self, call):
+        """Return whether a call blocks all greenthreads for too long."""
         directory = self.useFixture(fixtures.TempDir()).path
         done = subprocess.run(
             [sys.executable, '-m', blocking.__name__, call, directory],
             capture_output=True, text=True, timeout=120)
         self.assertEqual(0, done.returncode, done.stderr)
-        return float(done.stdout)
+        gap, seconds = map(float, done.stdout.split())
+        self.addDetail('measured', content.text_content(done.stdout))
+        return gap > max(LIMIT, SHARE * seconds)
 
     @ddt.data(*sorted(blocking.CALLS.keys() - {'blocks'}))
     def test_greenthreads_continue_during(self, call):
-        self.assertLess(self.gap(call), LIMIT)
+        self.assertFalse(self.blocks(call))
 
     def test_blocking_call_is_detected(self):
-        self.assertGreater(self.gap('blocks'), LIMIT)
+        self.assertTrue(self.blocks('blocks'))

@@ -32,6 +32,7 @@ from nova_migfix import action
 from nova_migfix.fixes import arrival
 from nova_migfix import migration
 from nova_migfix import place
+from nova_migfix.tests import clock
 
 ERROR = fakelibvirt.make_libvirtError(
     fakelibvirt.libvirtError, 'End of file while reading data',
@@ -50,22 +51,6 @@ NOT_THERE = exception.InstanceInvalidState(
     method='get_diagnostics')
 
 
-class Clock:
-    """A clock that only ``sleep`` advances.
-
-    :ivar now: seconds
-    """
-
-    def __init__(self):
-        self.now = 0
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
-
-
 class MonitoredGuestTestCase(testtools.TestCase):
     """Nova's monitor asks for the job of a guest."""
 
@@ -76,7 +61,7 @@ class MonitoredGuestTestCase(testtools.TestCase):
             'nova.virt.libvirt.guest.libvirt', fakelibvirt))
         self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.clock = self.useFixture(fixtures.MonkeyPatch(
-            'nova_migfix.place.time', Clock())).new_value
+            'nova_migfix.place.time', clock.Clock())).new_value
         self.event = self.useFixture(fixtures.MockPatchObject(
             action, 'record_failure', autospec=True)).mock
         self.fault = self.useFixture(fixtures.MockPatchObject(
@@ -100,11 +85,13 @@ class MonitoredGuestTestCase(testtools.TestCase):
                 uuid=uuids.guest, host='src', vm_state=vm_states.ACTIVE),
             'dest', objects.LibvirtLiveMigrateData(migration=self.record),
             self.guest, mock.Mock(), self.recover, migration.Operation(
-                has_started=True))
+                has_started=True), mock.Mock())
         arrival.Arrival().live_migration_monitor(self.driver, self.outgoing)
 
     def on_source(self, active, reason=1, state=power_state.RUNNING, job=None):
         """Set the state of the guest on the source."""
+        if not active:
+            state = power_state.SHUTDOWN
         self.guest.is_active.return_value = active
         self.guest._domain.state.return_value = [0, reason]
         self.guest.get_power_state.return_value = state
@@ -209,6 +196,11 @@ class TestAfterTheEnd(MonitoredGuestTestCase):
         self.host.get_guest.side_effect = [error, error, self.guest]
         self.end()
         self.assertEqual(FAILED, self.job())
+
+    def test_libvirt_that_stays_silent_leaves_the_guest_unknown(self):
+        self.host.get_guest.side_effect = exception.HypervisorUnavailable()
+        self.end()
+        self.assert_unknown('Connection to the hypervisor is broken')
 
     def test_error_before_the_call_moves_nothing(self):
         self.outgoing.operation.has_started = False

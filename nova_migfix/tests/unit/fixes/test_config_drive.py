@@ -22,7 +22,7 @@ from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix.fixes import config_drive
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.transport import fetch
 
@@ -76,7 +76,7 @@ class TestLiveMigration(ConfigDriveTestCase):
 
     def test_unreadable_config_drive_does_not_refuse_the_migration(self):
         self.path.write_bytes(DRIVE)
-        with mock.patch.object(disks, 'is_zeros', autospec=True,
+        with mock.patch.object(image_file, 'is_zeros', autospec=True,
                                side_effect=OSError('stale handle')):
             self.fix.check_can_live_migrate_source(
                 self.instance, 'host', 'data')

@@ -35,6 +35,7 @@ from nova_migfix import peer
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_backend
 from nova_migfix.storage import image_cache
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.transport import fetch
 
@@ -142,7 +143,7 @@ class TestLiveMigrationDestination(EphemeralTestCase):
         self.instances.make_base()
         self.pull(self.described(size=2))
         self.assertEqual(2 * self.instances.GIB,
-                         disks.virtual_size(self.dir / 'disk.eph0'))
+                         image_file.virtual_size(self.dir / 'disk.eph0'))
 
     def test_base_is_pulled_from_the_path_that_the_source_sends(self):
         elsewhere = self.instances.path / '_base_of_compute1'
@@ -203,7 +204,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
         self.fix.prepare_disks(self.instance, self.host)
 
     def pull_block(self, base):
-        disks.flatten(str(self.path), 'qcow2', str(self.path))
+        image_file.flatten(str(self.path), 'qcow2', str(self.path))
 
     def test_overlay_is_not_completed_for_a_destination_that_pulls(self):
         self.leave(self.fix.dest_capabilities())
@@ -317,7 +318,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         """Return the paths of a disk and of a complete disk with its bytes."""
         path = self.disk(written=b'\x07' * 65536)
         expected = self.instances.path / 'expected'
-        disks.flatten(str(path), 'qcow2', str(expected))
+        image_file.flatten(str(path), 'qcow2', str(expected))
         return path, expected
 
     def overlays(self):
@@ -344,7 +345,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         # The guest stopped between the pivot of a block copy and the snapshot.
         copy = self.dir / 'ephemeral.disk.eph0'
         path, expected = self.written()
-        disks.flatten(str(path), 'qcow2', str(copy))
+        image_file.flatten(str(path), 'qcow2', str(copy))
         path.unlink()
         processutils.execute('qemu-img', 'create', '-f', 'qcow2', '-F',
                              'qcow2', '-b', copy, path)
@@ -370,7 +371,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
     def test_source_completes_the_disk_of_a_running_guest(self):
         path, expected = self.written()
         pull = self.run_guest()
-        pull.side_effect = lambda base: disks.flatten(
+        pull.side_effect = lambda base: image_file.flatten(
             str(path), 'qcow2', str(path))
         self.leave()
         pull.assert_called_once_with(None)
@@ -402,7 +403,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
         raw = self.instances.path / 'raw'
         processutils.execute('qemu-img', 'convert', '-O', 'raw',
                              self.dir / name, raw)
-        found = disks.filesystem(str(raw))
+        found = image_file.filesystem(str(raw))
         self.assertEqual((kind, label), (found['TYPE'], found['LABEL']))
 
     def test_cold_migration_makes_a_file_system_on_an_unwritten_disk(self):
@@ -502,7 +503,7 @@ class TestColdMigrationAndHardReboot(EphemeralTestCase):
 
     def test_complete_disk_is_not_fetched_for(self):
         path = self.disk()
-        disks.flatten(str(path), 'qcow2', str(path))
+        image_file.flatten(str(path), 'qcow2', str(path))
         self.fix.finish_migration(self.instance, str(self.dir), 'cut')
         self.assertEqual([], self.ssh.asked)
 
@@ -544,7 +545,7 @@ class TestStoppingGuest(EphemeralTestCase):
     def test_half_completed_disk_does_not_hold_up_a_stop(self):
         # The disk's name leads to its data.
         copy = self.dir / 'ephemeral.disk.eph0'
-        disks.flatten(str(self.disk()), 'qcow2', str(copy))
+        image_file.flatten(str(self.disk()), 'qcow2', str(copy))
         processutils.execute('qemu-img', 'rebase', '-u', '-F', 'qcow2', '-b',
                              copy, self.dir / 'disk.eph0')
         self.running = self.has_no_space

@@ -38,12 +38,21 @@ class TestKernelRamdisk(testtools.TestCase):
             self.fix.files_to_fetch(instance, str(self.dir), []))
 
     @ddt.data(('k', 'r', ['kernel', 'ramdisk']), ('k', '', ['kernel']),
-              ('', '', []), (None, None, []))
+              ('', '', []), (None, None, []),
+              # Nova boots no guest from a ramdisk without a kernel.
+              ('', 'r', []))
     @ddt.unpack
     def test_kernel_and_ramdisk_are_pulled(self, kernel, ramdisk, files):
         _instance, wanted = self.wanted(kernel, ramdisk)
         self.assertEqual([str(self.dir / name) for name in files],
                          [file.path for file in wanted])
+
+    def test_files_are_pulled_from_beside_the_disks_of_the_source(self):
+        instance = objects.Instance(
+            uuid=uuids.instance, kernel_id='k', ramdisk_id='r')
+        self.assertEqual(['/there/kernel', '/there/ramdisk'], [
+            file.path for file in self.fix.files_to_fetch(
+                instance, str(self.dir), [{'path': '/there/disk'}])])
 
     def test_existing_kernel_is_not_pulled(self):
         (self.dir / 'kernel').write_bytes(b'bzImage')

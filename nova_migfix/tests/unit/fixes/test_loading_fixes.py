@@ -12,6 +12,7 @@
 
 """nova-compute loads and logs the fixes when it starts."""
 
+import pathlib
 from unittest import mock
 
 import ddt
@@ -27,6 +28,8 @@ from nova_migfix.fixes import base
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
+from nova_migfix.fixes import outage
+from nova_migfix.fixes import paused
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import tls_rekey
@@ -34,8 +37,12 @@ from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
-        kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
-        source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
+        kernel_ramdisk.KernelRamdisk, outage.Outage, paused.Paused,
+        rollback_state.RollbackState, source_address.SourceAddress,
+        tls_rekey.TlsRekey, vnic.Vnic]
+
+
+PATCHES = pathlib.Path(__file__).parents[4] / 'patches'
 
 
 @ddt.ddt
@@ -127,6 +134,29 @@ class TestLoadFixes(testtools.TestCase):
         with mock.patch.object(vnic.Vnic, '__init__', autospec=True,
                                side_effect=OSError('no kernel')):
             self.assertRaises(OSError, fixes.load, None)
+
+
+@ddt.ddt
+class TestMarkers(testtools.TestCase):
+    """The patches for Nova add the markers by which a fix finds them."""
+
+    def assert_added(self, marker, release):
+        name = marker.rpartition('.')[2]
+        added = '\n'.join(path.read_text() for path in sorted(
+            (PATCHES / release).glob('*.patch')))
+        # a method, a constant or a module
+        self.assertRegex(
+            added, rf'(?m)^\+(?: +def {name}\(|{name} =|.*/{name}\.py$)')
+
+    @ddt.data(config_drive.ConfigDrive, ephemeral.Ephemeral,
+              kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
+              vnic.Vnic)
+    def test_patches_for_the_newest_nova_add_the_marker(self, fix):
+        self.assert_added(fix.fixed_upstream_marker, 'master')
+
+    @ddt.data(config_drive.ConfigDrive, kernel_ramdisk.KernelRamdisk)
+    def test_patches_for_nova_29_add_the_marker(self, fix):
+        self.assert_added(fix.fixed_upstream_marker_29, '2024.1')
 
 
 class TestFixHooks(testtools.TestCase):

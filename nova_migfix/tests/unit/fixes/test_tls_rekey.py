@@ -66,6 +66,15 @@ class TestDestination(TlsTestCase):
         self.assertEqual({}, self.capabilities(
             probe.Answer('', '', 'handshake failure')))
 
+    @ddt.data(('TLSv1.2', 'ECDHE-ECDSA-AES256-GCM-SHA384'),
+              ('TLSv1.3', 'TLS_AES_256_GCM_SHA384'))
+    @ddt.unpack
+    def test_destination_sends_nothing_if_the_result_is_in_doubt(
+            self, version, cipher):
+        self.assertEqual({}, self.capabilities(probe.Answer(
+            version, cipher, doubt='not every user can read it')))
+        self.assertIn('not every user can read it', self.log.output)
+
     def test_destination_sends_nothing_without_qemu(self):
         self.assertEqual({}, self.capabilities(
             qmp.QemuError('no QEMU found')))
@@ -142,6 +151,14 @@ class TestSource(TlsTestCase):
                            group='libvirt')
         self.check()
         self.assertEqual('', self.log.output)
+
+    def test_processes_are_not_read_without_tls(self):
+        self.config.config(live_migration_with_native_tls=False,
+                           group='libvirt')
+        read = self.useFixture(fixtures.MockPatchObject(
+            audit, 'find', autospec=True)).mock
+        self.check()
+        read.assert_not_called()
 
     def test_small_guest_causes_no_warning(self):
         self.guest = self.guest._replace(memory=8 * GIB)

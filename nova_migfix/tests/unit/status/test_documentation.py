@@ -21,6 +21,7 @@ from oslo_concurrency import processutils
 import testtools
 
 from nova_migfix.abi import tap
+from nova_migfix.cmd import status
 from nova_migfix.status import explain
 from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
@@ -37,8 +38,9 @@ CODES = {'upgrade': {0, 1, 2}, 'preflight': {1}, 'heal': {0, 1},
 
 
 def shown():
-    """Yield each command of the page and its documented lines."""
-    for command, output in pages.commands('status/index.rst'):
+    """Yield each command of the pages and its documented lines."""
+    for command, output in (*pages.commands('status/index.rst'),
+                            *pages.commands('README.rst')):
         yield command.removeprefix('nova-migfix-status '), tuple(
             line.strip() for line in output.splitlines()
             if line.strip() not in ('', '...'))
@@ -83,9 +85,17 @@ class TestDocumentation(testtools.TestCase):
             [cell.strip() for cell in
              table.splitlines()[1].split('|')[1:-1]])
 
+    @ddt.data(*shown())
+    @ddt.unpack
+    def test_documented_parser_accepts_the_command(self, command, _lines):
+        arguments = shlex.split(command)
+        self.assertEqual(
+            arguments[0], status.parser().parse_args(arguments).command)
+
     def test_page_shows_each_command(self):
         self.assertEqual(set(CODES), {
-            command.split()[0] for command, _ in shown()})
+            command.split()[1]
+            for command, _ in pages.commands('status/index.rst')})
 
     def test_every_finding_check_and_column_is_described(self):
         names = [f'``{name}``' for name in (

@@ -63,7 +63,9 @@ LINES = {
         'disk.eph0 of instance 1-2 could not be fetched from 10.0.2.11: '
         'Connection refused. The guest has not been moved.',),
     'not-complete': (
-        'The disk disk.eph0 of instance 1-2 cannot be made complete, which',),
+        'The disk disk.eph0 of instance 1-2 cannot be made complete, which',
+        'The disk disk.eph0 of instance 1-2 is being completed by another '
+        'process, such as "nova-migfix-status heal".'),
     'kernel-ramdisk': (
         'ImageUnacceptable: Image 1 is unacceptable: does not pass',),
     'image-lost': (
@@ -71,6 +73,9 @@ LINES = {
         'Host key verification failed.'),
     'tls-keys': (
         'internal error: Unable to write to TLS channel: Input/output error',),
+    'place-unknown': (
+        'Error monitoring migration: It is unknown whether instance 1-2 has '
+        'arrived on compute2: compute2 does not answer.',),
     'source-died': (
         '2026-11-25 01:32:40.873+0000: shutting down, reason=crashed',
         '2026-11-25 09:44:45.412 7101 ERROR nova.virt.libvirt.driver [None '

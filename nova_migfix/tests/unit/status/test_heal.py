@@ -33,7 +33,7 @@ from nova_migfix.status import heal
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
 from nova_migfix.storage import completion
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
@@ -70,7 +70,7 @@ class HealTestCase(testtools.TestCase):
         self.device = guest.get_block_device.return_value
         self.device.get_job_info.return_value = None
         self.device.is_job_complete.return_value = True
-        self.device.rebase.side_effect = lambda _base: disks.flatten(
+        self.device.rebase.side_effect = lambda _base: image_file.flatten(
             str(path), 'qcow2', str(path))
         return path
 
@@ -85,13 +85,14 @@ class HealTestCase(testtools.TestCase):
         return copy
 
     def assert_complete(self, path, image):
-        self.assertEqual('', disks.qcow2_header(str(path)).backing)
+        self.assertEqual('', image_file.qcow2_header(str(path)).backing)
         processutils.execute('qemu-img', 'compare', image, path)
         self.assert_no_scratch(path)
 
     def assert_untouched(self, path, before):
         self.assertEqual(heal._state(before), heal._state(path.stat()))
-        self.assertEqual(str(self.base), disks.qcow2_header(str(path)).backing)
+        self.assertEqual(
+            str(self.base), image_file.qcow2_header(str(path)).backing)
         self.assert_no_scratch(path)
 
     def assert_no_scratch(self, path):
@@ -117,7 +118,7 @@ class TestTable(HealTestCase):
              f'{completion.allocated(str(self.base)) / GIB:.3f}', '512.000',
              'block pull'],
             [uuids.stopped, stopped.name, '1.000', self.base.name,
-             f'{disks.flat_size(str(stopped)) / GIB:.3f}', '512.000',
+             f'{image_file.flat_size(str(stopped)) / GIB:.3f}', '512.000',
              'convert']]), rows)
 
     def test_cost_of_a_missing_base_is_unknown(self):
@@ -340,12 +341,12 @@ class TestStoppedGuest(HealTestCase):
         self.before = self.path.stat()
 
     def during_the_copy(self, happens):
-        copy = disks.copy
+        copy = image_file.copy
 
         def copied(*args, **kwargs):
             copy(*args, **kwargs)
             happens()
-        self.useFixture(fixtures.MockPatchObject(disks, 'copy', copied))
+        self.useFixture(fixtures.MockPatchObject(image_file, 'copy', copied))
 
     def test_disk_is_replaced_with_owner_and_mode(self):
         self.path.chmod(0o640)
@@ -378,7 +379,7 @@ class TestStoppedGuest(HealTestCase):
             mock.ANY, self.before.st_uid, self.before.st_gid)
 
     def test_bandwidth_option_bounds_the_copy(self):
-        with mock.patch.object(disks, 'copy', autospec=True,
+        with mock.patch.object(image_file, 'copy', autospec=True,
                                side_effect=OSError) as copy:
             self.run_heal('--bandwidth', '7')
             self.run_heal('--bandwidth', '0')
@@ -483,7 +484,8 @@ class TestInterruption(HealTestCase):
         self.assertEqual(heal.FAILED, ran.code)
         self.assertIn('1 disk.eph0: complete', ran.out)
         self.device.rebase.assert_not_called()
-        self.assertEqual(str(self.base), disks.qcow2_header(str(path)).backing)
+        self.assertEqual(
+            str(self.base), image_file.qcow2_header(str(path)).backing)
 
     def test_signal_handlers_are_restored(self):
         before = signal.getsignal(signal.SIGTERM)

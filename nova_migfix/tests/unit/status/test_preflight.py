@@ -33,7 +33,7 @@ from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests.unit.abi import test_vnic
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import audit
@@ -85,7 +85,7 @@ class PreflightTestCase(testtools.TestCase):
             'covered')) for row in self.report(*arguments)['findings']]
 
     def expected(self, *numbers, **other):
-        system = disks.filesystem(str(
+        system = image_file.filesystem(str(
             self.host.base / 'ephemeral_1_40d1d2c'))['UUID']
         return [(base.uuid(number), kind, device, *(
             text.replace('@INSTANCES@', str(self.host.path)).format(

@@ -413,6 +413,8 @@ class TestTls(StatusTestCase):
         (probe.Answer('TLSv1.2', 'AES256'), SUCCESS, 'TLSv1.2 AES256 safe'),
         (probe.Answer('TLSv1.3', 'AES256'), WARNING, 'generate'),
         (probe.Answer('', '', 'handshake failure'), FAILURE, 'failure'),
+        (probe.Answer('TLSv1.2', 'AES256', doubt='who can read it'), WARNING,
+         'unknown. who can read it'),
         (qmp.QemuError('no QEMU found'), WARNING, 'nova_libvirt'))
     @ddt.unpack
     def test_answer_of_the_tls_probe_is_judged(self, answer, code, said):

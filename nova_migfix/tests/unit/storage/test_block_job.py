@@ -29,6 +29,7 @@ import testtools
 from nova_migfix.storage import block_job
 from nova_migfix.storage import completion
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.storage import scratch
 from nova_migfix.tests import fake_qemu
 from nova_migfix.tests import fixtures as migfix_fixtures
@@ -93,7 +94,7 @@ class BlockJobTestCase(testtools.TestCase):
 
     def assert_complete(self):
         """Assert that the guest runs on the complete disk with all bytes."""
-        self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
+        self.assertEqual('', image_file.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
         self.assertIsNone(self.qemu.job)
         self.assertEqual({'disk.eph0', 'disk.info'}, self.files())
@@ -102,7 +103,7 @@ class BlockJobTestCase(testtools.TestCase):
     def assert_as_before(self):
         """Assert that the disk is on its base, without a job or a copy."""
         self.assertEqual(str(self.base),
-                         disks.qcow2_header(str(self.path)).backing)
+                         image_file.qcow2_header(str(self.path)).backing)
         self.assertTrue(self.qemu.runs_on(self.path), self.qemu.source)
         self.assertIsNone(self.qemu.job)
         self.assertEqual({'disk.eph0', 'disk.info'},
@@ -189,7 +190,7 @@ class TestKilledNovaCompute(BlockJobTestCase):
         self.kill_at(step)
         overlay, = disks.overlays(str(self.path.parent))
         completion.convert(overlay)
-        self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
+        self.assertEqual('', image_file.qcow2_header(str(self.path)).backing)
         self.assertEqual({'disk.eph0', 'disk.info'}, self.files())
         self.assert_same_bytes(self.path)
 
@@ -208,7 +209,8 @@ class TestBlockCopy(BlockJobTestCase):
 
     def test_block_copy_has_no_backing_file(self):
         self.lay_on_copy()
-        self.assertEqual('', disks.qcow2_header(self.overlay.copy).backing)
+        self.assertEqual(
+            '', image_file.qcow2_header(self.overlay.copy).backing)
 
     def test_disk_is_complete_after_copy_and_pull(self):
         self.complete()
@@ -274,7 +276,7 @@ class TestFailedStep(BlockJobTestCase):
 
     def test_copy_without_space_leaves_the_disk_as_before(self):
         self.useFixture(fixtures.MockPatchObject(
-            disks, 'virtual_size', autospec=True, side_effect=OSError))
+            image_file, 'virtual_size', autospec=True, side_effect=OSError))
         self.assert_left_as_before(OSError)
         self.assert_pulled()
 
@@ -412,7 +414,7 @@ class TestCopyOrPull(BlockJobTestCase):
 
     def is_copied(self, size, data, free):
         with mock.patch.multiple(
-                disks, autospec=True,
+                image_file, autospec=True,
                 virtual_size=mock.DEFAULT, flat_size=mock.DEFAULT) as sizes, \
                 mock.patch.object(completion, '_COPY_OVERHEAD', 4 * units.Gi):
             sizes['virtual_size'].return_value = size * units.Mi
@@ -422,7 +424,7 @@ class TestCopyOrPull(BlockJobTestCase):
 
     @ddt.data(OSError('gone'), processutils.ProcessExecutionError())
     def test_disk_that_cannot_be_measured_is_pulled(self, error):
-        with mock.patch.object(disks, 'flat_size', autospec=True,
+        with mock.patch.object(image_file, 'flat_size', autospec=True,
                                side_effect=error):
             self.assertFalse(completion._is_copy_cheaper(self.overlay))
 

@@ -24,6 +24,7 @@ import testtools
 from nova_migfix.storage import block_job
 from nova_migfix.storage import completion
 from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 
@@ -46,7 +47,7 @@ class CompletionTestCase(testtools.TestCase):
                                  return_value=usage._replace(free=size))
 
     def assert_complete(self):
-        self.assertEqual('', disks.qcow2_header(str(self.path)).backing)
+        self.assertEqual('', image_file.qcow2_header(str(self.path)).backing)
         processutils.execute('qemu-img', 'compare', self.expected, self.path)
 
 
@@ -61,7 +62,7 @@ class TestPull(CompletionTestCase):
         self.device.rebase.side_effect = self.qemu_pulls
 
     def qemu_pulls(self, base):
-        disks.flatten(str(self.path), 'qcow2', str(self.path))
+        image_file.flatten(str(self.path), 'qcow2', str(self.path))
 
     def test_pull_completes_the_disk(self):
         completion.pull(self.guest, self.overlay, bandwidth=7)
@@ -72,7 +73,7 @@ class TestPull(CompletionTestCase):
 
     def test_pull_without_base_skips_the_space_check(self):
         self.base.rename(self.instances.path / 'held')
-        self.device.rebase.side_effect = lambda base: disks.flatten(
+        self.device.rebase.side_effect = lambda base: image_file.flatten(
             str(self.path), 'qcow2', str(self.path),
             backing=str(self.instances.path / 'held'))
         with self.free(0):
@@ -136,8 +137,8 @@ class TestConvert(CompletionTestCase):
 
     def test_convert_without_space_for_a_copy_works_in_place(self):
         inode = self.path.stat().st_ino
-        needed = disks.flat_size(str(self.path))
-        with mock.patch.object(disks, 'flat_size', autospec=True,
+        needed = image_file.flat_size(str(self.path))
+        with mock.patch.object(image_file, 'flat_size', autospec=True,
                                return_value=needed + (1 << 40)):
             completion.convert(self.overlay)
         self.assertEqual(inode, self.path.stat().st_ino)

@@ -23,8 +23,8 @@ from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 import testtools
 
-from nova_migfix.storage import disks
 from nova_migfix.storage import file_system
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -80,7 +80,7 @@ class TestSparseFileSystem(FileSystemTestCase):
         file_system.sparse(nova_driver.LibvirtDriver._create_ephemeral)(
             target=self.target, ephemeral_size=1, fs_label='ephemeral0',
             **{'os_type': None, **kwargs})
-        return disks.filesystem(self.target)
+        return image_file.filesystem(self.target)
 
     @ddt.data({'specified_fs': 'ntfs'}, {'os_type': 'windows'})
     def test_ntfs_allocates_only_its_metadata(self, asked):

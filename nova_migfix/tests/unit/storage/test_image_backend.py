@@ -31,6 +31,7 @@ import testtools
 from nova_migfix import conf
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_backend
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -77,7 +78,7 @@ class BackendTestCase(testtools.TestCase):
         """Return the file system that blkid finds in a disk."""
         raw = self.instances.path / 'raw'
         processutils.execute('qemu-img', 'convert', '-O', 'raw', path, raw)
-        return disks.filesystem(str(raw))
+        return image_file.filesystem(str(raw))
 
     def lost(self, name='disk.eph0', base=BASE, written=b''):
         """Make an overlay with a missing base; return its path."""
@@ -88,7 +89,7 @@ class BackendTestCase(testtools.TestCase):
         return path
 
     def assert_complete(self, path):
-        self.assertEqual('', disks.qcow2_header(str(path)).backing)
+        self.assertEqual('', image_file.qcow2_header(str(path)).backing)
         self.assertEqual([], os.listdir(self.instances.base))
         self.assertEqual([], [
             name for name in os.listdir(os.path.dirname(path))
@@ -104,7 +105,7 @@ class TestNewDisk(BackendTestCase):
         found = self.found(path)
         self.assertEqual((form, 'ephemeral1'),
                          (found['TYPE'], found['LABEL']))
-        self.assertEqual(1 << 30, disks.virtual_size(path))
+        self.assertEqual(1 << 30, image_file.virtual_size(path))
         self.assert_complete(path)
 
     def test_disks_of_one_size_have_separate_file_systems(self):
@@ -117,14 +118,14 @@ class TestNewDisk(BackendTestCase):
     def test_new_swap_disk_is_complete(self):
         path = self.create_swap()
         self.assertEqual('swap', self.found(path)['TYPE'])
-        self.assertEqual(64 << 20, disks.virtual_size(path))
+        self.assertEqual(64 << 20, image_file.virtual_size(path))
         self.assert_complete(path)
 
     def test_blank_base_on_the_host_is_not_used(self):
         blank = self.instances.make_base(mkfs=None)
         path = self.create()
         self.assertEqual('ext4', self.found(path)['TYPE'])
-        self.assertEqual({}, disks.filesystem(str(blank)))
+        self.assertEqual({}, image_file.filesystem(str(blank)))
 
     def test_failed_mkfs_leaves_no_disk(self):
         self.useFixture(fixtures.MockPatch(
@@ -148,7 +149,8 @@ class TestNewDisk(BackendTestCase):
         image = self.image('disk')
         image.cache(fetch_func=None, filename=name, size=1 << 30,
                     image_id='image')
-        self.assertEqual(str(base), disks.qcow2_header(image.path).backing)
+        self.assertEqual(
+            str(base), image_file.qcow2_header(image.path).backing)
 
     def test_other_backends_stay_those_of_nova(self):
         stock = imagebackend.Backend(use_cow=True).BACKEND
@@ -168,14 +170,14 @@ class TestOverlays(BackendTestCase):
     def test_new_disk_is_an_overlay_as_with_nova(self):
         path = self.create()
         self.assertEqual(f'{self.instances.base}/{BASE}',
-                         disks.qcow2_header(path).backing)
+                         image_file.qcow2_header(path).backing)
 
     def test_base_that_another_disk_lost_is_not_made_again(self):
         lost = self.lost(written=b'\x07' * 512)
         path = self.create(uuid=uuids.other)
         self.assert_complete(path)
         self.assertEqual('ext4', self.found(path)['TYPE'])
-        self.assertTrue(disks.qcow2_header(str(lost)).backing)
+        self.assertTrue(image_file.qcow2_header(str(lost)).backing)
 
     def test_base_is_not_made_while_a_disk_cannot_be_read(self):
         self.useFixture(fixtures.MockPatchObject(
@@ -209,7 +211,7 @@ class TestLostBase(BackendTestCase):
         path = self.lost('disk.swap', 'swap_64', written=b'\x07' * 512)
         self.create_swap()
         self.assertEqual('swap', self.found(path)['TYPE'])
-        self.assertTrue(disks.qcow2_header(str(path)).is_written)
+        self.assertTrue(image_file.qcow2_header(str(path)).is_written)
         self.assert_complete(path)
 
     @ddt.data(PermissionError, OSError(116, 'Stale file handle'))
@@ -246,4 +248,4 @@ class TestLostBase(BackendTestCase):
         self.backend = imagebackend.Backend(use_cow=True)
         self.create()
         self.assertEqual([BASE], os.listdir(self.instances.base))
-        self.assertTrue(disks.qcow2_header(str(path)).backing)
+        self.assertTrue(image_file.qcow2_header(str(path)).backing)

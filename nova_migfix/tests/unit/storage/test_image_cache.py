@@ -26,6 +26,7 @@ from nova.virt.libvirt import imagecache
 
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_cache
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 # Age of an unused file in seconds.
@@ -92,7 +93,7 @@ class TestImageCache(ImageCacheTestCase):
 
     def test_unreadable_disk_keeps_all_bases(self):
         base = self.base(SECOND)
-        with mock.patch.object(disks, 'qcow2_header', autospec=True,
+        with mock.patch.object(image_file, 'qcow2_header', autospec=True,
                                side_effect=PermissionError('not yours')):
             self.instances.make_disk(uuids.instance, 'disk.eph1', base)
             self.run_pass()

@@ -41,7 +41,7 @@ import testtools
 
 from nova_migfix import driver
 from nova_migfix import migration
-from nova_migfix.storage import disks
+from nova_migfix.storage import image_file
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 BASE = 'ephemeral_1_40d1d2c'
@@ -226,7 +226,7 @@ class TestCreatedDisk(OtherStorageTestCase):
     def test_new_disk_has_its_file_system(self, images_type):
         self.create(images_type)
         disk, = (path for path in self.files() if path.name != 'disk.info')
-        self.assertEqual('ext4', disks.filesystem(str(disk))['TYPE'])
+        self.assertEqual('ext4', image_file.filesystem(str(disk))['TYPE'])
         self.assertEqual(1 << 30, disk.stat().st_size)
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)

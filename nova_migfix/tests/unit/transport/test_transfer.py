@@ -245,8 +245,9 @@ class TestPull(testtools.TestCase):
         begin = time.monotonic()
         error = self.assertRaises(
             processutils.ProcessExecutionError, transfer._run,
-            ['sleep', '60'], ['sh', '-c', 'echo No space left >&2; exit 2'])
-        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
+            ['sleep', '300'], ['sh', '-c', 'echo No space left >&2; exit 2'])
+        # before the source ended by itself
+        self.assertThat(time.monotonic() - begin, matchers.LessThan(300))
         self.assertIn('No space left', error.stderr)
 
     def test_source_command_that_does_not_end_is_an_error(self):
@@ -258,11 +259,9 @@ class TestPull(testtools.TestCase):
 
     @ddt.data([], [['cat']])
     def test_standard_error_of_the_peer_is_bounded(self, receiver):
-        begin = time.monotonic()
         error = self.assertRaises(
             processutils.ProcessExecutionError, transfer._run,
             ['sh', '-c', 'exec yes complaint >&2'], *receiver)
-        self.assertThat(time.monotonic() - begin, matchers.LessThan(30))
         self.assertThat(len(error.stderr), matchers.LessThan(1 << 17))
 
     @settings(max_examples=30)
