@@ -130,7 +130,8 @@ def other_migration(run: scenario.Run) -> Iterator[None]:
     other.request_migration(scenario.DESTINATION)
     faults.record('running').wait(scene)
     yield
-    final = other.settles(None, scenario.PATIENCE)
+    assert isinstance(run.expected, scenario.Leaves)
+    final = other.settles(None, run.expected.patience)
     run.check('recorded: the migration of the other guest is over', True,
               f'{final}, {other.last_record().status}, {other.vm_state} on '
               f'{other.host}')
