@@ -47,7 +47,8 @@ PASSED, FAILED, BROKEN, INTERRUPTED = 0, 1, 2, 130
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    names = '\n'.join(f'  {item.name:24}{item.title}'
+    width = max(map(len, scenarios.ALL)) + 1
+    names = '\n'.join(f'  {item.name:{width}}{item.title}'
                       for item in scenarios.ALL.values())
     parser = argparse.ArgumentParser(
         prog='run_lab.sh', formatter_class=argparse.RawTextHelpFormatter,
@@ -65,6 +66,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--variant', choices=environments.VARIANTS,
                         default=environments.PLUGIN,
                         help='how Nova is fixed (default: plugin)')
+    parser.add_argument('--only', choices=(environments.STOCK,
+                                           environments.FIXED),
+                        help='run with this Nova only (default: both)')
     arguments = parser.parse_intermixed_args(argv)
     unknown = set(arguments.scenario) - set(scenarios.ALL)
     if unknown:
@@ -116,9 +120,12 @@ def run(arguments: argparse.Namespace, directories: workdir.WorkDir,
             lab.setUp()
             progress.done('the lab is up')
             results += runner.perform(lab, chosen(arguments.scenario),
-                                      progress)
+                                      progress, arguments.only)
         except BaseException:
             take_down(lab, progress)
+            # Those that have ended before an interruption.
+            report.write(directories.report, results, venvs,
+                         time.monotonic() - begin)
             raise
         if arguments.keep:
             kept.remember(directories.kept, lab.hosts.values())

@@ -182,6 +182,18 @@ class Cloud(fixtures.Fixture):
         process.wait_for(f'disk space on {host}', known, timeout=180, poll=1,
                          log=self.compute[host].log)
 
+    def allocations(self, consumer: str) -> list[str]:
+        """Return the names of the hosts on which *consumer* has resources.
+
+        :param consumer: the id of an instance or of a migration record
+        """
+        placement = self.api.placement
+        providers = placement.get('/resource_providers').json()
+        names = {provider['uuid']: provider['name']
+                 for provider in providers['resource_providers']}
+        found = placement.get(f'/allocations/{consumer}').json()
+        return sorted(names[uuid] for uuid in found['allocations'])
+
     def _agents_alive(self) -> bool:
         alive = [agent for agent in self.api.network.agents()
                  if agent.is_alive]

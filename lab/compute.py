@@ -119,7 +119,7 @@ class Compute(fixtures.Fixture):
         text = configuration.render(configuration.nova_compute(
             self.host, venv, self._CONFIGURATION, environment,
             {**(_PLUGIN if plugin else {}), **settings.options}))
-        if (text, environment) == self._running:
+        if (text, environment) == self._running and self._alive:
             return False
         if self._daemon:
             # No operation is under way that a graceful stop would finish.
@@ -133,6 +133,22 @@ class Compute(fixtures.Fixture):
         self._running = text, environment
         self._plugin = plugin
         return True
+
+    @property
+    def _alive(self) -> bool:
+        return self._daemon is not None and self._daemon.running()
+
+    def kill(self) -> None:
+        """Kill nova-compute, as if it crashed."""
+        assert self._daemon
+        self._daemon.stop(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Start nova-compute again, as it was; wait until it accepts RPC."""
+        assert self._daemon
+        self._seen = self._started()
+        self._daemon.start()
+        self.wait()
 
     def _started(self) -> int:
         """Return how often nova-compute has started on this host."""

@@ -116,23 +116,28 @@ class Marked:
     def __init__(self, host: str, path: pathlib.Path) -> None:
         self.host = host
         self.path = path
-        self._seen = len(self._read())
+        text = self._read()
+        self._size = len(text)
+        self._lines = text.count(b'\n')
 
-    def _read(self) -> list[str]:
+    def _read(self, offset: int = 0) -> bytes:
         try:
-            return self.path.read_text(errors='replace').splitlines()
+            with open(self.path, 'rb') as log:
+                log.seek(offset)
+                return log.read()
         except OSError:
-            return []
+            return b''
 
     def find(self, pattern: str) -> LogLine | None:
         """Return the first such line that matches *pattern*, or None."""
-        for number, text in enumerate(self._read(), 1):
-            if number > self._seen and re.search(pattern, text):
+        lines = self.text().splitlines()
+        for number, text in enumerate(lines, self._lines + 1):
+            if re.search(pattern, text):
                 return LogLine(self.host, str(self.path), number, text)
         return None
 
     def text(self) -> str:
-        return '\n'.join(self._read()[self._seen:])
+        return self._read(self._size).decode(errors='replace')
 
 
 def interfaces(xml: str) -> list[str]:

@@ -66,6 +66,7 @@ class Migration:
     vm_state: str           # of the instance: 'ACTIVE' or 'ERROR'
     host: str               # of the instance, according to Nova
     seconds: float
+    final: bool = True      # whether record and instance are in a final state
 
     @property
     def arrived(self) -> bool:
@@ -109,19 +110,21 @@ class Guest(fixtures.Fixture):
 
     def __init__(self, cloud: cloud.Cloud, image: Any, host: str,
                  ephemerals: Sequence[Ephemeral] = (), swap: int = 0,
-                 config_drive: bool = False) -> None:
+                 config_drive: bool = False, cpus: int | None = None) -> None:
         """Describe the guest; setUp boots it.
 
         :param image: as `cloud.upload` returns it
         :param host: the name of the host on which the guest boots
         :param ephemerals: /dev/vdb and so on in the guest
         :param swap: MiB of a swap disk, which comes after those
+        :param cpus: None: one for a guest with such disks, else the flavor's
         """
         self.cloud = cloud
         self.image = image
         self.ephemerals = ephemerals
         self.swap = swap
         self._config_drive = config_drive
+        self._cpus = cpus
         self._first_host = host
 
     def _setUp(self) -> None:
@@ -157,8 +160,8 @@ class Guest(fixtures.Fixture):
         wanted = {'ephemeral': size} if size else {}
         if self.swap:
             wanted['swap'] = self.swap
-        if size or self._config_drive:
-            wanted['vcpus'] = 1
+        if self._cpus or size or self._config_drive:
+            wanted['vcpus'] = self._cpus or 1
         return self.cloud.flavor(**{**wanted, **changes})
 
     def _mappings(self) -> list[dict[str, Any]]:
@@ -184,10 +187,11 @@ class Guest(fixtures.Fixture):
     def _delete(self) -> None:
         api = self.cloud.api
         api.compute.delete_server(self.id)
-        process.wait_for('the guest to be deleted', self._gone, poll=_POLL)
+        process.wait_for('the guest to be deleted', self.gone, poll=_POLL)
         self.cloud.ports_changed()
 
-    def _gone(self) -> bool:
+    def gone(self) -> bool:
+        """Return whether Nova has deleted the instance."""
         try:
             self._server()
         except exceptions.NotFoundException:
@@ -233,6 +237,10 @@ class Guest(fixtures.Fixture):
     def live_xml(self, host: str) -> str:
         return self.cloud.libvirt[host].live_xml(self.domain)
 
+    def domain_state(self, host: str) -> str:
+        """Return libvirt's state of the guest on *host*, with the reason."""
+        return self.cloud.libvirt[host].state(self.domain)
+
     def running_on(self) -> list[str]:
         """Return the names of the hosts on which libvirt has the domain."""
         return [name for name, libvirt in self.cloud.libvirt.items()
@@ -240,11 +248,38 @@ class Guest(fixtures.Fixture):
 
     def bindings(self) -> list[str]:
         """Return the names of the hosts that the port has bindings for."""
+        return sorted(binding['host'] for binding in self._bindings())
+
+    def _bindings(self) -> list[dict[str, Any]]:
         response = self.cloud.api.network.get(
             f'/ports/{self.port}/bindings')
         exceptions.raise_from_response(response)
-        return sorted(binding['host']
-                      for binding in response.json()['bindings'])
+        bindings: list[dict[str, Any]] = response.json()['bindings']
+        return bindings
+
+    def binding_status(self) -> dict[str, str]:
+        """Return ``{host: status}`` of the port's bindings."""
+        return {binding['host']: binding['status']
+                for binding in self._bindings()}
+
+    @property
+    def task_state(self) -> str | None:
+        return self._server().task_state
+
+    def action_events(self, action: str) -> list[dict[str, Any]]:
+        """Return all events of the instance's actions of this name."""
+        url = f'/servers/{self.id}/os-instance-actions'
+        found = []
+        for each in self._get(url)['instanceActions']:
+            if each['action'] == action:
+                details = self._get(f'{url}/{each["request_id"]}')
+                found += details['instanceAction']['events']
+        return found
+
+    def _get(self, url: str) -> Any:
+        response = self.cloud.api.compute.get(url, microversion='2.90')
+        exceptions.raise_from_response(response)
+        return response.json()
 
     def says(self, host: str) -> tuple[str, list[str]]:
         """Wait for the next line on the guest's console on *host*.
@@ -267,8 +302,15 @@ class Guest(fixtures.Fixture):
 
     def copied_memory(self, host: str) -> bool:
         """Return whether *host* has sent some of the guest's memory."""
+        return self._copied(host, 'Memory')
+
+    def copied_disk(self, host: str) -> bool:
+        """Return whether *host* has sent some of the disks, no memory yet."""
+        return self._copied(host, 'File') and not self._copied(host, 'Memory')
+
+    def _copied(self, host: str, what: str) -> bool:
         job = self.cloud.libvirt[host].virsh('domjobinfo', self.domain)
-        match = re.search(r'Memory processed: +([\d.]+)', job)
+        match = re.search(rf'{what} processed: +([\d.]+)', job)
         return match is not None and float(match[1]) > 0
 
     def kill_qemu(self, host: str) -> None:
@@ -293,6 +335,11 @@ class Guest(fixtures.Fixture):
         except process.LabError as error:
             raise Silent(error) from None
 
+    @property
+    def tap(self) -> str:
+        """The name of the guest's tap device."""
+        return f'tap{self.port[:11]}'
+
     def _wait_for_tag(self, timeout: float = 120) -> None:
         host = self.host
         process.wait_for(f'a VLAN tag on the port of {self.domain} on {host}',
@@ -300,10 +347,9 @@ class Guest(fixtures.Fixture):
                          log=self.cloud.hosts[host].log('openvswitch-agent'))
 
     def _tagged(self, host: str) -> bool:
-        tap = f'tap{self.port[:11]}'
         tag = self.cloud.hosts[host].run(
-            'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port', tap,
-            'tag').strip()
+            'ovs-vsctl', '--timeout=5', '--if-exists', 'get', 'Port',
+            self.tap, 'tag').strip()
         return tag.isdigit() and tag != _DEAD_VLAN
 
     def answers(self) -> bool:
@@ -370,7 +416,8 @@ class Guest(fixtures.Fixture):
                 sent, received = map(int, summary.groups())
                 pings.sent, pings.lost = sent, sent - received
 
-    def _last_record(self) -> Any:
+    def last_record(self) -> Any:
+        """Return the newest migration record; None without one."""
         records = self.cloud.api.compute.migrations(instance_uuid=self.id)
         return max(records, key=lambda record: int(record.id), default=None)
 
@@ -381,21 +428,48 @@ class Guest(fixtures.Fixture):
 
         :param during: called once, right after Nova accepts the request
         """
-        previous = self._last_record()
+        migration = self.attempt(destination, during, timeout)
+        if not migration.final:
+            log = self.cloud.compute[migration.source].log
+            raise process.LabError(
+                f'the migration of {self.domain}: not within {timeout} s'
+                f'{process.tail(log)}')
+        return migration
+
+    def attempt(self, destination: str,
+                during: Callable[[], object] | None = None,
+                timeout: float = 240) -> Migration:
+        """Migrate as `migrate` does, but return any state after *timeout*."""
+        previous = self.last_record()
         if previous:
             self.cloud.ports_changed()
             self.cloud.wait_for_agents()
         source, begin = self.host, time.monotonic()
-        self._request_migration(destination)
+        self.request_migration(destination)
         if during:
             during()
-        log = self.cloud.compute[source].log
-        process.wait_for(f'the migration of {self.domain}', lambda:
-                         self._settled(previous), timeout=timeout, log=log,
-                         poll=_POLL)
-        record, server = self._last_record(), self._server()
+        final = self.settles(previous, timeout)
+        record, server = self.last_record(), self._server()
         return Migration(source, destination, record.status, server.status,
-                         server.compute_host, time.monotonic() - begin)
+                         server.compute_host, time.monotonic() - begin, final)
+
+    def settles(self, previous: Any, timeout: float) -> bool:
+        """Wait for the final state of the migration after *previous*.
+
+        :param previous: the record before, as `last_record` returns it
+        :returns: whether it has come within *timeout* seconds
+        """
+        def settled() -> bool:
+            # A service may be down at the moment.
+            with contextlib.suppress(exceptions.SDKException):
+                return self._settled(previous)
+            return False
+        try:
+            process.wait_for(f'the migration of {self.domain}', settled,
+                             timeout=timeout, poll=_POLL)
+        except process.LabError:
+            return False
+        return True
 
     def hard_reboot(self) -> None:
         self.ask_for_hard_reboot()
@@ -423,6 +497,12 @@ class Guest(fixtures.Fixture):
         """Request a resume; return the state in which Nova gives up."""
         self._act({'resume': None}, 'SUSPENDED', 'ERROR')
         return self.vm_state
+
+    def pause(self) -> None:
+        self._act({'pause': None}, 'PAUSED')
+
+    def unpause(self) -> None:
+        self._act({'unpause': None}, 'ACTIVE')
 
     def stop(self) -> None:
         self._act({'os-stop': None}, 'SHUTOFF')
@@ -462,7 +542,8 @@ class Guest(fixtures.Fixture):
             raise process.LabError(f'guest in ERROR: {server.fault}')
         return server.status in states
 
-    def _request_migration(self, destination: str) -> None:
+    def request_migration(self, destination: str) -> None:
+        """Request a live migration, and return once Nova has accepted it."""
         # The SDK uses an API version in which the request waits for the
         # prechecks of both hosts, and fails with them.
         response = self.cloud.api.compute.post(
@@ -482,7 +563,7 @@ class Guest(fixtures.Fixture):
         return state == self._state()
 
     def _state(self) -> tuple[Any, ...]:
-        record, server = self._last_record(), self._server()
+        record, server = self.last_record(), self._server()
         if not record:
             return None, None, server.status, server.task_state
         return record.id, record.status, server.status, server.task_state

@@ -61,6 +61,8 @@ class Host(fixtures.Fixture):
         # nova's home, in the mount namespace of the host and of the machine
         self.home, self.home_here = self.own / 'nova', self.root / 'nova'
         self.keep = keep
+        # Those that `start` has started last, by name.
+        self.daemons: dict[str, process.Daemon] = {}
         self._venvs = workdir.venvs
         self.pid: int
 
@@ -145,9 +147,10 @@ class Host(fixtures.Fixture):
               env: Mapping[str, object] | None = None) -> process.Daemon:
         """Start a daemon; *env* is added to its environment."""
         setting = [f'{key}={value}' for key, value in (env or {}).items()]
-        return process.Daemon(
+        daemon = self.daemons[name] = process.Daemon(
             f'{name} on {self.name}', self.enter('env', *setting, *argv),
             self.root / 'log' / f'{name}.out', env=_ENVIRONMENT, cwd='/')
+        return daemon
 
     def start_as_nova(
         self, name: str, *argv: object,

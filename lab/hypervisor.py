@@ -215,8 +215,7 @@ class Libvirt(fixtures.Fixture):
         """Restart libvirtd if the limit has changed; guests keep running."""
         if limit != self._tap_queue_limit:
             self._tap_queue_limit = limit
-            self._daemon.stop()
-            self._start()
+            self.restart()
 
     @property
     def certificates(self) -> pathlib.Path:
@@ -234,6 +233,17 @@ class Libvirt(fixtures.Fixture):
     def domains(self) -> list[str]:
         """Return the names of all domains here, running or not."""
         return self.virsh('list', '--all', '--name').split()
+
+    def state(self, domain: str) -> str:
+        """Return the state of a domain and its reason; '' without it."""
+        if domain not in self.domains():
+            return ''
+        return self.virsh('domstate', '--reason', domain).strip()
+
+    def restart(self) -> None:
+        """Restart libvirtd; guests keep running."""
+        self._daemon.stop()
+        self._start()
 
     def live_xml(self, domain: str) -> str:
         return self.virsh('dumpxml', domain)

@@ -143,11 +143,17 @@ class Daemon:
         """Start *argv* and append its output to *log*."""
         self.name = name
         self.log = pathlib.Path(log)
-        with open(log, 'ab') as out:
+        self._argv = [str(word) for word in argv]
+        self._kwargs = kwargs
+        self.start()
+
+    def start(self) -> None:
+        """Start the program, at first and again after `stop`."""
+        with open(self.log, 'ab') as out:
             self._process = subprocess.Popen(
-                [str(word) for word in argv], stdin=subprocess.DEVNULL,
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                **kwargs)
+                self._argv, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT, start_new_session=True,
+                **self._kwargs)
 
     @property
     def pids(self) -> list[int]:
@@ -168,14 +174,18 @@ class Daemon:
         kwargs.setdefault('log', self.log)
         return wait_for(what, alive, **kwargs)
 
+    def send(self, number: int) -> None:
+        """Send a signal to all processes of the daemon."""
+        for pid in self.pids:
+            kill(pid, number)
+
     def stop(self, first: int = signal.SIGTERM) -> None:
         """Send a signal, and SIGKILL after GRACE seconds.
 
         :raises LabError: the daemon still runs
         """
         for number in (first, signal.SIGKILL):
-            for pid in self.pids:
-                kill(pid, number)
+            self.send(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.GRACE)
                 return

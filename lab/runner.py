@@ -71,16 +71,24 @@ class Progress:
 
 
 def runs(
-    chosen: Iterable[scenario.Scenario],
+    chosen: Iterable[scenario.Scenario], only: str | None = None,
 ) -> list[tuple[scenario.Scenario, scenario.Arrangement]]:
-    """Return ``(scenario, arrangement)`` in the order with least restarts."""
+    """Return ``(scenario, arrangement)`` in the order with least restarts.
+
+    :param only: the column of the arrangements to run; None: all
+    """
     return [(item, arrangement) for arrangement in scenario.ARRANGEMENTS
+            if only in (None, arrangement.column)
             for item in chosen if arrangement in item.expected]
 
 
 def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
-            progress: Progress) -> Iterator[evidence.Result]:
-    """Yield the Result of each scenario in each of its arrangements."""
+            progress: Progress,
+            only: str | None = None) -> Iterator[evidence.Result]:
+    """Yield the Result of each scenario in each of its arrangements.
+
+    :param only: as in `runs`
+    """
     possible = []
     for item in chosen:
         why = (item.impossible() if cloud.venvs.variant in item.variants
@@ -89,7 +97,7 @@ def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
             progress.done(f'{item.name}: left out, {why}')
         else:
             possible.append(item)
-    for item, arrangement in runs(possible):
+    for item, arrangement in runs(possible, only):
         what = f'{item.name}, {cloud.venvs.variant} on {arrangement.name}'
         progress.begin(what)
         result = scenario.Run(cloud, item, arrangement, progress).perform()

@@ -62,6 +62,11 @@ CONFIG_DRIVE_FORMAT = ('DEFAULT', 'config_drive_format')
 EPHEMERAL_FORMAT = ('DEFAULT', 'default_ephemeral_format')
 BANDWIDTH = ('libvirt', 'live_migration_bandwidth')
 
+# Seconds in which a migration that a fault hits has to come to an end, and
+# seconds to wait if it is expected to come to none.
+PATIENCE = 120
+_NO_PATIENCE = 30
+
 # The logs, below the directory of a host.
 LOGS = {
     'nova-compute': 'log/nova-compute.log',
@@ -157,7 +162,38 @@ class Fails:
         return in_release(self.vm_state, major)
 
 
-Outcome = Union[Arrives, Fails]
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+    """A fault hits the migration, and leaves the guest in this state.
+
+    :param harm: keys of remains.RULES: the rules that unmodified Nova breaks;
+        none: all rules hold, and the next migration arrives
+    :param vm_state: the possible states of the instance
+    :param host: the host that Nova names, SOURCE or DESTINATION; None: either
+    :param record: the possible final states of the migration record
+    :param allowed: keys of remains.RULES that need not hold
+    :param reason: the pattern of the reason, which an event of the instance's
+        action has; '': there need not be any
+    :param said: the lines that prove the reason
+    """
+
+    text: str
+    harm: tuple[str, ...] = ()
+    vm_state: tuple[str, ...] = ('ACTIVE',)
+    host: str | None = None
+    record: tuple[str, ...] = ('failed', 'cancelled', 'completed', 'error')
+    allowed: tuple[str, ...] = ()
+    reason: str = ''
+    said: tuple[Said, ...] = ()
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for the end of the migration."""
+        endless = {'record', 'task'} & set(self.harm)
+        return _NO_PATIENCE if endless else PATIENCE
+
+
+Outcome = Union[Arrives, Fails, Leaves]
 # For all releases, or by release as `in_release` expects it.
 Expectation = Union[Outcome, Mapping[int, Outcome]]
 
@@ -186,7 +222,7 @@ class Scenario:
     def expectation(self, arrangement: Arrangement, major: int) -> Outcome:
         """Return the expected outcome in a release of Nova."""
         expected = self.expected[arrangement]
-        return (expected if isinstance(expected, (Arrives, Fails))
+        return (expected if isinstance(expected, (Arrives, Fails, Leaves))
                 else in_release(expected, major))
 
     def impossible(self) -> str:
@@ -308,9 +344,13 @@ class Run(fixtures.Fixture):
         logs = self._mark(source, destination, instance)
         was = evidence.interfaces(instance.live_xml(source))
         with self._watched(step, instance):
-            migration = instance.migrate(destination, during)
-            step.migration = migration
+            migration = step.migration = (
+                instance.attempt(destination, during, expected.patience)
+                if isinstance(expected, Leaves)
+                else instance.migrate(destination, during))
             self._judge(step, migration, expected, logs)
+            if isinstance(expected, Leaves):
+                return migration.arrived
             if getattr(expected, 'survives', True):
                 self._check_alive(instance, migration)
             else:
@@ -343,7 +383,9 @@ class Run(fixtures.Fixture):
 
     def _judge(self, step: evidence.Step, migration: Migration,
                expected: Outcome, logs: Logs) -> None:
-        if isinstance(expected, Fails):
+        if isinstance(expected, Leaves):
+            self.check('recorded: the migration', True, migration)
+        elif isinstance(expected, Fails):
             state = expected.vm_state_in(self.cloud.venvs.major)
             self.check_in('migration record', migration.status,
                           expected.record)

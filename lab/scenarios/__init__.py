@@ -31,12 +31,17 @@ from lab.scenarios import fleet
 from lab.scenarios import image_gone_ipv6
 from lab.scenarios import image_gone_rsync
 from lab.scenarios import image_gone_ssh
+from lab.scenarios import interrupted
 from lab.scenarios import kernel_ramdisk
+from lab.scenarios import lost
 from lab.scenarios import mixed
+from lab.scenarios import outage
+from lab.scenarios import paused_round_trip
 from lab.scenarios import plain
 from lab.scenarios import queues_grow
 from lab.scenarios import queues_refused
 from lab.scenarios import queues_shrink
+from lab.scenarios import restart
 from lab.scenarios import rollback
 from lab.scenarios import tls_rekey
 
@@ -68,4 +73,9 @@ ALL = {scenario.name: scenario for scenario in (
     kernel_ramdisk.KernelRamdisk(),
     tls_rekey.TlsRekey(),
     fleet.Fleet(),
+    *lost.SCENARIOS,
+    paused_round_trip.PausedRoundTrip(),
+    *restart.SCENARIOS,
+    *outage.SCENARIOS,
+    *interrupted.SCENARIOS,
 )}

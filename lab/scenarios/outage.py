@@ -1,0 +1,78 @@
+#    Licensed under the Apache License, Version 2.0 (the "License"); you may
+#    not use this file except in compliance with the License. You may obtain
+#    a copy of the License at
+#
+#         http://www.apache.org/licenses/LICENSE-2.0
+#
+#    Unless required by applicable law or agreed to in writing, software
+#    distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+#    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+#    License for the specific language governing permissions and limitations
+#    under the License.
+
+"""A service that Nova needs is down or restarts during a live migration."""
+
+from __future__ import annotations
+
+from lab import faults
+from lab import remains
+from lab import scenario
+from lab.scenarios import faulted
+
+# Seconds, longer than nova-compute waits for answers of the conductor.
+_LONG = 3 * faulted.RPC_TIMEOUT
+# Seconds, shorter than that.
+_SHORT = 10
+
+_THERE = scenario.Leaves(
+    text='arrives', host=scenario.DESTINATION, record=('completed',))
+_EITHER = scenario.Leaves(text='guest and disks on one host')
+_UNTRACKED = scenario.Leaves(
+    text='Nova says source, guest is on the destination',
+    harm=('domain', 'twin', 'record', 'task'), vm_state=('ACTIVE', 'ERROR'),
+    host=scenario.SOURCE)
+# The result depends on Nova's own timing, and no harm is sure.
+_RECORDED = scenario.Leaves(
+    text='result recorded', vm_state=('ACTIVE', 'ERROR'),
+    allowed=tuple(remains.RULES))
+
+_CONDUCTOR = faults.frozen('nova-conductor')
+
+SCENARIOS = (
+    faulted.Accidental(
+        'outage-conductor',
+        'The conductor stands still while memory is copied.',
+        faults.Accident(_CONDUCTOR, faults.MEMORY, faults.elapsed(_LONG)),
+        _UNTRACKED, _THERE),
+    faulted.Accidental(
+        'outage-conductor-switch-over',
+        'The conductor stands still after the guest has arrived.',
+        faults.Accident(_CONDUCTOR, faults.SWITCH_OVER,
+                        faults.elapsed(_LONG)),
+        scenario.Leaves(
+            text='guest arrives, Nova fails', harm=('allocation',),
+            vm_state=('ACTIVE', 'ERROR')),
+        _THERE),
+    faulted.Accidental(
+        'outage-rabbitmq', 'RabbitMQ restarts while memory is copied.',
+        faults.Accident(faults.down('rabbitmq'), faults.MEMORY,
+                        faults.elapsed(_SHORT)),
+        _RECORDED, _EITHER),
+    faulted.Accidental(
+        'outage-mariadb', 'MariaDB restarts while memory is copied.',
+        faults.Accident(faults.down('mariadb'), faults.MEMORY,
+                        faults.elapsed(_SHORT)),
+        _RECORDED, _EITHER),
+    faulted.Accidental(
+        'outage-libvirtd-source',
+        'libvirtd of the source restarts while memory is copied.',
+        faults.Accident(faults.libvirtd_restarted(scenario.SOURCE),
+                        faults.MEMORY),
+        _RECORDED, _EITHER),
+    faulted.Accidental(
+        'outage-libvirtd-destination',
+        'libvirtd of the destination restarts while memory is copied.',
+        faults.Accident(faults.libvirtd_restarted(scenario.DESTINATION),
+                        faults.MEMORY),
+        _RECORDED, _EITHER),
+)
