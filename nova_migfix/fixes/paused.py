@@ -15,7 +15,7 @@
 
 The destination of a live migration leaves the images of a paused guest
 inactive until the guest resumes. QEMU before 10.0 aborts if it has to
-inactivate them once more, at the end of a second migration: ``Assertion
+make them inactive again at the end of a second migration: ``Assertion
 `!(bs->open_flags & BDRV_O_INACTIVE)' failed``. Only a disk that libvirt
 copies is active again, as the copy job needs it. A CD-ROM drive, such as the
 config drive, and a disk on shared storage are not copied.

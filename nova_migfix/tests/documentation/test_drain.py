@@ -27,6 +27,10 @@ from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base as status_base
 
 
+# VIR_ERR_OPERATION_ABORTED
+ABORTED = 78
+
+
 class DrainTestCase(cloud.CloudTestCase):
 
     def setUp(self):
@@ -44,7 +48,7 @@ class DrainTestCase(cloud.CloudTestCase):
         source._job_type = fakelibvirt.VIR_DOMAIN_JOB_CANCELLED
         raise fakelibvirt.make_libvirtError(
             fakelibvirt.libvirtError, 'canceled by client',
-            error_code=fakelibvirt.VIR_ERR_INTERNAL_ERROR)
+            error_code=ABORTED)
 
     def shown(self, section, migration=''):
         return [command for command, _ in pages.commands(

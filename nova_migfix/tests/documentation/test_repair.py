@@ -343,6 +343,13 @@ class CloudTestCase(cloud.CloudTestCase):
         self.do(settle, 'y')
         self.assertEqual('ACTIVE', self.status())
 
+    def test_commands_show_a_guest_whose_place_is_unknown(self):
+        self.set_version()
+        show, records = self.shown('A guest whose place is unknown')
+        for part in ('src', 'instance-'):
+            self.assertIn(part, self.do(show))
+        self.do(records)
+
     def test_server_command_shows_that_the_resize_is_over(self):
         show, = self.shown('A leftover ``<server>_resize``')
         self.assertIn('ACTIVE', self.do(show))
@@ -350,4 +357,4 @@ class CloudTestCase(cloud.CloudTestCase):
     def test_openstack_commands_of_the_page_are_complete(self):
         shown = [command for command, _ in pages.shown('admin/repair.rst')
                  if command.startswith('openstack ')]
-        self.assertEqual(7, len(shown))
+        self.assertEqual(9, len(shown))
