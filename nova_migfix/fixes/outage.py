@@ -24,8 +24,8 @@ destination's nova-compute restarts in that moment, the instance goes to ERROR.
 The fix starts the monitor again after an error, as long as Nova has not begun
 to finish the migration or to roll it back. Before Nova does either, the fix
 waits until the conductor and the database answer. It repeats the last call to
-the destination until that call has succeeded. If Nova fails all the same after
-the arrival, the fix saves the new host.
+the destination until that call has succeeded. If that fails all the same, the
+fix saves the new host.
 
 An outage extends ``[libvirt] live_migration_completion_timeout``: the monitor
 counts from its start.
@@ -43,7 +43,6 @@ from nova import exception
 from nova import objects
 from oslo_log import log as logging
 import oslo_messaging
-from oslo_utils import excutils
 
 from nova_migfix.fixes import base
 from nova_migfix import migration
@@ -128,9 +127,9 @@ class _Watch:
         _repeat_last_call(self._driver.virtapi._compute.compute_rpcapi)
         try:
             self._post_method(*args, **kwargs)
-        except Exception:
-            with excutils.save_and_reraise_exception():
-                self._save_new_host()
+        finally:
+            # Nova 29 ignores an error of the destination.
+            self._save_new_host()
 
     def recover(self, *args: Any, **kwargs: Any) -> None:
         """Roll the migration back."""

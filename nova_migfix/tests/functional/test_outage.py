@@ -22,6 +22,7 @@ from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import migration as libvirt_migrate
 import oslo_messaging
 
+from nova_migfix import nova_release
 from nova_migfix.tests.functional import base
 
 
@@ -105,5 +106,7 @@ class WithoutFixTestCase(OutageTestCase):
             self.dest.driver._host.get_connection()._vms))
 
     def test_unmodified_nova_reports_a_lost_last_call_as_an_error(self):
+        if nova_release.major() == 29:
+            self.skipTest('Nova 29 ignores it: the server stays MIGRATING')
         self.lose(reaches_destination=False)
         self.live_migrate('error', 'ERROR')

@@ -59,6 +59,10 @@ class OutageTestCase(testtools.TestCase):
             post_live_migration_at_destination)
         self.monitor, self.post, self.recover = (
             mock.Mock(), mock.Mock(), mock.Mock())
+        self.useFixture(fixtures.MockPatchObject(
+            objects.ComputeNode, 'get_first_node_by_host_for_old_compat',
+            autospec=True, return_value=objects.ComputeNode(
+                id=7, hypervisor_hostname='dest.example')))
         self.outgoing = migration.Outgoing(
             'context', self.instance, 'dest', mock.Mock(), mock.Mock(),
             self.post, self.recover, migration.Operation(), self.monitor)
@@ -126,7 +130,8 @@ class TestEnd(OutageTestCase):
 
     @ddt.data('post', 'recover')
     def test_end_waits_for_the_control_plane(self, method):
-        self.read.side_effect = [SILENT, OSError(), self.found]
+        self.read.side_effect = itertools.chain(
+            [SILENT, OSError()], itertools.repeat(self.found))
         getattr(self.outgoing, f'{method}_method')('context', status='failed')
         getattr(self, method).assert_called_once_with(
             'context', status='failed')
@@ -147,10 +152,6 @@ class TestFailureAfterArrival(OutageTestCase):
     def setUp(self):
         super().setUp()
         self.post.side_effect = ConnectionError
-        self.useFixture(fixtures.MockPatchObject(
-            objects.ComputeNode, 'get_first_node_by_host_for_old_compat',
-            autospec=True, return_value=objects.ComputeNode(
-                id=7, hypervisor_hostname='dest.example')))
 
     def finish(self):
         self.assertRaises(ConnectionError, self.outgoing.post_method)
@@ -164,6 +165,11 @@ class TestFailureAfterArrival(OutageTestCase):
             ('dest', 'dest.example', 7, None, 0),
             (self.found.host, self.found.node, self.found.compute_id,
              self.found.task_state, self.found.progress))
+
+    def test_new_host_is_saved_if_nova_29_ignores_the_failure(self):
+        self.post.side_effect = None
+        self.outgoing.post_method()
+        self.found.save.assert_called_once_with()
 
     def test_host_that_nova_has_saved_stays(self):
         self.found.host = 'dest'
@@ -215,9 +221,6 @@ class TestLastCall(OutageTestCase):
 
     def test_destination_that_stays_silent_is_nova_s(self):
         self.last_call.side_effect = SILENT
-        self.useFixture(fixtures.MockPatchObject(
-            objects.ComputeNode, 'get_first_node_by_host_for_old_compat',
-            autospec=True))
         self.assertRaises(
             oslo_messaging.MessagingTimeout, self.outgoing.post_method)
         self.assertGreater(self.clock.now, 600)
