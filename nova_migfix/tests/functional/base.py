@@ -74,6 +74,8 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         super().setUp()
         migfix_conf.register_opts(CONF)
         self.flags(enabled_fixes=self.enabled_fixes, group='migfix')
+        # Other processes run tests too.
+        self.flags(state_path=self.useFixture(fixtures.TempDir()).path)
         # Stands in for the kernel: the limit of a current one.
         self.max_tap_queues = self.useFixture(fixtures.MockPatch(
             'nova_migfix.abi.tap.max_queues', autospec=True,
