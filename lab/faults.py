@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Faults that hit a live migration, and the moments at which they do.
 
 A `Fault` begins and ends; a `Moment` is read from libvirt, from Nova's

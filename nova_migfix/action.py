@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Reasons as events of an instance's action.
 
 The migration record has no field for a reason. ``openstack server event show``
@@ -48,3 +47,12 @@ def record_failure(context: Any, instance: Any, error: Exception) -> None:
         if raised is not reason:
             LOG.warning('The reason for the failed live migration could '
                         'not be recorded: %s', raised, instance=instance)
+
+
+def record_fault(context: Any, instance: Any, error: Exception) -> None:
+    """Record an error as a failed event and as the fault of the instance.
+
+    Parameters are those of :func:`record_failure`.
+    """
+    record_failure(context, instance, error)
+    compute_utils.add_instance_fault_from_exc(context, instance, error)

@@ -30,6 +30,7 @@ from nova.compute import power_state
 from nova.compute import vm_states
 from nova import exception
 from nova.i18n import _
+from nova.virt import event as virtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 
@@ -93,6 +94,18 @@ def find(
     :raises PlaceUnknown: neither host can say where the guest is
     """
     return _Search(driver, context, instance, record, has_started).find()
+
+
+def report_off(driver: Any, instance: Any) -> None:
+    """Report that a guest is off, so that Nova makes the instance SHUTOFF.
+
+    Nova has ignored the event of libvirt while the guest was migrating.
+
+    :param driver: the LibvirtDriver
+    :param instance: nova.objects.Instance
+    """
+    driver.emit_event(virtevent.LifecycleEvent(
+        instance.uuid, virtevent.EVENT_LIFECYCLE_STOPPED))
 
 
 class _Search:

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """The base class of scenarios in which a fault hits a live migration.
 
 The guest has data on its disk, which is idle during the migration, so that the

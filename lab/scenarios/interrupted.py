@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Networks are cut and operators interfere during a live migration."""
 
 from __future__ import annotations

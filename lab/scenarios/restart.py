@@ -28,6 +28,10 @@ _DESTINATION_DIES = faults.compute_killed(scenario.DESTINATION)
 # MiB/s: the copy takes longer than the start of nova-compute.
 _SLOW = 1
 
+_FORGOTTEN = scenario.Leaves(
+    text='Nova says source, guest is on the destination',
+    harm=('domain', 'twin', 'copies'), vm_state=('ACTIVE', 'ERROR'),
+    host=scenario.SOURCE)
 _HERE = scenario.Leaves(
     text='guest goes on on the source', host=scenario.SOURCE,
     record=('failed', 'cancelled', 'error'))
@@ -45,11 +49,7 @@ SCENARIOS = (
         'restart-source-arrived',
         'nova-compute of the source is down when the guest arrives.',
         faults.Accident(_SOURCE_DIES, faults.MEMORY, faults.ARRIVED),
-        scenario.Leaves(
-            text='Nova says source, guest is on the destination',
-            harm=('domain', 'twin', 'copies'),
-            vm_state=('ACTIVE', 'ERROR'), host=scenario.SOURCE),
-        _THERE),
+        _FORGOTTEN, _THERE),
     faulted.Accidental(
         'restart-source-copy',
         'nova-compute of the source restarts while memory is copied.',
@@ -81,11 +81,7 @@ SCENARIOS = (
         'restart-source-switch-over',
         'nova-compute of the source is killed after the guest has arrived.',
         faults.Accident(_SOURCE_DIES, faults.SWITCH_OVER),
-        scenario.Leaves(
-            text='Nova says source, guest is on the destination',
-            harm=('domain', 'twin', 'copies'),
-            vm_state=('ACTIVE', 'ERROR'), host=scenario.SOURCE),
-        _THERE),
+        _FORGOTTEN, _THERE),
     faulted.Accidental(
         'restart-destination-preparing',
         'nova-compute of the destination is killed while it prepares.',

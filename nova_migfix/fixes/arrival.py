@@ -37,10 +37,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nova.compute import utils as compute_utils
 from nova import exception
 from nova.i18n import _
-from nova.virt import event as virtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
 
@@ -148,9 +146,7 @@ class _MonitoredGuest:
         """Roll the migration back; a guest that is off becomes SHUTOFF."""
         self._recover_method(context, instance, dest, migrate_data, **kwargs)
         if self._place is place.Place.OFF:
-            # Nova has ignored this event while the guest was migrating.
-            self._driver.emit_event(virtevent.LifecycleEvent(
-                instance.uuid, virtevent.EVENT_LIFECYCLE_STOPPED))
+            place.report_off(self._driver, instance)
             action.record_failure(context, instance, exception.MigrationError(
                 reason=_('the guest stopped before it had arrived on '
                          '%(dest)s: %(error)s. It is off, with its disks, on '
@@ -185,7 +181,5 @@ class _MonitoredGuest:
                 self._outgoing.migrate_data.migration,
                 has_started=self._operation.has_started)
         except place.PlaceUnknown as unknown:
-            action.record_failure(context, self._instance, unknown)
-            compute_utils.add_instance_fault_from_exc(
-                context, self._instance, unknown)
+            action.record_fault(context, self._instance, unknown)
             raise

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Keep track of a live migration while services are down.
 
 A live migration takes minutes or hours, and Nova's monitor saves statistics

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Refuse a second live migration of a paused guest that would kill its QEMU.
 
 The destination of a live migration leaves the images of a paused guest

@@ -63,13 +63,11 @@ from typing import Any
 
 from nova.compute import power_state
 from nova.compute import task_states
-from nova.compute import utils as compute_utils
 from nova import context as nova_context
 from nova import exception
 from nova.i18n import _
 from nova import objects
 from nova.objects import fields
-from nova.virt import event as virtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_config import cfg
@@ -572,9 +570,7 @@ class _Migration:
                 self._context, self._instance,
                 self._instance.get_network_info())
         else:
-            # Nova has ignored this event while the guest was migrating.
-            self._driver.emit_event(virtevent.LifecycleEvent(
-                self._instance.uuid, virtevent.EVENT_LIFECYCLE_STOPPED))
+            place.report_off(self._driver, self._instance)
 
     def _finish(self, entry: journal.Entry) -> None:
         data = entry.migrate_data
@@ -622,9 +618,7 @@ class _Migration:
                  'arrived on %s', self._dest, instance=self._instance)
 
     def _give_up(self, unknown: place.PlaceUnknown) -> None:
-        action.record_failure(self._context, self._instance, unknown)
-        compute_utils.add_instance_fault_from_exc(
-            self._context, self._instance, unknown)
+        action.record_fault(self._context, self._instance, unknown)
         self._set_error_state()
         LOG.error('The interrupted live migration is not settled: %s',
                   unknown, instance=self._instance)

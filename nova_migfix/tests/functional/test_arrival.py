@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Guests that stop, or are lost from sight, while they migrate live."""
 
 import threading

@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """Services that do not answer during a live migration."""
 
 import itertools

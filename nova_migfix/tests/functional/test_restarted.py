@@ -10,7 +10,6 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-
 """nova-compute of the source ends during a live migration, and starts."""
 
 from concurrent import futures
