@@ -16,12 +16,13 @@ The destination of a live migration leaves the images of a paused guest
 inactive until the guest resumes. QEMU before 10.0 aborts if it has to
 make them inactive again at the end of a second migration: ``Assertion
 `!(bs->open_flags & BDRV_O_INACTIVE)' failed``. Only a disk that libvirt
-copies is active again, as the copy job needs it. A CD-ROM drive, such as the
-config drive, and a disk on shared storage are not copied.
+copied is active, as the NBD server on the destination needed it. A CD-ROM
+drive, such as the config drive, and a disk on shared storage are not copied.
 
-A vCPU that has used no CPU time has not run since QEMU was started, so the
-guest was paused as it arrived. The state of a vCPU is loaded in less than a
-millisecond; this was measured with QEMU 7.2 without KVM.
+QEMU locks an active image, so an image without locks is inactive. Images on
+the network have no file that shows it: there the CPU time of the vCPUs decides.
+A guest whose vCPUs have used none has not run since its QEMU was started, so
+it was paused as it arrived. Without KVM, libvirt does not know that time.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ from nova import exception
 from nova.i18n import _
 from oslo_utils import units
 
+from nova_migfix.abi import image_lock
 from nova_migfix.fixes import base
-from nova_migfix import peer
 
 # The first QEMU that inactivates only active images.
 _REPAIRED_QEMU = (10, 0, 0)
 
-# CPU time in nanoseconds that a vCPU needs for no more than its state.
+# CPU time in nanoseconds that a vCPU needs for no more than its state, which
+# takes less than a millisecond with QEMU 7.2.
 _LOADED = 50 * units.M
 
 
@@ -54,8 +56,7 @@ class Paused(base.Fix):
             return
         guest = host.get_guest(instance)
         if (guest.get_power_state(host) != power_state.PAUSED
-                or _has_run(guest)
-                or _copies_all_disks(guest, migrate_data)):
+                or not _has_inactive_image(guest)):
             return
         raise exception.MigrationPreCheckError(reason=_(
             'instance %(uuid)s is paused and has not run since its last live '
@@ -65,12 +66,26 @@ class Paused(base.Fix):
                 'uuid': instance.uuid, 'host': instance.host})
 
 
+def _has_inactive_image(guest: Any) -> bool:
+    are_active = [_is_active(disk) for disk in guest.get_all_disks()
+                  if disk.source_path or disk.source_name]
+    if None in are_active:
+        are_active.append(_has_run(guest))
+    return False in are_active
+
+
+def _is_active(disk: Any) -> bool | None:
+    """Return whether QEMU uses the image of a disk, None if that is unknown.
+
+    :param disk: nova.virt.libvirt.config.LibvirtConfigGuestDisk
+    """
+    if disk.source_type == 'network':
+        return None
+    try:
+        return image_lock.is_locked(disk.source_path)
+    except OSError:
+        return None
+
+
 def _has_run(guest: Any) -> bool:
     return any(vcpu.time > _LOADED for vcpu in guest.get_vcpus_info())
-
-
-def _copies_all_disks(guest: Any, migrate_data: Any) -> bool:
-    """Return whether libvirt copies each disk to the destination."""
-    return bool(peer.get(migrate_data, 'block_migration')) and all(
-        (disk.source_type, disk.source_device) == ('file', 'disk')
-        for disk in guest.get_all_disks())
