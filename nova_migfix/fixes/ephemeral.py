@@ -99,6 +99,8 @@ class Ephemeral(base.Fix):
         # the precheck until the migration begins. A lost entry costs time
         # only.
         self._fetched_by_destination: set[str] = set()
+        # UUIDs of the instances whose last migration is a block migration.
+        self._copied_by_libvirt: set[str] = set()
 
     def extend_driver(self, driver: Any) -> None:
         image_backend.extend(driver.image_backend.BACKEND)
@@ -117,12 +119,14 @@ class Ephemeral(base.Fix):
     ) -> None:
         capabilities = peer.get(migrate_data, peer.DEST_CAPABILITIES) or {}
         self._fetched_by_destination.discard(instance.uuid)
+        self._copied_by_libvirt.discard(instance.uuid)
         if FETCHES_BASES in capabilities:
             self._fetched_by_destination.add(instance.uuid)
 
     def prepare_disks(
         self, instance: Any, host: Any, has_failed: bool = False,
     ) -> bool:
+        self._copied_by_libvirt.add(instance.uuid)
         overlays = _overlays_of(instance)
         for disk in overlays:
             try:
@@ -135,8 +139,9 @@ class Ephemeral(base.Fix):
             self._fetched_by_destination.discard(instance.uuid)
             _pull(instance, host, filter(_needs_completing, overlays), _LOST)
         else:
-            _pull(instance, host, (disk for disk in overlays
-                                   if not disk.is_swap), _NOT_FETCHING)
+            _pull(instance, host, (
+                disk for disk in overlays if not disk.is_swap
+                or local_disks.is_on_copy(disk)), _NOT_FETCHING)
         return False
 
     def describe_disks(self, disks: list[dict[str, Any]]) -> None:
@@ -157,6 +162,15 @@ class Ephemeral(base.Fix):
                      for disk in group}
             yield fetch.FileRequest(path, tuple(sizes), functools.partial(
                 _make_complete, instance, instance_dir, sizes))
+
+    def update_destination_xml(
+        self, instance: Any, destination_xml: str, running_xml: str,
+    ) -> str:
+        if instance.uuid in self._copied_by_libvirt:
+            # The destination has the backing files of prepare_disks.
+            for disk in filter(local_disks.is_on_copy, _overlays_of(instance)):
+                raise _in_progress(instance, disk)
+        return destination_xml
 
     # -- cold migration and resize ------------------------------------------
 

@@ -20,9 +20,10 @@ copied is active, as the NBD server on the destination needed it. A CD-ROM
 drive, such as the config drive, and a disk on shared storage are not copied.
 
 QEMU locks an active image, so an image without locks is inactive. Images on
-the network have no file that shows it: there the CPU time of the vCPUs decides.
-A guest whose vCPUs have used none has not run since its QEMU was started, so
-it was paused as it arrived. Without KVM, libvirt does not know that time.
+the network have no file that shows it: there the CPU time of the vCPUs
+decides. A guest whose vCPUs have used none has not run since its QEMU was
+started, so it was paused as it arrived. Without KVM, libvirt does not know
+that time.
 """
 
 from __future__ import annotations

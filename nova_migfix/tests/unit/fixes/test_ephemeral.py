@@ -32,6 +32,7 @@ import testtools
 
 from nova_migfix.fixes import ephemeral
 from nova_migfix import peer
+from nova_migfix.storage import completion
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_backend
 from nova_migfix.storage import image_cache
@@ -284,6 +285,45 @@ class TestLiveMigrationSource(EphemeralTestCase):
             'qemu-img', 'rebase', '-u', '-b', '', swap)
         self.leave(self.fix.dest_capabilities())
         self.guest.get_block_device.assert_called_with(str(swap))
+
+    def lay_on_copy(self, path):
+        """Leave a disk as a completion that was interrupted leaves it."""
+        copy = next(disk.copy for disk in disks.overlays(
+            os.path.dirname(path)) if disk.path == str(path))
+        processutils.execute(
+            'qemu-img', 'create', '-f', 'qcow2', copy,
+            str(image_file.virtual_size(path)))
+        processutils.execute('qemu-img', 'rebase', '-u', '-F', 'qcow2', '-b',
+                             copy, path)
+
+    def update_destination_xml(self):
+        return self.fix.update_destination_xml(
+            self.instance, '<domain/>', '<domain/>')
+
+    def test_completion_interrupted_meanwhile_stops_the_migration(self):
+        self.leave(self.fix.dest_capabilities())
+        self.assertEqual('<domain/>', self.update_destination_xml())
+        self.lay_on_copy(self.path)
+        error = self.assertRaises(
+            exception.MigrationError, self.update_destination_xml)
+        self.assertIn('The disk disk.eph0', str(error))
+
+    def test_shared_disk_moves_with_its_copy(self):
+        self.leave(self.fix.dest_capabilities())
+        self.lay_on_copy(self.path)
+        # In a migration on shared storage Nova prepares no disks.
+        self.fix.check_can_live_migrate_source(
+            self.instance, self.host, peer.LibvirtLiveMigrateData())
+        self.assertEqual('<domain/>', self.update_destination_xml())
+
+    def test_swap_disk_on_its_copy_is_completed(self):
+        swap = self.disk('disk.swap', self.instances.make_base(
+            'swap_64', mkfs=None))
+        self.pull_block(None)
+        self.lay_on_copy(swap)
+        with mock.patch.object(completion, 'complete', autospec=True) as call:
+            self.leave({})
+        self.assertEqual('disk.swap', call.call_args.args[1].name)
 
     def test_incompletable_swap_disk_stops_the_migration(self):
         self.disk('disk.swap', self.instances.make_base(
