@@ -480,10 +480,10 @@ class Guest(fixtures.Fixture):
 
         It is ACTIVE as well when Nova refuses and leaves the guest alone.
         """
-        self._act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
+        self.act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
     def suspend(self) -> None:
-        self._act({'suspend': None}, 'SUSPENDED')
+        self.act({'suspend': None}, 'SUSPENDED')
 
     def resume(self) -> None:
         """Resume the guest; it is unreachable until a hard reboot.
@@ -491,46 +491,44 @@ class Guest(fixtures.Fixture):
         Nova does not change the port, so Open vSwitch in user space does not
         notice that the tap device is a new one.
         """
-        self._act({'resume': None}, 'ACTIVE')
+        self.act({'resume': None}, 'ACTIVE')
 
     def ask_in_vain_for_resume(self) -> str:
         """Request a resume; return the state in which Nova gives up."""
-        self._act({'resume': None}, 'SUSPENDED', 'ERROR')
+        self.act({'resume': None}, 'SUSPENDED', 'ERROR')
         return self.vm_state
 
     def pause(self) -> None:
-        self._act({'pause': None}, 'PAUSED')
+        self.act({'pause': None}, 'PAUSED')
 
     def unpause(self) -> None:
-        self._act({'unpause': None}, 'ACTIVE')
+        self.act({'unpause': None}, 'ACTIVE')
 
     def stop(self) -> None:
-        self._act({'os-stop': None}, 'SHUTOFF')
+        self.act({'os-stop': None}, 'SHUTOFF')
 
     def start(self) -> None:
-        self._act({'os-start': None}, 'ACTIVE')
+        self.act({'os-start': None}, 'ACTIVE')
         self._booted()
 
     def cold_migrate(self) -> None:
         """Migrate cold to the other host and confirm."""
-        self._act({'migrate': None}, 'VERIFY_RESIZE')
-        self._act({'confirmResize': None}, 'ACTIVE')
+        self.act({'migrate': None}, 'VERIFY_RESIZE')
+        self.act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
     def resize(self, **changes: int) -> None:
         """Resize to a flavor with *changes* on the other host; confirm."""
         flavor = self._flavor(**changes)
-        self._act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
-        self._act({'confirmResize': None}, 'ACTIVE')
+        self.act({'resize': {'flavorRef': flavor.id}}, 'VERIFY_RESIZE')
+        self.act({'confirmResize': None}, 'ACTIVE')
         self._booted()
 
-    def _act(self, action: dict[str, Any], *states: str) -> None:
+    def act(self, action: dict[str, Any], *states: str) -> None:
         """Request an *action* and wait for one of these *states*."""
         self.cloud.ports_changed()
         self.cloud.wait_for_agents()
-        response = self.cloud.api.compute.post(
-            f'/servers/{self.id}/action', microversion='2.90', json=action)
-        exceptions.raise_from_response(response)
+        self.request(action)
         process.wait_for(f'{next(iter(action))} of {self.domain}',
                          lambda: self._is(states), timeout=240, poll=_POLL)
 
@@ -544,12 +542,15 @@ class Guest(fixtures.Fixture):
 
     def request_migration(self, destination: str) -> None:
         """Request a live migration, and return once Nova has accepted it."""
-        # The SDK uses an API version in which the request waits for the
+        self.request({'os-migrateLive': {
+            'host': destination, 'block_migration': 'auto'}})
+
+    def request(self, action: dict[str, Any]) -> None:
+        """Request an action, and return once Nova has accepted it."""
+        # The SDK uses an API version in which a live migration waits for the
         # prechecks of both hosts, and fails with them.
         response = self.cloud.api.compute.post(
-            f'/servers/{self.id}/action', microversion='2.90',
-            json={'os-migrateLive': {'host': destination,
-                                     'block_migration': 'auto'}})
+            f'/servers/{self.id}/action', microversion='2.90', json=action)
         exceptions.raise_from_response(response)
 
     def _settled(self, previous: Any) -> bool:

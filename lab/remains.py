@@ -240,4 +240,5 @@ def scour(cloud: cloud.Cloud, instance: guest.Guest) -> None:
         on.succeeds('ovs-vsctl', '--timeout=5', '--if-exists', 'del-port',
                     instance.tap)
         if name != host:
-            on.succeeds('rm', '-rf', instance.disk(name, ''))
+            own = instance.disk(name, '')
+            on.succeeds('rm', '-rf', own, f'{own}_resize')

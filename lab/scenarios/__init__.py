@@ -12,6 +12,7 @@
 
 """The scenarios, in the order in which they run."""
 
+from lab.scenarios import cold
 from lab.scenarios import config_drive
 from lab.scenarios import ephemeral_base_gone
 from lab.scenarios import ephemeral_cache
@@ -78,4 +79,5 @@ ALL = {scenario.name: scenario for scenario in (
     *restart.SCENARIOS,
     *outage.SCENARIOS,
     *interrupted.SCENARIOS,
+    *cold.SCENARIOS,
 )}
