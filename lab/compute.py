@@ -138,10 +138,10 @@ class Compute(fixtures.Fixture):
     def _alive(self) -> bool:
         return self._daemon is not None and self._daemon.running()
 
-    def kill(self) -> None:
-        """Kill nova-compute, as if it crashed."""
+    def end(self, number: int) -> None:
+        """Send a signal to nova-compute, and SIGKILL if it goes on."""
         assert self._daemon
-        self._daemon.stop(signal.SIGKILL)
+        self._daemon.stop(number)
 
     def restart(self) -> None:
         """Start nova-compute again, as it was; wait until it accepts RPC."""

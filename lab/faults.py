@@ -223,12 +223,13 @@ DELETED = Fault('the server is deleted', lambda scene:
                 scene.cloud.api.compute.delete_server(scene.instance.id))
 
 
-def compute_killed(role: str) -> Fault:
-    """Return the death of nova-compute; its end is the start."""
+def compute_killed(role: str, number: int = signal.SIGKILL) -> Fault:
+    """Return the end of nova-compute by a signal; it starts again later."""
     def service(scene: Scene) -> Any:
         return scene.cloud.compute[scene.hosts[role]]
-    return Fault(f'nova-compute of the {_NAMES[role]} is killed',
-                 lambda scene: service(scene).kill(),
+    name = signal.Signals(number).name
+    return Fault(f'nova-compute of the {_NAMES[role]} gets {name}',
+                 lambda scene: service(scene).end(number),
                  lambda scene: service(scene).restart())
 
 

@@ -35,10 +35,6 @@ _HERE = scenario.Leaves(
     record=('failed', 'cancelled'))
 _THERE = scenario.Leaves(
     text='arrives', host=scenario.DESTINATION, record=('completed',))
-# No harm is sure; from 32 on Nova puts a running guest into ERROR.
-_RECORDED = scenario.Leaves(
-    text='result recorded', vm_state=('ACTIVE', 'ERROR'),
-    allowed=tuple(remains.RULES))
 
 _USERFAULTFD = pathlib.Path('/proc/sys/vm/unprivileged_userfaultfd')
 
@@ -119,23 +115,23 @@ SCENARIOS = (
         faults.Accident(
             faults.cut(topology.MIGRATION, scenario.DESTINATION),
             faults.MEMORY, faults.elapsed(_LONG)),
-        _RECORDED, _HERE),
+        faulted.RECORDED, _HERE),
     faulted.Accidental(
         'cut-management',
         'The management network of the source is cut while memory is copied.',
         faults.Accident(
             faults.cut(topology.MANAGEMENT, scenario.SOURCE),
             faults.MEMORY, faults.elapsed(_LONG)),
-        _RECORDED, _THERE),
+        faulted.RECORDED, _THERE),
     Deleted(),
     faulted.Accidental(
         'aborted-late', 'An operator aborts a migration that has arrived.',
         faults.Accident(faults.ABORTED, faults.SWITCH_OVER),
-        _RECORDED, _THERE),
+        faulted.RECORDED, _THERE),
     faulted.Accidental(
         'forced-late',
         'An operator forces the completion of a migration that has arrived.',
         faults.Accident(faults.FORCED, faults.SWITCH_OVER),
-        _RECORDED, _THERE),
+        faulted.RECORDED, _THERE),
     PostCopyCut(),
 )

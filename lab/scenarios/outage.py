@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 from lab import faults
-from lab import remains
 from lab import scenario
 from lab.scenarios import faulted
 
@@ -31,11 +30,6 @@ _UNTRACKED = scenario.Leaves(
     text='Nova says source, guest is on the destination',
     harm=('domain', 'twin', 'record', 'task'), vm_state=('ACTIVE', 'ERROR'),
     host=scenario.SOURCE)
-# The result depends on Nova's own timing, and no harm is sure.
-_RECORDED = scenario.Leaves(
-    text='result recorded', vm_state=('ACTIVE', 'ERROR'),
-    allowed=tuple(remains.RULES))
-
 _CONDUCTOR = faults.frozen('nova-conductor')
 
 SCENARIOS = (
@@ -53,26 +47,20 @@ SCENARIOS = (
             text='guest arrives, Nova fails', harm=('allocation',),
             vm_state=('ACTIVE', 'ERROR')),
         _THERE),
-    faulted.Accidental(
-        'outage-rabbitmq', 'RabbitMQ restarts while memory is copied.',
-        faults.Accident(faults.down('rabbitmq'), faults.MEMORY,
-                        faults.elapsed(_SHORT)),
-        _RECORDED, _EITHER),
-    faulted.Accidental(
-        'outage-mariadb', 'MariaDB restarts while memory is copied.',
-        faults.Accident(faults.down('mariadb'), faults.MEMORY,
-                        faults.elapsed(_SHORT)),
-        _RECORDED, _EITHER),
-    faulted.Accidental(
-        'outage-libvirtd-source',
-        'libvirtd of the source restarts while memory is copied.',
-        faults.Accident(faults.libvirtd_restarted(scenario.SOURCE),
-                        faults.MEMORY),
-        _RECORDED, _EITHER),
-    faulted.Accidental(
-        'outage-libvirtd-destination',
-        'libvirtd of the destination restarts while memory is copied.',
-        faults.Accident(faults.libvirtd_restarted(scenario.DESTINATION),
-                        faults.MEMORY),
-        _RECORDED, _EITHER),
+    *(faulted.Accidental(
+        f'outage-{name}{suffix}', f'{title} restarts {text}.',
+        faults.Accident(fault, moment, until), faulted.RECORDED, outcome)
+      for name, title, fault, until in (
+          ('rabbitmq', 'RabbitMQ', faults.down('rabbitmq'),
+           faults.elapsed(_SHORT)),
+          ('mariadb', 'MariaDB', faults.down('mariadb'),
+           faults.elapsed(_SHORT)),
+          ('libvirtd-source', 'libvirtd of the source',
+           faults.libvirtd_restarted(scenario.SOURCE), faults.NOW),
+          ('libvirtd-destination', 'libvirtd of the destination',
+           faults.libvirtd_restarted(scenario.DESTINATION), faults.NOW))
+      for suffix, text, moment, outcome in (
+          ('', 'while memory is copied', faults.MEMORY, _EITHER),
+          ('-switch-over', 'after the guest has arrived', faults.SWITCH_OVER,
+           _THERE))),
 )

@@ -18,11 +18,14 @@ of the instance when it starts, and forgets the migration.
 
 from __future__ import annotations
 
+import signal
+
 from lab import faults
 from lab import scenario
 from lab.scenarios import faulted
 
 _SOURCE_DIES = faults.compute_killed(scenario.SOURCE)
+_SOURCE_STOPS = faults.compute_killed(scenario.SOURCE, signal.SIGTERM)
 _DESTINATION_DIES = faults.compute_killed(scenario.DESTINATION)
 
 # MiB/s: the copy takes longer than the start of nova-compute.
@@ -59,6 +62,12 @@ SCENARIOS = (
             text='files, binding and allocation left on the destination',
             harm=('copies', 'binding', 'allocation'), host=scenario.SOURCE),
         _HERE),
+    faulted.Accidental(
+        'restart-source-term',
+        'nova-compute of the source is stopped while memory is copied.',
+        faults.Accident(faults.slowed(_SLOW), faults.MEMORY,
+                        inner=faults.Accident(_SOURCE_STOPS, faults.MEMORY)),
+        faulted.RECORDED, _HERE),
     faulted.Accidental(
         'restart-source-queued',
         'nova-compute of the source restarts while a migration is queued.',
