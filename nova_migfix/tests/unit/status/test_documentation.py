@@ -23,7 +23,7 @@ import testtools
 from nova_migfix.abi import tap
 from nova_migfix.cmd import status
 from nova_migfix.status import explain
-from nova_migfix.status import heal
+from nova_migfix.status.heal import display
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
@@ -81,7 +81,7 @@ class TestDocumentation(testtools.TestCase):
     def test_documented_table_of_heal_has_all_columns(self):
         table, *_rest = pages.blocks('status/index.rst', 'none')
         self.assertEqual(
-            [title for title, _show in heal.COLUMNS],
+            [title for title, _show in display.COLUMNS],
             [cell.strip() for cell in
              table.splitlines()[1].split('|')[1:-1]])
 

@@ -30,6 +30,8 @@ from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
 from nova_migfix.status import heal
+from nova_migfix.status.heal import display
+from nova_migfix.status.heal import plan
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
 from nova_migfix.storage import completion
@@ -90,7 +92,7 @@ class HealTestCase(testtools.TestCase):
         self.assert_no_scratch(path)
 
     def assert_untouched(self, path, before):
-        self.assertEqual(heal._state(before), heal._state(path.stat()))
+        self.assertEqual(plan._state(before), plan._state(path.stat()))
         self.assertEqual(
             str(self.base), image_file.qcow2_header(str(path)).backing)
         self.assert_no_scratch(path)
@@ -112,7 +114,7 @@ class TestTable(HealTestCase):
         with mock.patch.object(completion, 'free_space', autospec=True,
                                return_value=512 * GIB):
             titles, *rows = self.rows()
-        self.assertEqual([title for title, _ in heal.COLUMNS], titles)
+        self.assertEqual([title for title, _ in display.COLUMNS], titles)
         self.assertEqual(sorted([
             [uuids.running, running.name, '1.000', self.base.name,
              f'{completion.allocated(str(self.base)) / GIB:.3f}', '512.000',
@@ -459,14 +461,14 @@ class TestInterruption(HealTestCase):
     def test_signal_ends_the_copy_and_a_second_run_continues(self):
         path = self.add(uuids.stopped)
         before, image = path.stat(), self.image(path)
-        watch = heal._watch
+        watch = plan._watch
 
         def interrupted(made, total, progress, process):
             pathlib.Path(made).touch()
             os.kill(process.pid, signal.SIGSTOP)
             self.interrupt(signal.SIGTERM)
             watch(made, total, progress, process)
-        with mock.patch.object(heal, '_watch', interrupted):
+        with mock.patch.object(plan, '_watch', interrupted):
             ran = self.run_heal()
         self.assertEqual(heal.FAILED, ran.code)
         self.assert_untouched(path, before)
