@@ -80,6 +80,10 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         self.max_tap_queues = self.useFixture(fixtures.MockPatch(
             'nova_migfix.abi.tap.max_queues', autospec=True,
             return_value=256)).mock
+        # Stands in for QEMU: the images are in use.
+        self.useFixture(fixtures.MockPatch(
+            'nova_migfix.abi.image_lock.is_locked', autospec=True,
+            return_value=True))
         self.useFixture(FaithfulLibvirt())
         self.useFixture(UnpatchedConductor())
         self.wire = self.useFixture(Wire()).sent
