@@ -47,8 +47,9 @@ class RestartedTestCase(storage.StorageTestCase):
         super().setUp()
         for name, seconds in (
                 ('place._INTERVAL', 0), ('place._CERTAINTY', 0),
-                ('place._PATIENCE', 1), ('fixes.restart._INTERVAL', .1),
-                ('fixes.restart._RETRY_INTERVAL', .1)):
+                ('place._PATIENCE', 1),
+                ('fixes.restart.recovery._INTERVAL', .1),
+                ('fixes.restart.recovery._RETRY_INTERVAL', .1)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova_migfix.{name}', seconds))
         self.useFixture(fixtures.MonkeyPatch(

@@ -36,6 +36,7 @@ import testtools
 
 from nova_migfix import action
 from nova_migfix.fixes import restart
+from nova_migfix.fixes.restart import recovery
 from nova_migfix import journal
 from nova_migfix import place
 
@@ -74,7 +75,7 @@ class RestartTestCase(testtools.TestCase):
         config = self.useFixture(config_fixture.Config(cfg.CONF))
         config.config(state_path=self.useFixture(fixtures.TempDir()).path)
         self.config = config.config
-        self.sleep = self.patch(restart.time, 'sleep', side_effect=Stop)
+        self.sleep = self.patch(recovery.time, 'sleep', side_effect=Stop)
         self.find = self.patch(place, 'find')
         self.event = self.patch(action, 'record_failure')
         self.fault = self.patch(
@@ -167,7 +168,7 @@ class RestartTestCase(testtools.TestCase):
             journal.write('src', self.entry)
         restart.Restart().init_host(self.driver)
         self.manager._reset_live_migration('context', self.instance)
-        with mock.patch.object(restart.threading, 'Thread', Thread):
+        with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
         self.nova['pre_start_hook'].assert_called_once_with('service')
 
@@ -470,7 +471,7 @@ class TestWait(RestartTestCase):
         self.assertIn('dest has not completed', self.log.output)
 
     def test_each_minute_has_one_message(self):
-        clock = self.patch(restart.time, 'monotonic', side_effect=range(
+        clock = self.patch(recovery.time, 'monotonic', side_effect=range(
             0, 1000, 5))
         self.sleep.side_effect = [None] * 20 + [Stop]
         self.start_in_vain('accepted', entry=False)
@@ -487,7 +488,7 @@ class TestSettledElsewhere(RestartTestCase):
         self.record.status = status
         journal.write('src', self.entry)
         restart.Restart().init_host(self.driver)
-        with mock.patch.object(restart.threading, 'Thread', Thread):
+        with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
         self.assertEqual([], journal.instances('src'))
 
