@@ -29,7 +29,9 @@ from nova.objects import fields
 from oslo_config import cfg
 from oslo_log import log as logging
 
+from nova_migfix.fixes.restart import interrupted
 from nova_migfix.fixes.restart import journaling
+from nova_migfix.fixes.restart import rollback
 from nova_migfix.fixes.restart import settlement
 from nova_migfix import journal
 
@@ -47,7 +49,7 @@ _ATTRIBUTES = ['info_cache', 'security_groups', 'metadata', 'system_metadata',
 
 
 @dataclasses.dataclass(frozen=True)
-class Interrupted:
+class Noted:
     """A live migration that an end of nova-compute has interrupted."""
 
     #: UUID of the instance
@@ -65,7 +67,7 @@ class Recovery:
         self._driver = driver
         self._manager = manager
         self._bug = bug
-        self._interrupted: list[Interrupted] = []
+        self._noted: list[Noted] = []
         self._reset_live_migration = manager._reset_live_migration
         self._resume_guests_state = manager._resume_guests_state
 
@@ -112,48 +114,48 @@ class Recovery:
                  'migration is finished or rolled back.', {
                      'id': record.id, 'status': record.status,
                      'bug': self._bug}, instance=instance)
-        self._interrupted.append(Interrupted(
+        self._noted.append(Noted(
             instance.uuid, record.id, record.status))
 
     def _add_from_journal(self) -> None:
         """Add migrations whose instance is no longer MIGRATING here."""
-        known = {one.instance for one in self._interrupted}
+        known = {one.instance for one in self._noted}
         context = nova_context.get_admin_context()
         for uuid in journal.instances(self._manager.host):
             if uuid not in known:
                 entry = journal.read(self._manager.host, uuid, context)
                 if entry:
-                    self._interrupted.append(Interrupted(
+                    self._noted.append(Noted(
                         uuid, entry.migration, ''))
                 else:
                     journal.remove(self._manager.host, uuid)
 
     def _settle_in_background(self) -> None:
         # A queue may be long, and its migrations are settled quickly.
-        queued = [one for one in self._interrupted
+        queued = [one for one in self._noted
                   if one.status in ('queued', 'cancelled', '')]
-        others = [[one] for one in self._interrupted if one not in queued]
+        others = [[one] for one in self._noted if one not in queued]
         for group in filter(None, (queued, *others)):
             threading.Thread(
                 target=self._settle_all, args=(group,), daemon=True).start()
-        self._interrupted = []
+        self._noted = []
 
-    def _settle_all(self, group: list[Interrupted]) -> None:
+    def _settle_all(self, group: list[Noted]) -> None:
         for one in group:
             self.settle(one)
 
     # -- in a thread ---------------------------------------------------------
 
-    def settle(self, interrupted: Interrupted) -> None:
+    def settle(self, noted: Noted) -> None:
         """Finish the migration or roll it back, as soon as that is possible.
 
-        :param interrupted: see Interrupted
+        :param noted: the migration
         """
         begin = time.monotonic()
         logged_at = None
         while True:
             try:
-                self._attempt(interrupted, begin)
+                self._attempt(noted, begin)
                 return
             except Exception as error:
                 now = time.monotonic()
@@ -161,15 +163,15 @@ class Recovery:
                     logged_at = now
                     LOG.warning(
                         'The interrupted live migration is not settled yet: '
-                        '%s', error, instance_uuid=interrupted.instance)
+                        '%s', error, instance_uuid=noted.instance)
                 LOG.debug('The attempt has failed', exc_info=True)
                 time.sleep(
                     _INTERVAL if isinstance(error, settlement.NotSettled)
                     else _RETRY_INTERVAL)
 
-    def _attempt(self, interrupted: Interrupted, begin: float) -> None:
+    def _attempt(self, noted: Noted, begin: float) -> None:
         context = nova_context.get_admin_context()
-        uuid = interrupted.instance
+        uuid = noted.instance
         try:
             instance = objects.Instance.get_by_uuid(
                 context, uuid, expected_attrs=_ATTRIBUTES)
@@ -178,18 +180,18 @@ class Recovery:
                      'stopped in its live migration', instance_uuid=uuid)
             journal.remove(self._manager.host, uuid)
             return
-        record = objects.Migration.get_by_id(context, interrupted.migration)
-        migration = settlement.Migration(
+        record = objects.Migration.get_by_id(context, noted.migration)
+        migration = interrupted.Migration(
             self._driver, self._manager, self._resume_guests_state, context,
             instance, record)
         if not journaling.migrates_from(self._manager, instance):
-            migration.settle_record()
-        elif interrupted.status != 'accepted':
-            migration.settle(interrupted.status)
+            settlement.settle_record(migration)
+        elif noted.status != 'accepted':
+            settlement.settle(migration, noted.status)
         elif record.status != 'accepted':
             return      # this process carries it out
         elif time.monotonic() - begin < CONF.long_rpc_timeout:
             raise settlement.NotSettled(_('the conductor has not begun it'))
         else:
-            migration.cancel('error')
+            rollback.cancel(migration, 'error')
         journal.remove(self._manager.host, uuid)

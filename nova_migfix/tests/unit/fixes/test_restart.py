@@ -372,7 +372,7 @@ class TestSettle(RestartTestCase):
     @ddt.unpack
     def test_undefined_guest_has_survived_post_copy(self, exists, found):
         self.driver.instance_exists.return_value = exists
-        self.find.side_effect = lambda *args: (
+        self.find.side_effect = lambda *args, **kwargs: (
             self.raise_error(UNKNOWN) if args[3].status == POST_COPY
             else DESTINATION)
         self.start(POST_COPY)
