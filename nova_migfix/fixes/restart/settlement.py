@@ -58,13 +58,16 @@ def settle(migration: interrupted.Migration, status: str) -> None:
             status == 'error' and migration.entry
             and not migration.entry.is_prepared):
         _wait_for_preparation(migration)
-        rollback.roll_back(
-            migration, _find(migration, has_started=False), is_running=False)
+        rollback.roll_back(migration, place.find(
+            migration.driver, migration.context, migration.instance,
+            migration.record, has_started=False), is_running=False)
     else:
         if status != _POST_COPY:
             _abort_job(migration)
         try:
-            _settle_at(migration, _find_after_post_copy(migration))
+            _settle_at(migration, place.find(
+                migration.driver, migration.context, migration.instance,
+                migration.record))
         except place.DestinationSilent:
             raise
         except place.PlaceUnknown as unknown:
@@ -112,30 +115,6 @@ def _abort_job(migration: interrupted.Migration) -> None:
     except (libvirt.libvirtError, exception.NovaException) as error:
         LOG.info('The interrupted live migration is not aborted: %s',
                  error, instance=migration.instance)
-
-
-def _find_after_post_copy(migration: interrupted.Migration) -> place.Place:
-    try:
-        return _find(migration)
-    except place.DestinationSilent:
-        raise
-    except place.PlaceUnknown:
-        if (migration.record.status != _POST_COPY
-                or migration.driver.instance_exists(migration.instance)):
-            raise
-    # libvirt undefines the domain on the source after a successful post-copy
-    # only.
-    record = migration.record.obj_clone()
-    record.status = 'running'
-    return place.find(
-        migration.driver, migration.context, migration.instance, record)
-
-
-def _find(migration: interrupted.Migration,
-          has_started: bool = True) -> place.Place:
-    return place.find(
-        migration.driver, migration.context, migration.instance,
-        migration.record, has_started=has_started)
 
 
 def _settle_at(migration: interrupted.Migration, found: place.Place) -> None:

@@ -105,7 +105,7 @@ class RestartTestCase(testtools.TestCase):
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host.get_guest.return_value = self.guest
         self.driver = mock.Mock(
-            spec=['_host', 'virtapi', 'emit_event', 'instance_exists',
+            spec=['_host', 'virtapi', 'emit_event',
                   'rollback_live_migration_at_source'],
             _host=self.host, virtapi=mock.Mock(
                 spec=['_compute'], _compute=manager))
@@ -367,23 +367,6 @@ class TestSettle(RestartTestCase):
         self.find.return_value = DESTINATION
         self.start()
         self.assert_finished()
-
-    @ddt.data((False, DESTINATION), (True, None))
-    @ddt.unpack
-    def test_undefined_guest_has_survived_post_copy(self, exists, found):
-        self.driver.instance_exists.return_value = exists
-        self.find.side_effect = lambda *args, **kwargs: (
-            self.raise_error(UNKNOWN) if args[3].status == POST_COPY
-            else DESTINATION)
-        self.start(POST_COPY)
-        if found:
-            self.assert_finished()
-        else:
-            self.assert_error()
-
-    @staticmethod
-    def raise_error(error):
-        raise error
 
 
 @ddt.ddt
