@@ -46,6 +46,11 @@ answer can decide, the instance stays MIGRATING: a guest in ERROR could be
 rebooted hard. If no host can say where the guest is, the instance goes to
 ERROR and all files are kept, as with the fix ``arrival``.
 
+A migration that Nova leaves without an end, as its rollback has failed, is
+settled in the same way without a restart. A rollback cleans up a destination
+that has died, and outlives its silence:
+:mod:`nova_migfix.fixes.restart.destination`.
+
 The destination refuses a rollback that comes too late: after the guest has
 arrived, or after another migration of the same guest to this host has begun.
 
@@ -57,6 +62,7 @@ from __future__ import annotations
 from typing import Any
 
 from nova_migfix.fixes import base
+from nova_migfix.fixes.restart import destination
 from nova_migfix.fixes.restart import journaling
 from nova_migfix.fixes.restart import late_rollback
 from nova_migfix.fixes.restart import recovery
@@ -69,6 +75,8 @@ class Restart(base.Fix):
     def init_host(self, driver: Any) -> None:
         manager = getattr(driver.virtapi, '_compute', None)
         if manager is not None:     # None in tests only
-            journaling.wrap(manager)
-            recovery.Recovery(driver, manager, self.bug).wrap()
+            recoveries = recovery.Recovery(driver, manager, self.bug)
+            recoveries.wrap()
+            journaling.wrap(manager, recoveries.settle_unfinished)
+            destination.wrap(manager)
             late_rollback.refuse(manager)

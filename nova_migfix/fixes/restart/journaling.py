@@ -10,10 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Keep the journal while a live migration leaves this host."""
+"""Keep the journal of a live migration, and see to its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -29,8 +30,12 @@ from nova_migfix import journal
 LOG = logging.getLogger(__name__)
 
 
-def wrap(manager: Any) -> None:
-    """Keep an entry of the journal from the preparation to the end."""
+def wrap(manager: Any, settle: Callable[[Any, Any], None]) -> None:
+    """Keep an entry of the journal from the preparation to the end.
+
+    :param settle: called with the instance and the record of a migration that
+        Nova has left without an end
+    """
     prepare = manager._do_pre_live_migration_from_source
     migrate = manager._do_live_migration
 
@@ -51,16 +56,23 @@ def wrap(manager: Any) -> None:
 
     @functools.wraps(migrate)
     def migrate_with_journal(
-        context: Any, dest: Any, instance: Any, *args: Any, **kwargs: Any,
-    ) -> Any:
+        context: Any, dest: Any, instance: Any, block_migration: Any,
+        migration: Any, migrate_data: Any,
+    ) -> None:
         try:
-            result = migrate(context, dest, instance, *args, **kwargs)
+            migrate(context, dest, instance, block_migration, migration,
+                    migrate_data)
         except Exception:
-            _remove_if_settled(manager, instance)
+            end(instance, migration)
             raise
         # The end of the process, which is no Exception, leaves the entry.
-        _remove_if_settled(manager, instance)
-        return result
+        end(instance, migration)
+
+    def end(instance: Any, migration: Any) -> None:
+        if _is_settled(manager, instance):
+            journal.remove(manager.host, instance.uuid)
+        else:
+            settle(instance, migration)
 
     manager._do_pre_live_migration_from_source = prepare_with_journal
     manager._do_live_migration = migrate_with_journal
@@ -75,20 +87,17 @@ def _write(manager: Any, instance: Any, entry: journal.Entry) -> None:
                     'it back completely: %s', error, instance=instance)
 
 
-def _remove_if_settled(manager: Any, instance: Any) -> None:
-    """Remove the entry unless a restart has to settle the migration."""
+def _is_settled(manager: Any, instance: Any) -> bool:
     try:
         now = objects.Instance.get_by_uuid(
             nova_context.get_admin_context(), instance.uuid)
-        is_settled = not migrates_from(manager, now)
     except exception.InstanceNotFound:
-        is_settled = True
+        return True
     except Exception as error:
-        LOG.debug('The data of the live migration is kept, as the state of '
-                  'the instance is unknown: %s', error, instance=instance)
-        return
-    if is_settled:
-        journal.remove(manager.host, instance.uuid)
+        LOG.debug('The state of the instance after its live migration is '
+                  'unknown: %s', error, instance=instance)
+        return False
+    return not migrates_from(manager, now)
 
 
 def migrates_from(manager: Any, instance: Any) -> bool:

@@ -114,8 +114,7 @@ class Recovery:
                  'migration is finished or rolled back.', {
                      'id': record.id, 'status': record.status,
                      'bug': self._bug}, instance=instance)
-        self._noted.append(Noted(
-            instance.uuid, record.id, record.status))
+        self._noted.append(Noted(instance.uuid, record.id, record.status))
 
     def _add_from_journal(self) -> None:
         """Add migrations whose instance is no longer MIGRATING here."""
@@ -125,8 +124,7 @@ class Recovery:
             if uuid not in known:
                 entry = journal.read(self._manager.host, uuid, context)
                 if entry:
-                    self._noted.append(Noted(
-                        uuid, entry.migration, ''))
+                    self._noted.append(Noted(uuid, entry.migration, ''))
                 else:
                     journal.remove(self._manager.host, uuid)
 
@@ -136,9 +134,27 @@ class Recovery:
                   if one.status in ('queued', 'cancelled', '')]
         others = [[one] for one in self._noted if one not in queued]
         for group in filter(None, (queued, *others)):
-            threading.Thread(
-                target=self._settle_all, args=(group,), daemon=True).start()
+            self._start(group)
         self._noted = []
+
+    def settle_unfinished(self, instance: Any, record: Any) -> None:
+        """Settle a migration that Nova has left without an end.
+
+        Its rollback has failed in the preparation, or the conductor is silent.
+        Nova would leave the instance MIGRATING for ever.
+        """
+        LOG.warning('Nova has left live migration %(id)s without an end. The '
+                    'instance is MIGRATING until the migration to %(dest)s is '
+                    'finished or rolled back.', {
+                        'id': record.id, 'dest': record.dest_compute},
+                    instance=instance)
+        # The destination does not prepare any more.
+        status = 'error' if record.status == 'preparing' else record.status
+        self._start([Noted(instance.uuid, record.id, status)])
+
+    def _start(self, group: list[Noted]) -> None:
+        threading.Thread(
+            target=self._settle_all, args=(group,), daemon=True).start()
 
     def _settle_all(self, group: list[Noted]) -> None:
         for one in group:
@@ -176,8 +192,8 @@ class Recovery:
             instance = objects.Instance.get_by_uuid(
                 context, uuid, expected_attrs=_ATTRIBUTES)
         except exception.InstanceNotFound:
-            LOG.info('The instance was deleted while nova-compute was '
-                     'stopped in its live migration', instance_uuid=uuid)
+            LOG.info('The instance was deleted during its interrupted '
+                     'live migration', instance_uuid=uuid)
             journal.remove(self._manager.host, uuid)
             return
         record = objects.Migration.get_by_id(context, noted.migration)

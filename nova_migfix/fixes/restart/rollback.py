@@ -14,18 +14,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nova.compute import power_state
 from nova.compute import task_states
 from nova import exception
 from nova.i18n import _
-from nova import objects
 from nova.virt.libvirt import utils as libvirt_utils
 from oslo_config import cfg
 from oslo_log import log as logging
 
 from nova_migfix import action
+from nova_migfix.fixes.restart import destination
 from nova_migfix.fixes.restart import interrupted
 from nova_migfix import journal
 from nova_migfix import place
@@ -45,7 +43,8 @@ def cancel(migration: interrupted.Migration, status: str) -> None:
     manager, instance = migration.manager, migration.instance
     manager._revert_allocation(migration.context, instance, migration.record)
     if migration.dest:
-        _drop_claims(migration)
+        destination.drop_claims(
+            manager, migration.context, instance, migration.dest)
         try:
             manager.network_api.setup_networks_on_host(
                 migration.context, instance, host=migration.dest,
@@ -56,26 +55,12 @@ def cancel(migration: interrupted.Migration, status: str) -> None:
                       instance=instance)
     instance.task_state = None
     instance.progress = 0
-    instance.drop_migration_context()
     instance.save(expected_task_state=[task_states.MIGRATING])
     migration.set_status(status)
     LOG.info('The interrupted live migration to %(dest)s is %(status)s, and '
              'the instance stays on %(host)s', {
                  'dest': migration.dest, 'status': status,
                  'host': instance.host}, instance=instance)
-
-
-def _drop_claims(migration: interrupted.Migration) -> None:
-    if migration.instance.migration_context is None:
-        return
-    try:
-        migration.manager.compute_rpcapi.drop_move_claim_at_destination(
-            migration.context, migration.instance, migration.dest)
-    except Exception as error:
-        # Its periodic task drops the claims of a migration that has ended.
-        LOG.warning('%(dest)s did not drop the claims of the live migration: '
-                    '%(error)s', {'dest': migration.dest, 'error': error},
-                    instance=migration.instance)
 
 
 def roll_back(migration: interrupted.Migration, found: place.Place,
@@ -111,30 +96,11 @@ def _roll_back_with(migration: interrupted.Migration, entry: journal.Entry,
     if is_running:
         migration.driver.rollback_live_migration_at_source(
             migration.context, migration.instance, entry.migrate_data)
-    _disconnect_volumes_on_destination(migration, entry.source_bdms)
     # The rest of a rollback is the same before libvirt was called.
     migration.manager._rollback_live_migration(
         migration.context, migration.instance, migration.dest,
         migrate_data=entry.migrate_data, source_bdms=entry.source_bdms,
         pre_live_migration=True)
-
-
-def _disconnect_volumes_on_destination(
-    migration: interrupted.Migration, source_bdms: Any,
-) -> None:
-    """Disconnect the volumes that the destination has attached.
-
-    It disconnects them itself if its preparation fails. A call for such a
-    volume would delete its attachment to the source.
-    """
-    attached = {bdm.volume_id: bdm.attachment_id for bdm in source_bdms
-                if bdm.is_volume}
-    changed = [
-        bdm for bdm in objects.BlockDeviceMappingList.get_by_instance_uuid(
-            migration.context, migration.instance.uuid)
-        if bdm.is_volume and bdm.attachment_id != attached.get(bdm.volume_id)]
-    migration.manager._remove_remote_volume_connections(
-        migration.context, migration.dest, changed, migration.instance)
 
 
 def _settle_off(migration: interrupted.Migration) -> None:

@@ -57,7 +57,8 @@ def settle(migration: interrupted.Migration, status: str) -> None:
     elif status == 'preparing' or (
             status == 'error' and migration.entry
             and not migration.entry.is_prepared):
-        _wait_for_preparation(migration)
+        if status == 'preparing':
+            _wait_for_preparation(migration)
         rollback.roll_back(migration, place.find(
             migration.driver, migration.context, migration.instance,
             migration.record, has_started=False), is_running=False)
