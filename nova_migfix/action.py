@@ -37,12 +37,15 @@ def record_failure(context: Any, instance: Any, error: Exception) -> None:
     :param context: of the request that began the action
     :param instance: nova.objects.Instance
     """
-    reason = exception.MigrationError(reason=str(error))
+    reason = error
+    if not isinstance(error, exception.MigrationError):
+        # Of other exceptions the event records the class only.
+        reason = exception.MigrationError(reason=str(error))
+        reason.__cause__ = error
     try:
         with compute_utils.EventReporter(
                 context, EVENT, instance.host, instance.uuid):
-            # Of other exceptions the event records the class only.
-            raise reason from error
+            raise reason
     except Exception as raised:
         if raised is not reason:
             LOG.warning('The reason for the failed live migration could '

@@ -160,7 +160,7 @@ class _Search:
     def _place_of_undefined(self) -> Place:
         if not self._has_started:
             return Place.OFF
-        self._require_no_post_copy()
+        # libvirt undefines it after a success only, also in post-copy.
         if self._runs_on_destination():
             return Place.DESTINATION
         raise self._unknown(_('it is not defined on %s')

@@ -45,6 +45,7 @@ import oslo_messaging
 
 from nova_migfix.fixes import base
 from nova_migfix import migration
+from nova_migfix import nova_release
 from nova_migfix import place
 
 LOG = logging.getLogger(__name__)
@@ -126,8 +127,11 @@ class _Watch:
         _repeat_last_call(self._driver.virtapi._compute.compute_rpcapi)
         try:
             self._post_method(*args, **kwargs)
-        finally:
-            # Nova 29 ignores an error of the destination.
+        except Exception:
+            self._save_new_host()
+            raise
+        if nova_release.major() == 29:
+            # It ignores an error of the destination.
             self._save_new_host()
 
     def recover(self, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ import fixtures
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver as libvirt_driver
 import oslo_messaging
+from testtools import matchers
 
 from nova_migfix import action
 from nova_migfix import nova_release
@@ -122,8 +123,9 @@ class ArrivalTestCase(EndingMigrationTestCase):
         self.live_migrate('failed', 'SHUTOFF')
         self.assert_off_on_source()
         event = self.failed_event(action.EVENT)
-        self.assertIn('the guest stopped before it had arrived on dest',
-                      event['details'])
+        self.assertThat(event['details'], matchers.StartsWith(
+            'Migration error: the guest stopped before it had arrived on '
+            'dest'))
 
     def test_guest_that_stops_while_the_destination_prepares_stays(self):
         self.ends = None

@@ -14,20 +14,26 @@
 
 from concurrent import futures
 import functools
+import itertools
 import os
 import pathlib
 import shutil
 import threading
 import time
+from unittest import mock
 
 import fixtures
+from nova.compute import manager
 from nova import context
+from nova import exception
 from nova import objects
 from nova.tests import fixtures as nova_fixtures
 from nova.tests.fixtures import libvirt as fakelibvirt
 from nova.virt.libvirt import driver as libvirt_driver
 from oslo_config import cfg
+import oslo_messaging
 
+from nova_migfix.tests.functional import base
 from nova_migfix.tests.functional import storage
 
 CRASHED = 3     # of virDomainShutoffReason
@@ -47,8 +53,9 @@ class RestartedTestCase(storage.StorageTestCase):
         super().setUp()
         for name, seconds in (
                 ('place._INTERVAL', 0), ('place._CERTAINTY', 0),
-                ('place._PATIENCE', 1), ('fixes.restart._INTERVAL', .1),
-                ('fixes.restart._RETRY_INTERVAL', .1)):
+                ('place._PATIENCE', 1),
+                ('fixes.restart.recovery._INTERVAL', .1),
+                ('fixes.restart.recovery._RETRY_INTERVAL', .1)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova_migfix.{name}', seconds))
         self.useFixture(fixtures.MonkeyPatch(
@@ -95,6 +102,25 @@ class RestartedTestCase(storage.StorageTestCase):
             call(*args, **kwargs)
             self.die()
         self.src.manager.compute_rpcapi.pre_live_migration = prepare_and_die
+        self.begin()
+
+    def kill_destination(self):
+        """Migrate; the destination is killed as it ends its preparation."""
+        prepare = self.dest.driver.pre_live_migration
+
+        def prepare_and_die(*args, **kwargs):
+            prepare(*args, **kwargs)
+            self.die()
+        self.dest.driver.pre_live_migration = prepare_and_die
+        call = self.src.manager.compute_rpcapi.pre_live_migration
+
+        def call_in_vain(*args, **kwargs):
+            threading.Thread(
+                target=functools.partial(call, *args, **kwargs),
+                daemon=True).start()
+            self.assertTrue(self.is_dead.wait(60))
+            raise oslo_messaging.MessagingTimeout
+        self.src.manager.compute_rpcapi.pre_live_migration = call_in_vain
         self.begin()
 
     def kill_in_migration(self, happens):
@@ -252,6 +278,29 @@ class RestartTestCase(RestartedTestCase):
         self.wait_for('failed')
         self.assert_on('src')
 
+    def test_destination_that_dies_in_its_preparation_is_cleaned_up(self):
+        self.kill_destination()
+        self.wait_for('failed')
+        self.assert_on('src')
+        self.assert_kept()
+
+    def test_rollback_that_fails_in_the_preparation_is_tried_again(self):
+        self.useFixture(fixtures.MockPatch(
+            'nova.virt.libvirt.driver.LibvirtDriver.pre_live_migration',
+            autospec=True, side_effect=OSError))
+        revert = manager.ComputeManager._revert_allocation
+        attempts = itertools.count(1)
+
+        def fail_and_revert(*args):
+            if next(attempts) == 1:
+                raise exception.PlacementAPIConnectFailure
+            return revert(*args)
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.compute.manager.ComputeManager._revert_allocation',
+            fail_and_revert))
+        self.live_migrate('failed')
+        self.assert_on('src')
+
     def test_running_migration_is_aborted_and_rolled_back(self):
         self.kill_in_migration(self.goes_on)
         self.start_again()
@@ -376,6 +425,13 @@ class VolumeTestCase(RestartedTestCase):
         self.start_again()
         self.assert_attached_to_source()
 
+    def test_volume_of_a_dead_destination_is_disconnected(self):
+        disconnect = self.dest.driver._disconnect_volume = (
+            mock.create_autospec(self.dest.driver._disconnect_volume))
+        self.kill_destination()
+        self.assert_attached_to_source()
+        disconnect.assert_called_once()
+
     def test_volume_of_a_running_guest_stays_on_the_source(self):
         self.kill_in_migration(self.goes_on)
         self.start_again()
@@ -388,6 +444,85 @@ class VolumeTestCase(RestartedTestCase):
         attachment, = self.attachments()
         self.assertNotEqual(self.attachment, attachment)
         self.assertEqual(attachment, self.bdm_attachment())
+
+
+class ClaimsTestCase(base.MigrationTestCase):
+    """The migration has claimed CPUs and memory of the destination."""
+
+    def setUp(self):
+        super().setUp()
+        self.boot(hw_numa_nodes='1')
+        self.is_queued = threading.Event()
+        self.is_silent = threading.Event()
+
+    def _migrate_stub(self, domain, destination, params, flags):
+        self.source_domain()._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
+        raise fakelibvirt.make_libvirtError(
+            fakelibvirt.libvirtError, 'unable to connect',
+            error_code=fakelibvirt.VIR_ERR_OPERATION_FAILED)
+
+    def silence_destination(self):
+        def time_out(*args):
+            self.is_silent.set()
+            raise oslo_messaging.MessagingTimeout
+        self.useFixture(fixtures.MonkeyPatch(
+            'nova.compute.rpcapi.ComputeAPI.drop_move_claim_at_destination',
+            time_out))
+
+    def enqueue(self, *args, **kwargs):
+        self.is_queued.set()
+        return futures.Future()
+
+    def claimed(self):
+        """Return how many CPUs of the destination are claimed."""
+        node, = self.dest.manager.rt.compute_nodes.values()
+        return sum(cell.cpu_usage for cell in objects.NUMATopology
+                   .obj_from_db_obj(node.numa_topology).cells)
+
+    def test_rollback_outlives_a_destination_that_keeps_its_claims(self):
+        self.silence_destination()
+        self.live_migrate('failed')
+        self.assertTrue(self.is_silent.is_set())
+        self.assertEqual('src', self.host())
+        self.assertEqual(4, self.claimed())
+        self._run_periodics()
+        self.assertEqual(0, self.claimed())
+
+    def abort_queued(self):
+        """Abort a migration that waits in the queue."""
+        if hasattr(self.src.manager, '_start_recorded_task'):
+            self.src.manager._start_recorded_task = self.enqueue
+        else:
+            self.src.manager._live_migration_executor.submit = self.enqueue
+        self.api.post_server_action(self.server['id'], {
+            'os-migrateLive': {'host': None, 'block_migration': 'auto'}})
+        self.assertTrue(self.is_queued.wait(60))
+        self.assertEqual(4, self.claimed())
+        record, = self.migrations()
+        self.api.api_delete(
+            f'/servers/{self.server["id"]}/migrations/{record["id"]}')
+        self._wait_for_assert(lambda: self.assertEqual(
+            'cancelled', self.migrations()[0]['status']), max_retries=60)
+
+    def test_abort_of_a_queued_migration_drops_its_claims(self):
+        self.abort_queued()
+        self._wait_for_assert(
+            lambda: self.assertEqual(0, self.claimed()), max_retries=60)
+
+
+class ClaimsWithoutFixTestCase(ClaimsTestCase):
+    """The faults of Nova that the fix prevents."""
+
+    enabled_fixes = ['arrival', 'rollback_state']
+
+    def test_rollback_outlives_a_destination_that_keeps_its_claims(self):
+        self.silence_destination()
+        self.live_migrate('error', 'ERROR')
+
+    def test_abort_of_a_queued_migration_drops_its_claims(self):
+        self.abort_queued()
+        time.sleep(1)
+        self.assertEqual(4, self.claimed())
 
 
 class LateRollbackTestCase(RestartedTestCase):

@@ -25,6 +25,7 @@ import testtools
 
 from nova_migfix.fixes import outage
 from nova_migfix import migration
+from nova_migfix import nova_release
 from nova_migfix import place
 from nova_migfix.tests import clock
 
@@ -145,6 +146,7 @@ class TestEnd(OutageTestCase):
         getattr(self, method).assert_called_once_with('context')
 
 
+@ddt.ddt
 class TestFailureAfterArrival(OutageTestCase):
     """Nova fails after the guest has arrived."""
 
@@ -165,10 +167,17 @@ class TestFailureAfterArrival(OutageTestCase):
             (self.found.host, self.found.node, self.found.compute_id,
              self.found.task_state, self.found.progress))
 
-    def test_new_host_is_saved_if_nova_29_ignores_the_failure(self):
+    @ddt.data((29, 1), (30, 0))
+    @ddt.unpack
+    def test_new_host_is_saved_if_nova_29_ignores_the_failure(
+            self, release, saved):
+        self.useFixture(fixtures.MockPatchObject(
+            nova_release, 'major', autospec=True, return_value=release))
         self.post.side_effect = None
         self.outgoing.post_method()
-        self.found.save.assert_called_once_with()
+        self.assertEqual(saved, self.found.save.call_count)
+        # the wait for the conductor reads the instance too
+        self.assertEqual(1 + saved, self.read.call_count)
 
     def test_host_that_nova_has_saved_stays(self):
         self.found.host = 'dest'

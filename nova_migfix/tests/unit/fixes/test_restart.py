@@ -36,6 +36,7 @@ import testtools
 
 from nova_migfix import action
 from nova_migfix.fixes import restart
+from nova_migfix.fixes.restart import recovery
 from nova_migfix import journal
 from nova_migfix import place
 
@@ -74,7 +75,7 @@ class RestartTestCase(testtools.TestCase):
         config = self.useFixture(config_fixture.Config(cfg.CONF))
         config.config(state_path=self.useFixture(fixtures.TempDir()).path)
         self.config = config.config
-        self.sleep = self.patch(restart.time, 'sleep', side_effect=Stop)
+        self.sleep = self.patch(recovery.time, 'sleep', side_effect=Stop)
         self.find = self.patch(place, 'find')
         self.event = self.patch(action, 'record_failure')
         self.fault = self.patch(
@@ -96,6 +97,9 @@ class RestartTestCase(testtools.TestCase):
         manager.host = 'src'
         manager.compute_rpcapi = mock.create_autospec(
             rpcapi.ComputeAPI, instance=True)
+        # the fix marks the function that replaces it
+        manager.compute_rpcapi.drop_move_claim_at_destination = mock.Mock(
+            spec=[])
         manager.network_api = mock.create_autospec(
             neutron.API, instance=True)
         self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
@@ -104,7 +108,7 @@ class RestartTestCase(testtools.TestCase):
         self.host = mock.create_autospec(libvirt_host.Host, instance=True)
         self.host.get_guest.return_value = self.guest
         self.driver = mock.Mock(
-            spec=['_host', 'virtapi', 'emit_event', 'instance_exists',
+            spec=['_host', 'virtapi', 'emit_event',
                   'rollback_live_migration_at_source'],
             _host=self.host, virtapi=mock.Mock(
                 spec=['_compute'], _compute=manager))
@@ -114,6 +118,7 @@ class RestartTestCase(testtools.TestCase):
         self.nova = {name: mock.Mock() for name in (
             '_reset_live_migration', '_resume_guests_state',
             'pre_start_hook', '_do_live_migration',
+            '_rollback_live_migration', 'live_migration_abort',
             '_do_pre_live_migration_from_source',
             next(filter(lambda one: hasattr(manager, one), ROLL_BACK)))}
         manager.configure_mock(**self.nova)
@@ -167,7 +172,7 @@ class RestartTestCase(testtools.TestCase):
             journal.write('src', self.entry)
         restart.Restart().init_host(self.driver)
         self.manager._reset_live_migration('context', self.instance)
-        with mock.patch.object(restart.threading, 'Thread', Thread):
+        with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
         self.nova['pre_start_hook'].assert_called_once_with('service')
 
@@ -189,10 +194,10 @@ class RestartTestCase(testtools.TestCase):
         self.instance.save.assert_called_once_with(
             expected_task_state=['migrating'])
         self.assertEqual(status, self.record.status)
-        self.manager._rollback_live_migration.assert_not_called()
+        self.nova['_rollback_live_migration'].assert_not_called()
 
     def assert_rolled_back(self, is_running):
-        call, = self.manager._rollback_live_migration.mock_calls
+        call, = self.nova['_rollback_live_migration'].mock_calls
         self.assertEqual((self.instance, 'dest'), call.args[1:])
         self.assertTrue(call.kwargs['pre_live_migration'])
         data = call.kwargs['migrate_data']
@@ -223,7 +228,7 @@ class RestartTestCase(testtools.TestCase):
         self.manager._set_instance_obj_error_state.assert_called_once_with(
             self.instance, clean_task_state=True)
         self.assertEqual('error', self.record.status)
-        self.manager._rollback_live_migration.assert_not_called()
+        self.nova['_rollback_live_migration'].assert_not_called()
 
 
 class Thread:
@@ -367,23 +372,6 @@ class TestSettle(RestartTestCase):
         self.start()
         self.assert_finished()
 
-    @ddt.data((False, DESTINATION), (True, None))
-    @ddt.unpack
-    def test_undefined_guest_has_survived_post_copy(self, exists, found):
-        self.driver.instance_exists.return_value = exists
-        self.find.side_effect = lambda *args: (
-            self.raise_error(UNKNOWN) if args[3].status == POST_COPY
-            else DESTINATION)
-        self.start(POST_COPY)
-        if found:
-            self.assert_finished()
-        else:
-            self.assert_error()
-
-    @staticmethod
-    def raise_error(error):
-        raise error
-
 
 @ddt.ddt
 class TestWait(RestartTestCase):
@@ -414,7 +402,7 @@ class TestWait(RestartTestCase):
         self.start_in_vain('preparing')
         self.assertIn('dest has not finished its preparation',
                       self.log.output)
-        self.manager._rollback_live_migration.assert_not_called()
+        self.nova['_rollback_live_migration'].assert_not_called()
 
     def test_preparation_is_over_when_nova_gives_it_up(self):
         self.events.return_value = []
@@ -470,7 +458,7 @@ class TestWait(RestartTestCase):
         self.assertIn('dest has not completed', self.log.output)
 
     def test_each_minute_has_one_message(self):
-        clock = self.patch(restart.time, 'monotonic', side_effect=range(
+        clock = self.patch(recovery.time, 'monotonic', side_effect=range(
             0, 1000, 5))
         self.sleep.side_effect = [None] * 20 + [Stop]
         self.start_in_vain('accepted', entry=False)
@@ -487,7 +475,7 @@ class TestSettledElsewhere(RestartTestCase):
         self.record.status = status
         journal.write('src', self.entry)
         restart.Restart().init_host(self.driver)
-        with mock.patch.object(restart.threading, 'Thread', Thread):
+        with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
         self.assertEqual([], journal.instances('src'))
 
@@ -519,7 +507,7 @@ class TestSettledElsewhere(RestartTestCase):
         self.sleep.side_effect = reset
         self.start()
         self.assertEqual('error', self.record.status)
-        self.manager._rollback_live_migration.assert_not_called()
+        self.nova['_rollback_live_migration'].assert_not_called()
 
 
 @ddt.ddt
@@ -566,6 +554,7 @@ class TestKeepJournal(RestartTestCase):
 
     def setUp(self):
         super().setUp()
+        self.settle = self.patch(recovery.Recovery, 'settle_unfinished')
         restart.Restart().init_host(self.driver)
         self.data = objects.LibvirtLiveMigrateData(block_migration=True)
         self.kept = []
@@ -609,7 +598,13 @@ class TestKeepJournal(RestartTestCase):
         self.prepare()
         self.instance.host, self.instance.task_state = host, state
         self.migrate()
+        self.assert_left(left)
+
+    def assert_left(self, left):
         self.assertEqual(left, len(journal.instances('src')))
+        self.assertEqual(
+            [mock.call(mock.ANY, self.instance, self.record)] * left,
+            self.settle.mock_calls)
 
     @ddt.data((RuntimeError, 0), (SystemExit, 1))
     @ddt.unpack
@@ -627,7 +622,114 @@ class TestKeepJournal(RestartTestCase):
         self.prepare()
         self.get_instance.side_effect = error
         self.migrate()
-        self.assertEqual(left, len(journal.instances('src')))
+        self.assert_left(left)
+
+    def test_failed_rollback_is_left_for_the_next_attempts(self):
+        self.prepare()
+        self.nova['_do_live_migration'].side_effect = RuntimeError
+        self.assertRaises(RuntimeError, self.migrate)
+        self.assert_left(1)
+
+
+@ddt.ddt
+class TestUnfinished(RestartTestCase):
+    """Nova's rollback has failed, and nova-compute goes on."""
+
+    def end(self, status, **changes):
+        self.record.status = status
+        journal.write('src', dataclasses.replace(self.entry, **changes))
+        restart.Restart().init_host(self.driver)
+        self.find.return_value = SOURCE
+        with mock.patch.object(recovery.threading, 'Thread', Thread):
+            self.manager._do_live_migration(
+                'context', 'dest', self.instance, True, self.record, 'data')
+        self.assertIn('has left live migration 7 without an end',
+                      self.log.output)
+
+    @ddt.data('preparing', 'error')
+    def test_preparation_that_has_failed_is_not_awaited(self, status):
+        self.events.return_value = []
+        self.end(status, is_prepared=False)
+        self.assert_rolled_back(is_running=False)
+
+    # an operator aborted it in the meantime
+    def test_prepared_migration_is_rolled_back_completely(self):
+        self.events.return_value = []
+        self.end('preparing')
+        self.assert_rolled_back(is_running=True)
+
+    def test_rollback_is_tried_until_it_succeeds(self):
+        self.sleep.side_effect = None
+        self.nova['_rollback_live_migration'].side_effect = [
+            oslo_messaging.MessagingTimeout, None]
+        self.end('error', is_prepared=False)
+        self.assertEqual(
+            2, self.nova['_rollback_live_migration'].call_count)
+        self.assertEqual([], journal.instances('src'))
+
+
+@ddt.ddt
+class TestDestination(RestartTestCase):
+    """Nova rolls back, or an operator aborts, and nothing has restarted."""
+
+    def setUp(self):
+        super().setUp()
+        self.drop = self.manager.compute_rpcapi.drop_move_claim_at_destination
+        restart.Restart().init_host(self.driver)
+
+    def roll_back(self, **kwargs):
+        self.manager._rollback_live_migration(
+            'context', self.instance, 'dest', 'data',
+            source_bdms=self.entry.source_bdms, **kwargs)
+
+    def test_arguments_are_nova_s(self):
+        self.roll_back(migration_status='cancelled')
+        self.nova['_rollback_live_migration'].assert_called_once_with(
+            'context', self.instance, 'dest', migrate_data='data',
+            migration_status='cancelled', pre_live_migration=False,
+            source_bdms=self.entry.source_bdms)
+
+    @ddt.data((True, [uuids.dest]), (False, None))
+    @ddt.unpack
+    def test_volumes_of_a_dead_destination_are_disconnected(
+            self, in_preparation, expected):
+        self.roll_back(pre_live_migration=in_preparation)
+        if in_preparation:
+            self.assertEqual(expected, self.disconnected())
+        else:       # Nova does so itself
+            self.manager._remove_remote_volume_connections.assert_not_called()
+
+    @ddt.data(None, oslo_messaging.MessagingTimeout('dest'))
+    def test_rollback_outlives_a_destination_that_is_silent(self, error):
+        self.drop.side_effect = error
+        self.nova['_rollback_live_migration'].side_effect = (
+            lambda *args, **kwargs: self.manager.compute_rpcapi
+            .drop_move_claim_at_destination('context', self.instance, 'dest'))
+        self.roll_back()
+        self.roll_back()
+        self.assertEqual(
+            [mock.call('context', self.instance, 'dest')] * 2,
+            self.drop.mock_calls)
+        self.assertEqual(
+            error is not None, 'claims of the live migration remain on dest'
+            in self.log.output)
+
+    @ddt.data((True, True, 1), (True, False, 0), (False, True, 0))
+    @ddt.unpack
+    def test_abort_of_a_queued_migration_drops_its_claims(
+            self, is_queued, has_claims, calls):
+        def abort(context, instance, migration_id):
+            if is_queued:
+                instance.task_state = None
+        self.nova['live_migration_abort'].side_effect = abort
+        if has_claims:
+            self.instance.migration_context = objects.MigrationContext()
+        self.manager.live_migration_abort('context', self.instance, 7)
+        self.assertEqual(
+            [mock.call('context', self.instance, 'dest')] * calls,
+            self.drop.mock_calls)
+        self.assertEqual(
+            calls, self.instance.drop_migration_context.call_count)
 
 
 @ddt.ddt
