@@ -76,6 +76,7 @@ from oslo_utils import timeutils
 
 from nova_migfix import action
 from nova_migfix.fixes import base
+from nova_migfix.fixes import post_copy
 from nova_migfix import journal
 from nova_migfix import place
 
@@ -396,6 +397,9 @@ class _Migration:
         else:
             if status != _POST_COPY:
                 self._abort_job()
+            if self._entry:
+                post_copy.go_on(self._driver, self._context, self._instance,
+                                self._entry.migrate_data)
             try:
                 self._settle_at(self._find())
             except place.DestinationSilent:
