@@ -225,9 +225,9 @@ class LibvirtDriver(driver.LibvirtDriver):
                 context, instance, dest, block_migration, migrate_data,
                 migrating, device_names)
 
-    def _migrate_failed(self, context, instance, migrate_data, migrate):
+    def _migrate_failed(self, context, instance, migrate_data, uri, migrate):
         return any(fix.migrate_failed(
-            self, context, instance, migrate_data, migrate)
+            self, context, instance, migrate_data, uri, migrate)
             for fix in self._fixes)
 
     @_with_signature_of(driver.LibvirtDriver._live_migration_monitor)
@@ -352,7 +352,7 @@ class _MigratingGuest:
             self._running_xml = xml
         return xml
 
-    def migrate(self, *args, destination_xml=None, flags=0, **kwargs):
+    def migrate(self, uri, *args, destination_xml=None, flags=0, **kwargs):
         if destination_xml and self._running_xml:
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
@@ -361,10 +361,10 @@ class _MigratingGuest:
         self._operation.has_started = self._guest.is_active()
 
         def migrate(guest, more_flags=0):
-            guest.migrate(*args, destination_xml=destination_xml,
+            guest.migrate(uri, *args, destination_xml=destination_xml,
                           flags=flags | more_flags, **kwargs)
         try:
             migrate(self._guest)
         except Exception:
-            if not self._migrate_failed(migrate):
+            if not self._migrate_failed(uri, migrate):
                 raise

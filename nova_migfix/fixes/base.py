@@ -175,7 +175,7 @@ class Fix:
 
     def migrate_failed(
         self, driver: Any, context: Any, instance: Any, migrate_data: Any,
-        migrate: Callable[..., None],
+        uri: str, migrate: Callable[..., None],
     ) -> bool:
         """Source: handle a failure of libvirt's call, in the call's thread.
 
@@ -183,6 +183,7 @@ class Fix:
 
         :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
+        :param uri: of the destination's libvirt
         :param migrate: makes the call again; takes the
             nova.virt.libvirt.guest.Guest and flags to add
         :returns: True if the guest has arrived all the same

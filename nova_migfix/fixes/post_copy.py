@@ -28,8 +28,8 @@ QEMU notices a connection that is silent, rather than closed, much later than
 libvirt: libvirt's call fails after about 30 seconds, and TCP gives up after
 about 15 minutes. If the network is back before that, QEMU goes on by itself
 and libvirt completes the migration. As long as memory is sent, the fix only
-waits. Else it makes QEMU close the connection on the source first, as libvirt
-does not resume a migration that QEMU takes for active.
+waits. It does not make QEMU close the connection on the source: a destination
+that waits for memory sends nothing, and so would not notice it.
 
 Source of the rules: ``qemuMigrationSrcPerformJob``,
 ``qemuMigrationAnyCanResume`` and ``qemuMigrationDstPrepareResume`` in libvirt,
@@ -39,10 +39,11 @@ and tests with libvirt 9.0 and QEMU 7.2.
 from __future__ import annotations
 
 from collections.abc import Callable
-import contextlib
 import math
+import socket
 import time
 from typing import Any
+import urllib.parse
 
 from nova import exception
 from nova.i18n import _
@@ -64,10 +65,10 @@ _LONG_INTERVAL = 60
 
 # The first libvirt that can resume a migration.
 _MIN_LIBVIRT = (8, 5, 0)
-# VIR_MIGRATE_POSTCOPY_RESUME and VIR_DOMAIN_ABORT_JOB_POSTCOPY; the Python
-# binding may be older than libvirt.
+# VIR_MIGRATE_POSTCOPY_RESUME; the Python binding may be older than libvirt.
 _RESUME = 1 << 19
-_ABORT_POST_COPY = 1 << 0
+# of libvirt, and of sshd
+_PORTS = {'qemu+tcp': 16509, 'qemu+tls': 16514, 'qemu+ssh': 22}
 
 # Errors of a destination that answers but does not resume: INVALID_ARG (its
 # libvirt is older), OPERATION_FAILED, NO_DOMAIN and OPERATION_INVALID.
@@ -80,10 +81,10 @@ class PostCopy(base.Fix):
 
     def migrate_failed(
         self, driver: Any, context: Any, instance: Any, migrate_data: Any,
-        migrate: Callable[..., None],
+        uri: str, migrate: Callable[..., None],
     ) -> bool:
         return _Interruption(
-            driver, context, instance, migrate_data, migrate).resume()
+            driver, context, instance, migrate_data, uri, migrate).resume()
 
 
 def go_on(
@@ -98,33 +99,55 @@ def go_on(
     :param instance: nova.objects.Instance
     :param migrate_data: with the address of the destination
     """
+    fix = next((fix for fix in driver._fixes if isinstance(fix, PostCopy)),
+               None)
+    if fix is None:
+        return
+    # as Nova does
+    address = peer.get(migrate_data, 'target_connect_addr')
+    dest = address or migrate_data.migration.dest_compute
+    uri = driver._live_migration_uri(dest)
+    flags = (driver._block_migration_flags
+             if peer.get(migrate_data, 'block_migration')
+             else driver._live_migration_flags)
+
     def migrate(guest: Any, more_flags: int) -> None:
-        # as Nova does
-        address = peer.get(migrate_data, 'target_connect_addr')
-        dest = address or migrate_data.migration.dest_compute
-        flags = (driver._block_migration_flags
-                 if peer.get(migrate_data, 'block_migration')
-                 else driver._live_migration_flags)
         guest.migrate(
-            driver._live_migration_uri(dest), flags=flags | more_flags,
+            uri, flags=flags | more_flags,
             migrate_uri=driver._migrate_uri(dest) if address else None,
             bandwidth=CONF.libvirt.live_migration_bandwidth)
 
-    for fix in driver._fixes:
-        if isinstance(fix, PostCopy):
-            fix.migrate_failed(
-                driver, context, instance, migrate_data, migrate)
+    fix.migrate_failed(driver, context, instance, migrate_data, uri, migrate)
+
+
+def _is_reachable(uri: str) -> bool:
+    """Return whether the host of libvirt responds, also if it refuses.
+
+    :param uri: such as qemu+tls://host/system
+    """
+    parts = urllib.parse.urlsplit(uri)
+    try:
+        socket.create_connection(
+            (parts.hostname, parts.port or _PORTS[parts.scheme]),
+            _INTERVAL).close()
+    except (KeyError, ConnectionRefusedError):
+        pass
+    except OSError:
+        return False
+    return True
 
 
 class _Interruption:
     """A live migration that may have been interrupted in post-copy."""
 
     def __init__(self, driver: Any, context: Any, instance: Any,
-                 migrate_data: Any, migrate: Callable[..., None]) -> None:
+                 migrate_data: Any, uri: str,
+                 migrate: Callable[..., None]) -> None:
         self._driver = driver
         self._context = context
         self._instance = instance
         self._dest = migrate_data.migration.dest_compute
+        self._uri = uri
         self._migrate = migrate
         # Nova sets the status as it begins post-copy, a virsh command does not
         self._is_in_post_copy = (
@@ -180,7 +203,11 @@ class _Interruption:
                       'libvirt before 8.5 cannot resume it (%s)',
                       PostCopy.bug, instance=self._instance)
             return False
-        self._close_connection(guest)
+        # libvirt misses the end of a migration that QEMU completes while
+        # libvirt connects to the destination.
+        if not _is_reachable(self._uri):
+            self._log(_('%s does not respond') % self._uri)
+            return None
         self._migrate(guest, _RESUME)
         return self._log_arrival()
 
@@ -188,14 +215,6 @@ class _Interruption:
         """Return whether QEMU has sent memory since the last look."""
         before, self._sent = self._sent, guest.get_job_info().memory_processed
         return before != self._sent
-
-    @staticmethod
-    def _close_connection(guest: Any) -> None:
-        """Make QEMU close a connection that is silent."""
-        # It has mostly been closed before, which is an error.
-        with contextlib.suppress(AttributeError,
-                                 libvirt_guest.libvirt.libvirtError):
-            guest._domain.abortJobFlags(_ABORT_POST_COPY)
 
     def _is_lost(self, error: Exception) -> bool:
         """Return whether the guest no longer runs on the destination.

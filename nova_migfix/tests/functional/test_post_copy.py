@@ -39,6 +39,9 @@ class InterruptedTestCase(test_arrival.EndingMigrationTestCase):
                             ('_MIN_LIBVIRT', self.min_libvirt)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'nova_migfix.fixes.post_copy.{name}', value))
+        self.useFixture(fixtures.MockPatch(
+            'nova_migfix.fixes.post_copy._is_reachable', autospec=True,
+            return_value=True))
         self.errors = []
         self.flags_of_calls = []
 

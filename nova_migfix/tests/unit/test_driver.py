@@ -336,13 +336,13 @@ class TestMigrationOperation(DriverTestCase):
         self.guest.migrate.side_effect = OSError()
         again = mock.Mock()
 
-        def migrate_failed(driver, context, instance, data, migrate):
+        def migrate_failed(driver, context, instance, data, uri, migrate):
             migrate(again, 64)
             return True
         self.fix.migrate_failed.side_effect = migrate_failed
         self.operate(reads=[{'dump_migratable': True}])
         self.fix.migrate_failed.assert_called_once_with(
-            self.driver, 'context', self.arguments[1], 'data', mock.ANY)
+            self.driver, 'context', self.arguments[1], 'data', 'uri', mock.ANY)
         again.migrate.assert_called_once_with(
             'uri', migrate_uri='tcp', flags=66,
             destination_xml='<computed/> as <running/>')

@@ -34,7 +34,7 @@ FAILED = [3, 13]
 DESTROYED = [5, 2]
 MIGRATED = [5, 4]
 
-CLOSE, RESUME = 1, 1 << 19
+RESUME = 1 << 19
 NOT_THERE = exception.InstanceInvalidState(
     attr='power state', instance_uuid=uuids.guest, state='running',
     method='get_diagnostics')
@@ -67,7 +67,7 @@ class PostCopyTestCase(testtools.TestCase):
             'nova_migfix.fixes.post_copy.time', clock.Clock())).new_value
         self.states, self.sent = [FAILED], [7]
         self.guest = mock.create_autospec(libvirt_guest.Guest, instance=True)
-        self.guest._domain = mock.Mock(spec=['state', 'abortJobFlags'])
+        self.guest._domain = mock.Mock(spec=['state'])
         self.guest._domain.state.side_effect = lambda: self.next(self.states)
         self.guest.get_job_info.side_effect = lambda: libvirt_guest.JobInfo(
             memory_processed=self.next(self.sent))
@@ -83,6 +83,9 @@ class PostCopyTestCase(testtools.TestCase):
         self.data = objects.LibvirtLiveMigrateData(
             migration=objects.Migration(
                 status='running (post-copy)', dest_compute='dest'))
+        self.uri = 'qemu+tcp://dest/system'
+        self.connect = self.useFixture(fixtures.MockPatchObject(
+            post_copy.socket, 'create_connection', autospec=True)).mock
         self.migrate = mock.Mock()
 
     @staticmethod
@@ -91,7 +94,8 @@ class PostCopyTestCase(testtools.TestCase):
 
     def fail(self):
         return post_copy.PostCopy().migrate_failed(
-            self.driver, 'context', self.instance, self.data, self.migrate)
+            self.driver, 'context', self.instance, self.data, self.uri,
+            self.migrate)
 
 
 @ddt.ddt
@@ -112,26 +116,35 @@ class TestResume(PostCopyTestCase):
         self.assertIn('no route to host', self.log.output)
         self.ask.assert_not_called()
 
-    def test_silent_connection_is_closed_before_the_resume(self):
-        calls = mock.Mock()
-        calls.attach_mock(self.guest._domain.abortJobFlags, 'close')
-        calls.attach_mock(self.migrate, 'migrate')
-        self.fail()
-        self.assertEqual(
-            [mock.call.close(CLOSE), mock.call.migrate(self.guest, RESUME)],
-            calls.mock_calls)
-
-    @ddt.data(error(55), AttributeError())
-    def test_connection_that_cannot_be_closed_is_no_error(self, problem):
-        self.guest._domain.abortJobFlags.side_effect = problem
+    @ddt.data(
+        ('qemu+tcp://h/system', ('h', 16509)),
+        ('qemu+tls://h/system', ('h', 16514)),
+        ('qemu+ssh://nova@h/system', ('h', 22)),
+        ('qemu+tcp://[2001:db8::1]:99/system', ('2001:db8::1', 99)))
+    @ddt.unpack
+    def test_libvirt_is_not_called_while_the_host_is_silent(
+            self, uri, address):
+        self.uri = uri
+        self.connect.side_effect = [TimeoutError(), OSError(), mock.Mock()]
         self.assertTrue(self.fail())
+        self.connect.assert_called_with(address, 5)
+        self.assertEqual(3, self.connect.call_count)
+        self.migrate.assert_called_once_with(self.guest, RESUME)
+
+    def test_refusal_of_the_host_is_a_response(self):
+        self.connect.side_effect = ConnectionRefusedError()
+        self.assertTrue(self.fail())
+
+    def test_host_with_an_unknown_scheme_is_not_asked(self):
+        self.uri = 'qemu+other://h/system'
+        self.assertTrue(self.fail())
+        self.connect.assert_not_called()
 
     def test_migration_that_sends_memory_is_left_alone(self):
         self.sent = list(range(50))
         self.states = [FAILED] * 40 + [MIGRATED]
         self.assertTrue(self.fail())
         self.migrate.assert_not_called()
-        self.guest._domain.abortJobFlags.assert_not_called()
 
     def test_migration_that_has_not_failed_is_left_alone(self):
         # after a restart of libvirtd
