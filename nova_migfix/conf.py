@@ -29,9 +29,9 @@ OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
         sample_default=['arrival', 'config_drive', 'ephemeral',
-                        'kernel_ramdisk', 'outage', 'paused', 'restart',
-                        'rollback_state', 'source_address', 'tls_rekey',
-                        'vnic'],
+                        'kernel_ramdisk', 'outage', 'paused', 'post_copy',
+                        'restart', 'rollback_state', 'source_address',
+                        'tls_rekey', 'vnic'],
         help="""
 Names of the fixes that are active on this host.
 

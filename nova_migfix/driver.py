@@ -216,11 +216,19 @@ class LibvirtDriver(driver.LibvirtDriver):
                                   device_names):
         operation = self._operations.get(
             instance.uuid, current_migration.Operation())
+        migrating = _MigratingGuest(
+            guest, instance, operation, self._fixes,
+            functools.partial(self._migrate_failed, context, instance,
+                              migrate_data))
         with operation.recorded():
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data,
-                _MigratingGuest(guest, instance, operation, self._fixes),
-                device_names)
+                migrating, device_names)
+
+    def _migrate_failed(self, context, instance, migrate_data, uri, migrate):
+        return any(fix.migrate_failed(
+            self, context, instance, migrate_data, uri, migrate)
+            for fix in self._fixes)
 
     @_with_signature_of(driver.LibvirtDriver._live_migration_monitor)
     def _live_migration_monitor(self, context, instance, guest, dest,
@@ -320,11 +328,13 @@ class _MigratingGuest:
     XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, instance, operation, active_fixes):
+    def __init__(self, guest, instance, operation, active_fixes,
+                 migrate_failed):
         self._guest = guest
         self._instance = instance
         self._operation = operation
         self._fixes = active_fixes
+        self._migrate_failed = migrate_failed
         self._running_xml = None
 
     def __getattr__(self, name):
@@ -342,12 +352,19 @@ class _MigratingGuest:
             self._running_xml = xml
         return xml
 
-    def migrate(self, *args, destination_xml=None, **kwargs):
+    def migrate(self, uri, *args, destination_xml=None, flags=0, **kwargs):
         if destination_xml and self._running_xml:
             for fix in self._fixes:
                 destination_xml = fix.update_destination_xml(
                     self._instance, destination_xml, self._running_xml)
         # libvirt refuses a guest that is off.
         self._operation.has_started = self._guest.is_active()
-        self._guest.migrate(
-            *args, destination_xml=destination_xml, **kwargs)
+
+        def migrate(guest, more_flags=0):
+            guest.migrate(uri, *args, destination_xml=destination_xml,
+                          flags=flags | more_flags, **kwargs)
+        try:
+            migrate(self._guest)
+        except Exception:
+            if not self._migrate_failed(uri, migrate):
+                raise

@@ -44,14 +44,15 @@ _PATIENCE = 300
 # destination: by default libvirt closes a silent connection after 30.
 _CERTAINTY = 40
 
-# VIR_DOMAIN_SHUTOFF_MIGRATED, of virDomainShutoffReason
-_MIGRATED = 4
+#: VIR_DOMAIN_SHUTOFF_MIGRATED, of virDomainShutoffReason
+MIGRATED = 4
 # Reasons of virDomainPausedReason for which libvirt leaves a guest on the
 # source that may run on the destination: UNKNOWN and MIGRATION
 _SWITCHING = frozenset((0, 2))
-# The same for post-copy: POSTCOPY and POSTCOPY_FAILED. A guest that runs on
-# the destination may still need memory of the source.
-_POST_COPY = frozenset((12, 13))
+#: the same for post-copy that runs, and that was interrupted (POSTCOPY and
+#: POSTCOPY_FAILED): a guest that runs on the destination may still need memory
+#: of the source
+POST_COPY, POST_COPY_FAILED = 12, 13
 
 
 class Place(enum.Enum):
@@ -83,9 +84,10 @@ def find(
 ) -> Place:
     """Find a guest, and leave it on one host only.
 
-    Waits until libvirt responds and has no migration job for the guest. A
-    guest that libvirt has left paused is stopped if it runs on the
-    destination, and resumed if it is not there.
+    Waits until libvirt responds and has no migration job for the guest, except
+    one that has failed in post-copy: it does not end by itself. A guest that
+    libvirt has left paused is stopped if it runs on the destination, and
+    resumed if it is not there.
 
     :param driver: the LibvirtDriver of the source
     :param instance: nova.objects.Instance, on the source
@@ -94,6 +96,33 @@ def find(
     :raises PlaceUnknown: neither host can say where the guest is
     """
     return _Search(driver, context, instance, record, has_started).find()
+
+
+def runs_on(
+    driver: Any, context: Any, instance: Any, dest: str,
+) -> bool | None:
+    """Ask the destination whether the guest runs there.
+
+    Each release of nova-compute answers this call.
+
+    :param driver: the LibvirtDriver of the source
+    :param instance: nova.objects.Instance, on the source
+    :param dest: host name of the destination's nova-compute
+    :returns: None if that is unknown
+    """
+    there = instance.obj_clone()
+    there.host = dest
+    rpcapi = driver.virtapi._compute.compute_rpcapi
+    try:
+        rpcapi.get_instance_diagnostics(context, there)
+    except exception.InstanceInvalidState:
+        return False
+    except Exception as error:
+        LOG.warning('%(dest)s does not say whether the guest runs there: '
+                    '%(error)s', {'dest': dest, 'error': error},
+                    instance=instance)
+        return None
+    return True
 
 
 def report_off(driver: Any, instance: Any) -> None:
@@ -106,6 +135,12 @@ def report_off(driver: Any, instance: Any) -> None:
     """
     driver.emit_event(virtevent.LifecycleEvent(
         instance.uuid, virtevent.EVENT_LIFECYCLE_STOPPED))
+
+
+def _post_copy_has_failed(guest: Any) -> bool:
+    """Return whether libvirt keeps a job only for the case of a resume."""
+    paused = libvirt_guest.libvirt.VIR_DOMAIN_PAUSED
+    return bool(guest._domain.state()[:2] == [paused, POST_COPY_FAILED])
 
 
 class _Search:
@@ -143,7 +178,8 @@ class _Search:
                 guest = self._driver._host.get_guest(self._instance)
                 state = guest.get_power_state(self._driver._host)
                 job = guest.get_job_info().type
-                if job != libvirt.VIR_DOMAIN_JOB_UNBOUNDED:
+                if (job != libvirt.VIR_DOMAIN_JOB_UNBOUNDED
+                        or _post_copy_has_failed(guest)):
                     return guest, state
                 silent_since = time.monotonic()
                 problem = _('its migration job has not ended')
@@ -169,7 +205,7 @@ class _Search:
     def _place_of_inactive(self, guest: Any) -> Place:
         if not self._has_started:
             return Place.OFF
-        if guest._domain.state()[1] == _MIGRATED:
+        if guest._domain.state()[1] == MIGRATED:
             return Place.DESTINATION
         self._require_no_post_copy()
         if self._runs_on_destination():
@@ -181,7 +217,7 @@ class _Search:
 
     def _place_of_paused(self, guest: Any) -> Place:
         reason = guest._domain.state()[1]
-        if reason in _POST_COPY:
+        if reason in (POST_COPY, POST_COPY_FAILED):
             self._require_no_post_copy(has_failed=True)
         if self._is_paused_by_owner or reason not in _SWITCHING:
             return Place.SOURCE
@@ -210,7 +246,8 @@ class _Search:
         begin = time.monotonic()
         negative_since = None
         while time.monotonic() - begin < _PATIENCE:
-            answer = self._ask_destination()
+            answer = runs_on(
+                self._driver, self._context, self._instance, self._dest)
             if answer:
                 return True
             if answer is None:
@@ -222,25 +259,6 @@ class _Search:
             time.sleep(_INTERVAL)
         raise self._unknown(_('%s does not answer') % self._dest,
                             DestinationSilent)
-
-    def _ask_destination(self) -> bool | None:
-        """Return whether the guest runs there, None if that is unknown.
-
-        Each release of nova-compute answers this call.
-        """
-        there = self._instance.obj_clone()
-        there.host = self._dest
-        rpcapi = self._driver.virtapi._compute.compute_rpcapi
-        try:
-            rpcapi.get_instance_diagnostics(self._context, there)
-        except exception.InstanceInvalidState:
-            return False
-        except Exception as error:
-            LOG.warning('%(dest)s does not say whether the guest runs there: '
-                        '%(error)s', {'dest': there.host, 'error': error},
-                        instance=self._instance)
-            return None
-        return True
 
     def _unknown(
         self, reason: str, kind: type[PlaceUnknown] = PlaceUnknown,

@@ -53,8 +53,8 @@ class PostCopyCut(faulted.Faulted):
             text='waits for ever', harm=('record', 'task'),
             host=scenario.SOURCE),
         scenario.BOTH: scenario.Leaves(
-            text='ERROR, both directories kept', vm_state=('ERROR',),
-            record=('error', 'failed'), allowed=tuple(remains.RULES)),
+            text='arrives when the network is back',
+            host=scenario.DESTINATION, record=('completed',)),
     }
 
     def impossible(self) -> str:

@@ -20,6 +20,7 @@ method where one exists. Its docstring begins with the host that calls it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -171,6 +172,23 @@ class Fix:
         :returns: the XML for the destination
         """
         return destination_xml
+
+    def migrate_failed(
+        self, driver: Any, context: Any, instance: Any, migrate_data: Any,
+        uri: str, migrate: Callable[..., None],
+    ) -> bool:
+        """Source: handle a failure of libvirt's call, in the call's thread.
+
+        Nova's monitor does not know the failure yet.
+
+        :param driver: the LibvirtDriver
+        :param instance: nova.objects.Instance
+        :param uri: of the destination's libvirt
+        :param migrate: makes the call again; takes the
+            nova.virt.libvirt.guest.Guest and flags to add
+        :returns: True if the guest has arrived all the same
+        """
+        return False
 
     def live_migration_monitor(
         self, driver: Any, outgoing: migration.Outgoing,

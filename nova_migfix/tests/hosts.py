@@ -46,8 +46,8 @@ KINDS = (
      'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
 )
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk', 'outage',
-         'paused', 'restart', 'rollback_state', 'source_address', 'tls_rekey',
-         'vnic')
+         'paused', 'post_copy', 'restart', 'rollback_state', 'source_address',
+         'tls_rekey', 'vnic')
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 

@@ -27,6 +27,7 @@ from oslo_log import log as logging
 from oslo_utils import timeutils
 
 from nova_migfix import action
+from nova_migfix.fixes import post_copy
 from nova_migfix.fixes.restart import finish
 from nova_migfix.fixes.restart import interrupted
 from nova_migfix.fixes.restart import rollback
@@ -65,6 +66,9 @@ def settle(migration: interrupted.Migration, status: str) -> None:
     else:
         if status != _POST_COPY:
             _abort_job(migration)
+        if migration.entry:
+            post_copy.go_on(migration.driver, migration.context,
+                            migration.instance, migration.entry.migrate_data)
         try:
             _settle_at(migration, place.find(
                 migration.driver, migration.context, migration.instance,

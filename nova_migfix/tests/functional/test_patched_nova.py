@@ -34,7 +34,8 @@ from tools.patches import kolla
 from tools.patches import series
 
 #: The fixes that are active in a patched Nova: it has no patch for them.
-IN_FORCE = ('arrival', 'outage', 'paused', 'restart', 'tls_rekey')
+IN_FORCE = ('arrival', 'outage', 'paused', 'post_copy', 'restart',
+            'tls_rekey')
 
 
 class PatchedImage(fixtures.Fixture):
@@ -127,9 +128,9 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.assertEqual('nova.virt.migfix', loaded['module'])
         text = log.read_text()
         for name in ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk',
-                     'outage', 'paused', 'restart', 'rollback_state',
-                     'source_address',
-                     'tls_rekey', 'vnic'):
+                     'outage', 'paused', 'post_copy', 'restart',
+                     'rollback_state', 'source_address', 'tls_rekey',
+                     'vnic'):
             self.assertIn(f'Fix {name}: ' + (
                 'active' if name in IN_FORCE else
                 'not needed in this Nova, it'), text)

@@ -58,6 +58,7 @@ class DriverTestCase(testtools.TestCase):
         self.config = self.useFixture(config_fixture.Config(cfg.CONF))
         self.fix = mock.create_autospec(base.Fix, instance=True)
         self.fix.live_migration_failed.return_value = False
+        self.fix.migrate_failed.return_value = False
         self.useFixture(fixtures.MockPatchObject(
             fixes, 'load', autospec=True, return_value=(self.fix,)))
         self.virtapi = fake.FakeVirtAPI()
@@ -304,7 +305,7 @@ class TestMigrationOperation(DriverTestCase):
             for flags in reads:
                 guest.get_xml_desc(**flags)
             guest.migrate(
-                'uri', migrate_uri='tcp', destination_xml=computed)
+                'uri', migrate_uri='tcp', destination_xml=computed, flags=2)
         self.guest.get_xml_desc.side_effect = (
             lambda dump_migratable=False:
             '<running/>' if dump_migratable else '<not-migratable/>')
@@ -314,7 +315,7 @@ class TestMigrationOperation(DriverTestCase):
 
     def assert_libvirt_gets(self, xml):
         self.guest.migrate.assert_called_once_with(
-            'uri', migrate_uri='tcp', destination_xml=xml)
+            'uri', migrate_uri='tcp', destination_xml=xml, flags=2)
 
     def test_libvirt_gets_the_xml_of_the_fixes(self):
         self.operate(reads=[{'dump_migratable': True}])
@@ -330,6 +331,25 @@ class TestMigrationOperation(DriverTestCase):
         self.operate(computed=None)
         self.fix.update_destination_xml.assert_not_called()
         self.assert_libvirt_gets(None)
+
+    def test_fix_repeats_a_call_that_fails(self):
+        self.guest.migrate.side_effect = OSError()
+        again = mock.Mock()
+
+        def migrate_failed(driver, context, instance, data, uri, migrate):
+            migrate(again, 64)
+            return True
+        self.fix.migrate_failed.side_effect = migrate_failed
+        self.operate(reads=[{'dump_migratable': True}])
+        self.fix.migrate_failed.assert_called_once_with(
+            self.driver, 'context', self.arguments[1], 'data', 'uri', mock.ANY)
+        again.migrate.assert_called_once_with(
+            'uri', migrate_uri='tcp', flags=66,
+            destination_xml='<computed/> as <running/>')
+
+    def test_failure_that_no_fix_handles_goes_to_nova(self):
+        self.guest.migrate.side_effect = OSError()
+        self.assertRaises(OSError, self.operate)
 
 
 class TestMigrationMonitor(DriverTestCase):

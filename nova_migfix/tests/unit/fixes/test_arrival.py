@@ -92,7 +92,7 @@ class MonitoredGuestTestCase(testtools.TestCase):
         if not active:
             state = power_state.SHUTDOWN
         self.guest.is_active.return_value = active
-        self.guest._domain.state.return_value = [0, reason]
+        self.guest._domain.state.return_value = [state, reason]
         self.guest.get_power_state.return_value = state
         if job is None:
             job = NONE if active else COMPLETED
@@ -189,6 +189,13 @@ class TestAfterTheEnd(MonitoredGuestTestCase):
         self.end()
         self.assertEqual(FAILED, self.job())
         self.assertEqual(10, self.clock.now)
+
+    def test_job_that_has_failed_in_post_copy_is_not_awaited(self):
+        self.on_source(active=True, reason=13, state=power_state.PAUSED,
+                       job=UNBOUNDED)
+        self.end()
+        self.assert_unknown('post-copy failed')
+        self.assertEqual(0, self.clock.now)
 
     @ddt.data(exception.HypervisorUnavailable(), ERROR)
     def test_silent_libvirt_is_asked_again(self, error):

@@ -30,6 +30,7 @@ from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import outage
 from nova_migfix.fixes import paused
+from nova_migfix.fixes import post_copy
 from nova_migfix.fixes import restart
 from nova_migfix.fixes import rollback_state
 from nova_migfix.fixes import source_address
@@ -39,7 +40,7 @@ from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
         kernel_ramdisk.KernelRamdisk, outage.Outage, paused.Paused,
-        restart.Restart, rollback_state.RollbackState,
+        post_copy.PostCopy, restart.Restart, rollback_state.RollbackState,
         source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic]
 
 

@@ -35,6 +35,7 @@ from oslo_utils import timeutils
 import testtools
 
 from nova_migfix import action
+from nova_migfix.fixes import post_copy
 from nova_migfix.fixes import restart
 from nova_migfix.fixes.restart import recovery
 from nova_migfix import journal
@@ -77,6 +78,7 @@ class RestartTestCase(testtools.TestCase):
         self.config = config.config
         self.sleep = self.patch(recovery.time, 'sleep', side_effect=Stop)
         self.find = self.patch(place, 'find')
+        self.go_on = self.patch(post_copy, 'go_on')
         self.event = self.patch(action, 'record_failure')
         self.fault = self.patch(
             compute_utils, 'add_instance_fault_from_exc')
@@ -372,6 +374,15 @@ class TestSettle(RestartTestCase):
         self.start()
         self.assert_finished()
 
+    def test_interrupted_post_copy_is_resumed_before_the_search(self):
+        self.go_on.side_effect = lambda *args: self.find.assert_not_called()
+        self.find.return_value = DESTINATION
+        self.start(POST_COPY)
+        self.go_on.assert_called_once_with(
+            self.driver, mock.ANY, self.instance, mock.ANY)
+        (*_others, data), _kw = self.go_on.call_args
+        self.assertIs(self.record, data.migration)
+        self.assert_finished()
 
 @ddt.ddt
 class TestWait(RestartTestCase):
