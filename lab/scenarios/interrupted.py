@@ -20,7 +20,6 @@ import pathlib
 from lab import faults
 from lab import guest
 from lab import process
-from lab import remains
 from lab import scenario
 from lab.scenarios import faulted
 from lab import topology
