@@ -78,6 +78,9 @@ UNREACHABLE = (
     'port in Neutron.')
 _UNREACHABLE_PAGE = 'faults/state'
 
+_BOTH = (
+    'Nova logs an arrival, too: find the guest with "virsh list --all" on '
+    'both hosts before any other step.')
 _FROM_LIBVIRT = (
     'The evidence is from the log of libvirt, which does not name guests: it '
     'may be about another guest at that time.')
@@ -150,7 +153,10 @@ def matches(lines: Mapping[str, Sequence[logs.Line]]) -> Iterator[Match]:
     :param lines: the lines that may have a reason, by log: a value of
         faults.base.LOGS
     """
+    failed_later = any(_DIED in line.text for line in lines.get(base.NOVA, ()))
     for fault in faults.FAULTS:
+        if failed_later and fault.phase in base.BEFORE_LIBVIRT:
+            continue
         read = [line for log in base.LOGS[fault.said_by]
                 for line in lines.get(log, ())]
         if match := _match(fault, read):
@@ -167,9 +173,6 @@ def _match(fault: faults.Fault, lines: list[logs.Line]) -> Match | None:
             return None
         thing = thing or found[0][1].groupdict().get('thing') or ''
         evidence += [line for line, _ in found if line not in evidence]
-    if fault.unless and any(
-            re.search(fault.unless, line.text) for line in lines):
-        return None
     return Match(fault, evidence[:_MOST_LINES],
                  logs.printable(thing)[:_LONGEST_THING])
 
@@ -201,7 +204,15 @@ def verdict(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
     return found
 
 
-def _died(nova: Sequence[logs.Line], qemu: Sequence[logs.Line]) -> Match:
+def _died(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
+          found: Match | None, notes: list[str]) -> Match:
+    """Return the fault if Nova logs both a failure and an arrival.
+
+    :param found: the fault that the failure shows
+    """
+    if found and found.fault.phase == 'any':
+        notes.append(_BOTH)
+        return found
     return Match(faults.BY_NAME[faults.SOURCE_DIED], [
         *(line for line in nova if _DIED in line.text),
         *(line for line in qemu if _CRASHED in line.text)][:_MOST_LINES])
@@ -211,18 +222,18 @@ def _has(found: logs.Attempt, pattern: re.Pattern[str]) -> bool:
     return any(pattern.search(record.text) for record in found.records)
 
 
-def explain(uuid: str, request: str = '', qemu_log: str = '',
+def explain(uuid: str, request_id: str = '', qemu_log: str = '',
             libvirt_log: str = '') -> Explanation:
     """Return the reason that the logs and libvirt have for a live migration.
 
     :param uuid: of the instance
-    :param request: ID of the migration's request; '': the last migration
+    :param request_id: of the migration's request; '': of the last migration
     :param qemu_log: log of the guest's QEMU, ``-`` for standard input; '':
         that in the directory of libvirt
     :param libvirt_log: log or journal of libvirt, in the same way
     :raises Error: the log of nova-compute cannot be read
     """
-    found = logs.attempt(_nova_log(), uuid, request)
+    found = logs.attempt(_nova_log(), uuid, request_id)
     notes: list[str] = []
     # on the destination only QEMU's log may have the reason
     qemu: list[logs.Line] = []
@@ -239,14 +250,16 @@ def explain(uuid: str, request: str = '', qemu_log: str = '',
         (records[0].time, records[-1].time, records[0].request)
         if records else ('', '', ''))
     arrived = _has(found, _ARRIVED)
+    if request_id and not records:
+        notes.append(f'The log has no record of {request_id}.')
     if arrived and not _has(found, _NOT_ARRIVED):
         return Explanation(
             uuid, 'arrived', request, begin, end, '', '', '', '', UNREACHABLE,
             '', _UNREACHABLE_PAGE, state, [], notes)
     deciding = found.deciding
-    match = (_died(deciding, qemu)
-             if arrived and any(_DIED in line.text for line in deciding)
-             else verdict(deciding, qemu, libvirt, notes))
+    match = verdict(deciding, qemu, libvirt, notes)
+    if arrived and any(_DIED in line.text for line in deciding):
+        match = _died(deciding, qemu, match, notes)
     evidence = match.evidence if match else _errors(found)
     return Explanation(
         uuid, 'failed' if match or _has(found, _FAILED) else 'unknown',

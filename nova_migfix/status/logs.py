@@ -48,7 +48,7 @@ _HEADER = re.compile(rf'{_TIME}\S* (\d+ [A-Z]+ \S+)(?: |$)')
 # The context of a record. The lines of a traceback repeat its header only.
 _CONTEXT = re.compile(r'\[(?!instance: )')
 _REQUEST = re.compile(r'\breq-[0-9a-f-]{36}\b')
-_ABOUT = re.compile('live.?migrat', re.IGNORECASE)
+_ABOUT = re.compile('[Ll]ive.?[Mm]igrat')
 # Records that may have the reason. Other levels quote guests' and users' data.
 _DECIDING = re.compile(
     rf'{_TIME}\S* \d+ (?:(?:WARNING|ERROR|CRITICAL) |INFO nova_migfix\.)')
@@ -196,7 +196,8 @@ def attempt(path: pathlib.Path, uuid: str, request: str = '') -> Attempt:
     if not request:
         return Attempt([])
     records = [record for record in _records(lines(path))
-               if record.request == request]
+               if request in record.lines[0].text
+               and record.request == request]
     if records and request not in begins and any(
             '[instance: ' in record.text for record in records) and not any(
                 uuid in record.text for record in records):
@@ -216,10 +217,12 @@ def _begins(path: pathlib.Path, uuid: str) -> dict[str, str]:
     of_guest: set[str] = set()
     begins: dict[str, str] = {}
     for record in _records(lines(path)):
-        request = record.request
-        if request and uuid in record.text:
+        text = record.text
+        mine, about = uuid in text, _ABOUT.search(text)
+        request = record.request if mine or about else ''
+        if request and mine:
             of_guest.add(request)
-        if request and _ABOUT.search(record.text):
+        if request and about:
             begins[request] = begins.pop(request, record.time)
     return {request: begin for request, begin in begins.items()
             if request in of_guest}
@@ -274,7 +277,8 @@ def _since_start(path: str | pathlib.Path) -> tuple[set[str], list[Line]]:
         if _QEMU_STARTS.match(line.text):
             uuids.clear()
             kept.clear()
-        uuids.update(re.findall(r'-uuid ([0-9a-f-]{36})', line.text))
+        if '-uuid ' in line.text:
+            uuids.update(re.findall(r'-uuid ([0-9a-f-]{36})', line.text))
         kept.append(line)
     return uuids, list(kept)
 

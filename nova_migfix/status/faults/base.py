@@ -37,6 +37,9 @@ PHASES = {
     'any': 'runs on the source, unless the fault says otherwise',
 }
 
+#: phases before Nova calls libvirt
+BEFORE_LIBVIRT = ('precheck', 'preparation')
+
 ON_SOURCE = 'Install the plugin on this host and run "upgrade check"; or '
 ON_DESTINATION = 'Install the plugin on the destination; or '
 
@@ -51,7 +54,6 @@ class Fault(NamedTuple):
     :ivar releases: those that have the fault
     :ivar page: of the documentation, without suffix
     :ivar fix: name of the fix that prevents the fault, '' for none
-    :ivar unless: a pattern that contradicts the fault, '' for none
     :ivar kind_of: names of general faults whose patterns may match, too
     """
 
@@ -65,7 +67,6 @@ class Fault(NamedTuple):
     page: str
     fix: str = ''
     kind_of: tuple[str, ...] = ()
-    unless: str = ''
 
 
 ALL = 'all'

@@ -96,7 +96,8 @@ CONNECTION = (
 GUEST = (
     Fault(
         'vnic-abi',
-        (r'Target network card .{0,200}? does not match source',),
+        (r'Target (?:network card|virtio network) .{0,200}? does not match '
+         r'source',),
         LIBVIRT, 'start',
         'libvirt refused a vNIC that differs from the guest\'s: Nova '
         'recomputed it.',

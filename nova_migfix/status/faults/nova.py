@@ -149,8 +149,7 @@ PREPARATION = (
         'Neutron did not report in time that the port is plugged on the '
         'destination.',
         'Read the log of Neutron\'s agent there.',
-        ALL, 'faults/preparation',
-        unless=r'Live Migration failure|Migration operation '),
+        ALL, 'faults/preparation'),
 )
 
 COPY = (
@@ -171,7 +170,7 @@ COPY = (
         (r'Live migration not completed after (?P<thing>\d+) sec',
          r'Migration operation was cancelled|canceled by client'),
         NOVA, 'copy',
-        'The migration took longer than {thing} seconds, and Nova aborted it: '
+        'The migration took longer than {thing} seconds, and was aborted: '
         'the guest writes memory faster than the network copies it.',
         'Migrate when the guest is less busy, or set '
         'live_migration_permit_auto_converge, live_migration_permit_post_copy '

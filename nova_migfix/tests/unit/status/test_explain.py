@@ -191,6 +191,16 @@ class TestExplain(ExplainTestCase):
         self.assertIn('Live Migration failure', answer['evidence'][0])
         self.assertIn('reason=crashed', answer['evidence'][-1])
 
+    def test_arrival_after_a_lost_connection_is_not_a_death(self):
+        """libvirt restarts; the guest may have arrived."""
+        self.migration(
+            ('ERROR', 'Live Migration failure: internal error: client socket '
+                      'is closed'), *self.DIED[1:3])
+        _code, answer = self.explain(base.uuid(1))
+        self.assertEqual(('failed', 'libvirt-connection'),
+                         (answer['outcome'], answer['fault']))
+        self.assertIn('on both hosts before any', answer['notes'][-1])
+
     def test_guest_missing_on_the_destination_has_not_arrived(self):
         self.migration(
             ('INFO', 'Post operation of migration started'),
@@ -289,6 +299,14 @@ class TestExplain(ExplainTestCase):
             base.uuid(1), '--request', self.REQUEST)
         self.assertEqual(('disk-full', []),
                          (answer['fault'], answer['notes']))
+
+    def test_missing_request_is_noted(self):
+        self.migration(*self.FAILED)
+        request = f'req-{base.uuid(9)}'
+        _code, answer = self.explain(base.uuid(1), '--request', request)
+        self.assertEqual(('unknown', ''),
+                         (answer['outcome'], answer['request']))
+        self.assertIn(f'no record of {request}', ' '.join(answer['notes']))
 
     def test_request_of_another_guest_is_an_error(self):
         self.migration(*self.FAILED)
