@@ -37,7 +37,7 @@ STDIN = '-'
 
 #: characters of a line that are read, and that are shown
 _READ = 4096
-_SHOWN = 300
+_SHOWN = 500
 # Lines of a QEMU log that are kept; a migration writes fewer.
 _KEPT = 5000
 

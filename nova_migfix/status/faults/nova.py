@@ -95,7 +95,7 @@ PREPARATION = (
         ALL, 'fixes/source_address', 'source_address', ('files-not-copied',)),
     Fault(
         'files-not-copied',
-        (r'Command: (?:scp|rsync) ', r'Stderr: \'.{0,999}?(?:ssh: |scp: |'
+        (r'Command: (?:scp|rsync) ', r'Stderr: ["\'].{0,999}?(?:ssh: |scp: |'
          r'rsync: |Host key|Permission denied|subsystem request)'),
         NOVA, 'preparation',
         'The destination could not copy a file of the guest from the source.',
