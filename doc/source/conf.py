@@ -13,10 +13,12 @@
 import functools
 import itertools
 import pathlib
+import re
 import sys
 
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import faults
+from nova_migfix.status.faults import base as faults_base
 
 SOURCE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(SOURCE.parents[1]))
@@ -59,17 +61,32 @@ def vnic_table():
                attribute.reason)
 
 
+def text(sentences):
+    """Return sentences of a fault as reStructuredText."""
+    return re.sub('(--[a-z-]+)', r'``\1``',
+                  sentences.replace('{thing}', '*(from the log)*'))
+
+
+def phases_table():
+    yield 'phase', 'the guest'
+    yield from faults_base.PHASES.items()
+
+
 def faults_table():
-    yield 'fault', 'meaning', 'pattern'
+    yield 'fault', 'phase', 'log of', 'meaning', 'patterns'
     for fault in faults.FAULTS:
-        yield f'``{fault.name}``', fault.meaning, f'``{fault.pattern}``'
+        yield (f'``{fault.name}``', fault.phase, fault.said_by,
+               text(fault.meaning), ' and '.join(
+                   f'``{pattern.strip()}``' for pattern in fault.patterns))
 
 
 def fault_table(fault):
     """Yield the rows about one fault, for below its log lines."""
     yield '``explain``', f'``{fault.name}``'
-    yield 'Meaning', fault.meaning
-    yield 'What to do', fault.remedy
+    yield 'Phase', fault.phase
+    yield 'Meaning', text(fault.meaning)
+    yield 'What to do', text(fault.remedy)
+    yield 'Releases', fault.releases
     yield 'Fix', f'``{fault.fix}``' if fault.fix else 'none'
 
 
@@ -88,6 +105,7 @@ TABLES = {
     'fixes/vnic_table.rst': vnic_table,
     'patches/table.rst': patches_table,
     'status/faults_table.rst': faults_table,
+    'status/phases_table.rst': phases_table,
     **{f'faults/table/{fault.name}.rst': functools.partial(fault_table, fault)
        for fault in faults.FAULTS},
 }

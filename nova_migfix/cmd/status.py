@@ -76,8 +76,17 @@ def _add_parsers(subparsers: Any) -> None:
         help='print CSV on standard output, and notes on standard error')
     explain = _add_command(
         subparsers, 'explain',
-        'explain why the last live migration of an instance failed')
+        'explain why a live migration of an instance failed')
     explain.add_argument('uuid', metavar='UUID', help='of the instance')
+    explain.add_argument(
+        '--request', metavar='ID', default='', help='explain the migration '
+        'with this request ID (default: the last migration)')
+    explain.add_argument(
+        '--qemu-log', metavar='FILE', default='', help='log of the guest\'s '
+        'QEMU; -: standard input (default: search /var/log/libvirt/qemu)')
+    explain.add_argument(
+        '--libvirt-log', metavar='FILE', default='', help='log or journal of '
+        'libvirt; -: standard input (default: libvirtd.log, if it exists)')
     _add_json(explain)
     heal = _add_command(
         subparsers, 'heal',

@@ -9,33 +9,36 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-"""``explain``: why the last live migration of an instance failed.
+"""``explain``: why a live migration of an instance failed.
 
 Reads the logs of nova-compute, of the guest's QEMU and of libvirt on this
 host, and the state of the guest from libvirt. The logs of the source have most
 of the information; QEMU's log on the destination says why that QEMU rejected
-the guest.
+the guest. "unknown" is a correct answer, a wrong fault is not.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
-import datetime
 import json
 import os
 import pathlib
 import re
 from typing import NamedTuple
+import uuid as uuids
 
 import nova.conf
 import prettytable
 
 from nova_migfix import status
 from nova_migfix.status import faults
+from nova_migfix.status.faults import base
 from nova_migfix.status import hypervisor
+from nova_migfix.status import logs
 
 CONF = nova.conf.CONF
 
@@ -45,10 +48,6 @@ QEMU_LOGS = pathlib.Path('/var/log/libvirt/qemu')
 LIBVIRT_LOGS = (pathlib.Path('/var/log/libvirt/libvirtd.log'),
                 pathlib.Path('/var/log/kolla/libvirt/libvirtd.log'))
 
-# The beginning of a record of oslo.log; lines without it continue the record.
-_BEGIN = re.compile(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d')
-_REQUEST = re.compile(r'\breq-[0-9a-f-]{36}\b')
-_ABOUT = re.compile('live.?migrat', re.IGNORECASE)
 # on the source, and on the destination
 _ARRIVED = re.compile(r'Migration operation has completed'
                       r'|_post_live_migration\(\) is started'
@@ -60,17 +59,11 @@ _FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
 _DIED = 'Live Migration failure'
 _NOT_ARRIVED = re.compile(
     f'{_DIED}|Unexpected error during post live migration at destination')
-
-# A warning or error of libvirt: its time is UTC, and it names no guest.
-_LIBVIRT = re.compile(r'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+\+0000: \d+: '
-                      r'(?:error|warning) :')
-_TIME = '%Y-%m-%d %H:%M:%S'
-# Seconds by which the two logs may differ: libvirt's and nova-compute's.
-_UNCERTAINTY = 2
+_CRASHED = 'shutting down, reason=crashed'
 
 # A traceback repeats the same line.
 _MOST_LINES = 5
-_LONGEST = 300
+_LONGEST_THING = 200
 
 COLLECT = (
     'Run this command on the other host, too. If it finds nothing there, '
@@ -78,36 +71,31 @@ COLLECT = (
     'log of the guest\'s QEMU (/var/log/libvirt/qemu), the log of libvirt; '
     'virsh dumpxml of the guest, and both nova.conf.')
 
+UNREACHABLE = (
+    'If the guest does not answer although it runs: no log has that fault. '
+    'See whether the switches learned its new place (RARP lost), the VLAN tag '
+    'and the MTU of its tap device on the destination, and the binding of its '
+    'port in Neutron.')
+_UNREACHABLE_PAGE = 'faults/state'
 
-class Line(NamedTuple):
-    file: str
-    number: int
-    text: str
-
-    def __str__(self) -> str:
-        text = self.text.strip()
-        return f'{self.file}:{self.number}: ' + (
-            text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...')
+_BOTH = (
+    'Nova logs an arrival, too: find the guest with "virsh list --all" on '
+    'both hosts before any other step.')
+_FROM_LIBVIRT = (
+    'The evidence is from the log of libvirt, which does not name guests: it '
+    'may be about another guest at that time.')
 
 
-class Record(NamedTuple):
-    """The lines that one call of a logger wrote."""
+class Match(NamedTuple):
+    """A fault, and the lines that show it."""
 
-    lines: list[Line]
-
-    @property
-    def text(self) -> str:
-        return ''.join(line.text for line in self.lines)
-
-    @property
-    def request(self) -> str:
-        """The ID of the record's request, '' if it has none."""
-        found = _REQUEST.search(self.lines[0].text)
-        return found[0] if found else ''
+    fault: faults.Fault
+    evidence: list[logs.Line]
+    thing: str = ''     # the group of this name in a pattern
 
     @property
-    def time(self) -> str:
-        return self.lines[0].text[:23]
+    def meaning(self) -> str:
+        return self.fault.meaning.replace('{thing}', self.thing)
 
 
 class Explanation(NamedTuple):
@@ -119,9 +107,11 @@ class Explanation(NamedTuple):
     begin: str          # local time, as in the log
     end: str
     fault: str          # the name in faults.FAULTS, or unknown
+    phase: str          # a key of faults.base.PHASES
     meaning: str
     fix: str
     remedy: str
+    releases: str
     page: str
     domain_state: str   # in libvirt on this host; absent; '' if not known
     evidence: list[str]
@@ -144,153 +134,147 @@ def _nova_log() -> pathlib.Path:
     return pathlib.Path(os.path.join(CONF.log_dir or '', name))
 
 
-def _lines(path: pathlib.Path) -> Iterator[Line]:
-    try:
-        with open(path, errors='replace') as log:
-            for number, text in enumerate(log, 1):
-                yield Line(str(path), number, text)
-    except OSError as error:
-        raise status.Error(
-            f'{path} cannot be read: {error.strerror}. Run this command as a '
-            'user with permission to read it.') from error
+def _qemu_lines(path: str, uuid: str, found: logs.Attempt) -> list[logs.Line]:
+    if path:
+        return logs.qemu_file(path, uuid, found)
+    return logs.qemu(QEMU_LOGS, uuid, found)
 
 
-def _records(lines: Iterable[Line]) -> Iterator[Record]:
-    record: list[Line] = []
-    for line in lines:
-        if record and _BEGIN.match(line.text):
-            yield Record(record)
-            record = []
-        record.append(line)
-    if record:
-        yield Record(record)
-
-
-def _attempt(uuid: str) -> list[Record]:
-    """Return the records of the last live migration; none if there is none."""
-    found: list[Record] = []
-    requests: set[str] = set()
-    for record in _records(_lines(_nova_log())):
-        if any(uuid in line.text for line in record.lines):
-            requests.add(record.request)
-            found.append(record)
-        elif record.request and record.request in requests:
-            found.append(record)
-    about = [record.request for record in found if record.request
-             and _ABOUT.search(record.text)]
-    if not about:
-        return []
-    # records of a traceback have no request ID
-    places = [place for place, record in enumerate(found)
-              if record.request == about[-1]]
-    return [record for record in found[places[0]:places[-1] + 1]
-            if record.request in ('', about[-1])]
-
-
-def _qemu_lines(uuid: str) -> list[Line]:
-    """Return the lines of the guest's QEMU log since QEMU started last.
-
-    :raises Error: the log cannot be read
-    """
-    try:
-        paths = sorted(QEMU_LOGS / name for name in os.listdir(QEMU_LOGS)
-                       if name.endswith('.log'))
-    except OSError as error:
-        raise status.Error(
-            f'{QEMU_LOGS} cannot be read: {error.strerror}. With Kolla this '
-            'directory is in the container nova_libvirt.') from error
-    for path in paths:
-        lines: list[Line] = []
-        for line in _lines(path):
-            if 'starting up' in line.text:
-                lines = []
-            lines.append(line)
-        if any(f'-uuid {uuid}' in line.text for line in lines):
-            return lines
-    return []
-
-
-def _libvirt_lines(attempt: list[Record]) -> list[Line]:
-    """Return libvirt's warnings and errors during a migration, of all guests.
-
-    :raises Error: the log cannot be read
-    """
-    times = [_BEGIN.match(record.time) for record in attempt]
-    if not attempt or not times[0] or not times[-1]:
-        return []
-    begin, end = (datetime.datetime.strptime(time[0], _TIME).timestamp()
-                  for time in (times[0], times[-1]))
-    return [
-        line for path in LIBVIRT_LOGS if os.path.exists(path)
-        for line in _lines(path) if (found := _LIBVIRT.match(line.text))
-        and begin - _UNCERTAINTY <= datetime.datetime.strptime(
-            f'{found[1]}+0000', f'{_TIME}%z').timestamp()
-        <= end + _UNCERTAINTY]
+def _libvirt_lines(path: str, found: logs.Attempt) -> list[logs.Line]:
+    return logs.libvirt(
+        [path] if path else filter(os.path.exists, LIBVIRT_LOGS), found)
 
 
 # -- verdict -----------------------------------------------------------------
 
-def _match(lines: Iterable[Line]) -> tuple[faults.Fault | None, list[Line]]:
-    """Return the first fault of the table that matches, and its lines."""
-    texts = list(lines)
+def matches(lines: Mapping[str, Sequence[logs.Line]]) -> Iterator[Match]:
+    """Yield the faults that logs show, in the order of the table.
+
+    :param lines: the lines that may have a reason, by log: a value of
+        faults.base.LOGS
+    """
+    failed_later = any(_DIED in line.text for line in lines.get(base.NOVA, ()))
     for fault in faults.FAULTS:
-        if matched := [line for line in texts
-                       if re.search(fault.pattern, line.text)]:
-            return fault, matched[:_MOST_LINES]
-    return None, []
+        if failed_later and fault.phase in base.BEFORE_LIBVIRT:
+            continue
+        read = [line for log in base.LOGS[fault.said_by]
+                for line in lines.get(log, ())]
+        if match := _match(fault, read):
+            yield match
 
 
-def _fault(attempt: list[Record], qemu: list[Line], libvirt: list[Line]
-           ) -> tuple[faults.Fault | None, list[Line]]:
-    """Return the fault of a failed migration, and the lines that show it."""
-    fault: faults.Fault | None
-    nova = [line for record in attempt for line in record.lines]
-    if _has(attempt, _ARRIVED) and (evidence := [
-            line for line in nova if _DIED in line.text]):
-        fault = next(fault for fault in faults.FAULTS
-                     if fault.name == faults.SOURCE_DIED)
-        evidence += [line for line in qemu
-                     if re.search(fault.pattern, line.text)]
-        return fault, evidence[:_MOST_LINES]
-    fault, evidence = _match(nova + qemu)
-    # last, as libvirt's lines may be about another guest
-    return (fault, evidence) if fault else _match(libvirt)
+def _match(fault: faults.Fault, lines: list[logs.Line]) -> Match | None:
+    evidence: list[logs.Line] = []
+    thing = ''
+    for pattern in fault.patterns:
+        found = [(line, match) for line in lines
+                 if (match := re.search(pattern, line.text))]
+        if not found:
+            return None
+        thing = thing or found[0][1].groupdict().get('thing') or ''
+        evidence += [line for line, _ in found if line not in evidence]
+    return Match(fault, evidence[:_MOST_LINES],
+                 logs.printable(thing)[:_LONGEST_THING])
 
 
-def _has(attempt: list[Record], pattern: re.Pattern[str]) -> bool:
-    return any(pattern.search(record.text) for record in attempt)
+def verdict(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
+            libvirt: Sequence[logs.Line], notes: list[str]) -> Match | None:
+    """Return the fault of a failed migration, None if it is unknown.
+
+    libvirt's log names no guest. It decides if the other logs show no fault,
+    or only a general one of which it has the kind.
+
+    :param notes: receives doubts about the fault
+    """
+    near = list(matches({base.NOVA: nova, base.QEMU: qemu}))
+    every = list(matches(
+        {base.NOVA: nova, base.QEMU: qemu, base.LIBVIRT: libvirt}))
+    if not every:
+        return None
+    found = near[0] if near else every[0]
+    found = next((match for match in every
+                  if found.fault.name in match.fault.kind_of), found)
+    if any(line in libvirt for line in found.evidence):
+        notes.append(_FROM_LIBVIRT)
+    others = [match.fault.name for match in near
+              if match.fault.name not in (found.fault.name,
+                                          *found.fault.kind_of)]
+    if others:
+        notes.append('The logs also have lines of: ' + ', '.join(others) + '.')
+    return found
 
 
-def explain(uuid: str) -> Explanation:
-    """Return what the logs and libvirt say about the last live migration.
+def _died(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
+          found: Match | None, notes: list[str]) -> Match:
+    """Return the fault if Nova logs both a failure and an arrival.
 
+    :param found: the fault that the failure shows
+    """
+    if found and found.fault.phase == 'any':
+        notes.append(_BOTH)
+        return found
+    return Match(faults.BY_NAME[faults.SOURCE_DIED], [
+        *(line for line in nova if _DIED in line.text),
+        *(line for line in qemu if _CRASHED in line.text)][:_MOST_LINES])
+
+
+def _has(found: logs.Attempt, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.search(record.text) for record in found.records)
+
+
+def explain(uuid: str, request_id: str = '', qemu_log: str = '',
+            libvirt_log: str = '') -> Explanation:
+    """Return the reason that the logs and libvirt have for a live migration.
+
+    :param uuid: of the instance
+    :param request_id: of the migration's request; '': of the last migration
+    :param qemu_log: log of the guest's QEMU, ``-`` for standard input; '':
+        that in the directory of libvirt
+    :param libvirt_log: log or journal of libvirt, in the same way
     :raises Error: the log of nova-compute cannot be read
     """
-    attempt = _attempt(uuid)
+    found = logs.attempt(_nova_log(), uuid, request_id)
     notes: list[str] = []
     # on the destination only QEMU's log may have the reason
-    qemu: list[Line] = []
-    libvirt: list[Line] = []
+    qemu: list[logs.Line] = []
+    libvirt: list[logs.Line] = []
     state = ''
     with _noted(notes):
-        qemu = _qemu_lines(uuid)
+        qemu = _qemu_lines(qemu_log, uuid, found)
     with _noted(notes):
-        libvirt = _libvirt_lines(attempt)
+        libvirt = _libvirt_lines(libvirt_log, found)
     with _noted(notes):
         state = hypervisor.state(uuid)
+    records = found.records
     begin, end, request = (
-        (attempt[0].time, attempt[-1].time, attempt[0].request)
-        if attempt else ('', '', ''))
-    if _has(attempt, _ARRIVED) and not _has(attempt, _NOT_ARRIVED):
-        return Explanation(uuid, 'arrived', request, begin, end,
-                           '', '', '', '', '', state, [], notes)
-    fault, evidence = _fault(attempt, qemu, libvirt)
-    failed = fault or _has(attempt, _FAILED)
+        (records[0].time, records[-1].time, records[0].request)
+        if records else ('', '', ''))
+    arrived = _has(found, _ARRIVED)
+    if request_id and not records:
+        notes.append(f'The log has no record of {request_id}.')
+    if arrived and not _has(found, _NOT_ARRIVED):
+        return Explanation(
+            uuid, 'arrived', request, begin, end, '', '', '', '', UNREACHABLE,
+            '', _UNREACHABLE_PAGE, state, [], notes)
+    deciding = found.deciding
+    match = verdict(deciding, qemu, libvirt, notes)
+    if arrived and any(_DIED in line.text for line in deciding):
+        match = _died(deciding, qemu, match, notes)
+    evidence = match.evidence if match else _errors(found)
     return Explanation(
-        uuid, 'failed' if failed else 'unknown', request, begin, end,
-        *((fault.name, fault.meaning, fault.fix, fault.remedy, fault.page)
-          if fault else ('unknown', '', '', COLLECT, '')),
-        state, [str(line) for line in evidence or _errors(attempt)], notes)
+        uuid, 'failed' if match or _has(found, _FAILED) else 'unknown',
+        request, begin, end, *_described(match), state,
+        [str(line) for line in evidence], notes)
+
+
+def _described(match: Match | None
+               ) -> tuple[str, str, str, str, str, str, str]:
+    """Return the fields of an Explanation from fault to page."""
+    if not match:
+        return 'unknown', '', '', '', COLLECT, '', ''
+    fault = match.fault
+    return (fault.name, fault.phase, match.meaning, fault.fix, fault.remedy,
+            fault.releases, fault.page)
 
 
 @contextlib.contextmanager
@@ -302,10 +286,30 @@ def _noted(notes: list[str]) -> Iterator[None]:
         notes.append(str(error))
 
 
-def _errors(attempt: list[Record]) -> list[Line]:
+def _errors(found: logs.Attempt) -> list[logs.Line]:
     """Return the last errors, as evidence for an unknown fault."""
-    return [record.lines[0] for record in attempt
+    return [record.lines[0] for record in found.records
             if ' ERROR ' in record.lines[0].text][-_MOST_LINES:]
+
+
+def _checked(args: argparse.Namespace) -> tuple[str, str, str, str]:
+    """Return the arguments of :func:`explain`.
+
+    :raises Error: one of them is malformed
+    """
+    try:
+        uuid = str(uuids.UUID(args.uuid))
+    except ValueError as error:
+        raise status.Error(
+            f'{logs.printable(args.uuid)!r} is not the UUID of an instance.'
+        ) from error
+    if args.request and not re.fullmatch('req-[0-9a-f-]{36}', args.request):
+        raise status.Error(
+            'The ID of a request begins with "req-" and ends with a UUID: see '
+            '"openstack server event list".')
+    if args.qemu_log == args.libvirt_log == logs.STDIN:
+        raise status.Error('Only one log can be on standard input.')
+    return uuid, args.request, args.qemu_log, args.libvirt_log
 
 
 def run(args: argparse.Namespace) -> int:
@@ -313,8 +317,9 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: 0: the migration succeeded; 1: the fault is unknown; 2: the
         migration failed with a known fault
+    :raises Error: an argument is malformed, or nova-compute's log unreadable
     """
-    found = explain(args.uuid)
+    found = explain(*_checked(args))
     if args.json:
         print(json.dumps(found._asdict(), indent=2))
     else:

@@ -68,16 +68,31 @@ class FailedMigrationTestCase(cloud.CloudTestCase):
 
 class LogsTestCase(testtools.TestCase):
 
-    def commands(self, section):
+    def commands(self, section,
+                 request='req-a6ede1b8-6d44-4001-9687-1634efe5a281'):
         return [command for command, _ in pages.commands(
             PAGE, section, server=test_explain.QUEUES, domain='test',
-            request_id='req-a6ede1b8-6d44-4001-9687-1634efe5a281')]
+            request_id=request)]
 
     def test_explain_finds_the_fault_in_the_logs(self):
-        command, *_rest = self.commands('Logs')
-        ran = self.useFixture(status.Status()).run(command)
-        self.assertEqual(2, ran.code)
-        self.assertIn('vnic-queues', ran.out)
+        commands = self.commands(
+            'Logs', 'req-85000203-a8c9-4c0b-8876-d596b6927922')
+        host = self.useFixture(status.Status())
+        for command in commands[:2]:
+            ran = host.run(command)
+            self.assertEqual(2, ran.code)
+            self.assertIn('vnic-queues', ran.out)
+
+    def test_logs_elsewhere_are_read_from_standard_input(self):
+        host = self.useFixture(status.Status())
+        for command in self.commands('Logs elsewhere'):
+            _source, explained = command.split(' | ')
+            with open(base.DATA / 'instance-00000001.log') as log, \
+                    fixtures.MonkeyPatch('sys.stdin', log):
+                ran = host.run(explained.removeprefix(
+                    'docker exec -i nova_compute '))
+            self.assertEqual(2, ran.code)
+            self.assertIn('vnic-queues', ran.out)
 
     def host(self):
         """Return a host with the logs of the tests of ``explain``."""
@@ -97,7 +112,7 @@ class LogsTestCase(testtools.TestCase):
         return host
 
     def test_log_commands_find_the_fault(self):
-        _explain, *commands = self.commands('Logs')
+        _explain, _request, *commands = self.commands('Logs')
         nova, qemu = self.host().run(commands)
         self.assertIn('Pre live migration failed', nova)
         self.assertIn('load of migration failed', qemu)
