@@ -179,6 +179,8 @@ class LibvirtDriver(driver.LibvirtDriver):
                 source)
         super()._create_images_and_backing(
             context, instance, instance_dir, disk_info, source)
+        for fix in self._fixes:
+            fix.images_created(self, instance, instance_dir, disk_info or [])
 
     def _try_fetch_image_cache(self, image, fetch_func, context, filename,
                                image_id, instance, size,

@@ -159,6 +159,18 @@ class Fix:
         """
         return ()
 
+    def images_created(
+        self, driver: Any, instance: Any, instance_dir: str,
+        disks: list[dict[str, Any]],
+    ) -> None:
+        """Destination, or a hard reboot: change disks that Nova has made.
+
+        :param driver: the LibvirtDriver
+        :param instance: nova.objects.Instance
+        :param instance_dir: its directory on this host
+        :param disks: disk info of the local disks, as the source sent it
+        """
+
     # -- the guest migrates -------------------------------------------------
 
     def update_destination_xml(

@@ -163,6 +163,19 @@ class Ephemeral(base.Fix):
             yield fetch.FileRequest(path, tuple(sizes), functools.partial(
                 _make_complete, instance, instance_dir, sizes))
 
+    def images_created(
+        self, driver: Any, instance: Any, instance_dir: str,
+        disks: list[dict[str, Any]],
+    ) -> None:
+        for disk in disks:
+            name = os.path.basename(disk['path'])
+            # Nova reserves space for overlays only.
+            if (local_disks.is_ephemeral_or_swap(name)
+                    and disk['type'] == 'qcow2' and not disk['backing_file']):
+                image_backend.reserve(driver.image_backend.by_name(
+                    instance, os.path.join(instance_dir, name)),
+                    disk['virt_disk_size'])
+
     def update_destination_xml(
         self, instance: Any, destination_xml: str, running_xml: str,
     ) -> str:

@@ -85,7 +85,7 @@ def overlays(instance_dir: str) -> Iterator[Overlay]:
         name = os.path.basename(recorded)
         path = os.path.join(instance_dir, name)
         if (form == 'qcow2' and os.path.exists(path)
-                and (_EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name))):
+                and is_ephemeral_or_swap(name)):
             header = image_file.qcow2_header(path)
             if header and has_local_base_name(header.backing):
                 yield Overlay(name, path, os.path.join(
@@ -123,7 +123,7 @@ def copies() -> Iterator[tuple[str, Overlay]]:
             f'{_BASE_PREFIXES[0]}.disk*'))):
         directory, copy_name = os.path.split(copy)
         name = copy_name.partition('.')[2]
-        if _EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name):
+        if is_ephemeral_or_swap(name):
             yield os.path.basename(directory), Overlay(
                 name, os.path.join(directory, name), copy)
 
@@ -132,6 +132,11 @@ def ephemeral_overlays(instance_dir: str) -> Iterator[Overlay]:
     """Yield the ephemeral disks among :func:`overlays`."""
     return (overlay for overlay in overlays(instance_dir)
             if not overlay.is_swap)
+
+
+def is_ephemeral_or_swap(name: str) -> bool:
+    """Return whether a file has the name of an ephemeral or swap disk."""
+    return bool(_EPHEMERAL.fullmatch(name) or _SWAP.fullmatch(name))
 
 
 def has_local_base_name(backing: str | None) -> bool:

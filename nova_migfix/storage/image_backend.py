@@ -33,6 +33,7 @@ from typing import Any
 from nova import exception
 from nova.i18n import _
 from nova.virt.libvirt import imagebackend
+from oslo_concurrency import processutils
 from oslo_config import cfg
 from oslo_log import log as logging
 
@@ -128,6 +129,17 @@ def complete_without_base(
     LOG.warning('%(disk)s has a new file system: its backing file %(base)s '
                 'is missing, and the guest had not written to the disk',
                 {'disk': overlay.path, 'base': overlay.backing})
+
+
+def reserve(backend: imagebackend.Image, size: int) -> None:
+    """Reserve the space of a disk if ``preallocate_images`` requests that.
+
+    As ``Image.cache`` does for an overlay.
+
+    :param size: virtual size in bytes
+    """
+    if backend.preallocate and backend._can_fallocate():
+        processutils.execute('fallocate', '-n', '-l', str(size), backend.path)
 
 
 def extend(backends: dict[str, type]) -> None:

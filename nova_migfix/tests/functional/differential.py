@@ -242,8 +242,9 @@ STORIES = {
         'hard reboot', 'image cache', 'stop', 'start', 'delete'),
     'live': (
         'boot', 'write', 'live migration', 'hard reboot', 'write',
-        'live migration', 'cold migration', 'confirm', 'image cache',
-        'stop', 'start', 'delete'),
+        # The fake libvirt has no domain after a live migration.
+        'live migration', 'hard reboot', 'cold migration', 'confirm',
+        'image cache', 'stop', 'start', 'delete'),
     'evacuation': (
         'boot', 'write', 'evacuate', 'hard reboot', 'write', 'rebuild',
         'delete'),
@@ -404,6 +405,9 @@ REASONS = {
         disk != 'disk.config' and (nova, ours) == ('changed', 'kept'))),
     'config-drive-kept': Reason('bytes', lambda row, disk, nova, ours: (
         disk == 'disk.config' and (nova, ours) == ('changed', 'kept'))),
+    # With Nova the destination keeps files of a guest that was deleted.
+    'nothing-left': Reason('files', lambda row, disk, nova, ours: (
+        row.story in DELETIONS and nova and not ours)),
     'space-reserved': Reason('reserved', lambda row, disk, nova, ours: (
         row.preallocate == 'space' and ours)),
 }

@@ -482,6 +482,15 @@ class TestDisks(DriverTestCase):
         self.assertEqual('source', pull.call_args.args[0])
         self.assertEqual((disks, 'source'), nova.call_args.args[4:])
 
+    def test_fix_changes_disks_after_nova_has_created_them(self):
+        nova = self.nova('_create_images_and_backing')
+        self.fix.images_created.side_effect = (
+            lambda *args: nova.assert_called_once())
+        self.driver._create_images_and_backing(
+            'context', 'instance', '/inst', ['disk'])
+        self.fix.images_created.assert_called_once_with(
+            self.driver, 'instance', '/inst', ['disk'])
+
     def test_hard_reboot_pulls_no_files(self):
         nova = self.nova('_create_images_and_backing')
         self.driver._create_images_and_backing(

@@ -27,6 +27,8 @@ from nova.virt.libvirt import host as libvirt_host
 from nova.virt.libvirt import imagebackend
 from nova.virt.libvirt import instancejobtracker
 from oslo_concurrency import processutils
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
 from oslo_utils.fixture import uuidsentinel as uuids
 import testtools
 
@@ -181,6 +183,39 @@ class TestLiveMigrationDestination(EphemeralTestCase):
         self.assertEqual([], os.listdir(self.dir))
         self.assertEqual({'_base', uuids.instance},
                          set(os.listdir(self.instances.path)))
+
+
+@ddt.ddt
+class TestReservedSpace(EphemeralTestCase):
+    """[DEFAULT] preallocate_images on the destination."""
+
+    def created(self, name, preallocate='space', **disk):
+        """Return the bytes that an empty disk of 1 MiB occupies."""
+        self.useFixture(config_fixture.Config(cfg.CONF)).config(
+            preallocate_images=preallocate)
+        self.dir.mkdir()
+        path = self.dir / name
+        path.touch()
+        driver = mock.Mock(image_backend=imagebackend.Backend(True))
+        self.fix.images_created(
+            driver, self.instance, str(self.dir), [{
+                'path': f'/on/source/{name}', 'type': 'qcow2',
+                'backing_file': '', 'virt_disk_size': 1 << 20, **disk}])
+        return path.stat().st_blocks * 512
+
+    @ddt.data('disk.eph0', 'disk.local', 'disk.swap')
+    def test_complete_disk_gets_its_space(self, name):
+        self.assertEqual(1 << 20, self.created(name))
+
+    def test_disk_is_sparse_by_default(self):
+        self.assertEqual(0, self.created('disk.eph0', preallocate='none'))
+
+    def test_root_disk_is_left_to_nova(self):
+        self.assertEqual(0, self.created('disk'))
+
+    @ddt.data({'type': 'raw'}, {'backing_file': BASE})
+    def test_disk_that_nova_also_makes_is_left_to_nova(self, disk):
+        self.assertEqual(0, self.created('disk.eph0', **disk))
 
 
 class TestLiveMigrationSource(EphemeralTestCase):
