@@ -16,6 +16,7 @@ import json
 
 import testtools
 
+from nova_migfix.tests import etc
 from nova_migfix.tests.fleet import playbook
 from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import test_fleet
@@ -54,6 +55,18 @@ class ReportTestCase(testtools.TestCase):
         page = self.site.path / 'nova-migfix-report.html'
         self.assertIn(test_fleet.A, page.read_text())
         self.assertIn(str(page), self.out)
+
+    def test_engine_is_that_of_kolla_ansible(self):
+        kolla = self.useFixture(etc.WritableEtc())
+        kolla.require(self)
+        (kolla.above / 'kolla').mkdir()
+        (kolla.above / 'kolla/globals.yml').write_text(
+            '---\nkolla_container_engine: podman\n')
+        self.site.program('docker', '#!/bin/sh\nexit 1\n')
+        self.site.container('a', hosts.checks(), hosts.preflight('a', []))
+        self.site.write_inventory(a={'nova_migfix_container': 'a'})
+        found = self.ask(within=kolla.entered())
+        self.assertEqual('told', found['a']['state'])
 
     def test_report_shows_hosts_without_an_answer(self):
         slow = self.site.path / 'slow'

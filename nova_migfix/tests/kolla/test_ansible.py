@@ -100,6 +100,14 @@ class ExtraVolumesTestCase(testtools.TestCase):
         self.assertIn('/site:/site', volumes)
         self.assertIn(MOUNT, volumes)
 
+    def test_native_tls_is_mounted_into_nova_libvirt(self):
+        volumes = container('nova-libvirt', 'volumes',
+                            'globals-native-tls.yml', nova_extra_volumes=[
+                                '/site:/site'])
+        self.assertLessEqual(
+            {'/etc/kolla/qemu-pki:/etc/pki/qemu:ro', '/site:/site',
+             'libvirtd:/var/lib/libvirt'}, set(volumes))
+
     def test_policy_is_not_mounted_into_nova_compute(self):
         self.assertNotIn(MOUNT, self.volumes('nova-compute'))
 
@@ -164,6 +172,18 @@ class ConfigurationTestCase(testtools.TestCase):
                 changes.golden('nova-compute-cold.conf')},
             self.changes(ours))
 
+    def test_documented_lines_for_native_tls_are_merged(self):
+        ours = self.useFixture(deployment.Deployment(libvirt_tls=True))
+        ours.take_over()
+        ours.add('nova-compute.conf', next(iter(pages.blocks(
+            'tls/kolla.rst', 'ini'))))
+        conf = configparser.ConfigParser(interpolation=None)
+        conf.read_string(ours.configure()['nova-compute/nova.conf'])
+        self.assertEqual(
+            ('true', 'tls'),
+            (conf['libvirt']['live_migration_with_native_tls'],
+             conf['libvirt']['live_migration_scheme']))
+
     def test_compute_driver_in_nova_conf_would_reach_ironic(self):
         ours = self.useFixture(deployment.Deployment())
         ours.add('../nova.conf', '[DEFAULT]\ncompute_driver = a.Driver\n')
@@ -218,9 +238,19 @@ class DocumentationTestCase(testtools.TestCase):
         (self.etc.above / 'kolla').mkdir(parents=True)
         self.directory = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path)
+        (self.directory / 'nova-migfix').symlink_to(pages.CHECKOUT)
+        self.distribute_certificates()
         (self.directory / 'multinode').write_text(
             '[compute]\nlocalhost ansible_connection=local '
             f'ansible_python_interpreter={sys.executable}\n')
+
+    def distribute_certificates(self):
+        """Write those of libvirt as Kolla Ansible does."""
+        place = self.etc.above / 'kolla/nova-libvirt'
+        place.mkdir()
+        for end in ('ca', 'server', 'client'):
+            for kind in ('cert', 'key'):
+                (place / f'{end}{kind}.pem').touch()
 
     def test_commands_of_the_tls_page_for_kolla_succeed(self):
         for command, _ in pages.commands('tls/kolla.rst'):
@@ -228,6 +258,8 @@ class DocumentationTestCase(testtools.TestCase):
                 'sh', '-c', command, cwd=self.directory, env={
                     **os.environ, 'PATH': f'{_BIN}:{os.environ["PATH"]}'})
             self.assertEqual(0, done.returncode, f'{command}: {done}')
+        self.assertTrue(
+            (self.etc.above / 'kolla/qemu-pki/server-key.pem').exists())
         file = self.etc.above / POLICY[len('/etc/'):]
         self.assertEqual(
             policy.merge(policy.FAMILIES['debian'], policy.TLS12, ''),
