@@ -212,6 +212,16 @@ COPY = (
 
 ARRIVAL = (
     Fault(
+        'post-copy-interrupted',
+        (r'[Ll]ive migration (?:to \S{1,255} )?is interrupted in post-copy',),
+        NOVA, 'arrival',
+        'The connection between the two QEMUs broke in post-copy, so that '
+        'each host has a part of the memory. The plugin resumes the migration '
+        'when the network is back, unless it says "cannot".',
+        'Restore the migration network. Do not destroy the domain on either '
+        'host, and do not reset the state of the server.',
+        ALL, 'fixes/post_copy', 'post_copy'),
+    Fault(
         'place-unknown',
         (rf'unknown whether {INSTANCE} has arrived on',),
         NOVA, 'arrival',

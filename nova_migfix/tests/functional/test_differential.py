@@ -48,7 +48,7 @@ HOSTS = {NOVA: ('nova-src', 'nova-dest'), OURS: ('src', 'dest')}
 DRIVER_OF = {host: name for name, hosts in HOSTS.items() for host in hosts}
 
 # Seconds between two queries of a server, and until it must have settled.
-POLL = 0.1
+POLL = 0.3
 PATIENCE = 90
 
 #: the states in which a server's task has ended
