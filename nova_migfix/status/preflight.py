@@ -29,7 +29,6 @@ import enum
 import functools
 import json
 import os
-import pathlib
 import sys
 import time
 from typing import NamedTuple
@@ -49,7 +48,9 @@ from nova_migfix import nova_release
 from nova_migfix import status
 from nova_migfix.status import hypervisor
 from nova_migfix.status import recomputed
+from nova_migfix.status import results
 from nova_migfix.status import services
+from nova_migfix.status import shared
 from nova_migfix.status import upgrade
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_file
@@ -59,10 +60,6 @@ from nova_migfix.transport import address
 from nova_migfix.transport import transfer
 
 CONF = nova.conf.CONF
-
-# File systems that hosts share: a migration does not move disks on them.
-SHARED = frozenset(('ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'gfs2',
-                    'gpfs', 'lustre', 'nfs', 'nfs4', 'ocfs2', 'smb3'))
 
 
 class Where(enum.Enum):
@@ -345,22 +342,12 @@ def _ask_destination(name: str | None,
             processutils.ProcessExecutionError) as error:
         note(f'{name} did not report its fixes: {error}')
         return Destination(name)
-    loaded = checks['Plugin']['result'] != upgrade.failure().code
+    loaded = checks['Plugin']['result'] != results.failure().code
     return Destination(name, frozenset(
         check.removeprefix('Fix ') for check in checks
         if check.startswith('Fix ') and checks[check]['details'].startswith(
             ('active', 'not needed') if loaded else 'not needed')),
         is_safe='safe.' in checks['TLS']['details'])
-
-
-def _has_shared_disks() -> bool:
-    """Return whether instances_path is on a file system that hosts share."""
-    mounts = [line.split(' ') for line in
-              pathlib.Path('/proc/self/mounts').read_text().splitlines()]
-    place = os.path.realpath(CONF.instances_path)
-    on = [words for words in mounts
-          if os.path.commonpath((words[1], place)) == words[1]]
-    return bool(on) and max(on, key=lambda words: len(words[1]))[2] in SHARED
 
 
 def _host(domains: list[hypervisor.Domain], destination: str | None,
@@ -378,7 +365,7 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
     except status.Error as error:
         note(f'{error}. Whether images are lost is not known.')
     return Host(
-        ports, lost_images, _has_shared_disks(),
+        ports, lost_images, shared.has_shared_disks(),
         _ask_destination(destination, note), note)
 
 
