@@ -119,6 +119,22 @@ def problem(uri: str, seconds: float) -> str:
         return f'no answer within {seconds} seconds'
 
 
+def deprecated_machines() -> frozenset[tuple[str, str]]:
+    """Return architecture and name of machine types to be removed from QEMU.
+
+    libvirt's capabilities show what QEMU reports: attribute ``deprecated`` of
+    ``machine``.
+
+    :raises Error: libvirt does not answer
+    """
+    with _connected(_libvirt()) as connection:
+        capabilities = vnic_abi.parse(connection.getCapabilities())
+    return frozenset(
+        (str(machine.xpath('string(ancestor::arch/@name)')), str(machine.text))
+        for machine in capabilities.iterfind(
+            './guest/arch//machine[@deprecated="yes"]'))
+
+
 @contextlib.contextmanager
 def guests() -> Iterator[dict[str, guest.Guest]]:
     """Connect to libvirt for writing, as nova-compute does.

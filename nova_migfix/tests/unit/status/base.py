@@ -165,9 +165,11 @@ class FakeLibvirt:
     """A fake of libvirt-python that reads its domains from a file.
 
     :ivar asks: credentials that it requests from the client
+    :ivar capabilities: XML that it returns
     """
 
     asks = ()
+    capabilities = '<capabilities/>'
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
     VIR_CONNECT_RO = 1
     (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
@@ -201,6 +203,9 @@ class FakeLibvirt:
         self.listAllDomains = lambda flags: [
             self._domain(domain) for domain in node]
         return self
+
+    def getCapabilities(self):
+        return self.capabilities
 
     def lookupByUUIDString(self, wanted):
         for domain in self.listAllDomains(0):
