@@ -250,6 +250,7 @@ def _judge(host: Host, able: int, others: int) -> None:
 def _of_guests(host: Host) -> Iterator[tuple[Drain, str]]:
     here = [row for row in host.findings if row['finding'] not in _OVER_TLS]
     harmed = _guests(row for row in here if row['result'] == _FAILURE)
+    unsure = _guests(row for row in here if row['covered'] == 'not known')
     changed = _guests(row for row in here if row['covered'] == 'no') - harmed
     if harmed:
         yield (Drain.NO, 'Guests that would fail or be harmed: '
@@ -257,10 +258,15 @@ def _of_guests(host: Host) -> Iterator[tuple[Drain, str]]:
     if changed:
         yield (Drain.CHANGES, 'Guests that would change: '
                               f'{len(changed)} of {host.guests}.')
+    if unsure:
+        yield (Drain.DEPENDS, 'Guests whose migration depends on the '
+                              'destination or the guest: '
+                              f'{len(unsure)} of {host.guests}.')
 
 
 def _of_checks(host: Host) -> Iterator[tuple[Drain, str]]:
-    covered = _guests(row for row in host.findings if row['covered'] != 'no')
+    covered = _guests(row for row in host.findings
+                      if row['covered'] not in ('no', 'not known'))
     if host.must_restart and covered:
         yield Drain.NO, host.check(_PLUGIN)['details']
     # Only the plugin fetches from that address.

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
+import queue
+import threading
 from typing import Any
 
 from lxml import etree
@@ -95,6 +97,44 @@ def state(uuid: str) -> str:
     return str(power_state.STATE_MAP[guest.LIBVIRT_POWER_STATE[number]])
 
 
+def problem(uri: str, seconds: float) -> str:
+    """Return why libvirt at a URI cannot be used; '' if it can.
+
+    :param seconds: to wait for libvirt, which has no limit itself
+    :raises Error: this environment has no libvirt-python
+    """
+    libvirt = _libvirt()
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def connect() -> None:
+        try:
+            libvirt.openAuth(uri, _auth(libvirt), libvirt.VIR_CONNECT_RO)
+            answers.put('')
+        except libvirt.libvirtError as error:
+            answers.put(str(error))
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        return answers.get(timeout=seconds)
+    except queue.Empty:
+        return f'no answer within {seconds} seconds'
+
+
+def deprecated_machines() -> frozenset[tuple[str, str]]:
+    """Return architecture and name of machine types to be removed from QEMU.
+
+    libvirt's capabilities show what QEMU reports: attribute ``deprecated`` of
+    ``machine``.
+
+    :raises Error: libvirt does not answer
+    """
+    with _connected(_libvirt()) as connection:
+        capabilities = vnic_abi.parse(connection.getCapabilities())
+    return frozenset(
+        (str(machine.xpath('string(ancestor::arch/@name)')), str(machine.text))
+        for machine in capabilities.iterfind(
+            './guest/arch//machine[@deprecated="yes"]'))
+
+
 @contextlib.contextmanager
 def guests() -> Iterator[dict[str, guest.Guest]]:
     """Connect to libvirt for writing, as nova-compute does.
@@ -121,12 +161,9 @@ def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
     :raises Error: libvirt does not answer
     """
     uri = driver.LibvirtDriver._uri()
-    kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_ECHOPROMPT,
-             libvirt.VIR_CRED_REALM, libvirt.VIR_CRED_PASSPHRASE,
-             libvirt.VIR_CRED_NOECHOPROMPT, libvirt.VIR_CRED_EXTERNAL]
     try:
         yield libvirt.openAuth(
-            uri, [kinds, lambda asked, _none: -1 if asked else 0, None],
+            uri, _auth(libvirt),
             libvirt.VIR_CONNECT_RO if flags is None else flags)
     except libvirt.libvirtError as error:
         otherwise = (
@@ -138,6 +175,14 @@ def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
             'a user with access to libvirt\'s read-only socket.')
         raise status.Error(f'libvirt at {uri} does not answer: {error}. '
                            f'{otherwise}') from error
+
+
+def _auth(libvirt: Any) -> list[Any]:
+    """Return an authentication that supplies no name and no password."""
+    kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_ECHOPROMPT,
+             libvirt.VIR_CRED_REALM, libvirt.VIR_CRED_PASSPHRASE,
+             libvirt.VIR_CRED_NOECHOPROMPT, libvirt.VIR_CRED_EXTERNAL]
+    return [kinds, lambda asked, _none: -1 if asked else 0, None]
 
 
 def _libvirt() -> Any:

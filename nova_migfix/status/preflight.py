@@ -29,7 +29,6 @@ import enum
 import functools
 import json
 import os
-import pathlib
 import sys
 import time
 from typing import NamedTuple
@@ -47,9 +46,12 @@ from nova_migfix.fixes import tls_rekey
 from nova_migfix.fixes import vnic
 from nova_migfix import nova_release
 from nova_migfix import status
+from nova_migfix.status import domain_rules
 from nova_migfix.status import hypervisor
 from nova_migfix.status import recomputed
+from nova_migfix.status import results
 from nova_migfix.status import services
+from nova_migfix.status import shared
 from nova_migfix.status import upgrade
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_file
@@ -60,10 +62,6 @@ from nova_migfix.transport import transfer
 
 CONF = nova.conf.CONF
 
-# File systems that hosts share: a migration does not move disks on them.
-SHARED = frozenset(('ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'gfs2',
-                    'gpfs', 'lustre', 'nfs', 'nfs4', 'ocfs2', 'smb3'))
-
 
 class Where(enum.Enum):
     """The host on which a fix has to be active."""
@@ -73,17 +71,21 @@ class Where(enum.Enum):
     EITHER = 'either'
     BOTH = 'both'
     NOWHERE = 'nowhere: it warns only'
+    UNKNOWN = 'nowhere: whether the migration fails is not known'
 
 
 class Kind(NamedTuple):
     """A kind of finding."""
 
-    fix: type[base.Fix]
+    #: None: no fix prevents it
+    fix: type[base.Fix] | None
     where: Where
     #: whether guest or migration fails; False: the guest changes
     fails: bool
     #: remedy without the fix
     otherwise: str
+    #: the fault, if it is not that of the fix
+    reason: str = ''
 
 
 _REBOOT = 'Hard-reboot the instance, when its owner agrees.'
@@ -122,6 +124,9 @@ KINDS: dict[str, Kind] = {
         tls_rekey.TlsRekey, Where.NOWHERE, False,
         'Migrate the guest while it is small, or hard-reboot it: it uses the '
         'library that was installed when it was started.'),
+    **{rule.kind: Kind(None, Where.UNKNOWN, True,
+                       f'{rule.remedy} See {domain_rules.PAGE}.', rule.reason)
+       for rule in domain_rules.RULES},
 }
 
 
@@ -166,6 +171,7 @@ class Host(NamedTuple):
     ports: Mapping[str, recomputed.Binding]
     lost_images: frozenset[str]
     has_shared_disks: bool
+    known: domain_rules.Known
     destination: Destination
     note: Callable[[str], None]
 
@@ -292,9 +298,15 @@ def _process(uuid: str, host: Host) -> audit.Guest | None:
         return None
 
 
+def _rules(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    for rule in domain_rules.RULES:
+        for row in rule.find(domain, host.known):
+            yield Found(rule.kind, *row)
+
+
 FINDERS: tuple[
     Callable[[hypervisor.Domain, Host], Iterator[Found]], ...] = (
-        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls)
+        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls, _rules)
 
 
 # -- which findings a fix covers ---------------------------------------------
@@ -306,7 +318,7 @@ def _covered(kind: Kind, here: frozenset[str],
     :param here: fixes whose faults do not occur on this host
     :param there: the same of the destination; None: not known
     """
-    name = kind.fix.name
+    name = kind.fix.name if kind.fix else ''
     elsewhere = ('if on the destination' if there is None
                  else 'yes' if name in there else 'no')
     return {
@@ -315,6 +327,7 @@ def _covered(kind: Kind, here: frozenset[str],
         Where.EITHER: 'yes' if name in here else elsewhere,
         Where.BOTH: elsewhere if name in here else 'no',
         Where.NOWHERE: 'no',
+        Where.UNKNOWN: 'not known',
     }[kind.where]
 
 
@@ -325,7 +338,8 @@ def _finding(domain: hypervisor.Domain, found: Found, here: frozenset[str],
     result = {'yes': 0, 'no': 2 if kind.fails else 1}.get(covered, 1)
     return Finding(
         domain.uuid, domain.name, found.kind, found.device, found.running,
-        found.computed, kind.fix.bug, kind.fix.name, covered, result,
+        found.computed, kind.fix.bug if kind.fix else kind.reason,
+        kind.fix.name if kind.fix else '', covered, result,
         '' if covered == 'yes' else kind.otherwise)
 
 
@@ -345,22 +359,12 @@ def _ask_destination(name: str | None,
             processutils.ProcessExecutionError) as error:
         note(f'{name} did not report its fixes: {error}')
         return Destination(name)
-    loaded = checks['Plugin']['result'] != upgrade.failure().code
+    loaded = checks['Plugin']['result'] != results.failure().code
     return Destination(name, frozenset(
         check.removeprefix('Fix ') for check in checks
         if check.startswith('Fix ') and checks[check]['details'].startswith(
             ('active', 'not needed') if loaded else 'not needed')),
         is_safe='safe.' in checks['TLS']['details'])
-
-
-def _has_shared_disks() -> bool:
-    """Return whether instances_path is on a file system that hosts share."""
-    mounts = [line.split(' ') for line in
-              pathlib.Path('/proc/self/mounts').read_text().splitlines()]
-    place = os.path.realpath(CONF.instances_path)
-    on = [words for words in mounts
-          if os.path.commonpath((words[1], place)) == words[1]]
-    return bool(on) and max(on, key=lambda words: len(words[1]))[2] in SHARED
 
 
 def _host(domains: list[hypervisor.Domain], destination: str | None,
@@ -378,8 +382,24 @@ def _host(domains: list[hypervisor.Domain], destination: str | None,
     except status.Error as error:
         note(f'{error}. Whether images are lost is not known.')
     return Host(
-        ports, lost_images, _has_shared_disks(),
+        ports, lost_images, shared.has_shared_disks(), _known(domains, note),
         _ask_destination(destination, note), note)
+
+
+def _known(domains: list[hypervisor.Domain],
+           note: Callable[[str], None]) -> domain_rules.Known:
+    machines: frozenset[tuple[str, str]] = frozenset()
+    try:
+        machines = hypervisor.deprecated_machines()
+    except (status.Error, ValueError) as error:
+        note(f'Deprecated machine types are not known: {error}')
+    monitors: frozenset[str] = frozenset()
+    if any(map(domain_rules.has_local_rbd, domains)):
+        try:
+            monitors = domain_rules.monitors()
+        except OSError as error:
+            note(f'The monitors of Ceph are not known: {error}.')
+    return domain_rules.Known(machines, monitors)
 
 
 # -- the command -------------------------------------------------------------

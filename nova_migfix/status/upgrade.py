@@ -23,7 +23,6 @@ from collections.abc import Iterator
 import functools
 import os
 import pathlib
-import socket
 import sys
 import tempfile
 
@@ -42,19 +41,19 @@ from stevedore import named
 from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix import nova_release
+from nova_migfix.status import endpoint
 from nova_migfix.status import privileges
+from nova_migfix.status.results import failure
+from nova_migfix.status.results import success
+from nova_migfix.status.results import warning
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_file
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
-from nova_migfix.transport import address
 
 CONF = nova.conf.CONF
 
 DRIVER = 'migfix.LibvirtDriver'
-
-# Seconds to wait for a connection and its first line.
-_TIMEOUT = 5
 
 # Its fault is not in Nova, so that no release of Nova fixes it.
 _NOT_OF_NOVA = frozenset(('tls_rekey',))
@@ -64,10 +63,6 @@ _PROC = pathlib.Path('/proc')
 _STARTTIME = 19
 # Seconds by which the start may be later: the boot time has no fractions.
 _UNCERTAINTY = 1
-
-success = functools.partial(upgradecheck.Result, upgradecheck.Code.SUCCESS)
-warning = functools.partial(upgradecheck.Result, upgradecheck.Code.WARNING)
-failure = functools.partial(upgradecheck.Result, upgradecheck.Code.FAILURE)
 
 
 # -- the plugin and its Nova -------------------------------------------------
@@ -159,64 +154,6 @@ def _patched(found: list[fixes.Found]) -> upgradecheck.Result:
             'set [DEFAULT] compute_driver = libvirt.LibvirtDriver, or keep '
             'the plugin until all hosts have such a Nova.')
     return success(f'This Nova needs {", ".join(sorted(needed)) or "none"}.')
-
-
-# -- the network -------------------------------------------------------------
-
-def _address() -> upgradecheck.Result:
-    own = CONF.libvirt.live_migration_inbound_addr
-    if not own:
-        return warning(
-            '[libvirt] live_migration_inbound_addr is unset: destinations '
-            'fetch images that Glance no longer has from this host by its '
-            'name, over the network to which the name resolves. Set it to an '
-            'address of this host.')
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(
-            own, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        return failure(f'{own} cannot be resolved: {error}.')
-    if not any(map(_is_here, found)):
-        return failure(f'{own} ({", ".join(sorted(map(str, found)))}) is not '
-                       'an address of this host: set [libvirt] '
-                       'live_migration_inbound_addr to one that is.')
-    return success(f'{own} is an address of this host.')
-
-
-def _is_here(literal: str | int) -> bool:
-    family = socket.AF_INET6 if ':' in str(literal) else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as attempt:
-        try:
-            attempt.bind((literal, 0))
-        except OSError:
-            return False
-    return True
-
-
-def _ssh() -> upgradecheck.Result:
-    own = CONF.libvirt.live_migration_inbound_addr or socket.gethostname()
-    try:
-        where = _ssh_destination(address.check(own))
-        with socket.create_connection(where, _TIMEOUT) as connection:
-            greeting = connection.makefile('rb').readline()
-    except (OSError, ValueError, processutils.ProcessExecutionError) as error:
-        return failure(
-            f'{own} does not answer to ssh: {error}. Destinations fetch files '
-            'of guests from this address: let sshd listen on it, at the port '
-            'that ssh_config has for it.')
-    if not greeting.startswith(b'SSH-'):
-        return failure(
-            f'{own}: the server at port {where[1]} is not sshd. Let sshd '
-            'listen there, or change the port in ssh_config.')
-    return success(f'sshd answers on {own} at port {where[1]}.')
-
-
-def _ssh_destination(host: str) -> tuple[str, int]:
-    """Return address and port that this user's ssh_config has for a host."""
-    output, _errors = processutils.execute('ssh', '-G', '--', host)
-    words = dict(line.split(' ', 1) for line in output.splitlines()
-                 if ' ' in line)
-    return words['hostname'], int(words['port'])
 
 
 # -- vNICs and disks of guests -----------------------------------------------
@@ -342,8 +279,7 @@ _TLS = {
 CHECKS: tuple[tuple[str, Callable[[], upgradecheck.Result]], ...] = (
     ('Plugin', _plugin),
     ('Release of Nova', _release),
-    ('Migration address', _address),
-    ('ssh to the migration address', _ssh),
+    *endpoint.CHECKS,
     ('Queues of tap devices', _queues),
     ('Ephemeral disks', _ephemeral_disks),
     ('Ephemeral overlays', _ephemeral_overlays),

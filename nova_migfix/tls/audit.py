@@ -92,7 +92,7 @@ def guests(uuid: str | None = None) -> Iterator[Guest]:
 
     :param uuid: yield only the QEMU of this instance; None: all
     """
-    for process, arguments in _qemus():
+    for process, arguments in qemus():
         if uuid in (None, _after(arguments, '-uuid')):
             try:
                 yield _guest(process, arguments)
@@ -105,7 +105,7 @@ def find(uuid: str) -> Guest | None:
     return next(guests(uuid), None)
 
 
-def _qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
+def qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
     """Yield /proc directory and command line of each QEMU, sorted by PID."""
     for process in sorted(_PROC.glob('[0-9]*'), key=lambda p: int(p.name)):
         try:
@@ -120,11 +120,16 @@ def _qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
 def _guest(process: pathlib.Path, arguments: list[str]) -> Guest:
     in_use = _IN_USE.findall(
         (process / 'status').read_text(errors='replace'))
-    name = re.match(r'(?:guest=)?([^,]*)', _after(arguments, '-name'))
     return Guest(
-        int(process.name), name[1] if name else '',
+        int(process.name), name(arguments),
         _after(arguments, '-uuid'), sum(map(int, in_use)) * 1024,
         _library(process))
+
+
+def name(arguments: list[str]) -> str:
+    """Return libvirt's name of a guest, from QEMU's command line."""
+    match = re.match(r'(?:guest=)?([^,]*)', _after(arguments, '-name'))
+    return match[1] if match else ''
 
 
 def _after(arguments: list[str], option: str) -> str:

@@ -106,7 +106,7 @@ def find_user() -> str:
     Return the current user if that is not known, or only root could start a
     process of that user.
     """
-    found = _user_of_guests() if os.geteuid() == 0 else ''
+    found = user_of_guests() if os.geteuid() == 0 else ''
     return found or _current_user()
 
 
@@ -114,7 +114,7 @@ def _current_user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-def _user_of_guests() -> str:
+def user_of_guests() -> str:
     """Return the user in qemu.conf, else libvirt's default; '': not known."""
     try:
         configured = _configured_user()
@@ -144,7 +144,7 @@ def _doubt() -> str:
     """
     path = gnutls.system_file()
     if (path is None or _is_same_for_all(path)
-            or _user_of_guests() == find_user()):
+            or user_of_guests() == find_user()):
         return ''
     return (f'not every user can read {path}, and this process cannot start '
             'QEMU as the user of the guests; give the file mode 0644, or run '

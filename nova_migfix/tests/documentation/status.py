@@ -18,9 +18,9 @@ import fixtures
 from oslo_concurrency import processutils
 
 from nova_migfix.abi import tap
+from nova_migfix.status import endpoint
 from nova_migfix.status import explain
 from nova_migfix.status import preflight
-from nova_migfix.status import upgrade
 from nova_migfix.tests.unit.status import base
 
 PROGRAM = 'nova-migfix-status'
@@ -33,7 +33,7 @@ class Status(fixtures.Fixture):
         for module, name, replacement in (
                 (explain, 'QEMU_LOGS', base.DATA),
                 (tap, 'max_queues', lambda: 256),
-                (upgrade, '_ssh_destination', self._no_ssh)):
+                (endpoint, '_ssh_destination', self._no_ssh)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'{module.__name__}.{name}', replacement))
         preflight._file_system.cache_clear()

@@ -13,6 +13,7 @@
 
 import contextlib
 import io
+import json
 import pathlib
 from typing import NamedTuple
 from unittest import mock
@@ -21,8 +22,11 @@ import fixtures
 from lxml import etree
 import nova.conf
 from oslo_log import log as logging
+import testtools
 
+from nova_migfix.abi import tap
 from nova_migfix.cmd import status
+from nova_migfix.status import upgrade
 from nova_migfix.tests import fixtures as migfix_fixtures
 
 CONF = nova.conf.CONF
@@ -62,6 +66,50 @@ class Command(fixtures.Fixture):
                 contextlib.redirect_stderr(io.StringIO()) as err:
             code = status.main(['--config-file', str(self.path), *arguments])
         return Ran(code, out.getvalue(), err.getvalue())
+
+
+CONFIG = '''
+[DEFAULT]
+compute_driver = migfix.LibvirtDriver
+[libvirt]
+virt_type = kvm
+{libvirt}
+[migfix]
+{migfix}
+'''
+
+
+class StatusTestCase(testtools.TestCase):
+    """Run ``upgrade check`` with a nova.conf."""
+
+    def setUp(self):
+        super().setUp()
+        self.command = self.useFixture(Command(''))
+        self.configure()
+        self.proc = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        (self.proc / 'stat').write_text('cpu 1 2\nbtime 1000\n')
+        self.useFixture(fixtures.MockPatchObject(upgrade, '_PROC', self.proc))
+        self.useFixture(fixtures.MockPatchObject(
+            tap, 'max_queues', autospec=True, return_value=256))
+
+    def configure(self, libvirt='', migfix=''):
+        self.command.write(CONFIG.format(libvirt=libvirt, migfix=migfix))
+
+    def checks(self, code=None):
+        ran = self.command.run('upgrade', 'check', '--json')
+        self.assertEqual('', ran.err)
+        if code is not None:
+            self.assertEqual(code, ran.code)
+        return {check['check']: (check['result'], check['details'])
+                for check in json.loads(ran.out)['checks']}
+
+    def assertCheck(self, name, code, *said):
+        with mock.patch.object(upgrade, 'CHECKS', tuple(
+                check for check in upgrade.CHECKS if check[0] == name)):
+            result, details = self.checks()[name]
+        self.assertEqual(code, result, details)
+        for part in said:
+            self.assertIn(part, details)
 
 
 logging.register_options(CONF)
@@ -117,9 +165,11 @@ class FakeLibvirt:
     """A fake of libvirt-python that reads its domains from a file.
 
     :ivar asks: credentials that it requests from the client
+    :ivar capabilities: XML that it returns
     """
 
     asks = ()
+    capabilities = '<capabilities/>'
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
     VIR_CONNECT_RO = 1
     (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
@@ -153,6 +203,9 @@ class FakeLibvirt:
         self.listAllDomains = lambda flags: [
             self._domain(domain) for domain in node]
         return self
+
+    def getCapabilities(self):
+        return self.capabilities
 
     def lookupByUUIDString(self, wanted):
         for domain in self.listAllDomains(0):

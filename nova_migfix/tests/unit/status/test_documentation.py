@@ -22,6 +22,7 @@ import testtools
 
 from nova_migfix.abi import tap
 from nova_migfix.cmd import status
+from nova_migfix.status import endpoint
 from nova_migfix.status import explain
 from nova_migfix.status.heal import display
 from nova_migfix.status import hypervisor
@@ -58,7 +59,7 @@ class TestDocumentation(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             tap, 'max_queues', autospec=True, return_value=256))
         self.useFixture(fixtures.MockPatchObject(
-            upgrade, '_ssh_destination', autospec=True,
+            endpoint, '_ssh_destination', autospec=True,
             side_effect=processutils.ProcessExecutionError))
         self.useFixture(fixtures.MockPatchObject(
             hypervisor, 'guests', lambda: contextlib.nullcontext({})))

@@ -168,6 +168,20 @@ class TestDrain(FleetTestCase):
         self.assertDrain(
             'changes', 'Guests that would change: 1 of 2.')
 
+    @ddt.data((None, 'depends', (
+        'Guests whose migration depends on the destination or the guest: 1 '
+        'of 2.',)), ('vnic-ring', 'changes', (
+            'Guests that would change: 1 of 2.',
+            'Guests whose migration depends on the destination or the guest: '
+            '1 of 2.')))
+    @ddt.unpack
+    def test_unknown_outcome_is_rated_depends(self, other, drain, reasons):
+        unknown = hosts.finding('vnic', A, fix='', covered='not known',
+                                result=1)
+        self.put('a', unknown, *(
+            [hosts.finding(other, B, False)] if other else []), plugin=False)
+        self.assertDrain(drain, *reasons)
+
     @ddt.data((True, True, 'yes', 2), (True, False, 'depends', 1),
               (False, False, 'no', 0))
     @ddt.unpack

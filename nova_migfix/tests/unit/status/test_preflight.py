@@ -33,6 +33,7 @@ from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
+from nova_migfix.status import shared
 from nova_migfix.storage import image_file
 from nova_migfix.tests.unit.abi import test_vnic
 from nova_migfix.tests.unit.status import base
@@ -144,7 +145,7 @@ class TestFindings(PreflightTestCase):
             self.assertNotIn('config-drive', self.covered())
 
     def test_disks_on_shared_storage_have_no_findings(self):
-        with mock.patch.object(preflight, 'SHARED', AnyOf()):
+        with mock.patch.object(shared, 'FILE_SYSTEMS', AnyOf()):
             kinds = {row[1] for row in self.findings()}
         self.assertEqual(
             {'vnic', 'vnic-ring', 'config-drive-empty', 'ephemeral-lost'},

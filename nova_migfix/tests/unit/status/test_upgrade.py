@@ -9,13 +9,9 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
-import contextlib
 import json
 import os
-import pathlib
-import socket
 import sys
-import threading
 from unittest import mock
 
 import ddt
@@ -26,12 +22,12 @@ from oslo_concurrency import processutils
 from oslo_privsep import daemon
 from oslo_privsep import priv_context
 from oslo_upgradecheck import upgradecheck
-import testtools
 
 from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix.fixes import base as fixes_base
 from nova_migfix import nova_release
+from nova_migfix.status import results
 from nova_migfix.status import upgrade
 from nova_migfix.tests import fixtures as migfix_fixtures
 from nova_migfix.tests.unit.status import base
@@ -40,48 +36,8 @@ from nova_migfix.tls import qmp
 
 SUCCESS, WARNING, FAILURE = upgradecheck.Code
 
-CONFIG = '''
-[DEFAULT]
-compute_driver = migfix.LibvirtDriver
-[libvirt]
-virt_type = kvm
-{libvirt}
-[migfix]
-{migfix}
-'''
 
-
-class StatusTestCase(testtools.TestCase):
-
-    def setUp(self):
-        super().setUp()
-        self.command = self.useFixture(base.Command(''))
-        self.configure()
-        self.proc = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        (self.proc / 'stat').write_text('cpu 1 2\nbtime 1000\n')
-        self.useFixture(fixtures.MockPatchObject(upgrade, '_PROC', self.proc))
-        self.useFixture(fixtures.MockPatchObject(
-            tap, 'max_queues', autospec=True, return_value=256))
-
-    def configure(self, libvirt='', migfix=''):
-        self.command.write(CONFIG.format(libvirt=libvirt, migfix=migfix))
-
-    def checks(self, code=None):
-        ran = self.command.run('upgrade', 'check', '--json')
-        self.assertEqual('', ran.err)
-        if code is not None:
-            self.assertEqual(code, ran.code)
-        return {check['check']: (check['result'], check['details'])
-                for check in json.loads(ran.out)['checks']}
-
-    def assertCheck(self, name, code, *said):
-        result, details = self.checks()[name]
-        self.assertEqual(code, result, details)
-        for part in said:
-            self.assertIn(part, details)
-
-
-class TestOutput(StatusTestCase):
+class TestOutput(base.StatusTestCase):
 
     def test_json_matches_oslo_upgradecheck(self):
         ran = self.command.run('upgrade', 'check', '--json')
@@ -102,7 +58,7 @@ class TestOutput(StatusTestCase):
                 upgrade, '_fix_checks', autospec=True) as checks:
             for code in (SUCCESS, WARNING, FAILURE):
                 checks.return_value = [
-                    ('one', upgrade.success),
+                    ('one', results.success),
                     ('other', lambda: upgradecheck.Result(code, 'x'))]  # noqa: B023
                 self.assertEqual(
                     code, self.command.run('upgrade', 'check').code)
@@ -122,7 +78,7 @@ class TestOutput(StatusTestCase):
 
 
 @ddt.ddt
-class TestPlugin(StatusTestCase):
+class TestPlugin(base.StatusTestCase):
 
     def start(self, pid, command, since_boot):
         process = self.proc / pid
@@ -170,7 +126,7 @@ class TestPlugin(StatusTestCase):
         self.assertCheck('Release of Nova', SUCCESS)
 
 
-class TestFixes(StatusTestCase):
+class TestFixes(base.StatusTestCase):
 
     def found(self, state):
         return [fixes.Found(name, state, 'reason', fixes_base.Fix)
@@ -203,70 +159,7 @@ class TestFixes(StatusTestCase):
 
 
 @ddt.ddt
-class TestMigrationAddress(StatusTestCase):
-
-    @ddt.data(
-        ('', WARNING, 'is unset'),
-        ('127.0.0.1', SUCCESS, '127.0.0.1 is an address of this host'),
-        ('does-not-exist.invalid', FAILURE, 'cannot be resolved'),
-        # documentation, RFC 5737
-        ('192.0.2.7', FAILURE, 'is not an address of this host'))
-    @ddt.unpack
-    def test_migration_address_is_checked(self, own, code, said):
-        self.configure(own and f'live_migration_inbound_addr = {own}')
-        self.assertCheck('Migration address', code, said)
-
-    def test_invalid_migration_address_is_an_error(self):
-        self.configure('live_migration_inbound_addr = -oProxyCommand=x')
-        ran = self.command.run('upgrade', 'check')
-        self.assertEqual(255, ran.code)
-        self.assertIn('live_migration_inbound_addr', ran.err)
-
-    @contextlib.contextmanager
-    def listening(self, greeting):
-        with socket.create_server(('127.0.0.1', 0)) as server:
-            def greet():
-                connection, _peer = server.accept()
-                with connection:
-                    connection.sendall(greeting)
-            thread = threading.Thread(target=greet, daemon=True)
-            thread.start()
-            yield server.getsockname()[1]
-            thread.join(10)
-
-    def ask(self, port, code, *said):
-        self.configure('live_migration_inbound_addr = 127.0.0.1')
-        with mock.patch.object(
-                upgrade, '_ssh_destination', autospec=True,
-                return_value=('127.0.0.1', port)):
-            self.assertCheck('ssh to the migration address', code, *said)
-
-    @ddt.data((b'SSH-2.0-OpenSSH_9.2\r\n', SUCCESS, 'sshd answers'),
-              (b'220 ESMTP\r\n', FAILURE, 'is not sshd'))
-    @ddt.unpack
-    def test_service_at_the_ssh_port_is_checked(self, greeting, code, said):
-        with self.listening(greeting) as port:
-            self.ask(port, code, str(port), said)
-
-    def test_closed_ssh_port_is_a_failure(self):
-        with self.listening(b'') as port:
-            socket.create_connection(('127.0.0.1', port)).close()
-        self.ask(port, FAILURE, '111', 'let sshd listen')
-
-    def test_ssh_port_comes_from_ssh_config(self):
-        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
-        config = directory / 'config'
-        config.write_text('Host 127.0.0.1\n  Port 8022\n')
-        execute = processutils.execute
-        with mock.patch.object(processutils, 'execute', side_effect=(
-                lambda *words: execute(
-                    words[0], '-F', str(config), *words[1:]))):
-            self.assertEqual(('127.0.0.1', 8022),
-                             upgrade._ssh_destination('127.0.0.1'))
-
-
-@ddt.ddt
-class TestTapQueues(StatusTestCase):
+class TestTapQueues(base.StatusTestCase):
 
     @ddt.data((8, 16, FAILURE, 'max_queues = 8'), (256, 16, SUCCESS, '16'),
               (8, 8, SUCCESS, '8'))
@@ -322,7 +215,7 @@ class TestTapQueues(StatusTestCase):
 
 
 @ddt.ddt
-class TestEphemeralDisks(StatusTestCase):
+class TestEphemeralDisks(base.StatusTestCase):
     """With file systems that mkfs makes."""
 
     def setUp(self):
@@ -366,7 +259,7 @@ class TestEphemeralDisks(StatusTestCase):
             self.assertCheck('Ephemeral disks', FAILURE, 'has data')
 
 
-class TestEphemeralOverlays(StatusTestCase):
+class TestEphemeralOverlays(base.StatusTestCase):
 
     def setUp(self):
         super().setUp()
@@ -377,7 +270,7 @@ class TestEphemeralOverlays(StatusTestCase):
             self.instances.make_disk(uuid, name, self.base)
 
     def configure_overlays(self, value):
-        self.command.write(CONFIG.format(
+        self.command.write(base.CONFIG.format(
             libvirt='', migfix=f'ephemeral_overlays = {value}').replace(
                 '[DEFAULT]',
                 f'[DEFAULT]\ninstances_path = {self.instances.path}'))
@@ -407,7 +300,7 @@ class TestEphemeralOverlays(StatusTestCase):
 
 
 @ddt.ddt
-class TestTls(StatusTestCase):
+class TestTls(base.StatusTestCase):
 
     @ddt.data(
         (probe.Answer('TLSv1.2', 'AES256'), SUCCESS, 'TLSv1.2 AES256 safe'),
