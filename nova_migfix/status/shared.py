@@ -22,8 +22,9 @@ CONF = nova.conf.CONF
 
 # File systems that hosts share: a migration does not move disks on them.
 FILE_SYSTEMS = frozenset((
-    'ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'gfs2', 'gpfs', 'lustre',
-    'nfs', 'nfs4', 'ocfs2', 'smb3'))
+    'beegfs', 'ceph', 'cifs', 'fuse.ceph', 'fuse.glusterfs', 'fuse.quobyte',
+    'gfs2', 'gpfs', 'lustre', 'nfs', 'nfs4', 'ocfs2', 'smb3', 'virtiofs',
+    'wekafs'))
 
 
 def has_shared_disks() -> bool:
