@@ -42,6 +42,8 @@ TABLE = tuple(Elsewhere(*row) for row in (
     ('CONTRIBUTING.rst', 'tox -e *',
      'nova_migfix.tests.documentation.test_tox',
      'Its environments have to exist; they are what runs the tests.'),
+    ('fixes/post_copy.rst', 'virsh domstate *', 'lab cut-post-copy',
+     'It needs a migration in post-copy.'),
     ('install/index.rst', 'ssh <live_migration_inbound_addr*',
      'lab image-gone-ssh', 'It needs another host.'),
     ('install/rollout.rst', 'docker exec *nova-migfix-status heal*',

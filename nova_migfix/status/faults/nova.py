@@ -220,7 +220,7 @@ ARRIVAL = (
         'when the network is back, unless it says "cannot".',
         'Restore the migration network. Do not destroy the domain on either '
         'host, and do not reset the state of the server.',
-        ALL, 'fixes/post_copy', 'post_copy'),
+        ALL, 'fixes/post_copy'),
     Fault(
         'place-unknown',
         (rf'unknown whether {INSTANCE} has arrived on',),
