@@ -64,8 +64,9 @@ install_packages() {
     fi
     export DEBIAN_FRONTEND=noninteractive
     {
-        apt-get update --quiet &&
-            apt-get install --quiet --yes --no-install-recommends "$@"
+        apt-get update --quiet --option DPkg::Lock::Timeout=300 &&
+            apt-get install --quiet --yes --no-install-recommends \
+                --option DPkg::Lock::Timeout=300 "$@"
     } >"$lab/apt.log" 2>&1 </dev/null || {
         tail -n 15 "$lab/apt.log"
         fail "packages could not be installed, see $lab/apt.log"

@@ -23,7 +23,8 @@ install_packages() {
     fi
     apt-get -qq update
     DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install --no-install-recommends "$@" >/dev/null
+        apt-get -qq install --no-install-recommends \
+            --option DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 
 runner=.tox/.runner
