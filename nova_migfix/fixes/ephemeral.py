@@ -181,7 +181,9 @@ class Ephemeral(base.Fix):
     ) -> str:
         if instance.uuid in self._copied_by_libvirt:
             # The destination has the backing files of prepare_disks.
-            for disk in filter(local_disks.is_on_copy, _overlays_of(instance)):
+            disk = next(filter(
+                local_disks.is_on_copy, _overlays_of(instance)), None)
+            if disk:
                 raise _in_progress(instance, disk)
         return destination_xml
 

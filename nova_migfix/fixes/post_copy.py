@@ -43,7 +43,6 @@ import math
 import socket
 import time
 from typing import Any
-import urllib.parse
 
 from nova import exception
 from nova.i18n import _
@@ -54,6 +53,7 @@ from oslo_log import log as logging
 from nova_migfix.fixes import base
 from nova_migfix import peer
 from nova_migfix import place
+from nova_migfix.transport import libvirt_uri
 
 LOG = logging.getLogger(__name__)
 CONF = cfg.CONF
@@ -67,8 +67,6 @@ _LONG_INTERVAL = 60
 _MIN_LIBVIRT = (8, 5, 0)
 # VIR_MIGRATE_POSTCOPY_RESUME; the Python binding may be older than libvirt.
 _RESUME = 1 << 19
-# of libvirt, and of sshd
-_PORTS = {'qemu+tcp': 16509, 'qemu+tls': 16514, 'qemu+ssh': 22}
 
 # Errors of a destination that answers but does not resume: INVALID_ARG (its
 # libvirt is older), OPERATION_FAILED, NO_DOMAIN and OPERATION_INVALID.
@@ -123,14 +121,16 @@ def go_on(
 def _is_reachable(uri: str) -> bool:
     """Return whether the host of libvirt responds, also if it refuses.
 
+    A URI without a TCP port counts as reachable.
+
     :param uri: such as qemu+tls://host/system
     """
-    parts = urllib.parse.urlsplit(uri)
+    where = libvirt_uri.server(uri)
+    if where is None:
+        return True
     try:
-        socket.create_connection(
-            (parts.hostname, parts.port or _PORTS[parts.scheme]),
-            _INTERVAL).close()
-    except (KeyError, ConnectionRefusedError):
+        socket.create_connection(where, _INTERVAL).close()
+    except ConnectionRefusedError:
         pass
     except OSError:
         return False

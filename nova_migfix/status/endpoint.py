@@ -26,8 +26,6 @@ import pwd
 import re
 import socket
 import subprocess
-from typing import Any
-import urllib.parse
 
 import nova.conf
 from nova import exception
@@ -43,7 +41,9 @@ from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
 from nova_migfix.status.results import warning
 from nova_migfix.status import shared
+from nova_migfix.tls import probe
 from nova_migfix.transport import address
+from nova_migfix.transport import libvirt_uri
 
 CONF = nova.conf.CONF
 
@@ -52,8 +52,6 @@ _TIMEOUT = 5
 # Seconds to wait for a login, or for libvirt.
 _LOGIN_TIMEOUT = 20
 
-#: transport in libvirt's URI: default port; '' is TLS
-_PORTS = {'tcp': 16509, 'tls': 16514, '': 16514}
 # Errors of libvirt that do not depend on the user who connects.
 _CERTAIN = ('does not match the hostname', 'has expired', 'not yet active')
 
@@ -162,7 +160,7 @@ def _login(own: str) -> upgradecheck.Result:
             ['ssh', '-o', 'BatchMode=yes', '-o',  # noqa: S607
              f'ConnectTimeout={_TIMEOUT}', '--', own, 'true'],
             stdin=subprocess.DEVNULL, capture_output=True, check=False,
-            timeout=_LOGIN_TIMEOUT, **_as(user))
+            timeout=_LOGIN_TIMEOUT, **probe.as_user(user))
         problem = '' if done.returncode == 0 else (
             done.stderr.decode(errors='replace').strip()[-300:]
             or f'exit code {done.returncode}')
@@ -188,21 +186,22 @@ def _compute_user() -> pwd.struct_passwd:
     return pwd.getpwuid(uid)
 
 
-def _as(user: pwd.struct_passwd) -> dict[str, Any]:
-    """Return the arguments of subprocess.run that change to a user."""
-    if user.pw_uid == os.geteuid():
-        return {}
-    return {'user': user.pw_uid, 'group': user.pw_gid,
-            'extra_groups': os.getgrouplist(user.pw_name, user.pw_gid)}
-
-
 # -- libvirt -----------------------------------------------------------------
 
-def _libvirt(own: str) -> upgradecheck.Result:
-    try:
-        uri = driver.LibvirtDriver._live_migration_uri(own)
-    except exception.LiveMigrationURINotAvailable as error:
-        return success(f'Not used: {error}')
+def _at_uri(check: Callable[[str], upgradecheck.Result],
+            ) -> Callable[[str], upgradecheck.Result]:
+    """Return a check that calls *check* with the URI of an address."""
+    @functools.wraps(check)
+    def checked(own: str) -> upgradecheck.Result:
+        try:
+            uri = driver.LibvirtDriver._live_migration_uri(own)
+        except exception.LiveMigrationURINotAvailable as error:
+            return success(f'Not used: {error}')
+        return check(uri)
+    return checked
+
+
+def _libvirt(uri: str) -> upgradecheck.Result:
     where = libvirt_port(uri)
     if where:
         try:
@@ -232,27 +231,15 @@ def _libvirt(own: str) -> upgradecheck.Result:
 def libvirt_port(uri: str) -> tuple[str, int] | None:
     """Return host and TCP port of a URI of libvirt.
 
-    See https://libvirt.org/uri.html.
-
     :returns: None if libvirt uses ssh or another command
     """
-    try:
-        parts = urllib.parse.urlsplit(uri)
-        port = _PORTS.get(parts.scheme.partition('+')[2])
-        if port is None or not parts.hostname:
-            return None
-        return parts.hostname, parts.port or port
-    except ValueError:
-        return None
+    where = libvirt_uri.server(uri)
+    return where if where and libvirt_uri.transport(uri) != 'ssh' else None
 
 
-def _libvirt_certificates(own: str) -> upgradecheck.Result:
-    try:
-        uri = driver.LibvirtDriver._live_migration_uri(own)
-    except exception.LiveMigrationURINotAvailable as error:
-        return success(f'Not used: {error}')
+def _libvirt_certificates(uri: str) -> upgradecheck.Result:
     where = libvirt_port(uri)
-    if not where or urllib.parse.urlsplit(uri).scheme.endswith('+tcp'):
+    if not where or libvirt_uri.transport(uri) == 'tcp':
         return success(f'Not used: {uri}.')
     return credentials.of_libvirt(where)
 
@@ -342,8 +329,9 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ('Migration address', _address),
     ('ssh to the migration address', _ssh),
     ('ssh login at the migration address', _at_address(_login)),
-    ('libvirt at the migration address', _at_address(_libvirt)),
-    ('Certificates of libvirt', _at_address(_libvirt_certificates)),
+    ('libvirt at the migration address', _at_address(_at_uri(_libvirt))),
+    ('Certificates of libvirt',
+     _at_address(_at_uri(_libvirt_certificates))),
     ('Certificates of QEMU', credentials.of_qemu),
     ('Certificates of running guests', credentials.of_guests),
     ('Ports of migrations', _at_address(_ports)),

@@ -243,7 +243,7 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, pass_fds=[descriptor],
             # without root's terminal, into which QEMU could insert input
-            start_new_session=True, **_as(user))
+            start_new_session=True, **as_user(pwd.getpwnam(user)))
     try:
         with contextlib.closing(
                 qmp.Monitor(path, process)) as monitor:
@@ -258,12 +258,12 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             process.stderr.close()
 
 
-def _as(user: str) -> dict[str, Any]:
-    if pwd.getpwnam(user).pw_uid == os.geteuid():
+def as_user(user: pwd.struct_passwd) -> dict[str, Any]:
+    """Return the arguments of subprocess that change to a user."""
+    if user.pw_uid == os.geteuid():
         return {}
-    return {'user': user, 'group': pwd.getpwnam(user).pw_gid,
-            'extra_groups': os.getgrouplist(
-                user, pwd.getpwnam(user).pw_gid)}
+    return {'user': user.pw_uid, 'group': user.pw_gid,
+            'extra_groups': os.getgrouplist(user.pw_name, user.pw_gid)}
 
 
 def handshake(address: tuple[str, int]) -> Answer:

@@ -23,12 +23,12 @@ import fixtures
 from oslo_upgradecheck import upgradecheck
 
 from nova_migfix.status import credentials
-from nova_migfix.status import endpoint
 from nova_migfix.status import qemu
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import certificates
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.transport import libvirt_uri
 
 SUCCESS, WARNING, FAILURE = upgradecheck.Code
 
@@ -135,7 +135,7 @@ class TestLibvirt(CredentialsTestCase):
                     session.recv(1)
             thread = threading.Thread(target=serve, daemon=True)
             thread.start()
-            with mock.patch.dict(endpoint._PORTS,
+            with mock.patch.dict(libvirt_uri.PORTS,
                                  tls=server.getsockname()[1]):
                 self.assertCheck(self.NAME, code, said)
             thread.join(10)
