@@ -17,26 +17,29 @@
 # Usage: tools/run_tests.sh [--all] [ENVIRONMENT...]
 #
 # The environments are those of tox.ini ("tox list"). --all adds what takes
-# long: images of Kolla, many hosts, the documented commands on the oldest
-# release, and every row of the differential test. The last line printed is
+# long: images of Kolla, many hosts, the documented commands and the tests of
+# disks on the oldest release, and every row of the differential test. The last line printed is
 # the sum of all test runs; the exit status is not 0 if anything failed.
 
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 
-all=
+more=
+oldest=nova-29-brief
 if [ "${1:-}" = --all ]; then
     shift
-    all='docs-commands-oldest kolla fleet'
+    more='docs-commands-oldest kolla fleet'
+    oldest=nova-29-quick
     export NOVA_MIGFIX_DIFFERENTIAL="${NOVA_MIGFIX_DIFFERENTIAL:-all}"
 fi
 if [ $# -eq 0 ]; then
     # style, types, documents and both ends of the supported releases
     # shellcheck disable=SC2086
-    set -- pep8 docs releasenotes docs-commands $all nova-29-quick nova-34-quick
+    set -- pep8 docs releasenotes docs-commands $more $oldest nova-34-quick
 fi
 
 . tools/runner.sh
+export OS_FUNCTIONAL_WORKERS="${OS_FUNCTIONAL_WORKERS:-$(($(nproc) * 3 / 2))}"
 
 results=("${@/#/.tox/}")
 rm -rf "${results[@]/%//.stestr}"
