@@ -138,7 +138,7 @@ class Cold(scenario.Scenario):
         if instance.vm_state == 'VERIFY_RESIZE':
             instance.act(_CONFIRM, 'ACTIVE')
         if instance.task_state or instance.vm_state != 'ACTIVE':
-            instance.request({'os-resetState': {'state': 'active'}})
+            instance.reset_state()
             instance.hard_reboot()
         instance.wait_reachable()
 
