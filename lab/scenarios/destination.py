@@ -180,7 +180,8 @@ class Destination(predicted.Predicted):
         found = self.findings(run, lack, instance)
         run.check(f'preflight, {lack.text} repaired: no {lack.finding}',
                   not found, found)
-        predicted.migrate_repaired(run, instance, f'{lack.text} repaired')
+        run.migrate(instance, title=f'{lack.text} repaired',
+                    expected=scenario.Arrives())
 
     @staticmethod
     def findings(run: scenario.Run, lack: Lack,
