@@ -34,6 +34,7 @@ from lab import hypervisor
 from lab import image
 from lab import infrastructure
 from lab import process
+from lab import ssh
 from lab import topology
 from lab import workdir
 
@@ -92,7 +93,7 @@ class Cloud(fixtures.Fixture):
         self.progress = progress
         self.hosts: dict[str, host.Host] = {}
         self.libvirt: dict[str, hypervisor.Libvirt] = {}
-        self.ssh: dict[str, hypervisor.SshServer] = {}
+        self.ssh: dict[str, ssh.SshServer] = {}
         self.compute: dict[str, compute.Compute] = {}
         self._flavors: dict[str, Any] = {}
         self._enough_looks: dict[compute.Compute, int] = {}
@@ -135,7 +136,7 @@ class Cloud(fixtures.Fixture):
         tools = hypervisor.Tools(self.directories.cache)
         self.useFixture(hypervisor.Switch(host))
         self.libvirt[name] = self.useFixture(hypervisor.Libvirt(host, tools))
-        self.ssh[name] = self.useFixture(hypervisor.SshServer(host, tools))
+        self.ssh[name] = self.useFixture(ssh.SshServer(host, tools.key))
 
     def configure(self, settings: Mapping[str, compute.Settings]) -> None:
         """Apply ``{host name: compute.Settings}`` to compute hosts."""

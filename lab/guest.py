@@ -482,6 +482,10 @@ class Guest(fixtures.Fixture):
         """
         self.act({'reboot': {'type': 'HARD'}}, 'ACTIVE')
 
+    def reset_state(self) -> None:
+        """Make the instance ACTIVE in Nova's database, and change no more."""
+        self.request({'os-resetState': {'state': 'active'}})
+
     def suspend(self) -> None:
         self.act({'suspend': None}, 'SUSPENDED')
 

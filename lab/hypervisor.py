@@ -10,26 +10,25 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""The services of a compute host: Open vSwitch, libvirt and sshd."""
+"""The services of a compute host: Open vSwitch and libvirt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+import contextlib
 import pathlib
 import shutil
 from typing import Any
 
 import fixtures
 
+from lab import emulator
 from lab import host
-from lab import infrastructure
 from lab import process
 from lab import qemu_tcg
 from lab import topology
 from lab import users
 from lab import workdir
-
-QEMU = '/usr/bin/qemu-system-x86_64'
 
 _LIBVIRTD = '''
 listen_tls = 0
@@ -71,73 +70,24 @@ max_core = 0
 migrate_tls_x509_cert_dir = "/etc/libvirt/migration"
 '''
 
-_SSHD = '''
-{listen}
-HostKey {key}
-PidFile /run/sshd.pid
-AuthorizedKeysFile {key}.pub
-PermitRootLogin prohibit-password
-StrictModes no
-UsePAM no
-Subsystem sftp internal-sftp
-'''
-
-_SSH = '''
-Host *
-    BatchMode yes
-    ConnectTimeout 10
-    StrictHostKeyChecking no
-    UserKnownHostsFile /dev/null
-    LogLevel ERROR
-'''
-
-# QEMU's user runs it, and can read neither the checkout nor an interpreter
-# below root's home.
-_QEMU_WRAPPER = '''#!/usr/bin/python3
-import sys
-sys.path.insert(0, {directory!r})
-import qemu_tcg
-qemu_tcg.main({qemu!r}, {claim!r}, sys.argv[1:])
-'''
-
 
 class Tools:
     """Files that the compute hosts share, made in the cache directory."""
 
     def __init__(self, cache: pathlib.Path) -> None:
         self.key = cache / 'ssh-key'
-        self.wrapper = cache / 'qemu-wrapper'
         self.tap_queue_limit = cache / 'tap_queue_limit.so'
-        self._claim = cache / 'kvm_claim.so'
-        self._sysroot = cache / 'qemu'
+        self.qemu = emulator.Qemu(cache)
 
     def make(self) -> None:
         if not self.key.exists():
             process.run(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '',
                          '-f', self.key])
-        for library in (self._claim, self.tap_queue_limit):
+        for library in (self.qemu.claim, self.tap_queue_limit):
             source = workdir.DATA / f'{library.stem}.c'
             process.run(['gcc', '-shared', '-fPIC', '-O2', '-Wall',
                          '-o', library, source, '-ldl'])
-        self._make_wrapper()
-
-    def _make_wrapper(self) -> None:
-        """Make the wrapper, which is mounted over QEMU, and copy the real one.
-
-        QEMU finds its firmware relative to its own path, hence the links.
-        """
-        binary = self._sysroot / 'bin' / pathlib.Path(QEMU).name
-        binary.parent.mkdir(parents=True, exist_ok=True)
-        process.run(['cp', '--update', QEMU, binary])
-        for place in ('share', 'lib'):
-            link = self._sysroot / place
-            if not link.is_symlink():
-                link.symlink_to(f'/usr/{place}')
-        shutil.copy(qemu_tcg.__file__, self._sysroot)
-        self.wrapper.write_text(_QEMU_WRAPPER.format(
-            qemu=str(binary), claim=str(self._claim),
-            directory=str(self._sysroot)))
-        self.wrapper.chmod(0o755)
+        self.qemu.make()
 
 
 class Switch(fixtures.Fixture):
@@ -172,9 +122,10 @@ class Libvirt(fixtures.Fixture):
 
     def __init__(self, host: host.Host, tools: Tools) -> None:
         self.host = host
-        self._tools = tools
+        self.tools = tools
         self._daemon: process.Daemon
         self._tap_queue_limit: int | None = None
+        self._emulators = ''
 
     def _setUp(self) -> None:
         number = topology.COMPUTES.index(self.host.name) + 1
@@ -184,7 +135,8 @@ class Libvirt(fixtures.Fixture):
         self.host.write('etc/libvirt/qemu.conf', _QEMU)
         self.certificates.mkdir()
         self._require_password()
-        self.host.run('mount', '--bind', self._tools.wrapper, QEMU)
+        self.host.run('mount', '--bind', self.tools.qemu.wrapper,
+                      emulator.QEMU)
         self._start()
 
     def _require_password(self) -> None:
@@ -196,6 +148,8 @@ class Libvirt(fixtures.Fixture):
 
     def _start(self) -> None:
         environment = self.environment(self._tap_queue_limit)
+        if self._emulators:
+            environment['PATH'] = f'{self._emulators}:{host.PATH}'
         self._daemon = self.host.start('libvirtd', 'libvirtd', '--listen',
                                        env=environment)
         self._daemon.wait_for('libvirtd answers', lambda: self.host.succeeds(
@@ -208,7 +162,7 @@ class Libvirt(fixtures.Fixture):
         """
         if tap_queue_limit is None:
             return {}
-        return {'LD_PRELOAD': self._tools.tap_queue_limit,
+        return {'LD_PRELOAD': self.tools.tap_queue_limit,
                 'TAP_QUEUE_LIMIT': tap_queue_limit}
 
     def limit_tap_queues(self, limit: int | None) -> None:
@@ -216,6 +170,44 @@ class Libvirt(fixtures.Fixture):
         if limit != self._tap_queue_limit:
             self._tap_queue_limit = limit
             self.restart()
+
+    def search_emulators(self, directory: pathlib.Path | None) -> None:
+        """Restart libvirtd, which looks for QEMU in a directory first.
+
+        A guest keeps the path of its emulator; see virFindFileInPath().
+
+        :param directory: in the mount namespace of the host; None: look as
+            usual
+        """
+        self._emulators = str(directory or '')
+        self.restart()
+
+    def add_emulator(self) -> pathlib.Path:
+        """Make another path of QEMU on this host; return its directory."""
+        self._emulator.parent.mkdir(exist_ok=True)
+        shutil.copy(self.tools.qemu.wrapper, self._emulator)
+        return self.host.own / self._emulator.parent.name
+
+    def remove_emulator(self) -> None:
+        self._emulator.unlink(missing_ok=True)
+
+    @property
+    def _emulator(self) -> pathlib.Path:
+        return self.host.root / 'emulators' / pathlib.Path(emulator.QEMU).name
+
+    @contextlib.contextmanager
+    def other_qemu(self, wrapper: pathlib.Path) -> Iterator[None]:
+        """Replace QEMU for guests that start during the context.
+
+        libvirt probes QEMU again when the file at its path is another one.
+
+        :param wrapper: from `Tools.qemu`
+        """
+        self.host.run('mount', '--bind', wrapper, emulator.QEMU)
+        try:
+            yield
+        finally:
+            self.host.run('umount', '--lazy', emulator.QEMU)
 
     @property
     def certificates(self) -> pathlib.Path:
@@ -247,42 +239,3 @@ class Libvirt(fixtures.Fixture):
 
     def live_xml(self, domain: str) -> str:
         return self.virsh('dumpxml', domain)
-
-
-class SshServer(fixtures.Fixture):
-    """sshd on the requested networks and on no other."""
-
-    def __init__(self, host: host.Host, tools: Tools) -> None:
-        self.host = host
-        self.key = tools.key
-        self._daemon: process.Daemon | None = None
-        self._networks: Sequence[topology.Network] = ()
-
-    def _setUp(self) -> None:
-        self.host.write('etc/ssh/ssh_config', _SSH)
-        keys = self.host.home_here / '.ssh'
-        keys.mkdir(mode=0o700)
-        shutil.copy(self.key, keys / 'id_ed25519')
-        self.host.give_to_nova(keys)
-
-    def listen(self, networks: Sequence[topology.Network]) -> None:
-        """(Re)start sshd so that it answers on *networks*; () stops it."""
-        if networks == self._networks:
-            return
-        if self._daemon:
-            self._daemon.stop()
-            self._daemon = None
-        self._networks = networks
-        if networks:
-            self._start()
-
-    def _start(self) -> None:
-        addresses = [leg.split('/')[0] for network in self._networks
-                     for leg in network.addresses(self.host.name)]
-        configuration = self.host.write('etc/ssh/sshd_config', _SSHD.format(
-            key=self.key, listen='\n'.join(
-                f'ListenAddress {address}' for address in addresses)))
-        self._daemon = self.host.start('sshd', '/usr/sbin/sshd', '-D', '-e',
-                                       '-f', configuration)
-        self._daemon.wait_for('sshd answers', lambda: infrastructure.answers(
-            self.host, 22))

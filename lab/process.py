@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 import concurrent.futures
 import contextlib
@@ -50,11 +51,14 @@ def tail(log: StrPath | None, lines: int = TAIL) -> str:
 
 
 def run(argv: Iterable[object], *, timeout: float = 120,
-        log: StrPath | None = None, **kwargs: Any) -> str:
+        log: StrPath | None = None, errors: IO[str] | None = None,
+        success: Collection[int] = (0,), **kwargs: Any) -> str:
     """Run *argv* to its end and return its output.
 
     :param timeout: seconds after which the program is killed
     :param log: append the output to this file instead
+    :param errors: the file for standard error; None: it is output, too
+    :param success: the exit statuses with which it has not failed
     :raises LabError: the program fails; the text has the end of its output
     """
     words = [str(word) for word in argv]
@@ -64,14 +68,15 @@ def run(argv: Iterable[object], *, timeout: float = 120,
             out = stack.enter_context(open(log, 'a'))
         try:
             done = subprocess.run(
-                words, stdout=out, stderr=subprocess.STDOUT, text=True,
+                words, stdout=out, stderr=errors or subprocess.STDOUT,
+                text=True,
                 errors='replace', timeout=timeout,
                 stdin=None if 'input' in kwargs else subprocess.DEVNULL,
                 start_new_session=True, **kwargs)
         except subprocess.TimeoutExpired as error:
             raise LabError(f'{" ".join(words)}: not done after {timeout} s'
                            f'{tail(log)}') from error
-    if done.returncode:
+    if done.returncode not in success:
         output = '\n'.join((done.stdout or '').splitlines()[-TAIL:])
         raise LabError(f'{" ".join(words)}: exit status {done.returncode}\n'
                        f'{output}{tail(log)}')

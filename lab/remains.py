@@ -178,6 +178,11 @@ def _domain(found: Remains) -> str:
     return f'{found.vm_state} on {found.host}, but libvirt says {where}'
 
 
+def _exists(found: Remains) -> str:
+    return '' if any(each.domain for each in found.on.values()) else (
+        'no host has it')
+
+
 def _twin(found: Remains) -> str:
     return ', '.join(f'{name}: {here.domain}'
                      for name, here in found.elsewhere.items() if here.domain)
@@ -212,6 +217,7 @@ RULES: Mapping[str, Rule] = {
     'copies': Rule('the other host has no files of the guest', _copies),
     'domain': Rule('the domain is on the host that Nova names, in the state '
                    'that Nova names', _domain),
+    'exists': Rule('a host has the domain', _exists),
     'twin': Rule('the other host has no domain', _twin),
     'tap': Rule('the other host has no tap device', _tap),
     'binding': Rule('the port is bound to the host that Nova names only',

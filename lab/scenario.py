@@ -168,7 +168,9 @@ class Leaves:
 
     :param harm: keys of remains.RULES: the rules that unmodified Nova breaks;
         none: all rules hold, and the next migration arrives
-    :param vm_state: the possible states of the instance
+    :param holds: keys of remains.RULES that hold in spite of the harm
+    :param vm_state: the possible states of the instance; MIGRATING while it
+        has that task
     :param host: the host that Nova names, SOURCE or DESTINATION; None: either
     :param record: the possible final states of the migration record
     :param allowed: keys of remains.RULES that need not hold
@@ -179,6 +181,7 @@ class Leaves:
 
     text: str
     harm: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
     vm_state: tuple[str, ...] = ('ACTIVE',)
     host: str | None = None
     record: tuple[str, ...] = ('failed', 'cancelled', 'completed', 'error')

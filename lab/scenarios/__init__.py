@@ -12,8 +12,10 @@
 
 """The scenarios, in the order in which they run."""
 
+from lab.scenarios import certificates
 from lab.scenarios import cold
 from lab.scenarios import config_drive
+from lab.scenarios import destination
 from lab.scenarios import ephemeral_base_gone
 from lab.scenarios import ephemeral_cache
 from lab.scenarios import ephemeral_cold
@@ -73,6 +75,8 @@ ALL = {scenario.name: scenario for scenario in (
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
     tls_rekey.TlsRekey(),
+    certificates.Certificates(),
+    destination.Destination(),
     fleet.Fleet(),
     *lost.SCENARIOS,
     paused_round_trip.PausedRoundTrip(),

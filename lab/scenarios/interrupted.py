@@ -48,9 +48,8 @@ class PostCopyCut(faulted.Faulted):
                 faults.cut(topology.MIGRATION, scenario.DESTINATION),
                 faults.POSTCOPY, faults.elapsed(_LONG))))
     expected = {
-        scenario.NEITHER: scenario.Leaves(
-            text='waits for ever', harm=('record', 'task'),
-            host=scenario.SOURCE),
+        # QEMU may go on by itself: see doc/source/fixes/post_copy.rst.
+        scenario.NEITHER: faulted.RECORDED,
         scenario.BOTH: scenario.Leaves(
             text='arrives when the network is back',
             host=scenario.DESTINATION, record=('completed',)),

@@ -24,16 +24,17 @@ from lab import faults
 from lab import scenario
 from lab.scenarios import faulted
 
-# The destination has no domain, so its part of Nova fails.
+# The destination has no domain, so its part of Nova fails. Only that host has
+# files.
 LOST = scenario.Leaves(
     text='disks deleted, domain on no host',
-    harm=('disks', 'domain'), vm_state=('ACTIVE', 'ERROR'),
-    host=scenario.DESTINATION)
+    harm=('disks', 'domain', 'exists'), holds=('copies',),
+    vm_state=('ERROR',), host=scenario.DESTINATION)
 # The guest is idle, so the destination already has all bytes of its disk when
 # memory is copied.
 _ALMOST_LOST = dataclasses.replace(
     LOST, text='domain on no host, disks of the source deleted',
-    harm=('domain',))
+    harm=('domain', 'exists'))
 KEPT = scenario.Leaves(
     text='SHUTOFF with its disks', vm_state=('SHUTOFF',),
     host=scenario.SOURCE, record=('failed', 'cancelled'),

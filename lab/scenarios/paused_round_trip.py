@@ -39,7 +39,7 @@ class PausedRoundTrip(faulted.Faulted):
     title = 'A paused guest with a config drive migrates there and back.'
     expected = {
         scenario.NEITHER: scenario.Leaves(
-            text='QEMU aborts, domain on no host', harm=('domain',),
+            text='QEMU aborts, domain on no host', harm=('domain', 'exists'),
             vm_state=('PAUSED', 'ERROR'), host=scenario.SOURCE,
             said=(scenario.Said(scenario.SOURCE, 'qemu',
                                 'reason=crashed|Assertion'),)),

@@ -24,21 +24,17 @@ deletes the guest's disks on the source.
 
 from __future__ import annotations
 
-import pathlib
 import shutil
 import tempfile
 
+from lab import credentials
+from lab import emulator
 from lab import evidence
 from lab import guest
-from lab import hypervisor
 from lab import scenario
 from lab import topology
-from lab import users
 from nova_migfix.tests import eager_gnutls
-from nova_migfix.tls import certificates
 from nova_migfix.tls import policy
-
-NATIVE_TLS = ('libvirt', 'live_migration_with_native_tls')
 
 # MiB/s: one change of keys in a second; GnuTLS accepts no more than eight.
 LIMIT = 32
@@ -76,18 +72,18 @@ class TlsRekey(scenario.Scenario):
     def impossible(self) -> str:
         with tempfile.TemporaryDirectory() as directory:
             try:
-                eager_gnutls.make(hypervisor.QEMU, directory, COUNTED)
+                eager_gnutls.make(emulator.QEMU, directory, COUNTED)
             except eager_gnutls.CannotBeMade as error:
                 return str(error)
         return ''
 
     def run(self, run: scenario.Run) -> None:
-        self.give_certificates(run)
+        credentials.give(run.cloud)
         for host in topology.COMPUTES:
             self.give_library(run, host)
         if run.fixed:
             self.give_policy(run, scenario.DESTINATION)
-        run.configure(both={NATIVE_TLS: True},
+        run.configure(both={credentials.NATIVE_TLS: True},
                       source={scenario.BANDWIDTH: LIMIT})
         guest = run.boot()
         guest.run(WRITES, timeout=120)
@@ -108,26 +104,11 @@ class TlsRekey(scenario.Scenario):
         run.check('recorded: hosts with files of it', True, left)
 
     @staticmethod
-    def give_certificates(run: scenario.Run) -> None:
-        """Give both hosts certificates for the migration addresses."""
-        with tempfile.TemporaryDirectory() as directory:
-            certificates.write(pathlib.Path(directory), [
-                topology.MIGRATION.address(host)
-                for host in topology.COMPUTES])
-            for host in topology.COMPUTES:
-                shutil.copytree(
-                    directory, run.cloud.libvirt[host].certificates,
-                    dirs_exist_ok=True)
-                run.cloud.hosts[host].run(
-                    'chown', '--recursive', users.QEMU,
-                    '/etc/libvirt/migration')
-
-    @staticmethod
     def give_library(run: scenario.Run, host: str) -> None:
         place = run.cloud.libvirt[host].gnutls
         place.mkdir()
         run.addCleanup(shutil.rmtree, place)
-        eager_gnutls.make(hypervisor.QEMU, place, COUNTED)
+        eager_gnutls.make(emulator.QEMU, place, COUNTED)
 
     @staticmethod
     def give_policy(run: scenario.Run, host: str) -> None:
