@@ -36,6 +36,7 @@ from lab import topology
 from lab import users
 from nova_migfix.tests import eager_gnutls
 from nova_migfix.tls import certificates
+from nova_migfix.tls import files
 from nova_migfix.tls import policy
 
 NATIVE_TLS = ('libvirt', 'live_migration_with_native_tls')
@@ -131,6 +132,6 @@ class TlsRekey(scenario.Scenario):
 
     @staticmethod
     def give_policy(run: scenario.Run, host: str) -> None:
-        policy.write(
+        files.write(
             run.cloud.libvirt[host].gnutls / 'config', policy.merge(
                 policy.FAMILIES['debian'], policy.TLS12, ''), force=False)

@@ -20,6 +20,7 @@ from nova_migfix.tests import etc
 from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import pages
 from nova_migfix.tls import lint
+from nova_migfix.tls import priority
 
 # Programs that this machine does not have, with the same effect here.
 _STAND_INS = {
@@ -37,7 +38,7 @@ class DocumentationTestCase(base.QemuTestCase):
 
     def setUp(self):
         super().setUp()
-        if lint.builtin_priority(self.qemu) != lint.NORMAL:
+        if lint.builtin_priority(self.qemu) != priority.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
         self.etc = self.useFixture(etc.WritableEtc())
         self.prepare()

@@ -23,11 +23,12 @@ from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import policies
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
+from nova_migfix.tls import priority
 
 _CHANGED_LATER = '''
 import pathlib, shutil, sys
-from nova_migfix.tls import probe
-with probe.listening(probe.find_qemu(), probe.find_user()) as address:
+from nova_migfix.tls import probe, users
+with probe.listening(probe.find_qemu(), users.find_user()) as address:
     shutil.copy(*sys.argv[1:])
     print(probe.handshake(address).version)
 '''
@@ -58,7 +59,7 @@ class DebianTestCase(ProbeTestCase):
 
     def setUp(self):
         super().setUp()
-        if lint.builtin_priority(self.qemu) != lint.NORMAL:
+        if lint.builtin_priority(self.qemu) != priority.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
 
     @ddt.data(*policies.EXPECTED)
@@ -131,8 +132,7 @@ class RhelTestCase(ProbeTestCase):
     """With the built-in priority and file of the RHEL family."""
 
     def probe(self):
-        return self.etc.probe('--priority', lint.SYSTEM, env={
-            **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE': self.etc.file})
+        return self.etc.probe('--priority', priority.SYSTEM)
 
     @ddt.data(*policies.EXPECTED_OF_SYSTEM)
     def test_qemu_of_rhel_negotiates_as_the_policy_says(self, name):

@@ -35,6 +35,7 @@ from nova_migfix.tls import certificates
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.tls import users
 
 SAFE = probe.Answer('TLSv1.2', 'ECDHE-ECDSA-AES256-GCM-SHA384')
 REKEYS = probe.Answer('TLSv1.3', 'TLS_AES_256_GCM_SHA384')
@@ -66,7 +67,7 @@ class TestFindUser(testtools.TestCase):
         self.conf = pathlib.Path(
             self.useFixture(fixtures.TempDir()).join('qemu.conf'))
         self.useFixture(fixtures.MockPatchObject(
-            probe, '_QEMU_CONF', self.conf))
+            users, '_QEMU_CONF', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=0))
         self.useFixture(fixtures.MockPatchObject(
@@ -92,14 +93,14 @@ class TestFindUser(testtools.TestCase):
     @ddt.unpack
     def test_user_of_qemu_conf_is_used(self, text, expected):
         self.conf.write_text(text)
-        self.assertEqual(expected, probe.find_user())
+        self.assertEqual(expected, users.find_user())
 
     def test_user_without_qemu_conf_is_the_default(self):
-        self.assertEqual('libvirt-qemu', probe.find_user())
+        self.assertEqual('libvirt-qemu', users.find_user())
 
     def test_user_is_the_current_one_if_not_root(self):
         os.geteuid.return_value = 42
-        self.assertEqual('nova', probe.find_user())
+        self.assertEqual('nova', users.find_user())
 
 
 @ddt.ddt
@@ -118,7 +119,7 @@ class TestDoubt(testtools.TestCase):
             gnutls, 'system_file', autospec=True, return_value=self.policy))
         self.conf = self.directory / 'qemu.conf'
         self.useFixture(fixtures.MockPatchObject(
-            probe, '_QEMU_CONF', self.conf))
+            users, '_QEMU_CONF', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=42))
         self.useFixture(fixtures.MockPatchObject(
@@ -357,7 +358,7 @@ class TestIntruder(testtools.TestCase):
                 else:
                     path.symlink_to(self.intruder.secret if kind == 'link'
                                     else '/nowhere')
-            probe._let_read(self.intruder.USER, directory)
+            probe._let_read(pwd.getpwnam(self.intruder.USER), directory)
             self.assertEqual(
                 {pwd.getpwnam(self.intruder.USER).pw_uid} if entries
                 else set(),
