@@ -14,6 +14,8 @@
 
 import os
 import pathlib
+import shutil
+import subprocess
 import sys
 
 from nova_migfix.tests import etc
@@ -62,7 +64,15 @@ class DocumentationTestCase(base.QemuTestCase):
         return self.etc.run('sh', '-c', command, env={
             **os.environ, 'PATH': ':'.join(map(str, path))})
 
+    def start_guest(self):
+        """Start a process that looks like QEMU to the audit."""
+        guest = subprocess.Popen(['qemu-system-x86_64', '600'],
+                                 executable=shutil.which('sleep'))
+        self.addCleanup(guest.wait)
+        self.addCleanup(guest.kill)
+
     def test_commands_of_the_tls_page_succeed(self):
+        self.start_guest()
         commands = list(pages.commands('tls/index.rst'))
         self.assertIn('nova-migfix-tls probe', dict(commands))
         for command, output in commands:

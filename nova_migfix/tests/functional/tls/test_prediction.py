@@ -10,13 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Compare the prediction of a configuration with the GnuTLS of this machine."""
+"""Compare predictions with the GnuTLS of this machine."""
 
-import collections
 import os
 
-from hypothesis import example
 from hypothesis import given
+from hypothesis import HealthCheck
 from hypothesis import settings
 from hypothesis import strategies as st
 import testtools
@@ -24,13 +23,20 @@ import testtools
 from nova_migfix.tests import policies
 from nova_migfix.tests import real_gnutls
 from nova_migfix.tls import effect
+from nova_migfix.tls import ini
+from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 from nova_migfix.tls import priority
 from nova_migfix.tls import probe
 
-# A longer run: NOVA_MIGFIX_EXAMPLES=20000
-_EXAMPLES = int(os.environ.get('NOVA_MIGFIX_EXAMPLES', 200))
-_BUILTINS = st.sampled_from((priority.NORMAL, priority.SYSTEM))
+# The same in each run, unless there are more than usual.
+_USUAL_EXAMPLES = 200
+_EXAMPLES = int(os.environ.get('NOVA_MIGFIX_EXAMPLES', _USUAL_EXAMPLES))
+_SETTINGS = settings(
+    max_examples=_EXAMPLES, derandomize=_EXAMPLES == _USUAL_EXAMPLES,
+    deadline=None, database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
 
 
 def _joined(*parts):
@@ -114,4 +120,48 @@ _FILE = _joined(
                 _LINES),
         _joined(st.sampled_from(_POLICIES), _LINES),
         _joined(_LINES, st.sampled_from(_POLICIES)),
-        _joined(_LINES, b'[priorities]\n', _LINES)))
+        _joined(_LINES, b'[priorities]\n', _LINES))).map(
+            lambda content: content.decode('utf-8', 'surrogateescape'))
+
+
+class PredictionTestCase(testtools.TestCase):
+    """What lint and generate say of a file is what GnuTLS does with it."""
+
+    def setUp(self):
+        super().setUp()
+        if not real_gnutls.is_present():
+            self.skipTest('no GnuTLS')
+        self.real = self.useFixture(real_gnutls.RealGnutls())
+
+    def negotiated(self, text, builtin):
+        answer = self.real.negotiate(ini.encode(text), builtin)
+        return effect.Effect(probe.Answer(**answer).verdict)
+
+    @_SETTINGS
+    @given(_FILE, st.sampled_from((priority.NORMAL, priority.SYSTEM)))
+    def test_lint_says_what_is_negotiated(self, text, builtin):
+        found = self.negotiated(text, builtin)
+        predicted = effect.predict(text, builtin)
+        if predicted.effect is not effect.Effect.UNKNOWN:
+            self.assertIs(found, predicted.effect)
+        severities = {finding.severity for finding in lint.lint(text, builtin)}
+        if not severities:
+            self.assertIs(effect.Effect.SAFE, found)
+        if lint.Severity.FAILURE in severities:
+            self.assertIsNot(effect.Effect.SAFE, found)
+
+    @_SETTINGS
+    @given(_FILE, st.sampled_from(['debian', 'rhel']),
+           st.sampled_from(sorted(policy.PRIORITIES)))
+    def test_merged_policy_prevents_rekeys(self, text, family, mode):
+        family = policy.FAMILIES[family]
+        try:
+            merged = policy.merge(family, mode, text)
+        except policy.PolicyError:
+            return
+        predicted = effect.predict(merged, family.builtin).effect
+        self.assertIn(predicted, (effect.Effect.SAFE, effect.Effect.UNKNOWN))
+        if predicted is effect.Effect.SAFE:
+            self.assertIs(effect.Effect.SAFE,
+                          self.negotiated(merged, family.builtin))
+        self.assertEqual(merged, policy.merge(family, mode, merged))

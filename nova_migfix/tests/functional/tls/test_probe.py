@@ -67,6 +67,12 @@ class DebianTestCase(ProbeTestCase):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED[name], self.etc.probe())
 
+    def test_environment_does_not_reach_qemu(self):
+        found = self.etc.probe(env={
+            **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE':
+                policies.path('disabled-version')})
+        self.assertNegotiated(policies.EXPECTED['none'], found)
+
     def test_probe_costs_a_few_times_the_start_of_the_command(self):
         # Other load makes both slower.
         ratios = [self.cost(self.etc.probe) / self.cost(

@@ -39,8 +39,9 @@ class TestLint(testtools.TestCase):
 
     @ddt.data(*(
         (name, builtin, expected[name].complaint)
-        for builtin, expected in ((priority.NORMAL, policies.EXPECTED),
-                                  (priority.SYSTEM, policies.EXPECTED_OF_SYSTEM))
+        for builtin, expected in (
+            (priority.NORMAL, policies.EXPECTED),
+            (priority.SYSTEM, policies.EXPECTED_OF_SYSTEM))
         for name in expected))
     @ddt.unpack
     def test_each_policy_file_has_the_expected_complaint(
