@@ -239,7 +239,7 @@ def handshake(address: tuple[str, int]) -> Answer:
                 stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 timeout=_TIMEOUT)
             problem = done.stderr.strip()[-300:] if done.returncode else ''
-        except subprocess.TimeoutExpired as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             problem = str(error)
     if problem:
         return Answer(doubt=f'the TLS client of the probe failed: {problem}')

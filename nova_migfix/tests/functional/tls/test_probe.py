@@ -34,11 +34,15 @@ with probe.listening(probe.find_qemu(), users.find_user()) as address:
 '''
 
 
-# After the imports, as this user may not be able to read the modules; the
-# socket module imports a codec for host names later.
+# After the imports, as this user may not be able to read the modules, or to run
+# the Python of a virtual environment; the socket module imports a codec for
+# host names later.
 _AS_NOBODY = '''
-import encodings.idna, os, pwd
+import encodings.idna, os, pwd, shutil, sys
 from nova_migfix.cmd import tls
+from nova_migfix.tls import client
+sys.executable = '/usr/bin/python3'
+client.__file__ = shutil.copy(client.__file__, sys.argv[1])
 user = pwd.getpwnam('nobody')
 os.setgroups([])
 os.setgid(user.pw_gid)
@@ -110,7 +114,7 @@ class DebianTestCase(ProbeTestCase):
         self.assertIn('as root', found['doubt'])
 
     def probe_as_nobody(self):
-        done = self.etc.run(sys.executable, '-c', _AS_NOBODY)
+        done = self.etc.run(sys.executable, '-c', _AS_NOBODY, self.etc.root)
         self.assertEqual('', done.stderr)
         return json.loads(done.stdout)
 

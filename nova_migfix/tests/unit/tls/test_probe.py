@@ -363,6 +363,12 @@ class TestHandshake(testtools.TestCase):
         self.assertEqual('unknown', found.verdict)
         self.assertIn('/nonexistent', found.doubt)
 
+    def test_client_that_cannot_be_run_is_unknown(self):
+        with mock.patch.object(sys, 'executable', '/nonexistent'):
+            found = probe.handshake(self.server.address)
+        self.assertEqual('unknown', found.verdict)
+        self.assertIn('/nonexistent', found.doubt)
+
     def test_doubt_of_the_client_stays(self):
         answer = probe.Answer(doubt='not asked')
         with mock.patch.object(probe, 'listening', autospec=True), \
