@@ -29,7 +29,7 @@ import sys
 
 _AES = ('TLS_AES_256_GCM_SHA384', 'TLS_AES_128_GCM_SHA256',
         'TLS_AES_128_CCM_SHA256', 'TLS_AES_128_CCM_8_SHA256')
-_CIPHERS = 'ALL:!aNULL:!eNULL:@SECLEVEL=0'
+_CIPHERS = 'ALL:!ADH:!AECDH:@SECLEVEL=0'
 
 #: OpenSSL's configuration for this program: the value of OPENSSL_CONF names it
 CONFIGURATION = f'''\
