@@ -45,47 +45,46 @@ def _joined(*parts):
         for part in parts)).map(b''.join)
 
 
-def _any(*names):
-    """Return the names, some of them with another case or a mistake."""
-    return st.one_of(
-        st.sampled_from(names), st.sampled_from(names),
-        st.sampled_from([name.upper() for name in names]),
-        st.sampled_from([name[:-1] for name in names]))
-
-
 def _seldom(often, seldom):
     return st.integers(0, 9).flatmap(
-        lambda number: often if number else seldom)
+        lambda number: seldom if number == 9 else often)
 
 
+def _any(*names):
+    """Return one of some names, seldom in upper case or with a mistake."""
+    return _seldom(st.sampled_from(names), st.sampled_from(
+        [odd for name in names for odd in (name.upper(), name[:-1])]))
+
+
+_NOTHING = st.just(b'')
 _ODD = st.sampled_from((
     b' ', b'\t', b'\f', b'\v', b'\r', b'\0', b'\xa0', b'\xff', b'\xc3\xa9',
-    '\u2028'.encode(), b'\xef\xbb\xbf', b' ;', b' #', b';', b'#', b'"', b',',
-    b'=', b':', b'[', b']', b' ' * 60, b'x' * 2050))
-_BLANK = _seldom(st.sampled_from((b' ', b'')), _ODD)
-_SECTION = _seldom(st.just(b'overrides'), _any(b'global', b'priorities',
-                                               b'provider', b'overrides'))
-_HEADING = _joined(b'[', _SECTION, _seldom(st.just(b''), _ODD), b']',
-                   _seldom(st.just(b''), _ODD))
-_VERSION = _any(*(name.encode() for name in priority.VERSIONS))
-_CIPHER = _any(*(name.lower().encode() for name in policy.AES),
-               b'chacha20-poly1305', b'aes-128-cbc', b'aes-256-cbc',
-               b'aes-128-ccm-8', b'camellia-128-gcm')
-_PART = _seldom(_joined(st.sampled_from((b'-', b'!', b'+')), st.one_of(
-    _joined(_any(b'vers-'), _VERSION), _CIPHER, _any(
-        b'vers-tls-all', b'vers-all', b'vers-dtls-all', b'cipher-all',
-        b'normal', b'sha1', b'none', b'ecdhe-rsa'))), st.sampled_from(
-            (b'NONE', b'NORMAL', b'SECURE192', b'%COMPAT', b'@SYSTEM', b'')))
+    '\u2028'.encode(), b'\xef\xbb\xbf', b';', b'#', b'"', b',', b'=', b':',
+    b'[', b']'))
+_REMARK = st.sampled_from((b' # x', b' ; x', b'#x', b';x', b' x', b'\t#'))
+_END = st.one_of(_NOTHING, _NOTHING, _REMARK, _ODD)
+_LENGTH = st.sampled_from((150, 198, 199, 200, 300, 2046, 2047, 2048, 4100))
+
+_VERSION = st.one_of(_any(b'tls1.2', b'tls1.3'), _any(
+    *(name.encode() for name in priority.VERSIONS)))
+_CIPHER = st.one_of(
+    _any(*(name.lower().encode() for name in policy.AES)), _any(
+        b'chacha20-poly1305', b'aes-128-cbc', b'aes-256-cbc',
+        b'aes-128-ccm-8', b'camellia-128-gcm'))
+_COLON = _seldom(st.just(b':'), st.sampled_from((b': ', b' :')))
+_PART = _joined(_COLON, _seldom(
+    _joined(st.sampled_from((b'-', b'!', b'+')), st.one_of(
+        _joined(b'vers-', _VERSION), _CIPHER, _any(
+            b'vers-tls-all', b'vers-all', b'vers-dtls-all', b'cipher-all',
+            b'normal', b'sha1', b'ecdhe-rsa'))),
+    st.sampled_from((b'NONE', b'NORMAL', b'SECURE192', b'%COMPAT', b''))))
 _STRING = _joined(
     _seldom(st.just(b'NORMAL'), _any(b'normal', b'none', b'pfs', b'@SYSTEM')),
-    st.lists(_joined(st.sampled_from((b':', b': ', b' :')), _PART), max_size=6)
-    .map(b''.join))
+    _seldom(st.just(b':-vers-tls1.3'), _NOTHING),
+    st.lists(_PART, max_size=3).map(b''.join))
 _KEYS = {
-    **{key.encode(): _VERSION
-       for key in ('disabled-version', 'enabled-version')},
-    **{key.encode(): _CIPHER
-       for key in ('tls-disabled-cipher', 'tls-enabled-cipher')},
-    b'override-mode': _any(b'allowlist', b'blocklist'),
+    b'disabled-version': _VERSION, b'enabled-version': _VERSION,
+    b'tls-disabled-cipher': _CIPHER, b'tls-enabled-cipher': _CIPHER,
     b'insecure-hash': _any(b'md5', b'sha1', b'sha256', b'sha384'),
     b'insecure-sig': _any(b'rsa-md5', b'ecdsa-sha256', b'dsa-sha1'),
     b'tls-disabled-mac': _any(b'sha1', b'aead', b'md5'),
@@ -94,38 +93,51 @@ _KEYS = {
     b'disabled-curve': _any(b'secp521r1', b'secp256r1', b'x448'),
     b'min-verification-profile': _any(b'medium', b'ultra'),
     b'tls-session-hash': _any(b'require', b'request'),
-    b'default-priority-string': _STRING,
-    b'QEMU': _STRING, b'SYSTEM': _STRING, b'url': _ODD,
+    b'default-priority-string': _STRING, b'url': _ODD,
 }
-_SETTING = st.one_of(*(
-    _joined(_any(key), _BLANK, st.sampled_from((b'=', b':')), _BLANK, value,
-            _seldom(st.just(b''), _ODD))
-    for key, value in _KEYS.items()))
-_USUAL = st.one_of(
-    _joined(st.sampled_from((b'tls-disabled-cipher = ',)), _CIPHER),
-    _joined(b'disabled-version = ', _VERSION),
-    _joined(st.sampled_from((b'QEMU = ', b'SYSTEM = ')), _STRING))
-_REMARK = _joined(st.sampled_from((b'#', b';')), _ODD, _ODD)
-_POLICIES = [policies.path(name).read_bytes()
-             for name in {**policies.EXPECTED, **policies.EXPECTED_OF_SYSTEM}]
-_LINE = _joined(
-    _seldom(st.just(b''), st.sampled_from((b' ', b'\t', b'\f'))),
-    st.one_of(_SETTING, _USUAL, _USUAL, _HEADING, _REMARK, st.just(b''),
-              _seldom(st.just(b''), _ODD)),
-    _seldom(st.just(b'\n'), st.sampled_from((b'\r\n', b'\r', b'\n\n'))))
-_LINES = st.lists(_LINE, max_size=8).map(b''.join)
-_FILE = _joined(
-    _seldom(st.just(b''), st.just(b'\xef\xbb\xbf')), st.one_of(
-        _joined(st.sampled_from((b'[overrides]\n', b'[priorities]\n')),
-                _LINES),
-        _joined(st.sampled_from(_POLICIES), _LINES),
-        _joined(_LINES, st.sampled_from(_POLICIES)),
-        _joined(_LINES, b'[priorities]\n', _LINES))).map(
-            lambda content: content.decode('utf-8', 'surrogateescape'))
+
+
+def _setting(key, value):
+    return _joined(_any(key), _seldom(st.just(b' '), _ODD), st.sampled_from(
+        (b'= ', b'=', b': ')), value, _END)
+
+
+_LINE = st.one_of(
+    _setting(b'disabled-version', _VERSION),
+    _setting(b'tls-disabled-cipher', _CIPHER),
+    _setting(b'QEMU', _STRING), _setting(b'SYSTEM', _STRING),
+    st.one_of(*(_setting(*item) for item in _KEYS.items())),
+    _joined(b'[', _any(b'overrides', b'priorities', b'global', b'provider'),
+            _seldom(_NOTHING, _ODD), b']', _END),
+    st.just(b'[global]\noverride-mode = allowlist\n[overrides]'),
+    _joined(st.sampled_from((b'#', b';')), _ODD, _ODD),
+    _joined(_seldom(st.just(b'#'), st.just(b'a')), _LENGTH.map(
+        lambda length: b'x' * (length - 1)), b' = y'),
+    _ODD)
+_INDENTED = _joined(
+    st.one_of(_NOTHING, _NOTHING, st.sampled_from((b' ', b'\t', b'\f'))),
+    _LINE, _seldom(_NOTHING, st.just(b'\r')))
+_POLICIES = [policies.path(name).read_bytes().splitlines() for name in (
+    'disabled-version', 'disabled-ciphers', 'both', 'merged', 'priorities',
+    'crypto-policies', 'none')]
+
+
+def _inserted(lines, insertions):
+    """Insert lines, each before a line of this number."""
+    lines = [*lines]
+    for number, line in insertions:
+        lines.insert(number % (len(lines) + 1), line)
+    return b'\n'.join(lines)
+
+
+_FILE = _joined(_seldom(_NOTHING, st.just(b'\xef\xbb\xbf')), st.builds(
+    _inserted, st.sampled_from(_POLICIES),
+    st.lists(st.tuples(st.integers(0, 30), _INDENTED), min_size=1, max_size=4)
+)).map(lambda content: content.decode('utf-8', 'surrogateescape'))
 
 
 class PredictionTestCase(testtools.TestCase):
-    """What lint and generate say of a file is what GnuTLS does with it."""
+    """Lint and generate predict the session that GnuTLS negotiates."""
 
     def setUp(self):
         super().setUp()

@@ -34,9 +34,9 @@ with probe.listening(probe.find_qemu(), users.find_user()) as address:
 '''
 
 
-# After the imports, as this user may not be able to read the modules, or to run
-# the Python of a virtual environment; the socket module imports a codec for
-# host names later.
+# After the imports, as this user may not be able to read the modules, or to
+# run the Python of a virtual environment; the socket module imports a codec
+# for host names later.
 _AS_NOBODY = '''
 import encodings.idna, os, pwd, shutil, sys
 from nova_migfix.cmd import tls
