@@ -243,11 +243,8 @@ def run(args: argparse.Namespace) -> int:
             args.qemu or probe.find_qemu())
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
     except OSError as error:
-        _say(f'{error.filename}: {error.strerror}: ' + (
-            'without this file QEMU has no policy; make it with '
-            '"nova-migfix-tls generate", or name the file that GnuTLS reads'
-            if error.filename == str(path) else 'name QEMU with --qemu'),
-            sys.stderr)
+        _say(f'{error.filename}: {error.strerror}: '
+             f'{_remedy(error, path)}', sys.stderr)
         return int(Severity.FAILURE)
     except qmp.QemuError as error:
         _say(str(error), sys.stderr)
@@ -260,6 +257,16 @@ def run(args: argparse.Namespace) -> int:
              '"nova-migfix-tls probe"')
     return int(max((finding.severity for finding in findings),
                    default=Severity.SUCCESS))
+
+
+def _remedy(error: OSError, path: pathlib.Path) -> str:
+    if error.filename != str(path):
+        return 'name QEMU with --qemu'
+    if isinstance(error, FileNotFoundError):
+        return ('without this file QEMU has no policy; make it with '
+                '"nova-migfix-tls generate", or name the file that GnuTLS '
+                'reads')
+    return 'name a file that this user can read, or run the command as root'
 
 
 def _say(text: str, file: TextIO | None = None) -> None:

@@ -37,6 +37,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
+from nova_migfix.status import logs
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -275,10 +276,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
     else:
-        print(' '.join(part for part in (
+        print(logs.printable(' '.join(part for part in (
             answer.version, answer.cipher, f'{answer.verdict}:',
             answer.doubt or answer.error or _MEANING[answer.verdict])
-            if part))
+            if part)))
     return {'safe': 0, 'rekeys': 1, 'unknown': 1,
             'no session': 2}[answer.verdict]
 

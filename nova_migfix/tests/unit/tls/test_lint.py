@@ -15,7 +15,6 @@ import io
 import os
 import pathlib
 import pwd
-import time
 from unittest import mock
 
 import ddt
@@ -23,6 +22,7 @@ import fixtures
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tests import cost
 from nova_migfix.tests import policies
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
@@ -135,29 +135,7 @@ class TestLint(testtools.TestCase):
         lambda size: 'a\n' * size,
     )
     def test_cost_is_proportional_to_the_size(self, text):
-        # Other load makes a run slower, never faster.
-        small, large = (min(self.cost(text(size)) for _ in range(5))
-                        for size in (20_000, 160_000))
-        self.assertLess(large / small, 24)
-
-    def cost(self, text):
-        before = time.process_time()
-        lint.lint(text)
-        return time.process_time() - before
-
-    def test_setting_before_any_section_is_found(self):
-        self.assertIn('write [overrides] before it', self.complaints(
-            'disabled-version = tls1.3\n')[0])
-
-    @ddt.data('SYSTEM', 'QEMU')
-    def test_system_or_qemu_entry_is_accepted_for_a_system_build(self, key):
-        for string in policy.PRIORITIES.values():
-            self.assertEqual([], self.complaints(
-                f'[priorities]\n{key} = {string}\n', priority.SYSTEM))
-
-    def test_system_entry_that_allows_tls13_is_found(self):
-        self.assertIn('no setting keeps QEMU', self.complaints(
-            '[priorities]\nSYSTEM = NORMAL\n', priority.SYSTEM)[0])
+        self.assertLess(cost.ratio(lint.lint, text(2_000), text(16_000)), 24)
 
     @ddt.data(*(
         (family, mode) for family in ('debian', 'ubuntu', 'rhel')
@@ -249,6 +227,13 @@ class TestLintCommand(testtools.TestCase):
             f'{self.file}: No such file or directory: without this file QEMU '
             'has no policy; make it with "nova-migfix-tls generate", or name '
             'the file that GnuTLS reads\n', said)
+
+    def test_directory_is_a_failure(self):
+        self.file.unlink()
+        self.file.mkdir()
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn('Is a directory: name a file', said)
 
     def test_missing_qemu_is_named(self):
         status, said = self.lint('--qemu', '/nonexistent')

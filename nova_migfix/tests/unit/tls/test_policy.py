@@ -27,6 +27,7 @@ from hypothesis import strategies
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tests import cost
 from nova_migfix.tests import policies
 from nova_migfix.tls import files
 from nova_migfix.tls import policy
@@ -113,6 +114,14 @@ class TestMerge(testtools.TestCase):
             f'{text.rstrip(chr(10))}\n\n[overrides]\n'
             'disabled-version = tls1.3\n',
             policy.merge(DEBIAN, policy.TLS12, text))
+
+    @ddt.data(*policy.FAMILIES)
+    def test_cost_is_proportional_to_the_size(self, family):
+        def merge(size):
+            with contextlib.suppress(policy.PolicyError):
+                policy.merge(policy.FAMILIES[family], policy.TLS12,
+                             'key' + '\t' * size + '\n' + '[' * size)
+        self.assertLess(cost.ratio(merge, 2_000, 16_000), 24)
 
     def test_file_of_crypto_policies_is_refused(self):
         error = self.assertRaises(

@@ -237,6 +237,10 @@ class TestProbeCommand(testtools.TestCase):
         self.assertEqual(status, found[0])
         self.assertTrue(found[1].startswith(said), found[1])
 
+    def test_terminal_does_not_get_control_characters_of_qemu(self):
+        _, said = self.probe(qmp.QemuError('QEMU has ended: \x1b[2J'))
+        self.assertTrue(said.rstrip('\n').isprintable(), said)
+
     def test_probe_prints_json(self):
         _, said = self.probe(REKEYS, '--json')
         self.assertEqual(
@@ -340,7 +344,7 @@ class TestHandshake(testtools.TestCase):
             env={**os.environ, 'OPENSSL_CONF': str(self.conf)}, text=True,
             capture_output=True, check=True, timeout=60).stdout
 
-    @settings(max_examples=8)
+    @settings(max_examples=4)
     @given(st.lists(st.sampled_from(_LIMITS), min_size=1, unique=True))
     def test_configuration_of_openssl_does_not_limit_the_probe(self, limits):
         self.assertEqual(
