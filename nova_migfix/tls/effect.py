@@ -119,7 +119,7 @@ def predict(text: str, builtin: str = priority.NORMAL) -> Prediction:
     if any(line.invalid for line in lines):
         lines = []
     allowlist = is_allowlist(lines)
-    overrides = _overrides(lines, allowlist=allowlist)
+    overrides = _overrides(lines)
     versions, ciphers = (
         overrides[_IN_ALLOWLIST[key] if allowlist else key]
         for key in ('disabled-version', 'tls-disabled-cipher'))
@@ -140,15 +140,12 @@ def predict(text: str, builtin: str = priority.NORMAL) -> Prediction:
     return _negotiated(found.versions - versions, found.ciphers - ciphers)
 
 
-def _overrides(lines: Iterable[ini.Line], *,
-               allowlist: bool) -> dict[str, frozenset[str]]:
+def _overrides(lines: Iterable[ini.Line]) -> dict[str, frozenset[str]]:
     """Return the values of [overrides] by key."""
     found: dict[str, frozenset[str]] = collections.defaultdict(frozenset)
     for line in lines:
         if ini.lower(line.section) == 'overrides' and line.key is not None:
-            key = ini.lower(line.key)
-            if not is_ignored(key, allowlist=allowlist):
-                found[key] |= {ini.word(line.value)}
+            found[ini.lower(line.key)] |= {ini.word(line.value)}
     return found
 
 

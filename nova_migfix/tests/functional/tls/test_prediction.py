@@ -14,6 +14,7 @@
 
 import os
 
+from hypothesis import example
 from hypothesis import given
 from hypothesis import HealthCheck
 from hypothesis import settings
@@ -151,6 +152,11 @@ class PredictionTestCase(testtools.TestCase):
 
     @_SETTINGS
     @given(_FILE, st.sampled_from((priority.NORMAL, priority.SYSTEM)))
+    @example('[overrides]\ndisabled-version = tls1.2\n', priority.NORMAL)
+    @example('[priorities]\nQEMU = NORMAL:!VERS-TLS1.3\n', priority.SYSTEM)
+    @example('[priorities]\nQEMU = NORMAL:-VERS-TLS1.3 # x\n', priority.SYSTEM)
+    @example(policies.path('crypto-policies').read_text()
+             + '[overrides]\ndisabled-version = tls1.3\n', priority.SYSTEM)
     def test_lint_says_what_is_negotiated(self, text, builtin):
         found = self.negotiated(text, builtin)
         predicted = effect.predict(text, builtin)
