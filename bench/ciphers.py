@@ -37,6 +37,7 @@ import bench
 from nova_migfix.tests import qemu_pair
 from nova_migfix.tls import policy
 from nova_migfix.tls import probe
+from nova_migfix.tls import users
 
 matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402
@@ -106,7 +107,7 @@ def medians(found: Found) -> dict[str, Cost]:
 
 def negotiated(name: str) -> str:
     """Return the TLS version and the cipher of QEMU under a policy."""
-    answer = probe.probe(probe.find_qemu(), probe.find_user(),
+    answer = probe.probe(probe.find_qemu(), users.find_user(),
                          priority=PRIORITIES[name])
     return f'{answer.version} {answer.cipher}'
 

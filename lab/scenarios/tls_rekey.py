@@ -34,6 +34,7 @@ from lab import guest
 from lab import scenario
 from lab import topology
 from nova_migfix.tests import eager_gnutls
+from nova_migfix.tls import files
 from nova_migfix.tls import policy
 
 # MiB/s: one change of keys in a second; GnuTLS accepts no more than eight.
@@ -112,6 +113,6 @@ class TlsRekey(scenario.Scenario):
 
     @staticmethod
     def give_policy(run: scenario.Run, host: str) -> None:
-        policy.write(
+        files.write(
             run.cloud.libvirt[host].gnutls / 'config', policy.merge(
                 policy.FAMILIES['debian'], policy.TLS12, ''), force=False)

@@ -41,7 +41,7 @@ from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
 from nova_migfix.status.results import warning
 from nova_migfix.status import shared
-from nova_migfix.tls import probe
+from nova_migfix.tls import users
 from nova_migfix.transport import address
 from nova_migfix.transport import libvirt_uri
 
@@ -160,7 +160,7 @@ def _login(own: str) -> upgradecheck.Result:
             ['ssh', '-o', 'BatchMode=yes', '-o',  # noqa: S607
              f'ConnectTimeout={_TIMEOUT}', '--', own, 'true'],
             stdin=subprocess.DEVNULL, capture_output=True, check=False,
-            timeout=_LOGIN_TIMEOUT, **probe.as_user(user))
+            timeout=_LOGIN_TIMEOUT, **users.as_user(user))
         problem = '' if done.returncode == 0 else (
             done.stderr.decode(errors='replace').strip()[-300:]
             or f'exit code {done.returncode}')

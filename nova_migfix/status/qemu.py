@@ -21,7 +21,7 @@ import stat
 from typing import NamedTuple
 
 from nova_migfix.tls import audit
-from nova_migfix.tls import probe
+from nova_migfix.tls import users
 
 _CONF = pathlib.Path('/etc/libvirt/qemu.conf')
 # libvirt's default directories of certificates.
@@ -107,7 +107,7 @@ def user() -> User | None:
     for process in running():
         return process.user
     try:
-        entry = pwd.getpwnam(probe.user_of_guests())
+        entry = pwd.getpwnam(users.user_of_guests())
     except KeyError:
         return None
     return User(entry.pw_uid, frozenset(

@@ -22,12 +22,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from collections.abc import Iterator
-import functools
 import json
 import os
 import pathlib
 import re
-import shutil
 import sys
 import time
 from typing import NamedTuple
@@ -36,6 +34,7 @@ from oslo_concurrency import processutils
 from oslo_config import cfg
 import prettytable
 
+from nova_migfix.status import logs
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import rekey
 
@@ -47,33 +46,11 @@ _BANDWIDTH = 1 << 30
 
 _PROC = pathlib.Path('/proc')
 _QEMU = re.compile(r'qemu-(system-|kvm)')
-_MAPPED = re.compile(
-    r'^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/\S*libgnutls\.so\S*)'
-    r'( \(deleted\))?$', re.MULTILINE)
 _IN_USE = re.compile(r'^(?:VmRSS|HugetlbPages):\s+(\d+) kB$', re.MULTILINE)
-_PACKAGE = (
-    ('dpkg-query', '--show', '--showformat', '${Version}', 'libgnutls30*'),
-    ('rpm', '--query', '--queryformat', '%{VERSION}-%{RELEASE}', 'gnutls'),
-)
 
 
 class AuditError(Exception):
     """The guests cannot be assessed; the text gives reason and remedy."""
-
-
-class Library(NamedTuple):
-    """The GnuTLS that a process has mapped."""
-
-    path: str           # '' if this user may not read it
-    deleted: bool       # the file on disk was replaced since
-    version: str | None
-    package: str        # '' if not known
-
-    @property
-    def rekeys_safely(self) -> bool | None:
-        """Whether it rekeys safely; None: not known."""
-        return (rekey.is_fixed(self.version, self.package)
-                if self.version else None)
 
 
 class Guest(NamedTuple):
@@ -83,7 +60,7 @@ class Guest(NamedTuple):
     name: str           # libvirt's, 'instance-0000002a'
     uuid: str
     memory: int         # bytes in use
-    library: Library | None
+    library: gnutls.Library | None
     dirty_rate: int | None = None       # bytes per second
 
 
@@ -123,7 +100,7 @@ def _guest(process: pathlib.Path, arguments: list[str]) -> Guest:
     return Guest(
         int(process.name), name(arguments),
         _after(arguments, '-uuid'), sum(map(int, in_use)) * 1024,
-        _library(process))
+        gnutls.mapped_by(process))
 
 
 def name(arguments: list[str]) -> str:
@@ -134,46 +111,6 @@ def name(arguments: list[str]) -> str:
 
 def _after(arguments: list[str], option: str) -> str:
     return dict(zip(arguments, arguments[1:])).get(option, '')
-
-
-def _library(process: pathlib.Path) -> Library | None:
-    try:
-        match = _MAPPED.search(
-            (process / 'maps').read_text(errors='replace'))
-    except PermissionError:
-        return Library('', False, None, '')
-    if not match:
-        return None
-    mapping, path, deleted = match[1], match[2], bool(match[3])
-    # map_files has the mapped file, even if its path has another file now.
-    found = gnutls.version(process / 'map_files' / mapping)
-    if deleted:
-        return Library(path, True, found, '')
-    return Library(
-        path, False,
-        found or gnutls.version(process / 'root' / path.lstrip('/')),
-        _package() if _is_of_this_system(process) else '')
-
-
-def _is_of_this_system(process: pathlib.Path) -> bool:
-    """Return whether a process has our root directory, not a container's."""
-    try:
-        return (process / 'root').samefile('/')
-    except OSError:
-        return False
-
-
-@functools.cache
-def _package() -> str:
-    for command in _PACKAGE:
-        if shutil.which(command[0]):
-            try:
-                out, _ = processutils.execute(*command)
-            except processutils.ProcessExecutionError:
-                continue
-            if out.strip():
-                return str(out).strip()
-    return ''
 
 
 def transport(paths: Iterable[str]) -> rekey.Transport:
@@ -248,21 +185,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the assessment of each guest.
 
-    :returns: 0: all are safe; 1: some are at risk; 2: some will fail, or the
-        guests cannot be assessed
+    :returns: 0: all are safe; 1: some are at risk, or none is visible; 2: some
+        will fail, or the guests cannot be assessed
     """
     try:
         how = transport(args.config_file or [NOVA_CONF])
         rates = dirty_rates(args.dirty_rate) if args.dirty_rate else {}
     except AuditError as error:
-        print(error, file=sys.stderr)
+        for line in str(error).splitlines():
+            print(logs.printable(line), file=sys.stderr)
         return 2
     found = [(guest, _assess(guest, how, args.bandwidth)) for guest in (
         guest._replace(dirty_rate=rates.get(guest.name))
         for guest in guests())]
     print(_json(how, found) if args.json else _table(how, found))
-    return max((_STATUS[assessment.verdict] for _, assessment in found),
-               default=0)
+    if not found:
+        print(_NONE, file=sys.stderr)
+        return 1
+    return max(_STATUS[assessment.verdict] for _, assessment in found)
+
+
+_NONE = (
+    'No QEMU is visible. Either no guest runs on this host, or this is a '
+    'container that does not see the processes of guests: then run '
+    '"nova-migfix-tls audit" in the container of libvirt (nova_libvirt with '
+    'Kolla), or on the host.')
 
 
 _STATUS = {rekey.Verdict.SAFE: 0, rekey.Verdict.AT_RISK: 1,
@@ -271,7 +218,7 @@ _STATUS = {rekey.Verdict.SAFE: 0, rekey.Verdict.AT_RISK: 1,
 
 def _assess(guest: Guest, how: rekey.Transport,
             bandwidth: int) -> rekey.Assessment:
-    library = guest.library or Library('', False, None, '')
+    library = guest.library or gnutls.UNKNOWN
     return rekey.assess(how, library.version, library.package, guest.memory,
                         guest.dirty_rate, bandwidth)
 
@@ -295,17 +242,17 @@ def _table(how: rekey.Transport,
     table.max_width['reason'] = 50
     for guest, assessment in found:
         table.add_row([
-            f'{guest.name}\n{guest.uuid}',
+            f'{logs.printable(guest.name)}\n{logs.printable(guest.uuid)}',
             f'{guest.memory / rekey.GIB:.1f}', _shown(guest.library),
             'no end' if assessment.rekeys is None else assessment.rekeys,
             assessment.verdict.value, assessment.reason])
     return f'Nova migrates {how}.\n{table}'
 
 
-def _shown(library: Library | None) -> str:
+def _shown(library: gnutls.Library | None) -> str:
     if library is None:
         return 'none'
-    name = library.package or library.version or 'not known'
+    name = logs.printable(library.package or library.version or 'not known')
     replaced = ' (replaced)' if library.deleted else ''
     return f'{name}{replaced}\n{_REKEYS[library.rekeys_safely]}'
 

@@ -27,17 +27,17 @@ import pathlib
 import re
 import sys
 from typing import NamedTuple
+from typing import TextIO
 
+from nova_migfix.status import logs
+from nova_migfix.tls import effect
 from nova_migfix.tls import gnutls
+from nova_migfix.tls import ini
 from nova_migfix.tls import policy
+from nova_migfix.tls import priority
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
-
-#: priority strings with which distributions build QEMU
-NORMAL, SYSTEM = 'NORMAL', '@QEMU,SYSTEM'
-
-_VERSIONS = ('ssl3.0', 'tls1.0', 'tls1.1', 'tls1.2', 'tls1.3', 'dtls0.9',
-             'dtls1.0', 'dtls1.2')
+from nova_migfix.tls import users
 
 #: keys by section, GnuTLS 3.6.3 to 3.8; None: any
 _KEYS = {
@@ -49,12 +49,15 @@ _KEYS = {
         'secure-sig', 'secure-sig-for-cert', 'tls-disabled-cipher',
         'tls-disabled-group', 'tls-disabled-kx', 'tls-disabled-mac',
         'tls-enabled-cipher', 'tls-enabled-group', 'tls-enabled-kx',
-        'tls-enabled-mac', 'tls-session-hash', 'allow-rsa-pkcs1-encrypt'),
+        'tls-enabled-mac', 'tls-session-hash', 'allow-rsa-pkcs1-encrypt',
+        'cert-compression-alg'),
     'priorities': None,
+    'provider': ('url', 'pin'),
 }
-_LINE = re.compile(r'\s*(?:([#;].*)|\[([^\]]*)\]\s*(?:[#;].*)?|'
-                   r'([^=:\[][^=:]*?)\s*[=:]\s*(.*?)'
-                   r'(?:\s[#;].*)?)?\s*')
+# Values by the end of a key.
+_VALUES = {'-version': ('version', priority.VERSIONS),
+           '-cipher': ('cipher', priority.CIPHERS)}
+_OWN_SETTING = re.compile(r'\[|[\w-]+\s*[=:]', re.ASCII)
 
 
 class Severity(enum.IntEnum):
@@ -71,145 +74,147 @@ class Finding(NamedTuple):
     text: str           # the problem, and the setting to write instead
 
 
-class Setting(NamedTuple):
-    line: int
-    section: str
-    key: str
-    value: str
-
-
-def lint(text: str, builtin: str = NORMAL) -> list[Finding]:
+def lint(text: str, builtin: str = priority.NORMAL) -> list[Finding]:
     """Return the problems of a configuration.
 
-    :param text: of the file
-    :param builtin: the priority string with which QEMU was built, NORMAL or
-        SYSTEM
-    :returns: findings sorted by line; empty: all settings have an effect, and
-        the file prevents rekeys
+    :param text: of the file, see :func:`ini.read`
+    :param builtin: the priority string with which QEMU was built,
+        priority.NORMAL or priority.SYSTEM
+    :returns: findings sorted by line, those about the whole file last; empty:
+        all settings have an effect, and the file prevents rekeys. A failure
+        means that it does not prevent rekeys, or prevents sessions
     """
-    findings: list[Finding] = []
-    settings = list(_parse(text, findings))
-    for setting in settings:
-        findings.extend(_lint_setting(setting))
-    if not any(finding.severity is Severity.FAILURE for finding in findings):
-        findings.extend(_lint_effect(settings, builtin))
-    return sorted(findings)
+    lines = list(ini.parse(text))
+    prediction = effect.predict(text, builtin)
+    severity = (Severity.FAILURE if prediction.effect in (
+        effect.Effect.REKEYS, effect.Effect.NO_SESSION) else Severity.WARNING)
+    findings = [Finding(number, severity, problem)
+                for number, problem in _ignored(lines)]
+    return [*sorted(findings), *_about(prediction, text, builtin)]
 
 
-def _parse(text: str, findings: list[Finding]) -> Iterator[Setting]:
-    section = ''
-    for number, line in enumerate(text.splitlines(), 1):
-        match = _LINE.fullmatch(line)
-        if not match:
-            findings.append(Finding(number, Severity.FAILURE, (
-                f'GnuTLS ignores the whole file, because it cannot parse '
-                f'{line.strip()!r}: write "key = value"')))
-        elif match[2] is not None:
-            section = match[2]
-            if section.lower() not in _KEYS:
-                findings.append(Finding(number, Severity.FAILURE, (
-                    f'GnuTLS has no section [{section}]: write '
-                    f'{_instead(section, _KEYS, "[overrides]")}')))
-        elif match[3] is not None:
-            yield Setting(number, section.lower(), match[3], match[4])
+def _ignored(lines: list[ini.Line]) -> Iterator[tuple[int, str]]:
+    """Yield number and problem of each line that GnuTLS ignores."""
+    allowlist = effect.is_allowlist(lines)
+    priorities = effect.priorities(lines)
+    for line in lines:
+        section = ini.lower(line.section)
+        if line.invalid:
+            problem = ('GnuTLS ignores the whole file, because it cannot '
+                       f'parse {line.invalid!r}: write "key = value"')
+        elif line.key is None:
+            problem = '' if section in _KEYS else (
+                f'GnuTLS has no section [{line.section}]: write '
+                f'{_instead(section, _KEYS, "[overrides]")}')
+        elif line.is_continuation and _OWN_SETTING.match(line.value):
+            problem = (
+                f'{line.value}: indented, so that GnuTLS takes it as a value '
+                f'of {line.key}; remove the blanks before it')
+        elif section in ('', 'priorities'):
+            problem = _problem_of_priority(line, priorities)
+        else:
+            problem = _problem(line, section, allowlist=allowlist)
+        if problem:
+            yield line.number, problem
 
 
 def _instead(written: str, known: object, otherwise: str) -> str:
     names = list(known) if isinstance(known, (dict, tuple)) else []
-    close = difflib.get_close_matches(written.lower(), names, 1)
+    close = difflib.get_close_matches(written, names, 1)
     if not close:
         return otherwise
     return f'[{close[0]}]' if isinstance(known, dict) else f'"{close[0]}"'
 
 
-def _lint_setting(setting: Setting) -> Iterator[Finding]:
-    number, section, key, value = setting
-    if not section:
-        yield Finding(number, Severity.FAILURE, (
-            f'{key}: not in a section; write {_right_section(key)} before '
-            'it'))
-        return
+def _problem_of_priority(line: ini.Line,
+                         priorities: dict[str, ini.Line]) -> str:
+    key = line.key or ''
+    if not line.section and not key.isupper():
+        return (f'{key}: not in a section; write {_right_section(key)} before '
+                'it')
+    if priorities[key] is not line:
+        return (f'{key}: GnuTLS uses only the first one, in line '
+                f'{priorities[key].number}; remove one of them')
+    return ''
+
+
+def _problem(line: ini.Line, section: str, *, allowlist: bool) -> str:
+    """Return why GnuTLS ignores a setting; '' if it does not."""
     keys = _KEYS.get(section)
     if keys is None:
-        return
-    if key.lower() not in keys:
+        return ''
+    written, value = line.key or '', line.value
+    key = ini.lower(written)
+    if key not in keys:
         right = _right_section(key)
-        yield Finding(number, Severity.FAILURE, (
-            f'{key}: unknown in [{section}]; write it into {right}'
+        return (
+            f'{written}: unknown in [{section}]; write it into {right}'
             if right != f'[{section}]' and _is_known(key) else
-            f'{key}: unknown in [{section}]; write '
-            f'{_instead(key, keys, "a key of the GnuTLS manual")}'))
-    elif ',' in value:
-        yield Finding(number, Severity.FAILURE, (
-            f'{key}: GnuTLS does not accept a list; write one line for each '
-            f'of {value}'))
-    elif key.lower().endswith('-version') and value.lower() not in _VERSIONS:
-        yield Finding(number, Severity.FAILURE, (
-            f'{key}: unknown version {value}; write '
-            f'{_instead(value.lower().replace("vers-", ""), _VERSIONS, "")}'))
+            f'{written}: unknown in [{section}]; write '
+            f'{_instead(key, keys, "a key of the GnuTLS manual")}')
+    if effect.is_ignored(key, allowlist=allowlist):
+        return (f'{written}: without effect because override-mode is '
+                f'{"allowlist" if allowlist else "not allowlist"}')
+    kind, names = next((known for end, known in _VALUES.items()
+                        if key.endswith(end)), ('', ()))
+    if not kind:
+        return ''
+    if ',' in value or re.search(r'\s', value, re.ASCII):
+        return (f'{written}: GnuTLS does not accept a list; write one line '
+                f'for each of {value}')
+    name = ini.word(value)
+    if name in names:
+        return ''
+    return (f'{written}: unknown {kind} {value}; write '
+            + _instead(name.replace('vers-', '').strip('"'), names,
+                       f'a {kind} of the GnuTLS manual'))
 
 
 def _is_known(key: str) -> bool:
-    return key.lower() in (_KEYS['overrides'] or ()) + (
-        _KEYS['global'] or ())
+    return any(key in (keys or ()) for keys in _KEYS.values())
 
 
 def _right_section(key: str) -> str:
     for section, keys in _KEYS.items():
-        if keys and key.lower() in keys:
+        if keys and ini.lower(key) in keys:
             return f'[{section}]'
     return '[priorities]' if key.isupper() else '[overrides]'
 
 
-def _lint_effect(
-    settings: list[Setting], builtin: str,
-) -> Iterator[Finding]:
-    """Yield a finding if QEMU does not use the settings, all of them valid."""
-    present = {(setting.section, setting.key.lower(), setting.value.lower())
-               for setting in settings}
-    priorities = {setting.key: setting.value for setting in settings
-                  if setting.section == 'priorities'}
-    overridden = any(
-        {('overrides', key, value) for key, value in wanted} <= present
-        for wanted in policy.FAMILIES['debian'].settings.values())
-    chosen = priorities.get('QEMU', priorities.get('SYSTEM'))
-    if builtin == SYSTEM and chosen is None:
-        yield Finding(0, Severity.FAILURE, (
-            f'QEMU was built with {SYSTEM}, and every session fails, because '
-            '[priorities] has neither QEMU nor SYSTEM: write '
-            f'"QEMU = {policy.PRIORITIES[policy.TLS12]}"'))
-    elif overridden:
-        return
-    elif builtin == SYSTEM and chosen and _keeps_keys(chosen):
-        return
-    elif chosen and _keeps_keys(chosen):
-        yield Finding(0, Severity.FAILURE, (
-            f'QEMU was built with {NORMAL} and does not read '
-            '[priorities]: write "disabled-version = tls1.3" into '
-            '[overrides]'))
-    else:
-        yield Finding(0, Severity.WARNING, (
-            'no setting keeps QEMU from TLS 1.3 with AES: see '
-            '"nova-migfix-tls generate"'))
-
-
-def _keeps_keys(priority: str) -> bool:
-    """Return whether a priority string excludes TLS 1.3, or AES."""
-    parts = {part.upper().replace('!', '-')
-             for part in re.split('[: ]', priority)}
-    return '-VERS-TLS1.3' in parts or all(
-        f'-{name}' in parts for name in policy.AES)
+def _about(prediction: effect.Prediction, text: str,
+           builtin: str) -> Iterator[Finding]:
+    """Yield a finding unless the file is known to prevent rekeys."""
+    failure, warning = Severity.FAILURE, Severity.WARNING
+    instead = 'see "nova-migfix-tls generate"'
+    if prediction.effect is effect.Effect.NO_SESSION:
+        yield Finding(0, failure, (
+            f'every session fails: {prediction.reason}; {instead}'))
+    elif prediction.effect is effect.Effect.UNKNOWN:
+        yield Finding(0, warning, (
+            f'the effect on QEMU is not known: {prediction.reason}; find it '
+            'with "nova-migfix-tls probe"'))
+    elif prediction.effect is effect.Effect.REKEYS:
+        if (builtin == priority.NORMAL and effect.predict(
+                text, priority.SYSTEM).effect is effect.Effect.SAFE):
+            yield Finding(0, failure, (
+                f'QEMU was built with {builtin} and does not read '
+                '[priorities]: write "disabled-version = tls1.3" into '
+                '[overrides]'))
+        else:
+            yield Finding(0, warning, (
+                f'no setting keeps QEMU from TLS 1.3 with AES: {instead}'))
 
 
 def builtin_priority(qemu: str) -> str:
     """Return the priority string with which a QEMU was built.
 
     :param qemu: path of the binary
-    :returns: SYSTEM if the binary contains it, otherwise NORMAL
+    :returns: priority.SYSTEM if the binary contains it, otherwise
+        priority.NORMAL
     :raises OSError: the binary cannot be read
     """
-    return (SYSTEM if SYSTEM.encode() in pathlib.Path(qemu).read_bytes()
-            else NORMAL)
+    return (priority.SYSTEM if priority.SYSTEM.encode()
+            in pathlib.Path(qemu).read_bytes() else priority.NORMAL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,9 +225,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--qemu', metavar='BINARY',
                         help='QEMU whose built-in priority string counts; '
                         'default: the QEMU of this host')
-    parser.add_argument('--qemu-priority', choices=(NORMAL, SYSTEM),
-                        help='built-in priority string; default: read it from '
-                        'the binary')
+    parser.add_argument('--qemu-priority',
+                        choices=(priority.NORMAL, priority.SYSTEM),
+                        help='built-in priority string; default: that of the '
+                        'binary')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -233,27 +239,52 @@ def run(args: argparse.Namespace) -> int:
     path = (args.file or gnutls.system_file()
             or pathlib.Path(policy.FAMILIES['debian'].path))
     try:
-        findings = _lint_file(path, args.qemu_priority or builtin_priority(
-            args.qemu or probe.find_qemu()))
-    except (OSError, UnicodeDecodeError, qmp.QemuError) as error:
-        print(f'{path}: {error}', file=sys.stderr)
+        builtin = args.qemu_priority or builtin_priority(
+            args.qemu or probe.find_qemu())
+        findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
+    except OSError as error:
+        _say(f'{error.filename}: {error.strerror}: '
+             f'{_remedy(error, path)}', sys.stderr)
+        return int(Severity.FAILURE)
+    except qmp.QemuError as error:
+        _say(str(error), sys.stderr)
         return int(Severity.FAILURE)
     for finding in findings:
         place = f'{path}:{finding.line}' if finding.line else path
-        print(f'{place}: {finding.severity.name.lower()}: {finding.text}')
+        _say(f'{place}: {finding.severity.name.lower()}: {finding.text}')
     if not findings:
-        print(f'{path}: no setting is ignored; verify the effect on QEMU with '
-              '"nova-migfix-tls probe"')
+        _say(f'{path}: no setting is ignored; verify the effect on QEMU with '
+             '"nova-migfix-tls probe"')
     return int(max((finding.severity for finding in findings),
                    default=Severity.SUCCESS))
 
 
-def _lint_file(path: pathlib.Path, builtin: str) -> list[Finding]:
-    findings = lint(path.read_text(), builtin)
-    findings[:0] = [Finding(0, Severity.FAILURE, (
-        f'QEMU\'s user cannot read the file: chmod {right} {place}'))
-        for place, needed, right in (
-            (path, 0o004, '0644'),
-            *((parent, 0o001, '0755') for parent in path.absolute().parents))
-        if place.stat().st_mode & needed == 0]
-    return findings
+def _remedy(error: OSError, path: pathlib.Path) -> str:
+    if error.filename != str(path):
+        return 'name QEMU with --qemu'
+    if isinstance(error, FileNotFoundError):
+        return ('without this file QEMU has no policy; make it with '
+                '"nova-migfix-tls generate", or name the file that GnuTLS '
+                'reads')
+    return 'name a file that this user can read, or run the command as root'
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    print(logs.printable(text), file=file)
+
+
+def _unreadable(path: pathlib.Path) -> Iterator[Finding]:
+    """Yield findings if the user of the guests cannot read a file.
+
+    :raises OSError: it does not exist, or this user cannot know
+    """
+    closed = users.closed(path)
+    readable = not closed or users.can_read(users.user_of_guests(), path)
+    if readable:
+        return
+    severity, verb = ((Severity.WARNING, 'may be unable to')
+                      if readable is None else (Severity.FAILURE, 'cannot'))
+    for place in closed:
+        mode = '0755' if place.is_dir() else '0644'
+        yield Finding(0, severity, f'QEMU\'s user {verb} read the file: chmod '
+                      f'{mode} {place}')

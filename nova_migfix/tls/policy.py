@@ -19,13 +19,18 @@ and cipher, even for guests that started long before on other hosts.
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Iterable
+from collections.abc import Iterator
+import io
 import pathlib
-import re
-import stat
 import sys
-import tempfile
 from typing import NamedTuple
+
+from nova_migfix.status import logs
+from nova_migfix.tls import effect
+from nova_migfix.tls import files
+from nova_migfix.tls import ini
+from nova_migfix.tls import priority
 
 TLS12, CHACHA20 = 'tls12', 'chacha20'
 
@@ -44,10 +49,6 @@ _OVERRIDES = {
     TLS12: (('disabled-version', 'tls1.3'),),
     CHACHA20: tuple(('tls-disabled-cipher', name.lower()) for name in AES),
 }
-_SECTION = re.compile(r'\s*\[([^\]]*)\]')
-_SETTING = re.compile(r'\s*([^\s=:#;][^=:]*?)\s*[=:]\s*(.*?)'
-                      r'(?:\s+[#;].*|\s*)$')
-
 
 class PolicyError(Exception):
     """A policy cannot be made; the text gives reason and remedy."""
@@ -62,6 +63,8 @@ class Family(NamedTuple):
     :param then: advice for the time after the file is written
     :param public: QEMU itself reads the file, as the user of the guests.
         False: libvirt reads it as root, and it may contain passwords
+    :param builtin: the priority string with which QEMU was built, if QEMU
+        reads the file
     """
 
     path: str
@@ -69,26 +72,30 @@ class Family(NamedTuple):
     settings: dict[str, tuple[tuple[str, str], ...]]
     then: str
     public: bool = True
+    builtin: str = priority.NORMAL
 
 
 _GNUTLS = Family(
     '/etc/gnutls/config', 'overrides', _OVERRIDES,
     'It takes effect for programs that start from now on, including the QEMU '
     'of guests that arrive. It applies to every program of this host (or '
-    'container) that uses GnuTLS.')
+    'container) that uses GnuTLS. A container that is created again has lost '
+    'the file unless it is in the image or mounted. A container that mounts '
+    'the file sees the previous one until it is restarted: restart it, then '
+    'run "nova-migfix-tls probe" in it.')
 
 FAMILIES = {
     'debian': _GNUTLS,
     'ubuntu': _GNUTLS,
     'rhel': Family(
         '/etc/crypto-policies/local.d/gnutls-qemu.config', 'priorities',
-        {mode: (('QEMU', priority),)
-         for mode, priority in PRIORITIES.items()},
-        'Run "update-crypto-policies" now. It applies to QEMU only.'),
+        {mode: (('QEMU', string),) for mode, string in PRIORITIES.items()},
+        'Run "update-crypto-policies" now. It applies to QEMU only.',
+        builtin=priority.SYSTEM),
     'libvirt': Family(
         '/etc/libvirt/qemu.conf', None,
-        {mode: (('migrate_tls_priority', f'"{priority}"'),)
-         for mode, priority in PRIORITIES.items()},
+        {mode: (('migrate_tls_priority', f'"{string}"'),)
+         for mode, string in PRIORITIES.items()},
         'It needs libvirt 11.6.0 or later. Restart libvirt now. It applies to '
         'migrations only.', public=False),
 }
@@ -100,132 +107,79 @@ def merge(family: Family, mode: str, text: str) -> str:
     All other text stays, including comments and order.
 
     :param mode: TLS12 or CHACHA20
-    :param text: of the file, '' if there is none
+    :param text: of the file, see :func:`ini.read`; '' if there is none
     :returns: the new text; the same text if it already has the policy
-    :raises PolicyError: the file contradicts the policy
+    :raises PolicyError: the file contradicts the policy, or makes it
+        ineffective
     """
-    lines = text.splitlines()
-    present = _settings(lines, sections=family.section is not None)
-    if ('global', 'override-mode', 'allowlist') in present:
+    wanted = family.settings[mode]
+    if family.section is None:
+        return _inserted(text, None, _missing(wanted, _plain(text)))
+    lines = list(ini.parse(text))
+    if family.section == 'overrides' and effect.is_allowlist(lines):
         raise PolicyError(
             'the file has override-mode = allowlist: crypto-policies '
             'generates it; use --family rhel')
-    section = family.section
-    wanted = family.settings[mode]
-    _refuse_contradiction(section, wanted, present)
-    # GnuTLS ignores the case of keys and values.
-    there = {(where, key.lower(), value.lower())
-             for where, key, value in present}
-    missing = [f'{key} = {value}' for key, value in wanted
-               if (section, key.lower(), value.lower()) not in there]
+    present = [(line.key, line.value) for line in lines
+               if ini.lower(line.section) == family.section
+               and line.key is not None]
+    if family.section == 'overrides':
+        # A key may occur more than once; GnuTLS ignores the case.
+        present = [(ini.lower(key), ini.word(value)) for key, value in present]
+        missing = [setting for setting in wanted if setting not in present]
+    else:
+        missing = _missing(wanted, present)
+    merged = _inserted(text, family.section, missing)
+    prediction = effect.predict(merged, family.builtin)
+    if prediction.effect in (effect.Effect.REKEYS, effect.Effect.NO_SESSION):
+        raise PolicyError(
+            'the policy would have no effect in this file'
+            + (f': {prediction.reason}' if prediction.reason else '')
+            + '; see "nova-migfix-tls lint"')
+    return merged
+
+
+def _missing(wanted: Iterable[tuple[str, str]],
+             present: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the settings that are not present, of keys that occur once.
+
+    :raises PolicyError: a key is present with another value
+    """
+    there = dict(reversed([*present]))    # the first of a key counts
+    for key, value in wanted:
+        if there.get(key, value) != value:
+            raise PolicyError(f'the file already has {key} = {there[key]}: '
+                              'remove this line if the policy may replace it')
+    return [(key, value) for key, value in wanted if key not in there]
+
+
+def _plain(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the settings of qemu.conf, without trailing comments."""
+    for line in text.split('\n'):
+        key, _, value = line.partition('=')
+        yield key.strip(), value.partition('#')[0].strip()
+
+
+def _inserted(text: str, section: str | None,
+              missing: list[tuple[str, str]]) -> str:
+    """Insert settings at the end of a section; add the section if missing."""
     if not missing:
         return text
-    return '\n'.join(_inserted(lines, section, missing)) + '\n'
-
-
-def _settings(lines: list[str], *, sections: bool,
-              ) -> list[tuple[str | None, str, str]]:
-    """Return (section, key, value) of all settings."""
-    section: str | None = None
-    found = []
-    for line in lines:
-        begin = _SECTION.match(line) if sections else None
-        if begin:
-            section = begin[1].lower()
-        else:
-            setting = _SETTING.match(line)
-            if setting:
-                found.append((section, setting[1], setting[2]))
-    return found
-
-
-def _refuse_contradiction(
-    section: str | None, wanted: tuple[tuple[str, str], ...],
-    present: list[tuple[str | None, str, str]],
-) -> None:
-    """Refuse a file with another value for a key that may occur only once.
-
-    :raises PolicyError: the file has such a key
-    """
-    if section == 'overrides':
-        return
-    for where, key, value in present:
-        if where == section and any(
-                key == other and value != new for other, new in wanted):
-            raise PolicyError(f'the file already has {key} = {value}: remove '
-                              'this line if the policy may replace it')
-
-
-def _inserted(lines: list[str], section: str | None,
-              missing: list[str]) -> list[str]:
-    """Insert lines at the end of a section; add the section if missing."""
+    lines = text.removesuffix('\n').split('\n') if text else []
+    new = [f'{key} = {value}' for key, value in missing]
     if section is None:
-        return [*lines, *missing]
-    heads = [index for index, line in enumerate(lines)
-             if (match := _SECTION.match(line))
-             and match[1].lower() == section]
-    if not heads:
-        return [*lines, *([''] if lines else []), f'[{section}]', *missing]
-    end = next((index for index in range(heads[0] + 1, len(lines))
-                if _SECTION.match(lines[index])), len(lines))
+        return '\n'.join([*lines, *new, ''])
+    heads = [line for line in ini.parse(text) if line.key is None]
+    index = next((index for index, line in enumerate(heads)
+                  if ini.lower(line.section) == section), None)
+    if index is None:
+        blank = [''] if lines else []
+        return '\n'.join([*lines, *blank, f'[{section}]', *new, ''])
+    end = (heads[index + 1].number - 1 if index + 1 < len(heads)
+           else len(lines))
     while not lines[end - 1].strip():
         end -= 1
-    return [*lines[:end], *missing, *lines[end:]]
-
-
-def write(path: pathlib.Path, text: str, *, force: bool,
-          public: bool = True) -> bool:
-    """Write a file atomically.
-
-    A replaced file keeps its owner and mode.
-
-    :param force: replace an existing file
-    :param public: make the file readable by all users; otherwise only the
-        owner can read a new file
-    :returns: whether the file was written; False: it had the text already
-    :raises PolicyError: it exists with another text, or is not a regular file
-    """
-    found = _existing(path)
-    wanted = 0o444 if public else 0
-    if found:
-        if path.read_text() == text and found.st_mode & wanted == wanted:
-            return False
-        if not force:
-            raise PolicyError(f'{path} exists; --force replaces it')
-    mode = (stat.S_IMODE(found.st_mode) if found else 0o600) | wanted
-    with tempfile.NamedTemporaryFile(
-            'w', dir=path.parent, prefix=f'.{path.name}-',
-            delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            if found:
-                os.fchown(file.fileno(), found.st_uid, found.st_gid)
-            os.fchmod(file.fileno(), mode)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    return True
-
-
-def _existing(path: pathlib.Path) -> os.stat_result | None:
-    """Return the state of a file, None if it does not exist.
-
-    :raises PolicyError: the path is not a regular file; or it is a symbolic
-        link: the new file would replace the link, not the file that is in use
-    """
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
-    if stat.S_ISLNK(found.st_mode):
-        raise PolicyError(f'{path} is a symbolic link to {os.readlink(path)}: '
-                          'give the path of that file')
-    if not stat.S_ISREG(found.st_mode):
-        raise PolicyError(f'{path} is not a file: give another path')
-    return found
+    return '\n'.join([*lines[:end], *new, *lines[end:], ''])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -246,28 +200,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write a policy.
 
-    :returns: 0: done, or the file had the policy already; 2: refused
+    :returns: 0: done, or the file had the policy already; 1: done, but the
+        effect of the file is not known; 2: refused
     """
     family = FAMILIES[args.family]
     try:
         text = merge(family, args.mode,
-                     args.merge.read_text() if args.merge else '')
+                     ini.read(args.merge) if args.merge else '')
         if args.output:
-            written = write(args.output, text, force=args.force,
-                            public=family.public)
+            written = files.write(args.output, text, force=args.force,
+                                  public=family.public)
             _say(f'{args.output}: '
                  f'{"written" if written else "up to date"}')
         else:
-            sys.stdout.write(text)
-    except (PolicyError, OSError) as error:
+            _print(text)
+    except (PolicyError, files.RefusedError) as error:
         _say(str(error))
+        return 2
+    except OSError as error:
+        _say(f'{error.filename}: {error.strerror}' if error.filename
+             else str(error))
         return 2
     if args.mode == CHACHA20:
         _say(COST)
     _say(f'For {family.path}{", mode 0644" if family.public else ""}. '
          f'{family.then}')
-    return 0
+    doubt = (effect.predict(text, family.builtin).reason if family.section
+             else '')
+    if doubt:
+        _say(f'The effect of this file is not known: {doubt}; find it with '
+             '"nova-migfix-tls probe".')
+    return 1 if doubt else 0
+
+
+def _print(text: str) -> None:
+    """Print a text from :func:`ini.read` byte for byte."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding='utf-8', errors='surrogateescape')
+    sys.stdout.write(text)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(logs.printable(text), file=sys.stderr)

@@ -30,31 +30,26 @@ import json
 import os
 import pathlib
 import pwd
-import re
 import shutil
 import socket
-import ssl
-import stat
 import subprocess
+import sys
 import tempfile
-from typing import Any
 from typing import NamedTuple
 
+from nova_migfix.status import logs
 from nova_migfix.tls import certificates
+from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import qmp
+from nova_migfix.tls import users
 
 #: QEMU's names and paths in distributions, in the order of attempts
 QEMUS = ('qemu-system-x86_64', '/usr/libexec/qemu-kvm', 'qemu-kvm',
          'qemu-system-aarch64', 'qemu-system-ppc64', 'qemu-system-s390x')
-#: libvirt's default users for guests, by distribution
-USERS = ('libvirt-qemu', 'qemu')
 
-_QEMU_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
-_USER = re.compile(r'^\s*user\s*=\s*"\+?([^"]+)"', re.MULTILINE)
-
-# Seconds to wait for a connection and handshake.
-_TIMEOUT = 10
+# Seconds to wait for the TLS client.
+_TIMEOUT = 60
 
 
 class Answer(NamedTuple):
@@ -66,8 +61,8 @@ class Answer(NamedTuple):
     :param doubt: why a guest's QEMU may negotiate something else
     """
 
-    version: str
-    cipher: str
+    version: str = ''
+    cipher: str = ''
     error: str = ''
     doubt: str = ''
 
@@ -100,68 +95,18 @@ def find_qemu() -> str:
     raise qmp.QemuError('no QEMU found; name it with --qemu')
 
 
-def find_user() -> str:
-    """Return the user of the guests.
-
-    Return the current user if that is not known, or only root could start a
-    process of that user.
-    """
-    found = user_of_guests() if os.geteuid() == 0 else ''
-    return found or _current_user()
-
-
-def _current_user() -> str:
-    return pwd.getpwuid(os.geteuid()).pw_name
-
-
-def user_of_guests() -> str:
-    """Return the user in qemu.conf, else libvirt's default; '': not known."""
-    try:
-        configured = _configured_user()
-    except OSError:
-        return ''
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return next((name for name in (configured, *USERS) if name in known), '')
-
-
-def _configured_user() -> str:
-    """Return the user in libvirt's qemu.conf; '' if it has none.
-
-    :raises OSError: this user cannot read qemu.conf
-    """
-    try:
-        match = _USER.search(_QEMU_CONF.read_text())
-        name = match[1] if match else ''
-        return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
-    except (FileNotFoundError, KeyError):
-        return ''
-
-
 def _doubt() -> str:
     """Return why the QEMU of a guest may have another policy than ours.
 
     :returns: '' if both read the same file, or none
     """
     path = gnutls.system_file()
-    if (path is None or _is_same_for_all(path)
-            or user_of_guests() == find_user()):
+    if (path is None or users.is_public(path)
+            or users.user_of_guests() == users.find_user()):
         return ''
     return (f'not every user can read {path}, and this process cannot start '
             'QEMU as the user of the guests; give the file mode 0644, or run '
             '"nova-migfix-tls probe" as root')
-
-
-def _is_same_for_all(path: pathlib.Path) -> bool:
-    """Return whether a file does not exist, or all users can read it."""
-    try:
-        file = path.resolve(strict=True)
-        return bool(file.stat().st_mode & stat.S_IROTH) and all(
-            parent.stat().st_mode & stat.S_IXOTH
-            for parent in (*path.parents, *file.parents))
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
 
 
 def probe(qemu: str, user: str | None = None, credentials: str | None = None,
@@ -176,10 +121,15 @@ def probe(qemu: str, user: str | None = None, credentials: str | None = None,
     :param priority: the priority string that libvirt would pass to QEMU
     :raises qmp.QemuError: QEMU did not start, or did not listen
     """
-    with listening(qemu, user or find_user(), credentials,
-                   priority) as address:
+    try:
+        name = user or users.find_user()
+    except KeyError as error:
+        raise qmp.QemuError(
+            f'{error.args[0]}; name the user of the guests with --user'
+        ) from error
+    with listening(qemu, name, credentials, priority) as address:
         answer = handshake(address)
-    return answer if user else answer._replace(doubt=_doubt())
+    return answer if user or answer.doubt else answer._replace(doubt=_doubt())
 
 
 @contextlib.contextmanager
@@ -192,18 +142,23 @@ def listening(qemu: str, user: str, credentials: str | None = None,
 
     Parameters and errors are those of :func:`probe`; *user* is a name.
     """
+    try:
+        owner = pwd.getpwnam(user)
+    except KeyError as error:
+        raise qmp.QemuError(f'there is no user {user}; name the user of the '
+                            'guests with --user') from error
     with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
         directory = pathlib.Path(name)
         if credentials is None:
             credentials = str(directory / 'certificates')
             certificates.write(pathlib.Path(credentials))
-            _let_read(user, pathlib.Path(credentials))
-        with _started(qemu, user, directory, credentials,
+            _let_read(owner, pathlib.Path(credentials))
+        with _started(qemu, owner, directory, credentials,
                       priority) as address:
             yield address
 
 
-def _let_read(user: str, directory: pathlib.Path) -> None:
+def _let_read(owner: pwd.struct_passwd, directory: pathlib.Path) -> None:
     """Give a user the files of a directory, but not the directory itself.
 
     The directory and its parent stay root's; the user may only look up names
@@ -211,7 +166,6 @@ def _let_read(user: str, directory: pathlib.Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    owner = pwd.getpwnam(user)
     for path in directory.iterdir():
         os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=False)
     for parent in (directory, directory.parent):
@@ -219,7 +173,7 @@ def _let_read(user: str, directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _started(qemu: str, user: str, directory: pathlib.Path,
+def _started(qemu: str, owner: pwd.struct_passwd, directory: pathlib.Path,
              credentials: str, priority: str | None,
              ) -> Iterator[tuple[str, int]]:
     # A comma separates properties; a double comma is a literal one.
@@ -234,16 +188,12 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
         listener.bind(str(path))
         listener.listen()
         descriptor = listener.fileno()
-        process = subprocess.Popen(  # noqa: S603 - no shell
+        process = _run(
             [qemu, '-machine', 'none', '-nodefaults', '-display', 'none',
              '-S', '-object', f'tls-creds-x509,{properties}',
              '-chardev', 'socket,id=monitor,server=on,wait=off,'
              f'fd={descriptor}', '-mon', 'chardev=monitor,mode=control',
-             '-incoming', 'defer'],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, pass_fds=[descriptor],
-            # without root's terminal, into which QEMU could insert input
-            start_new_session=True, **as_user(pwd.getpwnam(user)))
+             '-incoming', 'defer'], owner, descriptor)
     try:
         with contextlib.closing(
                 qmp.Monitor(path, process)) as monitor:
@@ -258,27 +208,43 @@ def _started(qemu: str, user: str, directory: pathlib.Path,
             process.stderr.close()
 
 
-def as_user(user: pwd.struct_passwd) -> dict[str, Any]:
-    """Return the arguments of subprocess that change to a user."""
-    if user.pw_uid == os.geteuid():
-        return {}
-    return {'user': user.pw_uid, 'group': user.pw_gid,
-            'extra_groups': os.getgrouplist(user.pw_name, user.pw_gid)}
+def _run(command: list[str], owner: pwd.struct_passwd,
+         descriptor: int) -> subprocess.Popen[bytes]:
+    """Start QEMU with the environment of libvirt's QEMUs, not this one.
+
+    Here, GNUTLS_SYSTEM_PRIORITY_FILE and others may have been set.
+    """
+    try:
+        return subprocess.Popen(  # noqa: S603 - no shell
+            command, env={'LC_ALL': 'C',
+                          'PATH': os.environ.get('PATH', os.defpath)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, pass_fds=[descriptor],
+            # without root's terminal, into which QEMU could insert input
+            start_new_session=True, **users.as_user(owner))
+    except OSError as error:
+        raise qmp.QemuError(
+            f'{command[0]} cannot be run as {owner.pw_name}: '
+            f'{error.strerror}; name QEMU with --qemu') from error
 
 
 def handshake(address: tuple[str, int]) -> Answer:
     """Connect as a TLS client; return the server's choice."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with socket.create_connection(address, _TIMEOUT) as connection:
-            with context.wrap_socket(connection) as session:
-                cipher = session.cipher()
-                return Answer(session.version() or '',
-                              cipher[0] if cipher else '')
-    except OSError as error:
-        return Answer('', '', str(error))
+    with tempfile.NamedTemporaryFile('w', prefix='migfix-openssl-') as file:
+        file.write(client.CONFIGURATION)
+        file.flush()
+        try:
+            done = subprocess.run(  # noqa: S603 - no shell
+                [sys.executable, '-I', client.__file__, *map(str, address)],
+                env={**os.environ, 'OPENSSL_CONF': file.name}, check=False,
+                stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=_TIMEOUT)
+            problem = done.stderr.strip()[-300:] if done.returncode else ''
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+    if problem:
+        return Answer(doubt=f'the TLS client of the probe failed: {problem}')
+    return Answer(**json.loads(done.stdout))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--qemu', metavar='BINARY',
                         help='default: the QEMU of this host')
     parser.add_argument('--user', help='user of the guests; default: the user '
-                        f'in {_QEMU_CONF}, {" or ".join(USERS)}')
+                        f'in qemu.conf, {" or ".join(users.USERS)}')
     parser.add_argument('--creds', metavar='DIR', help='directory with '
                         'certificates, named as for libvirt; default: '
                         'temporary ones')
@@ -310,10 +276,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
     else:
-        print(' '.join(part for part in (
+        print(logs.printable(' '.join(part for part in (
             answer.version, answer.cipher, f'{answer.verdict}:',
             answer.doubt or answer.error or _MEANING[answer.verdict])
-            if part))
+            if part)))
     return {'safe': 0, 'rekeys': 1, 'unknown': 1,
             'no session': 2}[answer.verdict]
 

@@ -33,6 +33,7 @@ from nova_migfix.tests.kolla import image
 from nova_migfix.tests import pages
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
+from nova_migfix.tls import priority
 
 BASES = ('debian', 'rocky', 'ubuntu')
 
@@ -59,9 +60,9 @@ class DockerfileTestCase(testtools.TestCase):
 
     @ddt.data(
         # base, family, QEMU's priority
-        ('debian', 'debian', lint.NORMAL),
-        ('ubuntu', 'ubuntu', lint.NORMAL),
-        ('rocky', 'rhel', lint.SYSTEM))
+        ('debian', 'debian', priority.NORMAL),
+        ('ubuntu', 'ubuntu', priority.NORMAL),
+        ('rocky', 'rhel', priority.SYSTEM))
     @ddt.unpack
     def test_image_has_the_right_policy(self, base, family, builtin):
         dockerfile = image.dockerfiles(base, 'kolla-build.conf')

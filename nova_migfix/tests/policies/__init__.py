@@ -47,6 +47,11 @@ EXPECTED = {
     'misspelt-key': Expected(*REKEYS, 'write "disabled-version"'),
     'misspelt-section': Expected(*REKEYS, 'write [overrides]'),
     'other-section': Expected(*REKEYS, 'write it into [overrides]'),
+    'one-cipher': Expected('TLSv1.3', 'TLS_AES_128_GCM_SHA256',
+                           'no setting keeps QEMU from TLS 1.3'),
+    'indented': Expected(*REKEYS, 'indented, so that GnuTLS takes it'),
+    'long-line': Expected(*REKEYS, 'ignores the whole file'),
+    'two-versions': Expected('', '', 'TLS 1.2 is disabled'),
     'malformed': Expected(*REKEYS, 'ignores the whole file'),
 }
 

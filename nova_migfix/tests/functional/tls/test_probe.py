@@ -23,21 +23,26 @@ from nova_migfix.tests.functional.tls import base
 from nova_migfix.tests import policies
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
+from nova_migfix.tls import priority
 
 _CHANGED_LATER = '''
 import pathlib, shutil, sys
-from nova_migfix.tls import probe
-with probe.listening(probe.find_qemu(), probe.find_user()) as address:
+from nova_migfix.tls import probe, users
+with probe.listening(probe.find_qemu(), users.find_user()) as address:
     shutil.copy(*sys.argv[1:])
     print(probe.handshake(address).version)
 '''
 
 
-# After the imports, as this user may not be able to read the modules; the
-# socket module imports a codec for host names later.
+# After the imports, as this user may not be able to read the modules, or to
+# run the Python of a virtual environment; the socket module imports a codec
+# for host names later.
 _AS_NOBODY = '''
-import encodings.idna, os, pwd
+import encodings.idna, os, pwd, shutil, sys
 from nova_migfix.cmd import tls
+from nova_migfix.tls import client
+sys.executable = '/usr/bin/python3'
+client.__file__ = shutil.copy(client.__file__, sys.argv[1])
 user = pwd.getpwnam('nobody')
 os.setgroups([])
 os.setgid(user.pw_gid)
@@ -58,13 +63,19 @@ class DebianTestCase(ProbeTestCase):
 
     def setUp(self):
         super().setUp()
-        if lint.builtin_priority(self.qemu) != lint.NORMAL:
+        if lint.builtin_priority(self.qemu) != priority.NORMAL:
             self.skipTest(f'{self.qemu} was not built with NORMAL')
 
     @ddt.data(*policies.EXPECTED)
     def test_qemu_negotiates_as_the_policy_says(self, name):
         self.etc.put(name)
         self.assertNegotiated(policies.EXPECTED[name], self.etc.probe())
+
+    def test_environment_does_not_reach_qemu(self):
+        found = self.etc.probe(env={
+            **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE':
+                policies.path('disabled-version')})
+        self.assertNegotiated(policies.EXPECTED['none'], found)
 
     def test_probe_costs_a_few_times_the_start_of_the_command(self):
         # Other load makes both slower.
@@ -103,7 +114,7 @@ class DebianTestCase(ProbeTestCase):
         self.assertIn('as root', found['doubt'])
 
     def probe_as_nobody(self):
-        done = self.etc.run(sys.executable, '-c', _AS_NOBODY)
+        done = self.etc.run(sys.executable, '-c', _AS_NOBODY, self.etc.root)
         self.assertEqual('', done.stderr)
         return json.loads(done.stdout)
 
@@ -131,8 +142,7 @@ class RhelTestCase(ProbeTestCase):
     """With the built-in priority and file of the RHEL family."""
 
     def probe(self):
-        return self.etc.probe('--priority', lint.SYSTEM, env={
-            **os.environ, 'GNUTLS_SYSTEM_PRIORITY_FILE': self.etc.file})
+        return self.etc.probe('--priority', priority.SYSTEM)
 
     @ddt.data(*policies.EXPECTED_OF_SYSTEM)
     def test_qemu_of_rhel_negotiates_as_the_policy_says(self, name):

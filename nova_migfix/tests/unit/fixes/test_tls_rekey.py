@@ -25,6 +25,7 @@ from nova_migfix import conf
 from nova_migfix.fixes import tls_rekey
 from nova_migfix import peer
 from nova_migfix.tls import audit
+from nova_migfix.tls import gnutls
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 from nova_migfix.tls import rekey
@@ -95,7 +96,7 @@ class TestSource(TlsTestCase):
             audit, 'find', self.find))
         self.guest = audit.Guest(
             1, 'instance-1', uuids.instance, 100 * GIB,
-            audit.Library('/lib/libgnutls.so.30', False, '3.7.9', ''))
+            gnutls.Library('/lib/libgnutls.so.30', False, '3.7.9', ''))
         self.instance = objects.Instance(
             uuid=uuids.instance, memory_mb=200 << 10)
 

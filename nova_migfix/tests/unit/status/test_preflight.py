@@ -38,6 +38,7 @@ from nova_migfix.storage import image_file
 from nova_migfix.tests.unit.abi import test_vnic
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tls import audit
+from nova_migfix.tls import gnutls
 from nova_migfix.transport import transfer
 
 #: guest, finding, device, running, computed, covered
@@ -280,7 +281,7 @@ class TestTls(PreflightTestCase):
                 '--instance', base.uuid(1), *arguments)['findings']}
 
     def test_large_guest_on_an_old_library_is_found(self):
-        found = self.findings_of(100 << 30, audit.Library(
+        found = self.findings_of(100 << 30, gnutls.Library(
             '/lib/libgnutls.so.30', True, '3.7.9', ''))
         self.assertEqual(('no', 2, 'will fail'), (
             found['tls']['covered'], found['tls']['result'],
@@ -289,7 +290,7 @@ class TestTls(PreflightTestCase):
                                         found['old-library']['result']))
 
     def test_large_guest_with_little_used_memory_is_not_found(self):
-        self.assertNotIn('tls', self.findings_of(1 << 30, audit.Library(
+        self.assertNotIn('tls', self.findings_of(1 << 30, gnutls.Library(
             '/lib/libgnutls.so.30', True, '3.7.9', '')))
 
     def test_process_of_a_small_guest_is_not_inspected(self):

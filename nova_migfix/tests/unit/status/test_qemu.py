@@ -24,7 +24,7 @@ import testtools
 from nova_migfix.status import qemu
 from nova_migfix.tests.unit.tls import test_audit
 from nova_migfix.tls import audit
-from nova_migfix.tls import probe
+from nova_migfix.tls import users
 
 STATUS = ('Name:\tqemu\nUid:\t1\t42\t3\t4\nGid:\t5\t43\t7\t8\n'
           'Groups:\t36 107 \nVmRSS:\t   1 kB\n')
@@ -107,7 +107,7 @@ class TestRunning(testtools.TestCase):
 
     def test_user_without_guests_is_that_of_qemu_conf(self):
         own = pwd.getpwuid(os.getuid())
-        with mock.patch.object(probe, 'user_of_guests', autospec=True,
+        with mock.patch.object(users, 'user_of_guests', autospec=True,
                                side_effect=[own.pw_name, 'nosuch', '']):
             self.assertEqual(own.pw_uid, qemu.user().uid)
             self.assertIsNone(qemu.user())

@@ -18,11 +18,14 @@ from unittest import mock
 
 import ddt
 import fixtures
+from hypothesis import given
+from hypothesis import strategies as st
 from oslo_concurrency import processutils
 import testtools
 
 from nova_migfix.cmd import tls
 from nova_migfix.tls import audit
+from nova_migfix.tls import gnutls
 
 GIB = 1 << 30
 
@@ -86,7 +89,7 @@ class AuditTestCase(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             audit, '_PROC', self.proc.path))
         self.useFixture(fixtures.MockPatchObject(
-            audit, '_package', self.package))
+            gnutls, '_package', self.package))
         self.packages = ['3.7.9-2+deb12u6']
 
     def package(self):
@@ -101,7 +104,7 @@ class TestGuests(AuditTestCase):
     def test_guest_is_found_with_memory_and_library(self):
         self.proc.qemu(7, 'aaaa', resident=3 * GIB)
         self.assertEqual([audit.Guest(
-            7, 'instance-7', 'aaaa', 3 * GIB, audit.Library(
+            7, 'instance-7', 'aaaa', 3 * GIB, gnutls.Library(
                 LIBRARY, False, '3.7.9', '3.7.9-2+deb12u6'))], self.guests())
 
     def test_process_files_in_any_encoding_are_read(self):
@@ -154,14 +157,14 @@ class TestLibrary(AuditTestCase):
     def test_replaced_library_keeps_its_old_version(self):
         self.packages = ['3.8.11-1']
         self.proc.qemu(7, path=f'{LIBRARY} (deleted)', version='3.7.9')
-        self.assertEqual(audit.Library(LIBRARY, True, '3.7.9', ''),
+        self.assertEqual(gnutls.Library(LIBRARY, True, '3.7.9', ''),
                          self.library())
 
     def test_library_of_unreadable_mappings_is_unknown(self):
         maps = self.proc.qemu(7) / 'maps'
         self.useFixture(fixtures.MockPatchObject(
             pathlib.Path, 'read_text', self.refusing(maps)))
-        self.assertEqual(audit.Library('', False, None, ''), self.library())
+        self.assertEqual(gnutls.Library('', False, None, ''), self.library())
 
     def refusing(self, refused):
         """Return a read_text that may not read this file."""
@@ -180,7 +183,7 @@ class TestLibrary(AuditTestCase):
     def test_library_of_a_container_has_no_package_of_the_host(self):
         root = self.useFixture(fixtures.TempDir()).path
         self.proc.qemu(7, version='3.8.3', root=root)
-        self.assertEqual(audit.Library(LIBRARY, False, '3.8.3', ''),
+        self.assertEqual(gnutls.Library(LIBRARY, False, '3.8.3', ''),
                          self.library())
 
     def test_library_of_a_container_is_read_below_its_root(self):
@@ -197,38 +200,6 @@ class TestLibrary(AuditTestCase):
         (process / 'map_files' / MAPPING).write_bytes(
             b'\x003.8.9\0 or \x003.8.11\0')
         self.assertIsNone(self.library().version)
-
-
-class TestPackage(testtools.TestCase):
-
-    def package(self, **answers):
-        def execute(command, *_):
-            answer = answers[command.replace('-', '_')]
-            if isinstance(answer, Exception):
-                raise answer
-            return answer, ''
-
-        with mock.patch.object(processutils, 'execute', autospec=True,
-                               side_effect=execute), \
-                mock.patch.object(audit.shutil, 'which', autospec=True,
-                                  side_effect=lambda command: (
-                                      command.replace('-', '_') in answers)):
-            return audit._package.__wrapped__()     # the result is cached
-
-    def test_package_version_comes_from_dpkg(self):
-        self.assertEqual('3.7.9-2', self.package(dpkg_query='3.7.9-2'))
-
-    def test_package_version_comes_from_rpm(self):
-        self.assertEqual('3.8.3-6.el9_6.2',
-                         self.package(rpm='3.8.3-6.el9_6.2\n'))
-
-    def test_rpm_is_asked_if_dpkg_does_not_know_the_package(self):
-        self.assertEqual('3.8.3-6.el9_6.2', self.package(
-            dpkg_query=processutils.ProcessExecutionError(),
-            rpm='3.8.3-6.el9_6.2'))
-
-    def test_package_version_is_empty_without_dpkg_and_rpm(self):
-        self.assertEqual('', self.package())
 
 
 @ddt.ddt
@@ -310,13 +281,35 @@ class TestAuditCommand(AuditTestCase):
         return status, out.getvalue()
 
     # GiB in use by each guest, and the exit code
-    @ddt.data(((), 0), ((1,), 0), ((1, 20), 1), ((20, 1, 80), 2))
+    @ddt.data(((1,), 0), ((1, 20), 1), ((20, 1, 80), 2))
     @ddt.unpack
     def test_exit_status_is_that_of_the_worst_guest(self, memory, expected):
         for pid, size in enumerate(memory, 1):
             self.proc.qemu(pid, resident=size * GIB)
         status, _ = self.audit()
         self.assertEqual(expected, status)
+
+    @ddt.data((), ('--json',))
+    def test_host_without_visible_guests_is_a_warning(self, arguments):
+        self.proc.process(1, '/sbin/init')
+        status, said = self.audit(*arguments)
+        self.assertEqual(1, status)
+        for part in ('No QEMU is visible', 'container of libvirt',
+                     'nova_libvirt', 'or on the host'):
+            self.assertIn(part, said)
+
+    @given(st.binary(max_size=40).filter(lambda name: b'\0' not in name),
+           st.binary(max_size=40).filter(lambda uuid: b'\0' not in uuid))
+    def test_terminal_does_not_get_control_characters_of_a_guest(
+            self, name, uuid):
+        process = self.useFixture(Proc())
+        with mock.patch.object(audit, '_PROC', process.path):
+            command = process.qemu(7) / 'cmdline'
+            command.write_bytes(b'\0'.join((
+                b'/usr/bin/qemu-system-x86_64', b'-name', b'\x1b[2J' + name,
+                b'-uuid', b'\x1b' + uuid)))
+            _, said = self.audit()
+        self.assertTrue(said.replace('\n', '').isprintable(), said)
 
     def test_audit_prints_a_table(self):
         self.proc.qemu(7, 'aaaa', resident=80 * GIB,

@@ -12,12 +12,15 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 from unittest import mock
 
 import ddt
 import fixtures
 from hypothesis import given
 from hypothesis import strategies as st
+from oslo_concurrency import processutils
 import testtools
 
 from nova_migfix.tls import gnutls
@@ -70,6 +73,38 @@ class TestVersion(testtools.TestCase):
                       ('3.8.9', '3.8.11', None))
 
 
+class TestPackage(testtools.TestCase):
+
+    def package(self, **answers):
+        def execute(command, *_):
+            answer = answers[command.replace('-', '_')]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer, ''
+
+        with mock.patch.object(processutils, 'execute', autospec=True,
+                               side_effect=execute), \
+                mock.patch.object(gnutls.shutil, 'which', autospec=True,
+                                  side_effect=lambda command: (
+                                      command.replace('-', '_') in answers)):
+            return gnutls._package.__wrapped__()     # the result is cached
+
+    def test_package_version_comes_from_dpkg(self):
+        self.assertEqual('3.7.9-2', self.package(dpkg_query='3.7.9-2'))
+
+    def test_package_version_comes_from_rpm(self):
+        self.assertEqual('3.8.3-6.el9_6.2',
+                         self.package(rpm='3.8.3-6.el9_6.2\n'))
+
+    def test_rpm_is_asked_if_dpkg_does_not_know_the_package(self):
+        self.assertEqual('3.8.3-6.el9_6.2', self.package(
+            dpkg_query=processutils.ProcessExecutionError(),
+            rpm='3.8.3-6.el9_6.2'))
+
+    def test_package_version_is_empty_without_dpkg_and_rpm(self):
+        self.assertEqual('', self.package())
+
+
 class TestSystemFile(testtools.TestCase):
 
     def test_system_file_is_the_one_that_gnutls_reports(self):
@@ -79,6 +114,18 @@ class TestSystemFile(testtools.TestCase):
                                return_value=library):
             self.assertEqual(pathlib.Path('/etc/its/own'),
                              gnutls.system_file())
+
+    def test_system_file_is_not_that_of_the_environment(self):
+        with fixtures.EnvironmentVariable(
+                'GNUTLS_SYSTEM_PRIORITY_FILE', '/its/own'):
+            out = subprocess.run(
+                [sys.executable, '-c', 'import os\n'
+                 'from nova_migfix.tls import gnutls\nprint('
+                 'gnutls.system_file(), os.environ[gnutls._OVERRIDE])'],
+                capture_output=True, text=True, check=True, timeout=60).stdout
+        found, override = out.split()
+        self.assertEqual('/its/own', override)
+        self.assertNotEqual('/its/own', found)
 
     def test_system_file_without_gnutls_is_unknown(self):
         with mock.patch.object(gnutls.ctypes, 'CDLL', autospec=True,

@@ -12,7 +12,9 @@
 
 import contextlib
 import io
+import os
 import pathlib
+import pwd
 from unittest import mock
 
 import ddt
@@ -20,22 +22,26 @@ import fixtures
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tests import cost
 from nova_migfix.tests import policies
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
+from nova_migfix.tls import priority
+from nova_migfix.tls import users
 
 
 @ddt.ddt
 class TestLint(testtools.TestCase):
 
-    def complaints(self, text, builtin=lint.NORMAL):
+    def complaints(self, text, builtin=priority.NORMAL):
         return [finding.text for finding in lint.lint(text, builtin)]
 
     @ddt.data(*(
         (name, builtin, expected[name].complaint)
-        for builtin, expected in ((lint.NORMAL, policies.EXPECTED),
-                                  (lint.SYSTEM, policies.EXPECTED_OF_SYSTEM))
+        for builtin, expected in (
+            (priority.NORMAL, policies.EXPECTED),
+            (priority.SYSTEM, policies.EXPECTED_OF_SYSTEM))
         for name in expected))
     @ddt.unpack
     def test_each_policy_file_has_the_expected_complaint(
@@ -46,23 +52,90 @@ class TestLint(testtools.TestCase):
             self.assertIn(expected, found[0])
 
     def test_finding_has_line_and_severity(self):
-        finding, = lint.lint('# ours\n[overrides]\nenabled-versio = x\n')
+        found = lint.lint('# ours\n[overrides]\nenabled-versio = x\n')
         self.assertEqual(
-            (3, lint.Severity.FAILURE), (finding.line, finding.severity))
+            [(3, lint.Severity.FAILURE), (0, lint.Severity.WARNING)],
+            [(finding.line, finding.severity) for finding in found])
 
-    def test_setting_before_any_section_is_found(self):
-        self.assertIn('write [overrides] before it', self.complaints(
-            'disabled-version = tls1.3\n')[0])
+    def test_ignored_line_in_a_safe_file_is_a_warning(self):
+        finding, = lint.lint(
+            '[overrides]\ndisabled-version = tls1.3\ninsecure-hsh = md5\n')
+        self.assertEqual(
+            (3, lint.Severity.WARNING), (finding.line, finding.severity))
 
-    @ddt.data('SYSTEM', 'QEMU')
-    def test_system_or_qemu_entry_is_accepted_for_a_system_build(self, key):
-        for priority in policy.PRIORITIES.values():
-            self.assertEqual([], self.complaints(
-                f'[priorities]\n{key} = {priority}\n', lint.SYSTEM))
+    @ddt.data(
+        # lines after [overrides], and the complaint
+        ('disabled-version = tls1.3\n  [priorities]\n',
+         'indented, so that GnuTLS takes it as a value of disabled-version'),
+        ('insecure-hash = md5\n\n\tdisabled-version = tls1.3\n',
+         'indented, so that GnuTLS takes it as a value of insecure-hash'),
+        ('disabled-version = tls1.2\n tls1.3\n',
+         'every session fails: TLS 1.2 is disabled'),
+        ('disabled-version = tls1.2\ndisabled-version = tls1.3\n',
+         'every session fails: TLS 1.2 is disabled'),
+        ('disabled-version = tls1.2\n',
+         'every session fails: TLS 1.2 is disabled'),
+        ('tls-disabled-cipher = aes-256-gmc\ndisabled-version = tls1.3\n',
+         'unknown cipher aes-256-gmc; write "aes-256-gcm"'),
+        ('disabled-version = tls1.3 tls1.2\n',
+         'write one line for each of tls1.3 tls1.2'),
+        ('enabled-version = tls1.3\ndisabled-version = tls1.3\n',
+         'without effect because override-mode is not allowlist'),
+        ('disabled-version = tls1.3\ninsecure-hash = sha256\n',
+         '"insecure-hash = sha256" may prevent sessions; find it with'),
+        ('[global]\noverride-mode = allowlist\n[overrides]\n'
+         'disabled-version = tls1.3\n',
+         'without effect because override-mode is allowlist'),
+        ('#' + 2047 * 'x' + '\n', "cannot parse 'x'"),
+    )
+    @ddt.unpack
+    def test_complaint_about_overrides(self, lines, expected):
+        found = self.complaints(f'[overrides]\n{lines}')
+        self.assertIn(expected, '\n'.join(found))
 
-    def test_system_entry_that_allows_tls13_is_found(self):
-        self.assertIn('no setting keeps QEMU', self.complaints(
-            '[priorities]\nSYSTEM = NORMAL\n', lint.SYSTEM)[0])
+    @ddt.data(
+        ('QEMU = NORMAL\nQEMU = NORMAL:-VERS-TLS1.3\n',
+         'QEMU: GnuTLS uses only the first one, in line 2'),
+        ('QEMU = NORMAL:-VERS-TLS1.3:+VERS-TLS1.3\n',
+         'no setting keeps QEMU from TLS 1.3'),
+        ('QEMU = NORMAL:-VERS-TLS1.4\n',
+         "every session fails: GnuTLS refuses the priority string because of "
+         "'VERS-TLS1.4'"),
+        ('QEMU = NORMAL : -VERS-TLS1.3\n', "because of 'NORMAL '"),
+        ('QEMU = -VERS-TLS1.3\n', 'every session fails'),
+        ('QEMU = NORMAL:-VERS-TLS1.3:-AES-256-GMC\n',
+         "a session fails if GnuTLS does not accept '-AES-256-GMC'"),
+        ('qemu = NORMAL:-VERS-TLS1.3\n', 'has neither QEMU nor SYSTEM'),
+    )
+    @ddt.unpack
+    def test_complaint_about_priorities(self, lines, expected):
+        found = self.complaints(f'[priorities]\n{lines}', priority.SYSTEM)
+        self.assertIn(expected, '\n'.join(found))
+
+    @ddt.data(
+        '\N{BOM}[overrides]\ndisabled-version = tls1.3\n',
+        '[overrides]\ndisabled-version = tls1.3\n# a form feed: \f done\n',
+        '[overrides]\ndisabled-version = tls1.3\n# \u2028done\n',
+        '[overrides]\ndisabled-version = tls1.3\n# \x85 \x1c \v done\n',
+        '# \udce9t\udce9 in Latin-1\n[overrides]\ndisabled-version=tls1.3',
+        '[overrides]\r\ndisabled-version = tls1.3\r\n',
+        '[overrides]\ndisabled-version = tls1.3\n'
+        '[provider]\nurl = pkcs11:\npin = 1\n',
+        '[overrides]\ndisabled-version = tls1.3\n'
+        'cert-compression-alg = zlib\n',
+        '[overrides]\ndisabled-version = tls1.0\n  tls1.3\n',
+    )
+    def test_correct_file_has_no_complaint(self, text):
+        self.assertEqual([], self.complaints(text))
+
+    @ddt.data(
+        lambda size: ' ' * size + '[',
+        lambda size: '[overrides]\n\tdisabled-version' + '\t' * size,
+        lambda size: '[overrides' + ' ;' * size,
+        lambda size: 'a\n' * size,
+    )
+    def test_cost_is_proportional_to_the_size(self, text):
+        self.assertLess(cost.ratio(lint.lint, text(2_000), text(16_000)), 24)
 
     @ddt.data(*(
         (family, mode) for family in ('debian', 'ubuntu', 'rhel')
@@ -70,7 +143,7 @@ class TestLint(testtools.TestCase):
     @ddt.unpack
     def test_generated_policy_has_no_complaints(self, family, mode):
         text = policy.merge(policy.FAMILIES[family], mode, '')
-        builtin = lint.SYSTEM if family == 'rhel' else lint.NORMAL
+        builtin = priority.SYSTEM if family == 'rhel' else priority.NORMAL
         self.assertEqual([], self.complaints(text, builtin))
 
 
@@ -83,6 +156,9 @@ class TestLintCommand(testtools.TestCase):
         self.directory.chmod(0o755)
         self.file = self.directory / 'config'
         self.file.write_text(policies.path('disabled-version').read_text())
+        self.user = self.useFixture(fixtures.MockPatchObject(
+            users, 'user_of_guests', autospec=True, return_value='nobody'
+        )).mock
 
     def lint(self, *arguments):
         out = io.StringIO()
@@ -91,31 +167,47 @@ class TestLintCommand(testtools.TestCase):
         return status, out.getvalue()
 
     def test_correct_policy_is_success(self):
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(0, status)
         self.assertIn('no setting is ignored', said)
 
     def test_empty_policy_is_a_warning(self):
         self.file.write_text('')
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(1, status)
         self.assertIn(f'{self.file}: warning: no setting keeps', said)
 
     def test_malformed_policy_is_a_failure(self):
         self.file.write_text('\n\nin vain\n')
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'{self.file}:3: failure: ', said)
 
+    @testtools.skipUnless(os.geteuid() == 0, 'only root gives files away')
+    def test_file_of_the_group_of_qemus_user_is_readable(self):
+        self.file.chmod(0o640)
+        os.chown(self.file, 0, pwd.getpwnam('nobody').pw_gid)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(0, status, said)
+
+    def test_private_file_is_a_warning_if_the_user_is_not_known(self):
+        self.user.return_value = ''
+        self.file.chmod(0o640)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(1, status)
+        self.assertIn('may be unable to read the file', said)
+
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
     def test_file_that_qemu_cannot_read_is_a_failure(self):
         self.file.chmod(0o640)
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0644 {self.file}', said)
 
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
     def test_directory_that_qemu_cannot_enter_is_a_failure(self):
         self.directory.chmod(0o750)
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0755 {self.directory}\n', said)
 
@@ -124,14 +216,35 @@ class TestLintCommand(testtools.TestCase):
                                return_value=self.file), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
             self.assertEqual(0, tls.main(
-                ['lint', '--qemu-priority', lint.NORMAL]))
+                ['lint', '--qemu-priority', priority.NORMAL]))
         self.assertIn(str(self.file), out.getvalue())
 
     def test_missing_file_is_a_failure(self):
         self.file.unlink()
-        status, said = self.lint('--qemu-priority', lint.NORMAL)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
-        self.assertIn('No such file', said)
+        self.assertEqual(
+            f'{self.file}: No such file or directory: without this file QEMU '
+            'has no policy; make it with "nova-migfix-tls generate", or name '
+            'the file that GnuTLS reads\n', said)
+
+    def test_directory_is_a_failure(self):
+        self.file.unlink()
+        self.file.mkdir()
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn('Is a directory: name a file', said)
+
+    def test_missing_qemu_is_named(self):
+        status, said = self.lint('--qemu', '/nonexistent')
+        self.assertEqual(2, status)
+        self.assertEqual('/nonexistent: No such file or directory: name QEMU '
+                         'with --qemu\n', said)
+
+    def test_terminal_does_not_get_control_characters_of_a_file(self):
+        self.file.write_bytes(b'[overrides]\n\x1b[2J\xff = 1\n[\x1b]\n')
+        _, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertTrue(said.replace('\n', '').isprintable(), said)
 
     def test_priority_is_read_from_the_qemu_binary(self):
         qemu = self.file.with_name('qemu')

@@ -11,9 +11,12 @@
 #    under the License.
 
 import contextlib
+import errno
 import io
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -24,7 +27,9 @@ from hypothesis import strategies
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tests import cost
 from nova_migfix.tests import policies
+from nova_migfix.tls import files
 from nova_migfix.tls import policy
 
 DEBIAN = policy.FAMILIES['debian']
@@ -78,6 +83,45 @@ class TestMerge(testtools.TestCase):
             policy.PolicyError, policy.merge, LIBVIRT, policy.TLS12,
             'migrate_tls_priority = "SECURE192"\n')
         self.assertIn('SECURE192', str(error))
+
+    @ddt.data(
+        'no setting\n',
+        '[overrides]\ndisabled-version = tls1.2\n',
+        '#' + 2047 * 'x' + '\n',
+    )
+    def test_file_that_makes_the_policy_ineffective_is_refused(self, text):
+        error = self.assertRaises(policy.PolicyError, policy.merge, DEBIAN,
+                                  policy.TLS12, text)
+        self.assertIn('nova-migfix-tls lint', str(error))
+
+    def test_first_priority_counts(self):
+        error = self.assertRaises(
+            policy.PolicyError, policy.merge, policy.FAMILIES['rhel'],
+            policy.TLS12, '[priorities]\nQEMU = NORMAL\n'
+            'QEMU = NORMAL:-VERS-TLS1.3\n')
+        self.assertIn('already has QEMU = NORMAL:', str(error))
+
+    def test_indented_heading_does_not_begin_a_section(self):
+        self.assertEqual(
+            '[global]\nktls = true\n [overrides]\n\n'
+            '[overrides]\ndisabled-version = tls1.3\n', policy.merge(
+                DEBIAN, policy.TLS12,
+                '[global]\nktls = true\n [overrides]\n'))
+
+    @ddt.data('\N{BOM}# \f \u2028 \x85\r\n', '# \udce9t\udce9')
+    def test_odd_characters_stay(self, text):
+        self.assertEqual(
+            f'{text.rstrip(chr(10))}\n\n[overrides]\n'
+            'disabled-version = tls1.3\n',
+            policy.merge(DEBIAN, policy.TLS12, text))
+
+    @ddt.data(*policy.FAMILIES)
+    def test_cost_is_proportional_to_the_size(self, family):
+        def merge(size):
+            with contextlib.suppress(policy.PolicyError):
+                policy.merge(policy.FAMILIES[family], policy.TLS12,
+                             'key' + '\t' * size + '\n' + '[' * size)
+        self.assertLess(cost.ratio(merge, 2_000, 16_000), 24)
 
     def test_file_of_crypto_policies_is_refused(self):
         error = self.assertRaises(
@@ -169,8 +213,45 @@ class TestGenerateCommand(testtools.TestCase):
 
     def test_merge_with_a_missing_file_is_an_error(self):
         status, _, said = self.to_file('--merge', self.file)
+        self.assertEqual((2, f'{self.file}: No such file or directory\n'),
+                         (status, said))
+
+    def test_bytes_of_a_merged_file_stay(self):
+        self.file.write_bytes(b'# \xe9t\xe9 \f\r\n')
+        self.to_file('--merge', self.file, '--force')
+        self.assertEqual(b'# \xe9t\xe9 \f\r\n\n[overrides]\n'
+                         b'disabled-version = tls1.3\n',
+                         self.file.read_bytes())
+
+    def test_bytes_of_a_merged_file_are_printed(self):
+        self.file.write_bytes(b'# \xe9t\xe9\n')
+        done = subprocess.run(
+            [sys.executable, '-m', 'nova_migfix.cmd.tls', 'generate',
+             '--family', 'debian', '--merge', self.file],
+            capture_output=True, check=True, timeout=60)
+        self.assertTrue(done.stdout.startswith(b'# \xe9t\xe9\n'), done)
+
+    def test_unknown_effect_is_a_warning(self):
+        self.file.write_text('[overrides]\ninsecure-hash = sha512\n')
+        status, _, said = self.to_file('--merge', self.file, '--force')
+        self.assertEqual(1, status)
+        self.assertIn('"insecure-hash = sha512" may prevent sessions; find it '
+                      'with "nova-migfix-tls probe"', said)
+
+    def test_mounted_file_is_replaced_on_the_host(self):
+        self.file.touch()
+        with mock.patch.object(os, 'replace', autospec=True, side_effect=(
+                OSError(errno.EBUSY, 'Device or resource busy'))):
+            status, _, said = self.to_file('--force')
         self.assertEqual(2, status)
-        self.assertIn('No such file', said)
+        for part in (str(self.file), 'on the host', 'restart the container'):
+            self.assertIn(part, said)
+
+    def test_new_policy_in_a_container_needs_a_restart(self):
+        _, _, said = self.to_file()
+        for part in ('created again has lost the file', 'restart it, then run '
+                     '"nova-migfix-tls probe" in it'):
+            self.assertIn(part, said)
 
 
 def _mode(path):
@@ -240,7 +321,7 @@ class TestReplacedFile(testtools.TestCase):
             if exists:
                 path.write_text('before')
                 path.chmod(mode)
-            policy.write(path, 'after', force=True, public=public)
+            files.write(path, 'after', force=True, public=public)
             self.assertEqual((mode if exists else 0o600)
                              | (0o444 if public else 0), _mode(path))
             self.assertEqual('after', path.read_text())

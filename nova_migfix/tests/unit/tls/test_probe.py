@@ -19,6 +19,7 @@ import pwd
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from unittest import mock
@@ -32,9 +33,11 @@ import testtools
 
 from nova_migfix.cmd import tls
 from nova_migfix.tls import certificates
+from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.tls import users
 
 SAFE = probe.Answer('TLSv1.2', 'ECDHE-ECDSA-AES256-GCM-SHA384')
 REKEYS = probe.Answer('TLSv1.3', 'TLS_AES_256_GCM_SHA384')
@@ -66,7 +69,7 @@ class TestFindUser(testtools.TestCase):
         self.conf = pathlib.Path(
             self.useFixture(fixtures.TempDir()).join('qemu.conf'))
         self.useFixture(fixtures.MockPatchObject(
-            probe, '_QEMU_CONF', self.conf))
+            users, '_QEMU_CONF', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=0))
         self.useFixture(fixtures.MockPatchObject(
@@ -92,14 +95,14 @@ class TestFindUser(testtools.TestCase):
     @ddt.unpack
     def test_user_of_qemu_conf_is_used(self, text, expected):
         self.conf.write_text(text)
-        self.assertEqual(expected, probe.find_user())
+        self.assertEqual(expected, users.find_user())
 
     def test_user_without_qemu_conf_is_the_default(self):
-        self.assertEqual('libvirt-qemu', probe.find_user())
+        self.assertEqual('libvirt-qemu', users.find_user())
 
     def test_user_is_the_current_one_if_not_root(self):
         os.geteuid.return_value = 42
-        self.assertEqual('nova', probe.find_user())
+        self.assertEqual('nova', users.find_user())
 
 
 @ddt.ddt
@@ -118,7 +121,7 @@ class TestDoubt(testtools.TestCase):
             gnutls, 'system_file', autospec=True, return_value=self.policy))
         self.conf = self.directory / 'qemu.conf'
         self.useFixture(fixtures.MockPatchObject(
-            probe, '_QEMU_CONF', self.conf))
+            users, '_QEMU_CONF', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=42))
         self.useFixture(fixtures.MockPatchObject(
@@ -234,6 +237,10 @@ class TestProbeCommand(testtools.TestCase):
         self.assertEqual(status, found[0])
         self.assertTrue(found[1].startswith(said), found[1])
 
+    def test_terminal_does_not_get_control_characters_of_qemu(self):
+        _, said = self.probe(qmp.QemuError('QEMU has ended: \x1b[2J'))
+        self.assertTrue(said.rstrip('\n').isprintable(), said)
+
     def test_probe_prints_json(self):
         _, said = self.probe(REKEYS, '--json')
         self.assertEqual(
@@ -244,6 +251,139 @@ class TestProbeCommand(testtools.TestCase):
         self.probe(SAFE, '--creds', '/etc/pki/qemu', '--priority', 'NORMAL')
         self.assertEqual(('/usr/bin/qemu', 'nova', '/etc/pki/qemu',
                           'NORMAL'), self.asked)
+
+
+@ddt.ddt
+class TestMistakes(testtools.TestCase):
+    """Arguments of the command that name nothing."""
+
+    @ddt.data(
+        (('--qemu', '/nonexistent', '--user', 'root'),
+         '/nonexistent cannot be run as root: No such file or directory; name '
+         'QEMU with --qemu'),
+        (('--qemu', '/etc', '--user', 'root'), 'Permission denied; name QEMU'),
+        (('--qemu', '/bin/true', '--user', 'no-such'),
+         'there is no user no-such; name the user of the guests with --user'),
+        (('--qemu', '/bin/true', '--user', 'root'), 'QEMU has ended'),
+    )
+    @ddt.unpack
+    def test_mistake_is_a_failure_with_a_remedy(self, arguments, expected):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            status = tls.main(['probe', *arguments])
+        self.assertEqual(2, status)
+        self.assertIn(expected, out.getvalue())
+
+    def test_user_without_a_name_is_a_failure(self):
+        with mock.patch.object(users, 'find_user', autospec=True,
+                               side_effect=KeyError('uid not found: 42')):
+            error = self.assertRaises(qmp.QemuError, probe.probe, '/bin/true')
+        self.assertIn('uid not found: 42; name the user', str(error))
+
+
+_SERVER = '''
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(*sys.argv[1:])
+with socket.create_server(('127.0.0.1', 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        connection, _ = listener.accept()
+        try:
+            with context.wrap_socket(connection, server_side=True) as session:
+                session.recv(1)
+        except OSError:
+            connection.close()
+'''
+
+
+class TlsServer(fixtures.Fixture):
+    """A TLS server of this Python's OpenSSL, with its defaults."""
+
+    def _setUp(self):
+        directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
+        certificates.write(directory)
+        process = subprocess.Popen(
+            [sys.executable, '-c', _SERVER, directory / 'server-cert.pem',
+             directory / 'server-key.pem'], stdout=subprocess.PIPE, text=True)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.kill)
+        self.address = ('127.0.0.1', int(process.stdout.readline()))
+
+
+_OPENSSL = '''\
+openssl_conf = all
+[all]
+ssl_conf = modules
+[modules]
+system_default = tls
+[tls]
+'''
+# Lines of OpenSSL's configuration.
+_LIMITS = [
+    'MaxProtocol = TLSv1.2', 'MinProtocol = TLSv1.3',
+    'Ciphersuites = TLS_CHACHA20_POLY1305_SHA256',
+    'CipherString = ECDHE+CHACHA20', 'CipherString = DEFAULT@SECLEVEL=5',
+    'Options = ServerPreference', 'Groups = P-521']
+
+
+class TestHandshake(testtools.TestCase):
+    """The client of the probe has a configuration of its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.useFixture(TlsServer())
+        self.conf = pathlib.Path(
+            self.useFixture(fixtures.TempDir()).join('openssl.cnf'))
+
+    def run_with(self, limits, *arguments):
+        """Run Python with limits in OpenSSL's configuration."""
+        self.conf.write_text(_OPENSSL + '\n'.join(limits))
+        return subprocess.run(
+            [sys.executable, *arguments, *map(str, self.server.address)],
+            env={**os.environ, 'OPENSSL_CONF': str(self.conf)}, text=True,
+            capture_output=True, check=True, timeout=60).stdout
+
+    @settings(max_examples=4)
+    @given(st.lists(st.sampled_from(_LIMITS), min_size=1, unique=True))
+    def test_configuration_of_openssl_does_not_limit_the_probe(self, limits):
+        self.assertEqual(
+            'TLSv1.3 TLS_AES_256_GCM_SHA384\n', self.run_with(
+                limits, '-c', 'import sys\n'
+                'from nova_migfix.tls import probe\n'
+                'found = probe.handshake((sys.argv[1], int(sys.argv[2])))\n'
+                'print(found.version, found.cipher)'))
+
+    def test_client_without_aes_does_not_know(self):
+        found = probe.Answer(**json.loads(self.run_with(
+            ['Ciphersuites = TLS_CHACHA20_POLY1305_SHA256'],
+            '-I', client.__file__)))
+        self.assertEqual('unknown', found.verdict)
+        self.assertIn('does not offer AES under TLS 1.3', found.doubt)
+
+    def test_failure_of_the_client_is_unknown(self):
+        with mock.patch.object(client, '__file__', '/nonexistent'):
+            found = probe.handshake(self.server.address)
+        self.assertEqual('unknown', found.verdict)
+        self.assertIn('/nonexistent', found.doubt)
+
+    def test_client_that_cannot_be_run_is_unknown(self):
+        with mock.patch.object(sys, 'executable', '/nonexistent'):
+            found = probe.handshake(self.server.address)
+        self.assertEqual('unknown', found.verdict)
+        self.assertIn('/nonexistent', found.doubt)
+
+    def test_doubt_of_the_client_stays(self):
+        answer = probe.Answer(doubt='not asked')
+        with mock.patch.object(probe, 'listening', autospec=True), \
+                mock.patch.object(probe, 'handshake', autospec=True,
+                                  return_value=answer):
+            self.assertEqual(answer, probe.probe('/usr/bin/qemu'))
+
+    def test_closed_port_has_no_session(self):
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            address = listener.getsockname()
+        self.assertEqual('no session', probe.handshake(address).verdict)
 
 
 class Intruder(fixtures.Fixture):
@@ -357,7 +497,7 @@ class TestIntruder(testtools.TestCase):
                 else:
                     path.symlink_to(self.intruder.secret if kind == 'link'
                                     else '/nowhere')
-            probe._let_read(self.intruder.USER, directory)
+            probe._let_read(pwd.getpwnam(self.intruder.USER), directory)
             self.assertEqual(
                 {pwd.getpwnam(self.intruder.USER).pw_uid} if entries
                 else set(),
@@ -387,6 +527,15 @@ class TestUntrustedQemu(testtools.TestCase):
         said = self.error('echo $$ $(cut -d" " -f6 /proc/$$/stat) >&2')
         pid, session = said.split()[-2:]
         self.assertEqual(pid, session)
+
+    def test_qemu_gets_the_environment_of_libvirt(self):
+        for name in ('GNUTLS_SYSTEM_PRIORITY_FILE', 'LD_LIBRARY_PATH',
+                     'OPENSSL_CONF', 'LC_ALL'):
+            self.useFixture(fixtures.EnvironmentVariable(name, '/its/own'))
+        said = self.error('/usr/bin/env | sort | tr "\\n" " " >&2')
+        self.assertIn('LC_ALL=C', said)
+        self.assertIn('PATH=', said)
+        self.assertNotIn('/its/own', said)
 
     def test_long_message_of_qemu_is_cut(self):
         self.assertLess(len(self.error(
