@@ -20,7 +20,7 @@ from oslo_concurrency import processutils
 from nova_migfix.abi import tap
 from nova_migfix.status import endpoint
 from nova_migfix.status import explain
-from nova_migfix.status import preflight
+from nova_migfix.status import finders
 from nova_migfix.tests.unit.status import base
 
 PROGRAM = 'nova-migfix-status'
@@ -36,7 +36,7 @@ class Status(fixtures.Fixture):
                 (endpoint, '_ssh_destination', self._no_ssh)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'{module.__name__}.{name}', replacement))
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         self._host = self.useFixture(base.Hypervisor())
         self._host.command.write(self._host.text('nova.conf').replace(
             '[DEFAULT]', f'[DEFAULT]\nlog_file = {base.DATA}/nova-compute.log')

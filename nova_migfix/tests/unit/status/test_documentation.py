@@ -24,9 +24,10 @@ from nova_migfix.abi import tap
 from nova_migfix.cmd import status
 from nova_migfix.status import endpoint
 from nova_migfix.status import explain
+from nova_migfix.status import finders
+from nova_migfix.status import findings
 from nova_migfix.status.heal import display
 from nova_migfix.status import hypervisor
-from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
 from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base
@@ -63,7 +64,7 @@ class TestDocumentation(testtools.TestCase):
             side_effect=processutils.ProcessExecutionError))
         self.useFixture(fixtures.MockPatchObject(
             hypervisor, 'guests', lambda: contextlib.nullcontext({})))
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         host = self.useFixture(base.Hypervisor())
         host.command.write(host.text('nova.conf').replace(
             '[DEFAULT]', f'[DEFAULT]\nlog_file = {base.DATA}/nova-compute.log')
@@ -100,7 +101,7 @@ class TestDocumentation(testtools.TestCase):
 
     def test_every_finding_check_and_column_is_described(self):
         names = [f'``{name}``' for name in (
-            *preflight.KINDS, *preflight.Finding._fields,
+            *findings.KINDS, *findings.Finding._fields,
             *explain.Explanation._fields[1:2])]
         names += [f'* - {name}\n' for name, _ in upgrade.CHECKS]
         for name in names:

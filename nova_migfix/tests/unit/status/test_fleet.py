@@ -18,8 +18,8 @@ import fixtures
 import testtools
 
 from nova_migfix import status
+from nova_migfix.status import findings
 from nova_migfix.status import fleet
-from nova_migfix.status import preflight
 from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 
@@ -64,16 +64,16 @@ class TestRead(FleetTestCase):
         self.assertEqual([hosts.finding('vnic', A)], host.findings)
 
     def test_columns_match_those_of_preflight(self):
-        self.assertEqual({*preflight.Finding._fields},
+        self.assertEqual({*findings.Finding._fields},
                          {*fleet.TEXTS, 'result'})
 
     def test_example_findings_match_those_of_preflight(self):
         for name, *_, fix, covered, harm in hosts.KINDS:
-            kind = preflight.KINDS[name]
+            kind = findings.KINDS[name]
             self.assertEqual(kind.fix.name, fix)
             if covered != 'if on the destination':
                 self.assertEqual(2 if kind.fails else 1, harm)
-            self.assertEqual(covered, preflight._covered(
+            self.assertEqual(covered, findings.covered(
                 kind, frozenset(hosts.FIXES), None))
 
     def test_unreachable_host_is_unknown(self):

@@ -29,6 +29,8 @@ import testtools
 
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import nova_release
+from nova_migfix.status import finders
+from nova_migfix.status import findings
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
@@ -65,7 +67,7 @@ class PreflightTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         # the findings depend on the release of Nova
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
@@ -236,7 +238,7 @@ class TestOutput(PreflightTestCase):
         self.assertEqual(set(preflight.Report._fields), set(report))
         self.assertEqual(('compute1', 5), (report['host'], report['guests']))
         for row in report['findings']:
-            self.assertEqual(list(preflight.Finding._fields), list(row))
+            self.assertEqual(list(findings.Finding._fields), list(row))
         notes = ' '.join(report['notes'])
         for part in ('Neutron was not queried', 'Glance was not queried',
                      'Approximated: flavor and image', 'monitor'):
@@ -245,7 +247,7 @@ class TestOutput(PreflightTestCase):
     def test_findings_are_printed_as_csv(self):
         ran = self.host.run('preflight', '--csv')
         rows = list(csv.DictReader(io.StringIO(ran.out)))
-        self.assertEqual(list(preflight.Finding._fields), list(rows[0]))
+        self.assertEqual(list(findings.Finding._fields), list(rows[0]))
         self.assertEqual(len(FINDINGS), len(rows))
         self.assertIn('Neutron was not queried', ran.err)
 
