@@ -30,8 +30,10 @@ from nova_migfix.fixes import tls_rekey
 from nova_migfix import nova_release
 from nova_migfix.status import destination
 from nova_migfix.status import domain_rules
+from nova_migfix.status import facts
 from nova_migfix.status.findings import Found
 from nova_migfix.status import hypervisor
+from nova_migfix.status import matching
 from nova_migfix.status import recomputed
 from nova_migfix.storage import disks
 from nova_migfix.storage import image_file
@@ -48,6 +50,7 @@ class Host(NamedTuple):
     lost_images: frozenset[str]
     has_shared_disks: bool
     known: domain_rules.Known
+    needs: Mapping[str, facts.Needs]    # by UUID
     destination: destination.Destination
     note: Callable[[str], None]
 
@@ -179,9 +182,23 @@ def _rules(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
             yield Found(rule.kind, *row)
 
 
+def _destination(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    there = host.destination
+    if there.capabilities is None:
+        return
+    for reason in matching.compare(
+            host.needs[domain.uuid], there.capabilities,
+            there.answers.get(domain.uuid, matching.NO_ANSWER)):
+        kind = matching.KINDS[reason.kind]
+        if not kind.of_host:
+            yield Found(reason.kind, kind.device, reason.value, reason.answer,
+                        reason.verdict is matching.Verdict.NO)
+
+
 FINDERS: tuple[
     Callable[[hypervisor.Domain, Host], Iterator[Found]], ...] = (
-        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls, _rules)
+        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls, _rules,
+        _destination)
 
 
 def find(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:

@@ -31,6 +31,7 @@ from nova_migfix.fixes import tls_rekey
 from nova_migfix.fixes import vnic
 from nova_migfix.status import domain_rules
 from nova_migfix.status import hypervisor
+from nova_migfix.status import matching
 
 
 class Where(enum.Enum):
@@ -42,6 +43,7 @@ class Where(enum.Enum):
     BOTH = 'both'
     NOWHERE = 'nowhere: it warns only'
     UNKNOWN = 'nowhere: whether the migration fails is not known'
+    REFUSED = 'nowhere: the destination cannot run the guest'
 
 
 class Kind(NamedTuple):
@@ -97,6 +99,8 @@ KINDS: dict[str, Kind] = {
     **{rule.kind: Kind(None, Where.UNKNOWN, True,
                        f'{rule.remedy} See {domain_rules.PAGE}.', rule.reason)
        for rule in domain_rules.RULES},
+    **{name: Kind(None, Where.REFUSED, True, kind.remedy, kind.reason)
+       for name, kind in matching.KINDS.items() if not kind.of_host},
 }
 
 
@@ -106,7 +110,10 @@ class Found(NamedTuple):
     kind: str
     device: str
     running: str | None     # value in the running guest
-    computed: str | None    # value that unmodified Nova would give it
+    #: value that unmodified Nova would give it, or that the destination has
+    computed: str | None
+    #: whether it is known that the migration fails
+    is_known: bool = True
 
 
 class Finding(NamedTuple):
@@ -142,6 +149,7 @@ def covered(kind: Kind, here: frozenset[str],
         Where.BOTH: elsewhere if name in here else 'no',
         Where.NOWHERE: 'no',
         Where.UNKNOWN: 'not known',
+        Where.REFUSED: 'no',
     }[kind.where]
 
 
@@ -149,7 +157,7 @@ def judge(domain: hypervisor.Domain, found: Found, here: frozenset[str],
           there: frozenset[str] | None) -> Finding:
     """Return the row of a finder's result; parameters as of covered()."""
     kind = KINDS[found.kind]
-    verdict = covered(kind, here, there)
+    verdict = covered(kind, here, there) if found.is_known else 'not known'
     result = {'yes': 0, 'no': 2 if kind.fails else 1}.get(verdict, 1)
     return Finding(
         domain.uuid, domain.name, found.kind, found.device, found.running,

@@ -24,6 +24,7 @@ import csv
 import json
 import sys
 import time
+from typing import Any
 from typing import NamedTuple
 
 import nova.conf
@@ -39,6 +40,7 @@ from nova_migfix.status import hypervisor
 from nova_migfix.status import recomputed
 from nova_migfix.status import services
 from nova_migfix.status import shared
+from nova_migfix.status import this_host
 from nova_migfix.status import upgrade
 
 CONF = nova.conf.CONF
@@ -46,8 +48,8 @@ CONF = nova.conf.CONF
 
 # -- other services ----------------------------------------------------------
 
-def _host(domains: list[hypervisor.Domain], dest: str | None,
-          note: Callable[[str], None]) -> finders.Host:
+def _host(domains: list[hypervisor.Domain], here: this_host.ThisHost,
+          dest: str | None, note: Callable[[str], None]) -> finders.Host:
     ports: Mapping[str, recomputed.Binding] = {}
     try:
         ports = services.ports()
@@ -62,7 +64,8 @@ def _host(domains: list[hypervisor.Domain], dest: str | None,
         note(f'{error}. Whether images are lost is not known.')
     return finders.Host(
         ports, lost_images, shared.has_shared_disks(), _known(domains, note),
-        destination.ask(dest, note), note)
+        {uuid: guest.needs for uuid, guest in here.guests.items()},
+        destination.ask(dest, here, note), note)
 
 
 def _known(domains: list[hypervisor.Domain],
@@ -92,6 +95,9 @@ class Report(NamedTuple):
     seconds: float
     findings: list[Finding]
     notes: list[str]        # what is not known, or is approximated
+    address: str | None     # to which destinations of this host connect
+    checks: list[destination.Check]     # of the destination
+    here: this_host.ThisHost
 
 
 def report(uuids: list[str], dest: str | None) -> Report:
@@ -105,35 +111,56 @@ def report(uuids: list[str], dest: str | None) -> Report:
     notes: dict[str, None] = {}
     recomputed.initialize()
     domains = hypervisor.domains(uuids)
-    host = _host(domains, dest, notes.setdefault)
-    here = upgrade.covered_fixes()
+    here = this_host.read(domains, notes.setdefault)
+    host = _host(domains, here, dest, notes.setdefault)
+    fixes = upgrade.covered_fixes()
     rows = [
-        findings.judge(domain, found, here, host.destination.fixes)
+        findings.judge(domain, found, fixes, host.destination.fixes)
         for domain in domains for found in finders.find(domain, host)]
     return Report(
-        CONF.host, host.destination.name, sorted(here), len(domains),
-        round(time.monotonic() - begin, 3), rows, list(notes))
+        CONF.host, host.destination.name, sorted(fixes), len(domains),
+        round(time.monotonic() - begin, 3), rows, list(notes),
+        CONF.libvirt.live_migration_inbound_addr,
+        list(host.destination.checks), here)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings.
 
-    :returns: the worst result of a finding
+    :returns: the worst result of a finding, or of a check of the destination
     """
     found = report(args.instance, args.dest)
     if args.json:
-        print(json.dumps({
-            **found._asdict(),
-            'findings': [row._asdict() for row in found.findings]}, indent=2))
+        print(json.dumps(_as_json(found), indent=2))
     elif args.csv:
         writer = csv.writer(sys.stdout)
         writer.writerow(Finding._fields)
         writer.writerows(found.findings)
-        print(*found.notes, sep='\n', file=sys.stderr)
+        print(*_lines(found), sep='\n', file=sys.stderr)
     else:
         print(_table(found))
-    return max((row.result for row in found.findings), default=0)
+    return max((*(row.result for row in found.findings),
+                *(check.result for check in found.checks)), default=0)
 
+
+def _as_json(found: Report) -> dict[str, Any]:
+    fields = found._asdict()
+    fields.update(
+        findings=[row._asdict() for row in found.findings],
+        checks=[check._asdict() for check in found.checks],
+        **this_host.as_json(fields.pop('here')))
+    return fields
+
+
+def _lines(found: Report) -> list[str]:
+    """Return the checks of the destination, and the notes."""
+    return [*(f'{found.destination}, {check.check}: '
+              f'{_RESULTS[check.result]}: {check.details}'
+              for check in found.checks),
+            *(f'Note: {note}' for note in found.notes)]
+
+
+_RESULTS = 'Success', 'Warning', 'Failure'
 
 #: columns of the table: title, attribute of a finding, width
 _COLUMNS = (
@@ -152,7 +179,7 @@ def _table(found: Report) -> str:
         table.add_row([_shown(getattr(row, attribute))
                        for _title, attribute, _width in _COLUMNS])
     return '\n'.join((
-        str(table), *(f'Note: {note}' for note in found.notes),
+        str(table), *_lines(found),
         f'{found.guests} guests on {found.host}, {len(found.findings)} '
         f'findings, {found.seconds:.2f} s'))
 

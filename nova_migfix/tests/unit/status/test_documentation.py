@@ -20,7 +20,6 @@ import fixtures
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix.abi import tap
 from nova_migfix.cmd import status
 from nova_migfix.status import endpoint
 from nova_migfix.status import explain
@@ -57,8 +56,6 @@ class TestDocumentation(testtools.TestCase):
             self, command, lines):
         self.useFixture(fixtures.MockPatchObject(
             explain, 'QEMU_LOGS', base.DATA))
-        self.useFixture(fixtures.MockPatchObject(
-            tap, 'max_queues', autospec=True, return_value=256))
         self.useFixture(fixtures.MockPatchObject(
             endpoint, '_ssh_destination', autospec=True,
             side_effect=processutils.ProcessExecutionError))

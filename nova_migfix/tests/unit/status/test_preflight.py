@@ -34,6 +34,8 @@ from nova_migfix.status import findings
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
+from nova_migfix.status import remote
+from nova_migfix.status import results
 from nova_migfix.status import services
 from nova_migfix.status import shared
 from nova_migfix.storage import image_file
@@ -72,14 +74,16 @@ class PreflightTestCase(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
+        self.connect = self.useFixture(fixtures.MockPatchObject(
+            remote, 'connect', autospec=True, return_value=remote.Connected(
+                None, results.warning('no connection')))).mock
 
     def report(self, *arguments):
         ran = self.host.run('preflight', '--json', *arguments)
         self.assertEqual('', ran.err)
         answer = json.loads(ran.out)
-        self.assertEqual(max(
-            (row['result'] for row in answer['findings']), default=0),
-            ran.code)
+        self.assertEqual(max((row['result'] for row in (
+            *answer['findings'], *answer['checks'])), default=0), ran.code)
         return answer
 
     def findings(self, *arguments):
@@ -235,7 +239,9 @@ class TestOutput(PreflightTestCase):
 
     def test_findings_are_printed_as_json(self):
         report = self.report()
-        self.assertEqual(set(preflight.Report._fields), set(report))
+        self.assertEqual(
+            {*preflight.Report._fields, 'capabilities', 'needs'} - {'here'},
+            set(report))
         self.assertEqual(('compute1', 5), (report['host'], report['guests']))
         for row in report['findings']:
             self.assertEqual(list(findings.Finding._fields), list(row))
