@@ -50,7 +50,7 @@ class Needs(NamedTuple):
     """What a running guest needs of its destination.
 
     :ivar is_passthrough: the guest has the CPU of its host
-    :ivar secrets: UUIDs of libvirt's secrets
+    :ivar secrets: UUIDs of libvirt's secrets of Ceph
     :ivar queues: of the tap interface with the most queues
     :ivar offloads: those that vNICs may use; keys of abi.tap.OFFLOADS
     :ivar post_copy: Nova permits post-copy
@@ -130,6 +130,14 @@ def possible_offloads(machine: str) -> frozenset[str]:
                     found.discard(name)
                 break
     return frozenset(found)
+
+
+def shown(version: int | None) -> str:
+    """Return a version number of libvirt, as 7002000, as '7.2.0'."""
+    if version is None:
+        return 'not known'
+    return (f'{version // 1000000}.{version // 1000 % 1000}'
+            f'.{version % 1000}')
 
 
 # -- JSON ---------------------------------------------------------------------

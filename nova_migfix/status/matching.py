@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import enum
 from typing import NamedTuple
 
+from nova_migfix.status import facts
 from nova_migfix.status.facts import Capabilities
 from nova_migfix.status.facts import Needs
 
@@ -225,26 +226,18 @@ def _version(needs: Needs, host: Capabilities,
     """Nova: _check_compatible_with_source_hypervisor in conductor."""
     if needs.hypervisor is None or host.hypervisor is None:
         if not needs.skips_version:
-            yield _unknown('dest-version', shown(needs.hypervisor),
-                           shown(host.hypervisor))
+            yield _unknown('dest-version', facts.shown(needs.hypervisor),
+                           facts.shown(host.hypervisor))
         return
     if needs.hypervisor <= host.hypervisor:
         return
-    versions = shown(needs.hypervisor), shown(host.hypervisor)
+    versions = facts.shown(needs.hypervisor), facts.shown(host.hypervisor)
     if needs.skips_version:
         yield _unknown('dest-version', versions[0], (
             f'{versions[1]}: refused unless nova-conductor has '
             'skip_hypervisor_version_check_on_lm, as this host'))
     else:
         yield _no('dest-version', *versions)
-
-
-def shown(version: int | None) -> str:
-    """Return a version number of libvirt, as 7002000, as '7.2.0'."""
-    if version is None:
-        return 'not known'
-    return (f'{version // 1000000}.{version // 1000 % 1000}'
-            f'.{version % 1000}')
 
 
 def _post_copy(needs: Needs, host: Capabilities,

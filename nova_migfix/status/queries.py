@@ -102,8 +102,11 @@ class Queries:
                 './/emulator/text()')))))
 
     def _secrets(self) -> frozenset[str]:
-        return frozenset(secret.UUIDString()
-                         for secret in self._connection.listAllSecrets())
+        """Return the secrets of Ceph; Nova creates others for a guest."""
+        return frozenset(
+            secret.UUIDString()
+            for secret in self._connection.listAllSecrets()
+            if secret.usageType() == self._libvirt.VIR_SECRET_USAGE_TYPE_CEPH)
 
     def _cpu(self, virt_type: str) -> Cpu | None:
         """Return the CPU of the host, as guests with host-model get it."""

@@ -48,6 +48,10 @@ KINDS = (
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk', 'outage',
          'paused', 'post_copy', 'restart', 'rollback_state', 'source_address',
          'tls_rekey', 'vnic')
+EMULATOR = '/usr/bin/qemu-system-x86_64'
+CPU = {'arch': 'x86_64', 'model': 'Skylake-Server', 'vendor': 'Intel',
+       'features': ['avx2', 'avx512f', 'sse2']}
+OLD_CPU = {**CPU, 'model': 'Broadwell', 'features': ['avx2', 'sse2']}
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 
@@ -90,11 +94,39 @@ def checks(plugin=True, **results):
         for name, (result, details) in found.items()]}
 
 
-def preflight(host, findings, guests=50, plugin=True, notes=()):
-    """Return the output of ``preflight --json``."""
+def capabilities(**changes):
+    """Return the capabilities of a host, as preflight prints them."""
+    return {
+        'hypervisor': 8002002, 'libvirt': 10000000, 'emulators': [
+            {'path': EMULATOR, 'arch': 'x86_64', 'virt_types': ['kvm'],
+             'machines': ['pc-q35-7.2', 'pc-q35-8.2']}],
+        'cpus': {'kvm': CPU}, 'secrets': [], 'queues': 256,
+        'offloads': ['UDP tunnel', 'USO'], 'post_copy': True, **changes}
+
+
+def needs(instances, machine='pc-q35-8.2', **changes):
+    """Return guests with equal needs, as preflight prints them."""
+    return {'instances': list(instances), 'needs': {
+        'machine': {'emulator': EMULATOR, 'arch': 'x86_64',
+                    'machine': machine, 'virt_type': 'kvm'},
+        'cpu': CPU, 'is_passthrough': False, 'secrets': [], 'queues': 1,
+        'offloads': [], 'post_copy': True, 'hypervisor': 8002002,
+        'skips_version': False, 'libvirt': 10000000, **changes}}
+
+
+def preflight(host, findings, guests=50, plugin=True, notes=(), **other):
+    """Return the output of ``preflight --json``.
+
+    :param other: other values; by default all guests run on all hosts
+    """
+    known = list(dict.fromkeys(row['instance'] for row in findings))
+    known += [str(uuid.uuid5(uuid.NAMESPACE_DNS, f'{host}-{number}'))
+              for number in range(len(known), guests)]
     return {'host': host, 'destination': '',
             'fixes': list(FIXES if plugin else ()), 'guests': guests,
-            'seconds': 0.21, 'findings': findings, 'notes': list(notes)}
+            'seconds': 0.21, 'findings': findings, 'notes': list(notes),
+            'address': None, 'checks': [], 'capabilities': capabilities(),
+            'needs': [needs(known)] if guests else [], **other}
 
 
 def registered(printed, rc=0):

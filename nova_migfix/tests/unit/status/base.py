@@ -175,7 +175,7 @@ class FakeLibvirt:
 
     :ivar asks: credentials that it requests from the client
     :ivar is_writable: whether it allows connections that are not read-only
-    :ivar secrets: their UUIDs
+    :ivar secrets: UUIDs, of Ceph but for 'volume'
     :ivar lacks: features of CPUs that the host does not have
     """
 
@@ -203,6 +203,7 @@ class FakeLibvirt:
     (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
      VIR_CRED_PASSPHRASE, VIR_CRED_NOECHOPROMPT,
      VIR_CRED_EXTERNAL) = range(2, 8)
+    VIR_SECRET_USAGE_TYPE_CEPH = 2
     VIR_FROM_RPC = 7
     VIR_ERR_INVALID_ARG = 8
     VIR_ERR_OPERATION_DENIED = 29
@@ -262,8 +263,11 @@ class FakeLibvirt:
         return True
 
     def listAllSecrets(self):
-        return [mock.Mock(spec=['UUIDString'], **{
-            'UUIDString.return_value': one}) for one in self.secrets]
+        return [mock.Mock(spec=['UUIDString', 'usageType'], **{
+            'UUIDString.return_value': one,
+            'usageType.return_value': (
+                1 if one == 'volume' else self.VIR_SECRET_USAGE_TYPE_CEPH)})
+            for one in self.secrets]
 
     def getDomainCapabilities(self, emulator, arch, machine, virt, _flags):
         self._require_writable()

@@ -162,7 +162,7 @@ class TestCompare(testtools.TestCase):
                          (reason.kind, reason.answer))
 
     def test_versions_are_shown_as_those_of_qemu(self):
-        self.assertEqual('10.0.2', matching.shown(10000002))
+        self.assertEqual('10.0.2', facts.shown(10000002))
 
 
 names = strategies.frozensets(strategies.sampled_from(

@@ -69,7 +69,7 @@ class QueriesTestCase(testtools.TestCase):
     # -- the host
 
     def test_capabilities_of_a_host_are_read(self):
-        self.libvirt.secrets = ['a', 'b']
+        self.libvirt.secrets = ['a', 'b', 'volume']
         self.assertEqual(facts.Capabilities(
             7002000, 9000000,
             (facts.Emulator(base.EMULATOR, 'x86_64', frozenset(['kvm']),
