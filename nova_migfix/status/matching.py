@@ -231,13 +231,14 @@ def _version(needs: Needs, host: Capabilities,
         return
     if needs.hypervisor <= host.hypervisor:
         return
-    versions = facts.shown(needs.hypervisor), facts.shown(host.hypervisor)
+    version = facts.shown(needs.hypervisor)
+    older = f'older, {facts.shown(host.hypervisor)}'
     if needs.skips_version:
-        yield _unknown('dest-version', versions[0], (
-            f'{versions[1]}: refused unless nova-conductor has '
-            'skip_hypervisor_version_check_on_lm, as this host'))
+        yield _unknown('dest-version', version, (
+            f'{older}: refused unless nova-conductor has '
+            'skip_hypervisor_version_check_on_lm, as the source'))
     else:
-        yield _no('dest-version', *versions)
+        yield _no('dest-version', version, older)
 
 
 def _post_copy(needs: Needs, host: Capabilities,

@@ -57,11 +57,11 @@ class Hosts:
     names: list[str] = dataclasses.field(default_factory=list)
 
 
-#: texts for the user of kinds that matching.KINDS does not have
-_NO_ANSWER = Reason('no-answer', Verdict.UNKNOWN, '',
-                    'the host did not answer')
-_NO_FACTS = Reason('no-facts', Verdict.UNKNOWN, '',
-                   'not reported; an older plugin?')
+# Reasons whose kind is not in matching.KINDS; a missing fix is another one.
+_NO_ANSWER = Reason('capabilities', Verdict.UNKNOWN, '',
+                    'not known: the host did not answer')
+_NO_FACTS = Reason('capabilities', Verdict.UNKNOWN, '',
+                   'not known: an older release of the plugin')
 
 
 @dataclasses.dataclass
@@ -148,7 +148,7 @@ class Matrix:
 def thing(reason: Reason) -> str:
     """Return the thing that a reason is about, for the user."""
     kind = matching.KINDS.get(reason.kind)
-    return kind.device if kind else 'capabilities'
+    return kind.device if kind else reason.kind
 
 
 def _indices(bits: int) -> list[int]:

@@ -163,11 +163,41 @@ def write_many(directory, hosts, guests, often=.25):
 def _write_one(directory, name, number, guests, often, chance):
     plugin = number % 4 != 3
     kinds = [row[0] for row in KINDS if row[0] != 'tls' or number % 50 == 9]
-    rows = []
-    for index in range(guests if number % 5 else 0):
+    rows, uuids = [], []
+    for index in range(guests):
         guest = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        uuids.append(guest)
+        if number % 5 == 0:
+            continue
         rows += [finding(kind, guest, plugin,
                          f'instance-{number * guests + index:08x}')
                  for kind in kinds if chance.random() < often]
     write(directory, name, registered(checks(plugin), 0 if plugin else 2),
-          registered(preflight(name, rows, guests, plugin)))
+          registered(preflight(name, rows, guests, plugin,
+                               **_facts(number, uuids))))
+
+
+def _facts(number, uuids):
+    """Return capabilities and needs of a host of a fleet.
+
+    One in 100 has an older plugin. Of the others one in ten has an older QEMU,
+    one in ten an older CPU, one in 50 a kernel without offloads. Guests have
+    three machine types or numbers of queues.
+    """
+    if number % 100 == 50:
+        return {'capabilities': None, 'needs': []}
+    has_old_qemu, has_old_cpu = number % 10 == 1, number % 10 == 2
+    cpu = OLD_CPU if has_old_cpu else CPU
+    able, common = {'cpus': {'kvm': cpu}}, {'cpu': cpu}
+    if has_old_qemu:
+        able.update(hypervisor=7002000, libvirt=9000000, emulators=[
+            {**capabilities()['emulators'][0], 'machines': ['pc-q35-7.2']}])
+        common.update(hypervisor=7002000, libvirt=9000000)
+    if number % 50 == 3:
+        able['offloads'] = []
+    new = 'pc-q35-7.2' if has_old_qemu else 'pc-q35-8.2'
+    return {'capabilities': capabilities(**able), 'needs': [
+        needs(uuids[::3], 'pc-q35-7.2', **common),
+        needs(uuids[1::3], new, **common, offloads=(
+            [] if has_old_qemu or number % 50 == 3 else ['USO'])),
+        needs(uuids[2::3], new, queues=4, **common)]}

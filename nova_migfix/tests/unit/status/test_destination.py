@@ -228,7 +228,7 @@ class TestDestination(DestinationTestCase):
                                return_value=5002000):
             _found, checks = self.found()
         self.assertEqual(2, checks['QEMU'][0])
-        for words in ('This host: 7.2.0; compute2: 5.2.0',
+        for words in ('This host: 7.2.0; compute2: older, 5.2.0',
                       'DestinationHypervisorTooOld',
                       'skip_hypervisor_version_check_on_lm'):
             self.assertIn(words, checks['QEMU'][1])

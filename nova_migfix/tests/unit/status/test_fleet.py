@@ -34,13 +34,18 @@ class FleetTestCase(testtools.TestCase):
         self.directory = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path)
 
-    def put(self, name, *findings, plugin=True, notes=(), **checks):
-        """Write the answers of a host."""
+    def put(self, name, *findings, plugin=True, notes=(), facts=None,
+            **checks):
+        """Write the answers of a host.
+
+        :param facts: other values of preflight
+        """
         hosts.write(
             self.directory, name,
             hosts.registered(hosts.checks(plugin, **checks)),
             hosts.registered(hosts.preflight(
-                name, list(findings), 2, plugin, notes)))
+                name, list(findings), plugin=plugin, notes=notes,
+                **{'guests': 2, **(facts or {})})))
 
     def judged(self):
         found = fleet.read(self.directory)

@@ -81,10 +81,11 @@ CASES = (
     ({}, {'offloads': None}, 'dest-offload', 'unknown', 'USO', 'not known'),
     ({'offloads': None}, {}, 'dest-offload', 'unknown', 'not known',
      'not known'),
-    ({'hypervisor': 9000001}, {}, 'dest-version', 'no', '9.0.1', '8.2.0'),
+    ({'hypervisor': 9000001}, {}, 'dest-version', 'no', '9.0.1',
+     'older, 8.2.0'),
     ({'hypervisor': 9000001, 'skips_version': True}, {}, 'dest-version',
-     'unknown', '9.0.1', '8.2.0: refused unless nova-conductor has '
-     'skip_hypervisor_version_check_on_lm, as this host'),
+     'unknown', '9.0.1', 'older, 8.2.0: refused unless nova-conductor has '
+     'skip_hypervisor_version_check_on_lm, as the source'),
     ({}, {'hypervisor': None}, 'dest-version', 'unknown', '8.2.0',
      'not known'),
     ({}, {'post_copy': False}, 'dest-post-copy', 'no', 'permitted',

@@ -97,6 +97,19 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual([hosts.finding('vnic', test_fleet.A)],
                          host['findings'])
 
+    def test_report_as_json_has_placement_by_class(self):
+        self.put('a')
+        self.put('b')
+        told = self.json()
+        for host in told['hosts']:
+            one, = host['placement']
+            self.assertEqual((0, 2, 2), (
+                one['class'], one['guests'], len(one['instances'])))
+            self.assertEqual({'yes': [0], 'unknown': [], 'no': []},
+                             host['destinations'])
+            self.assertNotIn('capabilities', host)
+        self.assertEqual(['a', 'b'], told['placement']['hosts'][0]['hosts'])
+
     def test_page_needs_no_other_files(self):
         self.put('a')
         page = self.html()
