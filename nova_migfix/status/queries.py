@@ -137,7 +137,9 @@ class Queries:
             machine.arch, cpu.findtext('model') or '',
             cpu.findtext('vendor') or '', frozenset(
                 feature.get('name', '')
-                for feature in document.iterfind('feature')
+                # libvirt omits some that QEMU does not report
+                for feature in (*document.iterfind('feature'),
+                                *cpu.iterfind('feature[@policy="require"]'))
                 if feature.get('policy') not in _WITHOUT))
 
     def receive(self) -> int:
@@ -206,12 +208,12 @@ class Queries:
             return Cpu(machine.arch, '', '', frozenset())
         return self._expanded(machine, cpu)
 
-    # -- guests of another host -----------------------------------------------
+    # -- guests of any host ---------------------------------------------------
 
     def answer(self, needs: Needs, cpu: str) -> Answer:
-        """Ask whether this host supports a guest of another host.
+        """Ask whether this host supports a guest of it or of another host.
 
-        :param cpu: XML
+        :param cpu: XML; '' if libvirt cannot compare it
         """
         key = needs.machine, cpu
         if key not in self._answers:
@@ -220,7 +222,7 @@ class Queries:
                 lambda: self._connection.getDomainCapabilities(
                     *needs.machine, 0))
             self._answers[key] = Answer(
-                machine, None if machine or needs.is_passthrough
+                machine, None if machine or needs.is_passthrough or not cpu
                 else '' if needs.cpu and not needs.cpu.model
                 else self._refusal(
                     'comparison of CPUs', self._is_of_cpu,

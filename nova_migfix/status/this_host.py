@@ -26,6 +26,7 @@ from nova_migfix.abi import tap
 from nova_migfix.status import facts
 from nova_migfix.status import hypervisor
 from nova_migfix.status import privileges
+from nova_migfix.status import queries
 from nova_migfix.status import userfault
 
 CONF = nova.conf.CONF
@@ -36,7 +37,7 @@ T = TypeVar('T')
 class Guest(NamedTuple):
     """A guest of this host.
 
-    :ivar cpu: XML that libvirt can compare
+    :ivar cpu: XML; '' if libvirt cannot compare it
     """
 
     needs: facts.Needs
@@ -58,18 +59,35 @@ def read(domains: Iterable[hypervisor.Domain],
     :raises Error: libvirt does not answer
     """
     domains = list(domains)
-    with hypervisor.asked(note) as queries:
+    with hypervisor.asked(note) as asked:
         kinds = {domain.document.get('type', '') for domain in domains}
-        host = queries.capabilities(
+        host = asked.capabilities(
             kinds.union([CONF.libvirt.virt_type]))._replace(
                 queues=_tap('queues', tap.max_queues, note),
                 offloads=_tap('offloads', tap.offloads, note),
                 post_copy=userfault.state()[0])
-        guests = {domain.uuid: Guest(*queries.guest(
-            domain.uuid, host, domain.xml)) for domain in domains}
+        guests = {domain.uuid: _comparable(asked, host, Guest(
+            *asked.guest(domain.uuid, host, domain.xml)))
+            for domain in domains}
     return ThisHost(host, {
         uuid: guest._replace(needs=_complete(guest.needs, host))
         for uuid, guest in guests.items()})
+
+
+def _comparable(asked: queries.Queries, host: facts.Capabilities,
+                guest: Guest) -> Guest:
+    """Forget the CPU of a guest if libvirt would refuse it even on its host.
+
+    That happens after some upgrades of libvirt or QEMU, which report other
+    features than before. Nothing follows for other hosts.
+    """
+    cpu = guest.needs.cpu
+    own = (host.cpus or {}).get(guest.needs.machine.virt_type)
+    if guest.needs.is_passthrough or not (
+            asked.answer(guest.needs, guest.cpu).cpu
+            or cpu and own and cpu.features - own.features):
+        return guest
+    return Guest(guest.needs._replace(cpu=None), '')
 
 
 def _tap(thing: str, call: Callable[[], T],

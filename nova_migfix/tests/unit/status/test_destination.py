@@ -119,7 +119,8 @@ class DestinationTestCase(testtools.TestCase):
         self.host = self.useFixture(base.Hypervisor())
         (self.host.path / 'hypervisor.xml').write_text(self.host.text(
             'hypervisor.xml').replace("<domain type='test'>", """
-                <domain type='kvm'><cpu><model>Broadwell</model></cpu>
+                <domain type='kvm'><cpu><model>Broadwell</model>
+                <feature policy='disable' name='hle'/></cpu>
             """).replace('<devices>', f"""<devices>
                 <emulator>{base.EMULATOR}</emulator>"""))
         self.libvirt = base.FakeLibvirt()
@@ -350,6 +351,15 @@ class TestThisHost(DestinationTestCase):
             [base.uuid(number) for number in range(1, 6)],
             sorted(uuid for group in groups for uuid in group['instances']))
         self.assertLess(len(groups), 5)
+
+    def test_cpu_that_its_own_host_refuses_is_not_compared(self):
+        """After an upgrade QEMU does not report a feature any more."""
+        with mock.patch.object(base.FakeLibvirt, 'lacks', ['avx2']):
+            answer = self.report()
+        self.assertIsNone(answer['needs'][0]['needs']['cpu'])
+        self.assertEqual([('CPU', 'not known', 'not known')], [
+            (row['running'], row['computed'], row['covered'])
+            for row in answer['findings'] if row['finding'] == 'dest-cpu'])
 
     def test_read_only_libvirt_is_noted(self):
         with mock.patch.object(base.FakeLibvirt, 'is_writable', False):
