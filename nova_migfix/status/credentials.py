@@ -147,10 +147,7 @@ def _judge_server(where: tuple[str, int]) -> Iterator[upgradecheck.Result]:
 
 
 def judge_served(where: tuple[str, int]) -> Iterator[upgradecheck.Result]:
-    """Yield the problems of the certificate that a host presents.
-
-    :param where: name or address, and port
-    """
+    """Yield the problems of the certificate at a host and a port."""
     try:
         certificate = _served(where)
     except (OSError, ValueError) as error:

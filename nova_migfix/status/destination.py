@@ -22,6 +22,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 import json
+import subprocess
 from typing import Any
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ CONF = nova.conf.CONF
 
 # Bytes to send in one question: more than the largest packets.
 _SIZE = 100_000
-# Seconds to wait for such an answer, and for the answers about all guests.
+# Seconds to wait for such an answer, and for the answers about all guests, or
+# of a command by ssh.
 _TIMEOUT = 10
 _LONG_TIMEOUT = 60
 
@@ -117,7 +119,8 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
             address=address.check(answer['address'] or name),
             capabilities=facts.load_capabilities(answer['capabilities']))
     except (OSError, ValueError, KeyError, TypeError, AttributeError,
-            processutils.ProcessExecutionError) as error:
+            processutils.ProcessExecutionError,
+            subprocess.TimeoutExpired) as error:
         thing = 'its fixes' if found.fixes is None else 'its capabilities'
         note(f'{name} did not report {thing} by ssh: {_short(error)}')
         return found
@@ -126,7 +129,7 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
 def _run(name: str, *command: str) -> Any:
     return json.loads(transfer.execute(
         name, 'nova-migfix-status', *command, '--json',
-        check_exit_code=[0, 1, 2]))
+        check_exit_code=[0, 1, 2], timeout=_LONG_TIMEOUT))
 
 
 def _short(error: Exception) -> str:

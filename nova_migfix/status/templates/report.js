@@ -155,7 +155,7 @@ const VIEWS = {
     ['Host', 'short', (host) => host.host],
     ['Safe to drain', 'short', (host) => [
       badge(host.drain, host.drain), ' ', host.state === 'told' ? '' : badge(host.state, 'unknown')]],
-    ['Why', '', (host) => lines(host.why)],
+    ['Why', 'wide', (host) => lines(host.why)],
     ['Drain to', 'short', destinations],
     ['Guests', 'number', (host) => count(host.guests)],
     ['With findings', 'number', (host) => count(guestCount(host.findings))],

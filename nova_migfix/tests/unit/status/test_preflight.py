@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import re
+import subprocess
 from unittest import mock
 
 import ddt
@@ -220,7 +221,8 @@ class TestCovered(PreflightTestCase):
             covered['config-drive'], covered['kernel-ramdisk']))
         self.assertEqual('compute2', asked.call_args.args[0])
 
-    @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'])
+    @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'],
+              subprocess.TimeoutExpired('ssh', 60))
     def test_unreachable_destination_is_noted(self, answer):
         with mock.patch.object(transfer, 'execute', autospec=True,
                                side_effect=answer):
