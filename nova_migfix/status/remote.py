@@ -43,10 +43,18 @@ _ERRORS: tuple[tuple[str, bool, str], ...] = (
      'its subject alternative name.'),
     ('has expired', True, 'Renew the certificate.'),
     ('not yet active', True, 'Compare the clocks of the hosts.'),
-    ('Failed to verify peer|not trusted|known issuer|validation failed'
-     '|Certificate failed validation', True,
-     'Give both hosts certificates of one CA, valid now and with this name '
-     'or address.'),
+    # libvirt 9 tells no more of any fault of the host's certificate
+    ("Failed to verify peer's certificate|Certificate failed validation",
+     True, 'The check of certificates says whether its name, address and time '
+     'are right. If they are, it is of a CA that this host does not have: '
+     'give all hosts certificates of one CA.'),
+    ('Unable to read TLS confirmation', False,
+     'The host refuses the client certificate of this one: compare its CA, '
+     'and tls_allowed_dn_list in libvirtd.conf of the host.'),
+    ('Cannot read|Unable to set x509', False,
+     'This user cannot read the certificates of libvirt\'s client, or they '
+     'are not here: run this command as root, or beside the libvirt of the '
+     'source.'),
     ('(?i)unable to resolve address|could not resolve hostname', True,
      'Add the name to DNS, or to /etc/hosts of the source.'),
     ('Connection refused', True, 'Let sshd listen there, at the port in '

@@ -86,7 +86,14 @@ class TestConnect(testtools.TestCase):
          'subject alternative name'),
         ('The server certificate /etc/x.pem has expired', FAILURE, 'Renew'),
         ('The server certificate x is not yet active', FAILURE, 'clocks'),
-        ('Failed to verify peer\'s certificate', FAILURE, 'one CA'),
+        # libvirt 9.0 with another name, time or CA; with a server that ends
+        # the session; without certificates
+        ('authentication failed: Failed to verify peer\'s certificate',
+         FAILURE, 'one CA'),
+        ('Unable to read TLS confirmation: Input/output error', WARNING,
+         'tls_allowed_dn_list'),
+        ('Cannot read CA certificate \'/etc/pki/CA/cacert.pem\': No such file '
+         'or directory', WARNING, 'as root'),
         ('authentication failed: Failed to start SASL negotiation: -20 '
          '(SASL(-13): user not found)', WARNING, 'auth.conf'),
         ('Failed to collect auth credentials', WARNING, 'auth.conf'),
@@ -97,7 +104,7 @@ class TestConnect(testtools.TestCase):
         ('Cannot recv data: ssh: Could not resolve hostname h', FAILURE,
          'DNS'),
         ('no answer within 20 seconds', FAILURE, 'MTU'),
-        ('Cannot read private key', WARNING, 'virsh --connect'))
+        ('End of file while reading data', WARNING, 'virsh --connect'))
     @ddt.unpack
     def test_error_of_libvirt_has_its_remedy(self, problem, code, remedy):
         self.open.side_effect = hypervisor.Unavailable(problem)
