@@ -10,11 +10,12 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Find the maximum number of queues of a tap device on this host.
+"""Find the features of tap devices on this host.
 
-The limit is the kernel's MAX_TAP_QUEUES: 8 before Linux 4.0, 256 since then,
-and 256 in some older kernels of distributions. As the version number does not
-determine the limit, this module opens queues as libvirt does for a guest.
+The limit of queues is the kernel's MAX_TAP_QUEUES: 8 before Linux 4.0, 256
+since then, and 256 in some older kernels of distributions. As the version
+number does not determine the limit, this module opens queues as libvirt does
+for a guest. It sets offloads as QEMU does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,19 @@ TUNSETIFF = 0x400454ca
 IFF_TAP = 0x0002
 IFF_NO_PI = 0x1000
 IFF_MULTI_QUEUE = 0x0100
+IFF_VNET_HDR = 0x4000
+TUNSETOFFLOAD = 0x400454d0
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 0x01, 0x02, 0x04
+TUN_F_USO4, TUN_F_USO6 = 0x20, 0x40
+TUN_F_UDP_TUNNEL_GSO = 0x80
+
+# Flags that QEMU probes: tap_probe_has_uso and tap_probe_has_tunnel in
+# net/tap-linux.c. A kernel accepts a flag only with those that it depends on.
+# Linux 6.2 has USO, Linux 6.17 the other.
+OFFLOADS = {
+    'USO': TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6,
+    'UDP tunnel': TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_UDP_TUNNEL_GSO,
+}
 # struct ifreq: a name of 16 bytes and a union of 24 that has ifr_flags
 IFREQ = '16sH22x'
 
@@ -76,3 +90,34 @@ def count_queues(wanted: int) -> int:
 def max_queues() -> int:
     """Return the limit of the running kernel, which is constant."""
     return count_queues(ENOUGH)
+
+
+@nova.privsep.sys_admin_pctxt.entrypoint
+def accepted_offloads() -> list[str]:
+    """Return the keys of OFFLOADS that a tap device of this kernel accepts.
+
+    The device is not persistent.
+
+    :raises OSError: the kernel does not allow a tap device
+    """
+    descriptor = os.open('/dev/net/tun', os.O_RDWR | os.O_CLOEXEC)
+    found = []
+    try:
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack(
+            IFREQ, b'migfix%d', IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        for name, flags in OFFLOADS.items():
+            try:
+                fcntl.ioctl(descriptor, TUNSETOFFLOAD, flags)
+                found.append(name)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+    finally:
+        os.close(descriptor)
+    return found
+
+
+@functools.cache
+def offloads() -> frozenset[str]:
+    """Return the offloads of the running kernel, which are constant."""
+    return frozenset(accepted_offloads())

@@ -142,7 +142,12 @@ def _judge_server(where: tuple[str, int]) -> Iterator[upgradecheck.Result]:
     path = _LIBVIRT / 'servercert.pem'
     if os.access(path, os.R_OK):
         yield from _judge_file(path, where[0])
-        return
+    else:
+        yield from judge_served(where)
+
+
+def judge_served(where: tuple[str, int]) -> Iterator[upgradecheck.Result]:
+    """Yield the problems of the certificate at a host and a port."""
     try:
         certificate = _served(where)
     except (OSError, ValueError) as error:

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from collections.abc import Iterator
 import functools
 import os
-import pathlib
 import pwd
 import re
 import socket
@@ -35,12 +34,13 @@ from oslo_upgradecheck import upgradecheck
 
 from nova_migfix import status
 from nova_migfix.status import credentials
-from nova_migfix.status import hypervisor
 from nova_migfix.status import qemu
+from nova_migfix.status import remote
 from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
 from nova_migfix.status.results import warning
 from nova_migfix.status import shared
+from nova_migfix.status import userfault
 from nova_migfix.tls import users
 from nova_migfix.transport import address
 from nova_migfix.transport import libvirt_uri
@@ -49,14 +49,8 @@ CONF = nova.conf.CONF
 
 # Seconds to wait for a connection and its first line.
 _TIMEOUT = 5
-# Seconds to wait for a login, or for libvirt.
+# Seconds to wait for a login.
 _LOGIN_TIMEOUT = 20
-
-# Errors of libvirt that do not depend on the user who connects.
-_CERTAIN = ('does not match the hostname', 'has expired', 'not yet active')
-
-_USERFAULTFD = pathlib.Path('/proc/sys/vm/unprivileged_userfaultfd')
-_DEVICE = pathlib.Path('/dev/userfaultfd')
 
 Check = Callable[[], upgradecheck.Result]
 
@@ -202,43 +196,14 @@ def _at_uri(check: Callable[[str], upgradecheck.Result],
 
 
 def _libvirt(uri: str) -> upgradecheck.Result:
-    where = libvirt_port(uri)
-    if where:
-        try:
-            socket.create_connection(where, _TIMEOUT).close()
-        except OSError as error:
-            return failure(
-                f'libvirt does not answer at {where[0]}, port {where[1]}: '
-                f'{error}. No guest can be migrated to this host. Let libvirt '
-                'listen on this address (listen_addr, or the sockets of '
-                'systemd), or change [libvirt] live_migration_inbound_addr.')
     try:
-        problem = hypervisor.problem(uri, _LOGIN_TIMEOUT)
+        return remote.connect(uri).result
     except status.Error as error:
         return warning(f'Not checked: {error}')
-    if not problem:
-        return success(f'libvirt answers at {uri}.')
-    if any(text in problem for text in _CERTAIN):
-        return failure(f'{uri}: {problem}. No guest can be migrated to this '
-                       'host: renew the certificate, with this address.')
-    return warning(
-        f'{uri}: {problem}. The libvirt of the source opens this URI as its '
-        'own user, mostly root, whose keys and passwords may differ from '
-        'those of this user. Try "virsh --connect URI uri" beside the '
-        'libvirt of another host.')
-
-
-def libvirt_port(uri: str) -> tuple[str, int] | None:
-    """Return host and TCP port of a URI of libvirt.
-
-    :returns: None if libvirt uses ssh or another command
-    """
-    where = libvirt_uri.server(uri)
-    return where if where and libvirt_uri.transport(uri) != 'ssh' else None
 
 
 def _libvirt_certificates(uri: str) -> upgradecheck.Result:
-    where = libvirt_port(uri)
+    where = remote.port(uri)
     if not where or libvirt_uri.transport(uri) == 'tcp':
         return success(f'Not used: {uri}.')
     return credentials.of_libvirt(where)
@@ -294,35 +259,10 @@ def _usable(own: str, ports: range) -> Iterator[tuple[int, str]]:
 
 
 def _post_copy() -> upgradecheck.Result:
-    """Check whether QEMU may handle page faults of the kernel.
-
-    See vm.unprivileged_userfaultfd in the kernel's documentation. QEMU 8.0
-    and later prefer /dev/userfaultfd, if libvirt lets them open it.
-    """
     if not CONF.libvirt.live_migration_permit_post_copy:
         return success('Not used: [libvirt] live_migration_permit_post_copy.')
-    try:
-        if _USERFAULTFD.read_text().strip() != '0':
-            return success('vm.unprivileged_userfaultfd is 1.')
-    except FileNotFoundError:
-        return success('This kernel has no vm.unprivileged_userfaultfd.')
-    except OSError as error:
-        return warning(f'Not checked: {error}.')
-    user = qemu.user()
-    remedy = 'Set vm.unprivileged_userfaultfd = 1 with sysctl.'
-    if user is None:
-        return warning('vm.unprivileged_userfaultfd is 0, and the user of '
-                       'QEMU is not known: post-copy fails unless it is root. '
-                       f'{remedy}')
-    if user.uid == 0:
-        return success('QEMU is root.')
-    if _DEVICE.exists():
-        return warning(
-            'vm.unprivileged_userfaultfd is 0, and QEMU is not root: '
-            'post-copy fails unless QEMU is 8.0 or later and may open '
-            f'{_DEVICE}. {remedy}')
-    return failure('vm.unprivileged_userfaultfd is 0, and QEMU is not root: '
-                   f'live migrations with post-copy fail. {remedy}')
+    is_allowed, reason = userfault.state()
+    return {True: success, False: failure, None: warning}[is_allowed](reason)
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (

@@ -19,15 +19,15 @@ moved that needs a fix on the destination. This module does not need Nova.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 import dataclasses
 import enum
 import json
 import pathlib
-import re
 from typing import Any
+from typing import NamedTuple
 
 from nova_migfix import status
+from nova_migfix.status import facts
 
 #: file in the directory with the names of all hosts, one per line
 ASKED = 'hosts'
@@ -41,16 +41,12 @@ TEXTS = ('instance', 'domain', 'finding', 'device', 'running', 'computed',
 _MAY_BE_NOTHING = frozenset(('running', 'computed'))
 
 # Names and results of checks of ``upgrade check``.
-_PLUGIN, _TLS = 'Plugin', 'TLS'
-_OF_A_SOURCE = ('Migration address', 'ssh to the migration address')
-_WARNING, _FAILURE = 1, 2
+PLUGIN, _TLS = 'Plugin', 'TLS'
+_WARNING = 1
 
 # Findings that depend on the TLS that QEMU negotiates; no fix prevents them.
-_OVER_TLS = frozenset(('tls', 'old-library'))
-_SAFE_TLS = 'a policy for TLS'
-
-# A note of preflight that it could not check a guest completely.
-_INCOMPLETE = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}: ')
+OVER_TLS = frozenset(('tls', 'old-library'))
+SAFE_TLS = 'a policy for TLS'
 
 
 class State(enum.Enum):
@@ -71,6 +67,13 @@ class Drain(enum.Enum):
     YES = 'yes'
 
 
+class Group(NamedTuple):
+    """Guests of one host with equal needs."""
+
+    instances: list[str]
+    needs: facts.Needs
+
+
 @dataclasses.dataclass
 class Host:
     """The state of one host; field names are the keys of the JSON."""
@@ -89,6 +92,14 @@ class Host:
     notes: list[str] = dataclasses.field(default_factory=list)
     checks: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     findings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    #: classes of its guests, see placement
+    placement: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    #: classes of the other hosts that can run all guests, by verdict
+    destinations: dict[str, list[int]] = dataclasses.field(
+        default_factory=dict)
+    #: None: not known, as of an older plugin; the JSON has them by class
+    capabilities: facts.Capabilities | None = None
+    groups: list[Group] = dataclasses.field(default_factory=list)
 
     def check(self, name: str) -> dict[str, Any]:
         """Return the check of a name, an empty one if the host has none."""
@@ -99,13 +110,13 @@ class Host:
     def offers(self) -> frozenset[str]:
         """The fixes, and the TLS policy, that protect guests arriving here."""
         tls = self.check(_TLS)
-        safe = {_SAFE_TLS} if 'safe.' in tls['details'] else set()
+        safe = {SAFE_TLS} if 'safe.' in tls['details'] else set()
         return frozenset(safe.union(() if self.must_restart else self.fixes))
 
     @property
     def must_restart(self) -> bool:
         """Whether nova-compute needs a restart to load its nova.conf."""
-        return bool(self.check(_PLUGIN)['result'] == _WARNING)
+        return bool(self.check(PLUGIN)['result'] == _WARNING)
 
 
 # -- reading the answers -----------------------------------------------------
@@ -181,6 +192,12 @@ def _take_preflight(host: Host, answer: dict[str, Any]) -> None:
     host.seconds = float(answer['seconds'])
     host.notes = list(map(str, answer['notes']))
     host.fixes = list(map(str, answer['fixes']))
+    # a plugin before these facts does not have them
+    if answer.get('capabilities'):
+        host.capabilities = facts.load_capabilities(answer['capabilities'])
+    host.groups = [Group(list(map(str, group['instances'])),
+                         facts.load_needs(group['needs']))
+                   for group in answer.get('needs', ())]
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -206,81 +223,6 @@ def _last_line(text: Any) -> str:
     return lines[-1].strip() if lines else ''
 
 
-# -- whether a host can be drained -------------------------------------------
-
-def judge(hosts: list[Host]) -> None:
-    """Set for each host whether it can be drained, and the reasons."""
-    able: dict[frozenset[str], int] = {}
-    for host in hosts:
-        needs = _needs(host)
-        if needs not in able:
-            able[needs] = sum(needs <= other.offers for other in hosts)
-        host.needs = sorted(needs)
-        # a host is not its own destination
-        _judge(host, able[needs] - (needs <= host.offers), len(hosts) - 1)
-
-
-def _needs(host: Host) -> frozenset[str]:
-    """Return the fixes and policy that guests need on their destination."""
-    return frozenset(
-        _SAFE_TLS if row['finding'] in _OVER_TLS else row['fix']
-        for row in host.findings
-        if row['finding'] in _OVER_TLS or row['covered'].startswith('if '))
-
-
-def _judge(host: Host, able: int, others: int) -> None:
-    reasons = [
-        *((Drain.UNKNOWN, error) for error in host.errors),
-        *((Drain.UNKNOWN, note) for note in host.notes
-          if _INCOMPLETE.match(note)),
-        *_of_guests(host), *_of_checks(host)]
-    if host.needs:
-        needs = ', '.join(host.needs)
-        reasons.append((
-            Drain.NO if not able else
-            Drain.DEPENDS if able < others else Drain.YES,
-            f'The destination needs {needs}: {able} of {others} other hosts '
-            'are known to have it.'))
-    order = list(Drain)
-    reasons.sort(key=lambda reason: order.index(reason[0]))
-    host.drain = reasons[0][0] if reasons else Drain.YES
-    host.why = [text for _drain, text in reasons]
-
-
-def _of_guests(host: Host) -> Iterator[tuple[Drain, str]]:
-    here = [row for row in host.findings if row['finding'] not in _OVER_TLS]
-    harmed = _guests(row for row in here if row['result'] == _FAILURE)
-    unsure = _guests(row for row in here if row['covered'] == 'not known')
-    changed = _guests(row for row in here if row['covered'] == 'no') - harmed
-    if harmed:
-        yield (Drain.NO, 'Guests that would fail or be harmed: '
-                         f'{len(harmed)} of {host.guests}.')
-    if changed:
-        yield (Drain.CHANGES, 'Guests that would change: '
-                              f'{len(changed)} of {host.guests}.')
-    if unsure:
-        yield (Drain.DEPENDS, 'Guests whose migration depends on the '
-                              'destination or the guest: '
-                              f'{len(unsure)} of {host.guests}.')
-
-
-def _of_checks(host: Host) -> Iterator[tuple[Drain, str]]:
-    covered = _guests(row for row in host.findings
-                      if row['covered'] not in ('no', 'not known'))
-    if host.must_restart and covered:
-        yield Drain.NO, host.check(_PLUGIN)['details']
-    # Only the plugin fetches from that address.
-    if host.check(_PLUGIN)['result'] != _FAILURE and covered:
-        for name in _OF_A_SOURCE:
-            check = host.check(name)
-            if check['result'] == _FAILURE:
-                yield Drain.NO, f'{name}: {check["details"]}'
-
-
-def _guests(rows: Iterable[dict[str, Any]]) -> set[str]:
-    return {row['instance'] for row in rows}
-
-
 # -- summary -----------------------------------------------------------------
 
 def summary(hosts: list[Host]) -> dict[str, Any]:
@@ -293,8 +235,13 @@ def summary(hosts: list[Host]) -> dict[str, Any]:
         'drain': {drain.value: sum(host.drain is drain for host in hosts)
                   for drain in Drain},
         'guests': sum(host.guests for host in hosts),
-        'guests_with_findings': len(_guests(rows)),
-        'guests_not_covered': len(_guests(
+        'guests_with_findings': len(guests(rows)),
+        'guests_not_covered': len(guests(
             row for row in rows if row['covered'] == 'no')),
         'findings': len(rows),
     }
+
+
+def guests(rows: Iterable[dict[str, Any]]) -> set[str]:
+    """Return the UUIDs of the guests of findings."""
+    return {row['instance'] for row in rows}

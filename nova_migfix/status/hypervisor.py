@@ -13,14 +13,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
+from concurrent import futures
 import contextlib
 import dataclasses
 import functools
-import queue
 import threading
 from typing import Any
+from typing import TypeVar
 
 from lxml import etree
 from nova.compute import power_state
@@ -29,6 +31,10 @@ from nova.virt.libvirt import guest
 
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import status
+from nova_migfix.status import queries
+from nova_migfix.transport import libvirt_uri
+
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,26 +103,69 @@ def state(uuid: str) -> str:
     return str(power_state.STATE_MAP[guest.LIBVIRT_POWER_STATE[number]])
 
 
-def problem(uri: str, seconds: float) -> str:
-    """Return why libvirt at a URI cannot be used; '' if it can.
+def open_uri(uri: str, seconds: float) -> Any:
+    """Connect to libvirt at a URI, as the libvirt of a source does.
 
     :param seconds: to wait for libvirt, which has no limit itself
+    :returns: the connection
+    :raises Unavailable: there is no connection
     :raises Error: this environment has no libvirt-python
     """
     libvirt = _libvirt()
-    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    if libvirt_uri.transport(uri) == 'ssh':
+        # ask for no password
+        uri += ('&' if '?' in uri else '?') + 'no_tty=1'
+    return limited(seconds, lambda: libvirt.openAuth(uri, _auth(libvirt), 0))
 
-    def connect() -> None:
+
+class Unavailable(Exception):
+    """libvirt does not answer, or refuses a connection."""
+
+
+def limited(seconds: float, call: Callable[[], T]) -> T:
+    """Call libvirt, and wait only so many seconds.
+
+    :raises Unavailable: libvirt fails, or does not answer in time
+    :raises Error: this environment has no libvirt-python
+    """
+    libvirt = _libvirt()
+    answer: futures.Future[T] = futures.Future()
+
+    def run() -> None:
         try:
-            libvirt.openAuth(uri, _auth(libvirt), libvirt.VIR_CONNECT_RO)
-            answers.put('')
-        except libvirt.libvirtError as error:
-            answers.put(str(error))
-    threading.Thread(target=connect, daemon=True).start()
+            answer.set_result(call())
+        except Exception as error:
+            answer.set_exception(error)
+    # an executor would wait for the thread at the end of this process
+    threading.Thread(target=run, daemon=True).start()
     try:
-        return answers.get(timeout=seconds)
-    except queue.Empty:
-        return f'no answer within {seconds} seconds'
+        return answer.result(timeout=seconds)
+    except futures.TimeoutError:
+        raise Unavailable(f'no answer within {seconds} seconds') from None
+    except libvirt.libvirtError as error:
+        raise Unavailable(str(error)) from error
+
+
+@contextlib.contextmanager
+def asked(note: Callable[[str], object]) -> Iterator[queries.Queries]:
+    """Connect to nova-compute's libvirt for questions.
+
+    :param note: is called with each thing that is not known
+    :raises Error: libvirt does not answer
+    """
+    libvirt = _libvirt()
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(_connected(libvirt, flags=0))
+        except status.Error:
+            connection = stack.enter_context(_connected(libvirt))
+        yield queries.Queries(libvirt, connection, note)
+
+
+def ask(connection: Any,
+        note: Callable[[str], object]) -> queries.Queries:
+    """Return the questions to libvirt through a connection of open_uri()."""
+    return queries.Queries(_libvirt(), connection, note)
 
 
 def deprecated_machines() -> frozenset[tuple[str, str]]:

@@ -13,9 +13,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import logging
 import os
 import shlex
+from typing import TypeVar
 
 import nova.privsep
 from nova import utils
@@ -23,6 +25,8 @@ from oslo_config import cfg
 from oslo_privsep import priv_context
 
 CONF = cfg.CONF
+
+T = TypeVar('T')
 
 
 def acquire() -> None:
@@ -38,6 +42,20 @@ def acquire() -> None:
         CONF.set_override('helper_command', shlex.join(
             _without_password(own)), context.cfg_section)
     context.set_client_mode(True)
+
+
+def call(function: Callable[[], T]) -> T:
+    """Call one of Nova's privsep functions, as this user if that suffices.
+
+    :raises OSError: the function failed
+    :raises FailedToDropPrivileges: this user cannot start the daemon
+    """
+    nova.privsep.sys_admin_pctxt.set_client_mode(False)
+    try:
+        return function()
+    except PermissionError:
+        acquire()
+        return function()
 
 
 def _without_password(command: str) -> list[str]:

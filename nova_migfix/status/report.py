@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import base64
 from collections.abc import Callable
-import dataclasses
 import datetime
 import enum
 import hashlib
@@ -33,10 +32,17 @@ import jinja2
 import prettytable
 
 from nova_migfix import status
+from nova_migfix.status import drain
+from nova_migfix.status import facts
 from nova_migfix.status import fleet
+from nova_migfix.status import matching
+from nova_migfix.status import placement
 
 #: fields of a finding in a row of the page, after the host's number
 COLUMNS = (*fleet.TEXTS, 'result')
+
+# Fields of a host that the JSON has once for all hosts of a class.
+_APART = frozenset(('capabilities', 'groups'))
 
 _EXIT_CODES = {fleet.Drain.YES: 0, fleet.Drain.NO: 2}
 
@@ -47,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
     :returns: 0: all hosts can be drained; 2: one cannot; 1: otherwise
     """
     hosts = fleet.read(pathlib.Path(args.directory))
-    fleet.judge(hosts)
+    matrix = drain.judge(hosts)
     now = datetime.datetime.now(datetime.timezone.utc)
     whole = {'created': now.isoformat(timespec='seconds'),
-             'summary': fleet.summary(hosts), 'hosts': hosts}
+             'summary': fleet.summary(hosts), 'hosts': hosts,
+             'placement': matrix}
     for path, rendered in ((args.json, as_json), (args.html, as_html)):
         if path:
             _write(path, rendered(whole))
@@ -69,9 +76,9 @@ def _table(hosts: list[fleet.Host]) -> str:
     """Count hosts by verdict, and name those that did not answer."""
     table = prettytable.PrettyTable(['Safe to drain', 'Hosts', 'Guests'])
     table.align = 'l'
-    for drain in fleet.Drain:
-        found = [host for host in hosts if host.drain is drain]
-        table.add_row([drain.value, len(found),
+    for verdict in fleet.Drain:
+        found = [host for host in hosts if host.drain is verdict]
+        table.add_row([verdict.value, len(found),
                        sum(host.guests for host in found)])
     return '\n'.join((str(table), *(
         f'{host.host} {host.state.value}: {"; ".join(host.errors)}'
@@ -84,8 +91,10 @@ def as_json(whole: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return (value.value if isinstance(value, enum.Enum)
-            else dataclasses.asdict(value))
+    if isinstance(value, placement.Matrix):
+        return value.as_json()
+    return value.value if isinstance(value, enum.Enum) else {
+        name: one for name, one in vars(value).items() if name not in _APART}
 
 
 def as_html(whole: dict[str, Any]) -> str:
@@ -123,7 +132,55 @@ def _page_data(whole: dict[str, Any]) -> dict[str, Any]:
     findings = [[index, *(number(row[name]) for name in COLUMNS)]
                 for index, host in enumerate(hosts) for row in host.findings]
     return {'hosts': [_page_host(host, number) for host in hosts],
-            'columns': COLUMNS, 'findings': findings, 'strings': [*strings]}
+            'columns': COLUMNS, 'findings': findings,
+            'placement': _page_placement(hosts, whole['placement'], number),
+            'strings': [*strings]}
+
+
+def _page_placement(hosts: list[fleet.Host], matrix: placement.Matrix,
+                    number: Callable[[Any], int]) -> dict[str, Any]:
+    """Return the classes and their matrix; hosts and texts as numbers."""
+    order = {host.host: index for index, host in enumerate(hosts)}
+    where: list[list[list[int]]] = [[] for _guests in matrix.guests]
+    for index, host in enumerate(hosts):
+        for one in host.placement:
+            where[one['class']].append([index, one['guests']])
+    return {
+        'guests': [{
+            'where': at, 'needs': list(map(number, _needs(guests))),
+            'cells': [[matching.verdict(reasons).value, *(
+                number(_reason(reason)) for reason in reasons)]
+                for reasons in row]}
+            for guests, at, row in zip(
+                matrix.guests, where, matrix.cells, strict=True)],
+        'hosts': [[order[name] for name in one.names]
+                  for one in matrix.hosts]}
+
+
+def _needs(guests: placement.Guests) -> list[str]:
+    """Describe a class of guests."""
+    needs = guests.needs
+    lines = ['not known'] if needs is None else [
+        f'{needs.machine.machine}, {needs.machine.virt_type}, '
+        f'{needs.machine.emulator}', 'CPU: ' + (
+            'host-passthrough' if needs.is_passthrough else
+            needs.cpu.model or 'any' if needs.cpu else 'not known')]
+    if needs and needs.queues > 1:
+        lines.append(f'vNIC queues: {needs.queues}')
+    for title, names in (
+            ('vNIC offloads', needs and needs.offloads),
+            ('secrets', needs and needs.secrets), ('fixes', guests.fixes)):
+        if names:
+            lines.append(f'{title}: ' + ', '.join(sorted(names)))
+    if needs and needs.hypervisor:
+        lines.append(f'QEMU: {facts.shown(needs.hypervisor)}')
+    return lines
+
+
+def _reason(reason: matching.Reason) -> str:
+    return ' '.join(filter(None, (
+        placement.thing(reason), f'{reason.value}:' if reason.value else '',
+        reason.answer)))
 
 
 def _page_host(host: fleet.Host,
@@ -131,6 +188,7 @@ def _page_host(host: fleet.Host,
     return {
         'host': host.host, 'name': host.name, 'state': host.state.value,
         'drain': host.drain.value, 'why': host.why, 'guests': host.guests,
+        'destinations': host.destinations,
         'fixes': host.fixes, 'notes': list(map(number, host.notes)),
         # only checks with a warning or failure
         'checks': [[number(check['check']), check['result'],

@@ -28,7 +28,6 @@ import tempfile
 
 import nova.conf
 from nova import exception
-import nova.privsep
 from nova import version
 from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import vif
@@ -161,7 +160,7 @@ def _patched(found: list[fixes.Found]) -> upgradecheck.Result:
 def _queues() -> upgradecheck.Result:
     wanted = vif.LibvirtGenericVIFDriver(None)._get_max_tap_queues()
     try:
-        possible = _possible_queues()
+        possible = privileges.call(tap.max_queues)
     except (OSError, daemon.FailedToDropPrivileges) as error:
         return warning(
             'The number of queues that a tap device supports could not be '
@@ -173,24 +172,6 @@ def _queues() -> upgradecheck.Result:
     return success(
         f'The kernel opens {possible} queues of a tap device; Nova gives a '
         f'vNIC up to {wanted or "one for each vCPU"}.')
-
-
-def _possible_queues() -> int:
-    """Return the number of queues that the kernel opens for a tap device.
-
-    Tries as this user first, then with Nova's privsep daemon, as nova-compute
-    does.
-
-    :raises OSError: the kernel does not allow a tap device
-    :raises FailedToDropPrivileges: this user cannot start the daemon
-    """
-    context = nova.privsep.sys_admin_pctxt
-    context.set_client_mode(False)
-    try:
-        return tap.max_queues()
-    except PermissionError:
-        privileges.acquire()
-        return tap.max_queues()
 
 
 def _ephemeral_disks() -> upgradecheck.Result:

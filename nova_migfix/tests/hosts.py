@@ -48,6 +48,10 @@ KINDS = (
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'kernel_ramdisk', 'outage',
          'paused', 'post_copy', 'restart', 'rollback_state', 'source_address',
          'tls_rekey', 'vnic')
+EMULATOR = '/usr/bin/qemu-system-x86_64'
+CPU = {'arch': 'x86_64', 'model': 'Skylake-Server', 'vendor': 'Intel',
+       'features': ['avx2', 'avx512f', 'sse2']}
+OLD_CPU = {**CPU, 'model': 'Broadwell', 'features': ['avx2', 'sse2']}
 REMEDY = 'Reboot the instance hard, at a time of its owner\'s choosing.'
 
 
@@ -90,11 +94,39 @@ def checks(plugin=True, **results):
         for name, (result, details) in found.items()]}
 
 
-def preflight(host, findings, guests=50, plugin=True, notes=()):
-    """Return the output of ``preflight --json``."""
+def capabilities(**changes):
+    """Return the capabilities of a host, as preflight prints them."""
+    return {
+        'hypervisor': 8002002, 'libvirt': 10000000, 'emulators': [
+            {'path': EMULATOR, 'arch': 'x86_64', 'virt_types': ['kvm'],
+             'machines': ['pc-q35-7.2', 'pc-q35-8.2']}],
+        'cpus': {'kvm': CPU}, 'secrets': [], 'queues': 256,
+        'offloads': ['UDP tunnel', 'USO'], 'post_copy': True, **changes}
+
+
+def needs(instances, machine='pc-q35-8.2', **changes):
+    """Return guests with equal needs, as preflight prints them."""
+    return {'instances': list(instances), 'needs': {
+        'machine': {'emulator': EMULATOR, 'arch': 'x86_64',
+                    'machine': machine, 'virt_type': 'kvm'},
+        'cpu': CPU, 'is_passthrough': False, 'secrets': [], 'queues': 1,
+        'offloads': [], 'post_copy': True, 'hypervisor': 8002002,
+        'skips_version': False, 'libvirt': 10000000, **changes}}
+
+
+def preflight(host, findings, guests=50, plugin=True, notes=(), **other):
+    """Return the output of ``preflight --json``.
+
+    :param other: other values; by default all guests run on all hosts
+    """
+    known = list(dict.fromkeys(row['instance'] for row in findings))
+    known += [str(uuid.uuid5(uuid.NAMESPACE_DNS, f'{host}-{number}'))
+              for number in range(len(known), guests)]
     return {'host': host, 'destination': '',
             'fixes': list(FIXES if plugin else ()), 'guests': guests,
-            'seconds': 0.21, 'findings': findings, 'notes': list(notes)}
+            'seconds': 0.21, 'findings': findings, 'notes': list(notes),
+            'address': None, 'checks': [], 'capabilities': capabilities(),
+            'needs': [needs(known)] if guests else [], **other}
 
 
 def registered(printed, rc=0):
@@ -131,11 +163,41 @@ def write_many(directory, hosts, guests, often=.25):
 def _write_one(directory, name, number, guests, often, chance):
     plugin = number % 4 != 3
     kinds = [row[0] for row in KINDS if row[0] != 'tls' or number % 50 == 9]
-    rows = []
-    for index in range(guests if number % 5 else 0):
+    rows, uuids = [], []
+    for index in range(guests):
         guest = str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        uuids.append(guest)
+        if number % 5 == 0:
+            continue
         rows += [finding(kind, guest, plugin,
                          f'instance-{number * guests + index:08x}')
                  for kind in kinds if chance.random() < often]
     write(directory, name, registered(checks(plugin), 0 if plugin else 2),
-          registered(preflight(name, rows, guests, plugin)))
+          registered(preflight(name, rows, guests, plugin,
+                               **_facts(number, uuids))))
+
+
+def _facts(number, uuids):
+    """Return capabilities and needs of a host of a fleet.
+
+    One in 100 has an older plugin. Of the others one in ten has an older QEMU,
+    one in ten an older CPU, one in 50 a kernel without offloads. Guests have
+    three machine types or numbers of queues.
+    """
+    if number % 100 == 50:
+        return {'capabilities': None, 'needs': []}
+    has_old_qemu, has_old_cpu = number % 10 == 1, number % 10 == 2
+    cpu = OLD_CPU if has_old_cpu else CPU
+    able, common = {'cpus': {'kvm': cpu}}, {'cpu': cpu}
+    if has_old_qemu:
+        able.update(hypervisor=7002000, libvirt=9000000, emulators=[
+            {**capabilities()['emulators'][0], 'machines': ['pc-q35-7.2']}])
+        common.update(hypervisor=7002000, libvirt=9000000)
+    if number % 50 == 3:
+        able['offloads'] = []
+    new = 'pc-q35-7.2' if has_old_qemu else 'pc-q35-8.2'
+    return {'capabilities': capabilities(**able), 'needs': [
+        needs(uuids[::3], 'pc-q35-7.2', **common),
+        needs(uuids[1::3], new, **common, offloads=(
+            [] if has_old_qemu or number % 50 == 3 else ['USO'])),
+        needs(uuids[2::3], new, queues=4, **common)]}

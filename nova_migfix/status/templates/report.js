@@ -29,6 +29,15 @@ const findings = data.findings.map(([number, ...values]) => {
   return row;
 });
 
+// Classes of guests with equal needs, and of hosts with equal capabilities.
+const hostClasses = data.placement.hosts.map((numbers) => numbers.map((number) => hosts[number]));
+const guestClasses = data.placement.guests.map((guests) => {
+  const needs = guests.needs.map((number) => strings[number]);
+  const cells = guests.cells.map(([verdict, ...reasons]) => ({verdict, reasons: reasons.map((number) => strings[number])}));
+  const where = new Map(guests.where.map(([number, many]) => [hosts[number], many]));
+  return {needs, cells, where, text: [...needs, ...cells.flatMap((cell) => cell.reasons)].join('\n').toLowerCase()};
+});
+
 // -- filters ------------------------------------------------------------------
 
 const form = $('filters');
@@ -60,9 +69,18 @@ function select(want) {
   return {
     findings: ofFindings,
     guests: guestsOf(ofFindings),
+    placement: placed(kept, want.text),
     hosts: ofHosts.filter((host) => withFindings.has(host)
       || (!byFinding && (want.text === ANY || host.text.includes(want.text)))),
   };
+}
+
+// Classes with guests on the selected hosts, the largest first.
+function placed(kept, text) {
+  return guestClasses.filter((guests) => text === ANY || guests.text.includes(text)).map((guests) => {
+    const on = [...guests.where].filter(([host]) => kept.has(host));
+    return {...guests, on, number: on.reduce((sum, [, many]) => sum + many, 0)};
+  }).filter((guests) => guests.number).sort((one, other) => other.number - one.number);
 }
 
 function guestsOf(rows) {
@@ -85,11 +103,42 @@ function element(name, text, className) {
   return made;
 }
 
+const VERDICTS = ['yes', 'unknown', 'no'];
 const COVERED = {yes: 'yes', no: 'no'};
 const badge = (text, className) => element('span', text, `badge ${className}`);
 const shown = (value) => (value === null ? '–' : value);
 const guestCount = (rows) => new Set(rows.map((row) => row.instance)).size;
 const lines = (texts) => texts.map((text) => element('p', text));
+
+// A list that has elements only while it is open.
+function folded(title, list) {
+  const made = element('details');
+  const summary = element('summary');
+  summary.append(title);
+  made.append(summary);
+  made.addEventListener('toggle', () => made.append(element('p', list().join(', '))), {once: true});
+  return made;
+}
+
+const hostCount = (number) => `${count(number)} ${number === 1 ? 'host' : 'hosts'}`;
+
+function destinations(host) {
+  return VERDICTS.flatMap((verdict) => {
+    const there = host.destinations[verdict].flatMap((number) => hostClasses[number]).filter((other) => other !== host);
+    const title = badge(`${verdict}: ${hostCount(there.length)}`, verdict);
+    return there.length ? [folded(title, () => there.map((other) => other.host))] : [];
+  });
+}
+
+const cells = (verdict) => (guests) => {
+  const found = new Map();
+  guests.cells.forEach((cell, number) => {
+    const key = cell.reasons.join('\n');
+    if (cell.verdict === verdict) found.set(key, {...cell, hosts: [...(found.get(key) || {hosts: []}).hosts, ...hostClasses[number]]});
+  });
+  return [...found.values()].flatMap((cell) => [
+    folded(hostCount(cell.hosts.length), () => cell.hosts.map((host) => host.host)), ...lines(cell.reasons)]);
+};
 
 function details(host) {
   const checks = host.checks.map(([check, , text]) => `${strings[check]}: ${strings[text]}`);
@@ -106,11 +155,20 @@ const VIEWS = {
     ['Host', 'short', (host) => host.host],
     ['Safe to drain', 'short', (host) => [
       badge(host.drain, host.drain), ' ', host.state === 'told' ? '' : badge(host.state, 'unknown')]],
-    ['Why', '', (host) => lines(host.why)],
+    ['Why', 'wide', (host) => lines(host.why)],
+    ['Drain to', 'short', destinations],
     ['Guests', 'number', (host) => count(host.guests)],
     ['With findings', 'number', (host) => count(guestCount(host.findings))],
     ['Fixes', '', (host) => host.fixes.join(', ')],
     ['Checks and notes', '', details],
+  ],
+  placement: [
+    ['Guests', 'number', (guests) => count(guests.number)],
+    ['On', 'short', (guests) => folded(hostCount(guests.on.length), () => guests.on.map(([host, many]) => `${host.host} (${count(many)})`))],
+    ['Needs', '', (guests) => lines(guests.needs)],
+    ['Can run on', 'short', cells('yes')],
+    ['Not known on', '', cells('unknown')],
+    ['Cannot run on', '', cells('no')],
   ],
   guests: [
     ['Guest', 'code', (guest) => guest.instance],

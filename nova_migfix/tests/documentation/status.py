@@ -17,11 +17,13 @@ import shlex
 import fixtures
 from oslo_concurrency import processutils
 
-from nova_migfix.abi import tap
 from nova_migfix.status import endpoint
 from nova_migfix.status import explain
-from nova_migfix.status import preflight
+from nova_migfix.status import finders
+from nova_migfix.status import remote
+from nova_migfix.status import results
 from nova_migfix.tests.unit.status import base
+from nova_migfix.transport import transfer
 
 PROGRAM = 'nova-migfix-status'
 
@@ -32,11 +34,12 @@ class Status(fixtures.Fixture):
     def _setUp(self):
         for module, name, replacement in (
                 (explain, 'QEMU_LOGS', base.DATA),
-                (tap, 'max_queues', lambda: 256),
-                (endpoint, '_ssh_destination', self._no_ssh)):
+                (endpoint, '_ssh_destination', self._no_ssh),
+                (transfer, 'execute', self._no_ssh),
+                (remote, 'connect', self._no_libvirt)):
             self.useFixture(fixtures.MonkeyPatch(
                 f'{module.__name__}.{name}', replacement))
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         self._host = self.useFixture(base.Hypervisor())
         self._host.command.write(self._host.text('nova.conf').replace(
             '[DEFAULT]', f'[DEFAULT]\nlog_file = {base.DATA}/nova-compute.log')
@@ -45,6 +48,10 @@ class Status(fixtures.Fixture):
     @staticmethod
     def _no_ssh(*_args, **_kwargs):
         raise processutils.ProcessExecutionError
+
+    @staticmethod
+    def _no_libvirt(_uri):
+        return remote.Connected(None, results.warning('no connection'))
 
     def run(self, command):
         """Run a command as it is shown; return its result."""

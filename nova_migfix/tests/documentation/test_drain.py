@@ -53,7 +53,8 @@ class DrainTestCase(cloud.CloudTestCase):
     def shown(self, section, migration=''):
         return [command for command, _ in pages.commands(
             'admin/drain.rst', section, host='src', server=self.server['id'],
-            migration=migration) if not command.startswith(status.PROGRAM)]
+            destination='dest', migration=migration)
+            if not command.startswith(status.PROGRAM)]
 
     def test_drain_commands_move_the_guest(self):
         self.do('export OS_COMPUTE_API_VERSION=2.80')
@@ -91,7 +92,8 @@ class DrainStatusTestCase(testtools.TestCase):
 
     @ddt.data(*(command for command, _ in pages.commands(
         'admin/drain.rst', host='compute1', server=status_base.uuid(2),
-        migration=1) if command.startswith(status.PROGRAM)))
+        destination='compute2', migration=1)
+        if command.startswith(status.PROGRAM)))
     def test_status_commands_of_the_drain_page_succeed(self, command):
         ran = self.useFixture(status.Status()).run(command)
         self.assertIn(ran.code, (0, 1, 2), ran.err)

@@ -64,7 +64,8 @@ class PageTestCase(test_fleet.FleetTestCase):
 
     def assertShown(self, hosts, guests, findings):
         """Assert the numbers in the tabs and in the tables."""
-        self.assertEqual((hosts, guests, findings), self.browser.counts())
+        self.assertEqual((hosts, guests, findings),
+                         self.browser.counts()[:3])
         for view, number in (('findings', findings), ('guests', guests),
                              ('hosts', hosts)):
             self.browser.view(view)
@@ -74,14 +75,14 @@ class PageTestCase(test_fleet.FleetTestCase):
         page = self.open()
         self.assertEqual(['5', '1, 1', '6', '3', '1'],
                          page.texts('.tiles dd:not(.words)'))
-        self.assertEqual(['yes 1', 'depends 1', 'unknown 2', 'no 1'],
+        self.assertEqual(['depends 2', 'unknown 2', 'no 1'],
                          page.texts('.tiles .words span'))
         self.assertShown(5, 3, 4)
         self.assertEqual(['compute11', 'compute3', 'compute4', 'compute1',
                           'compute2'], self.column(0))
         self.assertEqual(['no', 'unknown unreachable', 'unknown failed',
-                          'depends', 'yes'], self.column(1))
-        self.assertEqual(['2', '0', '0', '2', '2'], self.column(3))
+                          'depends', 'depends'], self.column(1))
+        self.assertEqual(['2', '0', '0', '2', '2'], self.column(4))
         self.assertIn(hosts.UNREACHABLE['msg'], self.column(2)[1])
 
     def test_findings_and_guests_have_their_rows(self):
@@ -96,16 +97,61 @@ class PageTestCase(test_fleet.FleetTestCase):
 
     def test_details_show_checks_and_notes(self):
         page = self.open()
-        page.click('details')
+        page.click('td:last-child details')
         self.assertIn('Neutron was not queried.', page.texts('details p'))
         self.assertIn('compute_driver is libvirt.LibvirtDriver',
                       ''.join(page.texts('details p')))
+
+    def test_hosts_are_listed_as_destinations(self):
+        page = self.open()
+        page.type('host', 'compute2')
+        (row,) = page.rows()
+        self.assertEqual('yes: 2 hosts\nunknown: 2 hosts', row[3])
+        page.click('td:nth-child(4) details')
+        self.assertEqual(['compute1, compute11'],
+                         page.texts('td:nth-child(4) details p'))
+
+    def test_guests_are_listed_with_their_destinations(self):
+        self.put('compute5', facts={'guests': 0, 'needs': [],
+                                    'capabilities': hosts.capabilities(
+                                        emulators=[])})
+        page = self.open()
+        page.view('placement')
+        self.assertEqual(2, page.counts()[3])
+        needs = f'pc-q35-8.2, kvm, {hosts.EMULATOR}\nCPU: Skylake-Server'
+        unknown = ('2 hosts\ncapabilities not known: the host did not '
+                   'answer')
+        emulator = f'emulator {hosts.EMULATOR}: no emulator for x86_64'
+        self.assertEqual([
+            ['5', '3 hosts', f'{needs}\nQEMU: 8.2.2', '3 hosts', unknown,
+             f'1 host\n{emulator}'],
+            ['1', '1 host', f'{needs}\nfixes: config_drive\nQEMU: 8.2.2',
+             '2 hosts', unknown,
+             f'1 host\nfix config_drive: not active there\n1 host\n'
+             f'{emulator}']], [
+                 ['\n'.join(filter(None, cell.split('\n'))) for cell in row]
+                 for row in page.rows()])
+        page.click('td:nth-child(2) details')
+        self.assertEqual(
+            ['compute1 (1), compute11 (2), compute2 (2)'],
+            [', '.join(sorted(text.split(', '))) for text in page.texts(
+                'td:nth-child(2) details p')])
+
+    @ddt.data(('host', 'compute11', 1), ('host', 'compute3', 0),
+              ('text', 'CONFIG_DRIVE', 1), ('text', 'did not answer', 2))
+    @ddt.unpack
+    def test_filters_apply_to_destinations(self, name, text, number):
+        page = self.open()
+        page.type(name, text)
+        page.view('placement')
+        self.assertEqual(number, len(page.rows()))
+        self.assertEqual(number, page.counts()[3])
 
     @ddt.data(
         ('finding', 'vnic', (2, 3, 3)), ('finding', 'config-drive', (1, 1, 1)),
         ('covered', 'no', (1, 1, 1)), ('covered', 'yes', (1, 2, 2)),
         ('covered', 'if on the destination', (1, 1, 1)),
-        ('drain', 'yes', (1, 0, 0)), ('drain', 'depends', (1, 2, 3)),
+        ('drain', 'yes', (0, 0, 0)), ('drain', 'depends', (2, 2, 3)),
         ('drain', 'unknown', (2, 0, 0)))
     @ddt.unpack
     def test_selection_filters_the_tables(self, name, value, counts):
@@ -184,7 +230,7 @@ class PageTestCase(test_fleet.FleetTestCase):
         """WCAG 2 requires a contrast of 4.5 between text and background."""
         page = self.open()
         page.emulate(scheme)
-        for selector in ('body', 'footer', '.tiles dd.no', '.tiles .yes',
+        for selector in ('body', 'footer', '.tiles dd.no', '.badge.yes',
                          '.tiles .depends', '.tiles .unknown', 'th'):
             self.assertGreaterEqual(page.contrast(selector), 4.5, selector)
 

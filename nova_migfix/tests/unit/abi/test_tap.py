@@ -86,6 +86,35 @@ class TestTap(testtools.TestCase):
         self.run_on(kernel, 3)
         self.assertEqual([b'migfix%d', b'migfix0', b'migfix0'], kernel.names)
 
+    def offloads_on(self, kernel_flags, refusal=errno.EINVAL):
+        """Return the offloads of a kernel that knows some flags."""
+        def ioctl(descriptor, request, argument):
+            self.assertEqual(100, descriptor)
+            if request == tap.TUNSETIFF:
+                _name, flags = struct.unpack(tap.IFREQ, argument)
+                self.assertTrue(flags & tap.IFF_VNET_HDR)
+            elif argument & ~kernel_flags:
+                raise OSError(refusal, os.strerror(refusal))
+            return b''
+        with mock.patch.object(os, 'open', return_value=100), \
+                mock.patch.object(os, 'close') as closed, \
+                mock.patch.object(fcntl, 'ioctl', side_effect=ioctl):
+            try:
+                return tap.accepted_offloads()
+            finally:
+                closed.assert_called_once_with(100)
+
+    @ddt.data((0x1f, []),                       # before Linux 6.2
+              (0x7f, ['USO']),                  # before Linux 6.17
+              (0x1ff, ['USO', 'UDP tunnel']))
+    @ddt.unpack
+    def test_offloads_are_those_that_the_kernel_accepts(
+            self, flags, expected):
+        self.assertEqual(expected, self.offloads_on(flags))
+
+    def test_refused_device_has_no_known_offloads(self):
+        self.assertRaises(OSError, self.offloads_on, 0, errno.EBADFD)
+
     @ddt.data(errno.EPERM, errno.EMFILE)
     def test_any_other_error_of_the_kernel_is_raised(self, refusal):
         kernel = Kernel(2, refusal)

@@ -126,6 +126,10 @@ class Hypervisor(fixtures.Fixture):
         self._real = real
 
     def _setUp(self):
+        for name, value in (('max_queues', 256),
+                            ('offloads', frozenset(tap.OFFLOADS))):
+            self.useFixture(fixtures.MonkeyPatch(
+                f'{tap.__name__}.{name}', lambda value=value: value))
         instances = self.useFixture(migfix_fixtures.Instances())
         self.path = instances.path
         self.base = instances.base
@@ -161,36 +165,73 @@ def uuid(number):
     return f'{number:08x}-0000-4000-8000-{number:012x}'
 
 
+EMULATOR = '/usr/bin/qemu-system-x86_64'
+
+
 class FakeLibvirt:
     """A fake of libvirt-python that reads its domains from a file.
 
+    It is also its only connection, and answers questions only.
+
     :ivar asks: credentials that it requests from the client
-    :ivar capabilities: XML that it returns
+    :ivar is_writable: whether it allows connections that are not read-only
+    :ivar secrets: UUIDs, of Ceph but for 'volume'
+    :ivar lacks: features of CPUs that the host does not have
     """
 
     asks = ()
-    capabilities = '<capabilities/>'
+    is_writable = True
+    secrets = ()
+    lacks = ()
+    capabilities = f'''<capabilities>
+      <host><cpu><arch>x86_64</arch></cpu></host>
+      <guest><arch name="x86_64"><emulator>{EMULATOR}</emulator>
+        <machine deprecated="no">pc-i440fx-7.2</machine>
+        <domain type="kvm"/></arch></guest></capabilities>'''
+    domain_capabilities = f'''<domainCapabilities>
+      <path>{EMULATOR}</path><domain>kvm</domain>
+      <machine>pc-i440fx-7.2</machine><arch>x86_64</arch>
+      <cpu><mode name="host-model" supported="yes">
+        <model>Broadwell</model><vendor>Intel</vendor>
+        <feature policy="require" name="vmx"/>
+        <feature policy="disable" name="hle"/>
+      </mode></cpu></domainCapabilities>'''
+    #: features of each model
+    models = {'Broadwell': ['avx2', 'hle', 'sse2'], 'Nehalem': ['sse2']}
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
     VIR_CONNECT_RO = 1
     (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
      VIR_CRED_PASSPHRASE, VIR_CRED_NOECHOPROMPT,
      VIR_CRED_EXTERNAL) = range(2, 8)
+    VIR_SECRET_USAGE_TYPE_CEPH = 2
+    VIR_FROM_RPC = 7
+    VIR_ERR_INVALID_ARG = 8
+    VIR_ERR_OPERATION_DENIED = 29
+    VIR_ERR_SYSTEM_ERROR = 38
     VIR_ERR_NO_DOMAIN = 42
     VIR_ERR_AUTH_FAILED = 45
+    VIR_ERR_CONFIG_UNSUPPORTED = 67
+    VIR_ERR_CPU_INCOMPATIBLE = 91
 
     class libvirtError(Exception):
 
-        def __init__(self, said, code=0):
+        def __init__(self, said, code=0, domain=10):
             super().__init__(said)
             self._code = code
+            self._domain = domain
+
+        def get_error_domain(self):
+            return self._domain
 
         def get_error_code(self):
             return self._code
 
     def openAuth(self, uri, auth, flags):
         kinds, answer, _opaque = auth
-        if flags != self.VIR_CONNECT_RO:
-            raise AssertionError('not for reading')
+        if flags != self.VIR_CONNECT_RO and not self.is_writable:
+            raise self.libvirtError('access denied',
+                                    self.VIR_ERR_OPERATION_DENIED)
+        self._is_read_only = flags == self.VIR_CONNECT_RO
         if not set(self.asks) <= set(kinds) or answer(
                 [[kind, '', '', None, None] for kind in self.asks], None):
             raise self.libvirtError('Failed to collect auth credentials',
@@ -206,6 +247,69 @@ class FakeLibvirt:
 
     def getCapabilities(self):
         return self.capabilities
+
+    def _require_writable(self):
+        if self._is_read_only:
+            raise self.libvirtError('read only access prevents it',
+                                    self.VIR_ERR_OPERATION_DENIED)
+
+    def getVersion(self):
+        return 7002000
+
+    def getLibVersion(self):
+        return 9000000
+
+    def isAlive(self):
+        return True
+
+    def listAllSecrets(self):
+        return [mock.Mock(spec=['UUIDString', 'usageType'], **{
+            'UUIDString.return_value': one,
+            'usageType.return_value': (
+                1 if one == 'volume' else self.VIR_SECRET_USAGE_TYPE_CEPH)})
+            for one in self.secrets]
+
+    def getDomainCapabilities(self, emulator, arch, machine, virt, _flags):
+        self._require_writable()
+        if emulator not in (None, EMULATOR):
+            raise self.libvirtError(
+                f'Cannot check QEMU binary {emulator}: No such file or '
+                'directory', self.VIR_ERR_SYSTEM_ERROR)
+        if machine and machine not in self.capabilities:
+            raise self.libvirtError(
+                f'the machine \'{machine}\' is not supported by emulator '
+                f'\'{emulator}\'', self.VIR_ERR_INVALID_ARG)
+        return self.domain_capabilities
+
+    def _features(self, cpu):
+        document = etree.fromstring(cpu)
+        found = set(self.models[document.findtext('model')])
+        for feature in document.iterfind('feature'):
+            if feature.get('policy') == 'require':
+                found.add(feature.get('name'))
+            else:
+                found.discard(feature.get('name'))
+        return found
+
+    def baselineHypervisorCPU(self, _emulator, _arch, _machine, _virt, cpus,
+                              _flags):
+        self._require_writable()
+        return '<cpu><model>x</model>{}</cpu>'.format(''.join(
+            f'<feature policy="require" name="{name}"/>'
+            for name in sorted(self._features(cpus[0]) - set(self.lacks))))
+
+    def compareCPU(self, _cpu, _flags):
+        return 1
+
+    def compareHypervisorCPU(self, _emulator, _arch, _machine, _virt, cpu,
+                             _flags):
+        self._require_writable()
+        if missing := self._features(cpu) & set(self.lacks):
+            raise self.libvirtError(
+                'the CPU is incompatible with host CPU: Host CPU does not '
+                'provide required features: ' + ', '.join(sorted(missing)),
+                self.VIR_ERR_CPU_INCOMPATIBLE)
+        return 2
 
     def lookupByUUIDString(self, wanted):
         for domain in self.listAllDomains(0):

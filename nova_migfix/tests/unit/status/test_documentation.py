@@ -20,13 +20,13 @@ import fixtures
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix.abi import tap
 from nova_migfix.cmd import status
 from nova_migfix.status import endpoint
 from nova_migfix.status import explain
+from nova_migfix.status import finders
+from nova_migfix.status import findings
 from nova_migfix.status.heal import display
 from nova_migfix.status import hypervisor
-from nova_migfix.status import preflight
 from nova_migfix.status import upgrade
 from nova_migfix.tests import pages
 from nova_migfix.tests.unit.status import base
@@ -57,13 +57,11 @@ class TestDocumentation(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             explain, 'QEMU_LOGS', base.DATA))
         self.useFixture(fixtures.MockPatchObject(
-            tap, 'max_queues', autospec=True, return_value=256))
-        self.useFixture(fixtures.MockPatchObject(
             endpoint, '_ssh_destination', autospec=True,
             side_effect=processutils.ProcessExecutionError))
         self.useFixture(fixtures.MockPatchObject(
             hypervisor, 'guests', lambda: contextlib.nullcontext({})))
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         host = self.useFixture(base.Hypervisor())
         host.command.write(host.text('nova.conf').replace(
             '[DEFAULT]', f'[DEFAULT]\nlog_file = {base.DATA}/nova-compute.log')
@@ -100,7 +98,7 @@ class TestDocumentation(testtools.TestCase):
 
     def test_every_finding_check_and_column_is_described(self):
         names = [f'``{name}``' for name in (
-            *preflight.KINDS, *preflight.Finding._fields,
+            *findings.KINDS, *findings.Finding._fields,
             *explain.Explanation._fields[1:2])]
         names += [f'* - {name}\n' for name, _ in upgrade.CHECKS]
         for name in names:

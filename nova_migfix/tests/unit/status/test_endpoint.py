@@ -32,7 +32,9 @@ from nova_migfix import status
 from nova_migfix.status import endpoint
 from nova_migfix.status import hypervisor
 from nova_migfix.status import qemu
+from nova_migfix.status import remote
 from nova_migfix.status import shared
+from nova_migfix.status import userfault
 from nova_migfix.tests.unit.status import base
 
 SUCCESS, WARNING, FAILURE = upgradecheck.Code
@@ -211,8 +213,8 @@ class TestLibvirt(base.StatusTestCase):
         self.addCleanup(self.server.close)
         self.port = self.server.getsockname()[1]
         self.use('tcp')
-        self.problem = self.useFixture(fixtures.MockPatchObject(
-            hypervisor, 'problem', autospec=True, return_value='')).mock
+        self.open = self.useFixture(fixtures.MockPatchObject(
+            hypervisor, 'open_uri', autospec=True)).mock
 
     def use(self, transport):
         self.configure(
@@ -222,7 +224,7 @@ class TestLibvirt(base.StatusTestCase):
     def test_open_uri_is_success(self):
         uri = f'qemu+tcp://127.0.0.1:{self.port}/system'
         self.assertCheck(self.NAME, SUCCESS, f'libvirt answers at {uri}')
-        self.assertEqual(uri, self.problem.call_args.args[0])
+        self.assertEqual(uri, self.open.call_args.args[0])
 
     def test_uri_is_the_one_of_nova(self):
         self.configure(f'{OWN}\nlive_migration_scheme = ssh')
@@ -232,7 +234,7 @@ class TestLibvirt(base.StatusTestCase):
         self.server.close()
         self.assertCheck(self.NAME, FAILURE, str(self.port), '111',
                          'Let libvirt listen')
-        self.problem.assert_not_called()
+        self.open.assert_not_called()
 
     @ddt.data(
         ('Certificate [session] owner does not match the hostname 127.0.0.1',
@@ -240,11 +242,11 @@ class TestLibvirt(base.StatusTestCase):
         ('authentication failed: no password', WARNING))
     @ddt.unpack
     def test_error_of_libvirt_is_judged(self, problem, code):
-        self.problem.return_value = problem
+        self.open.side_effect = hypervisor.Unavailable(problem)
         self.assertCheck(self.NAME, code, problem)
 
     def test_missing_libvirt_python_is_a_warning(self):
-        self.problem.side_effect = status.Error('no module')
+        self.open.side_effect = status.Error('no module')
         self.assertCheck(self.NAME, WARNING, 'Not checked: no module')
 
     def test_hypervisor_without_live_migration_is_not_checked(self):
@@ -270,16 +272,16 @@ class TestLibvirtPort(testtools.TestCase):
         ('qemu:///system', None), ('qemu+tcp://h:x/system', None))
     @ddt.unpack
     def test_port_depends_on_the_transport(self, uri, expected):
-        self.assertEqual(expected, endpoint.libvirt_port(uri))
+        self.assertEqual(expected, remote.port(uri))
 
     @hypothesis.given(strategies.text())
     def test_any_text_has_a_port_or_none(self, uri):
         for text in (uri, f'qemu+tcp://{uri}'):
-            found = endpoint.libvirt_port(text)
+            found = remote.port(text)
             self.assertTrue(found is None or found[1] < 65536)
 
 
-class TestProblem(testtools.TestCase):
+class TestOpenUri(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
@@ -287,21 +289,38 @@ class TestProblem(testtools.TestCase):
         self.useFixture(fixtures.MockPatchObject(
             hypervisor, '_libvirt', return_value=self.libvirt))
 
-    def test_open_uri_has_no_problem(self):
+    def test_connection_is_returned(self):
         path = pathlib.Path(self.useFixture(fixtures.TempDir()).join('x'))
         path.write_text('<node/>')
-        self.assertEqual('', hypervisor.problem(f'test://{path}', 10))
+        self.assertEqual(7002000, hypervisor.open_uri(
+            f'test://{path}', 10).getVersion())
 
-    def test_error_of_libvirt_is_the_problem(self):
-        self.assertIn('nosuch', hypervisor.problem('test:///nosuch', 10))
+    def test_error_of_libvirt_is_raised(self):
+        self.assertIn('nosuch', str(self.assertRaises(
+            hypervisor.Unavailable, hypervisor.open_uri, 'test:///nosuch',
+            10)))
 
     def test_silent_libvirt_is_not_waited_for(self):
         done = threading.Event()
         self.addCleanup(done.set)
         self.libvirt.openAuth = lambda *_args: done.wait(60)
         begin = time.monotonic()
-        self.assertIn('no answer', hypervisor.problem('test:///', .1))
+        self.assertIn('no answer', str(self.assertRaises(
+            hypervisor.Unavailable, hypervisor.open_uri, 'test:///', .1)))
         self.assertLess(time.monotonic() - begin, 30)
+
+    def test_ssh_asks_for_no_password(self):
+        with mock.patch.object(self.libvirt, 'openAuth') as opened:
+            for uri in ('qemu+ssh://h/system', 'qemu+ssh://h/system?port=1'):
+                hypervisor.open_uri(uri, 10)
+        self.assertEqual(
+            ['qemu+ssh://h/system?no_tty=1',
+             'qemu+ssh://h/system?port=1&no_tty=1'],
+            [call.args[0] for call in opened.call_args_list])
+
+    def test_errors_of_the_plugin_are_raised(self):
+        self.assertRaises(ZeroDivisionError, hypervisor.limited, 10,
+                          lambda: 1 / 0)
 
 
 class TestPorts(base.StatusTestCase):
@@ -352,9 +371,9 @@ class TestPostCopy(base.StatusTestCase):
         directory = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         self.value, self.device = directory / 'value', directory / 'device'
         self.value.write_text('0\n')
-        for name, path in (('_USERFAULTFD', self.value),
+        for name, path in (('_SETTING', self.value),
                            ('_DEVICE', self.device)):
-            self.useFixture(fixtures.MockPatchObject(endpoint, name, path))
+            self.useFixture(fixtures.MockPatchObject(userfault, name, path))
         self.user = self.useFixture(fixtures.MockPatchObject(
             qemu, 'user', autospec=True,
             return_value=qemu.User(42, frozenset()))).mock

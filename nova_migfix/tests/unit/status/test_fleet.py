@@ -18,8 +18,9 @@ import fixtures
 import testtools
 
 from nova_migfix import status
+from nova_migfix.status import drain
+from nova_migfix.status import findings
 from nova_migfix.status import fleet
-from nova_migfix.status import preflight
 from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 
@@ -33,17 +34,22 @@ class FleetTestCase(testtools.TestCase):
         self.directory = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path)
 
-    def put(self, name, *findings, plugin=True, notes=(), **checks):
-        """Write the answers of a host."""
+    def put(self, name, *findings, plugin=True, notes=(), facts=None,
+            **checks):
+        """Write the answers of a host.
+
+        :param facts: other values of preflight
+        """
         hosts.write(
             self.directory, name,
             hosts.registered(hosts.checks(plugin, **checks)),
             hosts.registered(hosts.preflight(
-                name, list(findings), 2, plugin, notes)))
+                name, list(findings), plugin=plugin, notes=notes,
+                **{'guests': 2, **(facts or {})})))
 
     def judged(self):
         found = fleet.read(self.directory)
-        fleet.judge(found)
+        self.matrix = drain.judge(found)
         return {host.host: host for host in found}
 
     def assertDrain(self, drain, *why, host='a'):
@@ -64,16 +70,16 @@ class TestRead(FleetTestCase):
         self.assertEqual([hosts.finding('vnic', A)], host.findings)
 
     def test_columns_match_those_of_preflight(self):
-        self.assertEqual({*preflight.Finding._fields},
+        self.assertEqual({*findings.Finding._fields},
                          {*fleet.TEXTS, 'result'})
 
     def test_example_findings_match_those_of_preflight(self):
         for name, *_, fix, covered, harm in hosts.KINDS:
-            kind = preflight.KINDS[name]
+            kind = findings.KINDS[name]
             self.assertEqual(kind.fix.name, fix)
             if covered != 'if on the destination':
                 self.assertEqual(2 if kind.fails else 1, harm)
-            self.assertEqual(covered, preflight._covered(
+            self.assertEqual(covered, findings.covered(
                 kind, frozenset(hosts.FIXES), None))
 
     def test_unreachable_host_is_unknown(self):
@@ -149,22 +155,26 @@ class TestDrain(FleetTestCase):
 
     def test_host_without_findings_is_safe_to_drain(self):
         self.put('a', plugin=False)
+        self.put('b', plugin=False)
         self.assertDrain('yes')
 
     def test_host_with_covered_findings_is_safe_to_drain(self):
         self.put('a', hosts.finding('vnic', A), hosts.finding('ephemeral', B))
+        self.put('b', plugin=False)
         self.assertDrain('yes')
 
     def test_host_with_uncovered_findings_is_not_safe_to_drain(self):
         self.put('a', hosts.finding('vnic', A, False),
                  hosts.finding('ephemeral', A, False),
                  hosts.finding('vnic-ring', B, False), plugin=False)
+        self.put('b')
         self.assertDrain(
             'no', 'Guests that would fail or be harmed: 1 of 2.',
             'Guests that would change: 1 of 2.')
 
     def test_host_with_changes_only_is_rated_changes(self):
         self.put('a', hosts.finding('vnic-ring', A, False), plugin=False)
+        self.put('b')
         self.assertDrain(
             'changes', 'Guests that would change: 1 of 2.')
 
@@ -180,46 +190,60 @@ class TestDrain(FleetTestCase):
                                 result=1)
         self.put('a', unknown, *(
             [hosts.finding(other, B, False)] if other else []), plugin=False)
+        self.put('b')
         self.assertDrain(drain, *reasons)
 
-    @ddt.data((True, True, 'yes', 2), (True, False, 'depends', 1),
-              (False, False, 'no', 0))
+    @ddt.data(
+        (True, True, 'yes', 2, ()),
+        (True, False, 'depends', 1, (
+            '1 of 2 other hosts are known to be able to run all guests.',)),
+        (False, False, 'no', 0, (
+            'Guests that no other host can run: 1 of 2.',)))
     @ddt.unpack
     def test_drain_depends_on_the_fixes_of_other_hosts(
-            self, b, c, drain, able):
+            self, b, c, drain, able, why):
         self.put('a', hosts.finding('config-drive', A),
                  hosts.finding('kernel-ramdisk', A))
         self.put('b', plugin=b)
         self.put('c', plugin=c)
         self.assertDrain(
-            drain, 'The destination needs config_drive, kernel_ramdisk: '
+            drain, *why,
+            'The destination needs config_drive, kernel_ramdisk: '
             f'{able} of 2 other hosts are known to have it.')
 
     def test_host_is_no_destination_for_itself(self):
         self.put('a', hosts.finding('config-drive', A))
-        self.assertDrain('no', 'The destination needs config_drive: 0 of 0 '
-                               'other hosts are known to have it.')
+        self.assertDrain('unknown', 'The report has no other host.',
+                         'The destination needs config_drive: 0 of 0 other '
+                         'hosts are known to have it.')
 
     def test_unreachable_host_is_no_destination(self):
         self.put('a', hosts.finding('config-drive', A))
         self.put('b')
         hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})
-        self.assertDrain('depends', 'The destination needs config_drive: 1 '
-                                    'of 2 other hosts are known to have it.')
+        self.assertDrain(
+            'depends',
+            '1 of 2 other hosts are known to be able to run all guests.',
+            'The destination needs config_drive: 1 of 2 other hosts are known '
+            'to have it.')
 
     def test_host_that_has_not_restarted_is_no_destination(self):
         self.put('a', hosts.finding('config-drive', A))
         self.put('b', Plugin=(1, 'restart it.'))
-        self.assertDrain('no', 'The destination needs config_drive: 0 of 1 '
-                               'other hosts are known to have it.')
+        self.assertDrain('no', 'Guests that no other host can run: 1 of 2.',
+                         'The destination needs config_drive: 0 of 1 other '
+                         'hosts are known to have it.')
 
-    @ddt.data(('TLSv1.2 AES256 safe.', 'yes', 1), ('rekeys.', 'no', 0))
+    @ddt.data(('TLSv1.2 AES256 safe.', 'yes', 1, ()), ('rekeys.', 'no', 0, (
+        'Guests that no other host can run: 1 of 2.',)))
     @ddt.unpack
-    def test_tls_policy_counts_on_the_destination(self, details, drain, able):
+    def test_tls_policy_counts_on_the_destination(
+            self, details, drain, able, why):
         self.put('a', hosts.finding('tls', A),
                  hosts.finding('tls', A, finding='old-library', result=1))
         self.put('b', TLS=(0, details))
-        self.assertDrain(drain, 'The destination needs a policy for TLS: '
+        self.assertDrain(drain, *why,
+                         'The destination needs a policy for TLS: '
                          f'{able} of 1 other hosts are known to have it.')
 
     def test_fix_before_a_restart_does_not_cover(self):
@@ -239,10 +263,12 @@ class TestDrain(FleetTestCase):
         note = (f'{A}: the vNICs that Nova would give it could not be '
                 'computed')
         self.put('a', notes=[note, f'{A} (x) is not an instance of Nova\'s.'])
+        self.put('b')
         self.assertDrain('unknown', note)
 
     def test_worst_reason_comes_first(self):
         self.put('a', hosts.finding('vnic', B, False), notes=[f'{A}: no'])
+        self.put('b')
         self.assertDrain('no', 'Guests that would fail or be harmed: 1 of 2.',
                          f'{A}: no')
 
@@ -256,8 +282,8 @@ class TestSummary(FleetTestCase):
         self.assertEqual({
             'hosts': 3,
             'states': {'told': 2, 'failed': 0, 'unreachable': 1},
-            'drain': {'no': 1, 'unknown': 1, 'changes': 0, 'depends': 0,
-                      'yes': 1},
+            'drain': {'no': 1, 'unknown': 1, 'changes': 0, 'depends': 1,
+                      'yes': 0},
             'guests': 4, 'guests_with_findings': 2, 'guests_not_covered': 1,
             'findings': 3}, fleet.summary([*self.judged().values()]))
 

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import re
+import subprocess
 from unittest import mock
 
 import ddt
@@ -29,9 +30,13 @@ import testtools
 
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import nova_release
+from nova_migfix.status import finders
+from nova_migfix.status import findings
 from nova_migfix.status import hypervisor
 from nova_migfix.status import preflight
 from nova_migfix.status import recomputed
+from nova_migfix.status import remote
+from nova_migfix.status import results
 from nova_migfix.status import services
 from nova_migfix.status import shared
 from nova_migfix.storage import image_file
@@ -66,19 +71,21 @@ class PreflightTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        preflight._file_system.cache_clear()
+        finders._file_system.cache_clear()
         # the findings depend on the release of Nova
         self.useFixture(fixtures.MockPatchObject(
             nova_release, 'major', autospec=True, return_value=34))
         self.host = self.useFixture(base.Hypervisor(self.real))
+        self.connect = self.useFixture(fixtures.MockPatchObject(
+            remote, 'connect', autospec=True, return_value=remote.Connected(
+                None, results.warning('no connection')))).mock
 
     def report(self, *arguments):
         ran = self.host.run('preflight', '--json', *arguments)
         self.assertEqual('', ran.err)
         answer = json.loads(ran.out)
-        self.assertEqual(max(
-            (row['result'] for row in answer['findings']), default=0),
-            ran.code)
+        self.assertEqual(max((row['result'] for row in (
+            *answer['findings'], *answer['checks'])), default=0), ran.code)
         return answer
 
     def findings(self, *arguments):
@@ -215,7 +222,8 @@ class TestCovered(PreflightTestCase):
             covered['config-drive'], covered['kernel-ramdisk']))
         self.assertEqual('compute2', asked.call_args.args[0])
 
-    @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'])
+    @ddt.data(processutils.ProcessExecutionError('refused'), ['{'], ['{}'],
+              subprocess.TimeoutExpired('ssh', 60))
     def test_unreachable_destination_is_noted(self, answer):
         with mock.patch.object(transfer, 'execute', autospec=True,
                                side_effect=answer):
@@ -234,10 +242,12 @@ class TestOutput(PreflightTestCase):
 
     def test_findings_are_printed_as_json(self):
         report = self.report()
-        self.assertEqual(set(preflight.Report._fields), set(report))
+        self.assertEqual(
+            {*preflight.Report._fields, 'capabilities', 'needs'} - {'here'},
+            set(report))
         self.assertEqual(('compute1', 5), (report['host'], report['guests']))
         for row in report['findings']:
-            self.assertEqual(list(preflight.Finding._fields), list(row))
+            self.assertEqual(list(findings.Finding._fields), list(row))
         notes = ' '.join(report['notes'])
         for part in ('Neutron was not queried', 'Glance was not queried',
                      'Approximated: flavor and image', 'monitor'):
@@ -246,7 +256,7 @@ class TestOutput(PreflightTestCase):
     def test_findings_are_printed_as_csv(self):
         ran = self.host.run('preflight', '--csv')
         rows = list(csv.DictReader(io.StringIO(ran.out)))
-        self.assertEqual(list(preflight.Finding._fields), list(rows[0]))
+        self.assertEqual(list(findings.Finding._fields), list(rows[0]))
         self.assertEqual(len(FINDINGS), len(rows))
         self.assertIn('Neutron was not queried', ran.err)
 

@@ -51,6 +51,7 @@ class TestReport(test_fleet.FleetTestCase):
 
     def test_report_prints_a_table(self):
         self.put('a')
+        self.put('c')
         hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
         ran = self.run_report()
         self.assertEqual('', ran.err)
@@ -61,14 +62,15 @@ class TestReport(test_fleet.FleetTestCase):
             | no            | 0     | 0      |
             | unknown       | 1     | 0      |
             | changes       | 0     | 0      |
-            | depends       | 0     | 0      |
-            | yes           | 1     | 2      |
+            | depends       | 2     | 4      |
+            | yes           | 0     | 0      |
             +---------------+-------+--------+
             b unreachable: {hosts.UNREACHABLE["msg"]}
             '''), ran.out)
 
     def test_report_exit_code_follows_the_worst_host(self):
         self.put('a')
+        self.put('d')
         self.assertEqual(0, self.run_report().code)
         hosts.write(self.directory, 'b', hosts.UNREACHABLE, {})
         self.assertEqual(1, self.run_report().code)
@@ -86,12 +88,27 @@ class TestReport(test_fleet.FleetTestCase):
 
     def test_report_is_written_as_json(self):
         self.put('a', hosts.finding('vnic', test_fleet.A))
+        self.put('b')
         told = self.json()
-        self.assertEqual({'created', 'summary', 'hosts'}, set(told))
-        host, = told['hosts']
+        self.assertEqual({'created', 'summary', 'hosts', 'placement'},
+                         set(told))
+        host, _other = told['hosts']
         self.assertEqual(('told', 'yes'), (host['state'], host['drain']))
         self.assertEqual([hosts.finding('vnic', test_fleet.A)],
                          host['findings'])
+
+    def test_report_as_json_has_placement_by_class(self):
+        self.put('a')
+        self.put('b')
+        told = self.json()
+        for host in told['hosts']:
+            one, = host['placement']
+            self.assertEqual((0, 2, 2), (
+                one['class'], one['guests'], len(one['instances'])))
+            self.assertEqual({'yes': [0], 'unknown': [], 'no': []},
+                             host['destinations'])
+            self.assertNotIn('capabilities', host)
+        self.assertEqual(['a', 'b'], told['placement']['hosts'][0]['hosts'])
 
     def test_page_needs_no_other_files(self):
         self.put('a')
@@ -136,6 +153,7 @@ class TestWithoutNova(test_fleet.FleetTestCase):
 
     def test_report_works_without_nova(self):
         self.put('a')
+        self.put('b')
         done = self.run_command('report', str(self.directory))
         self.assertEqual((0, ''), (done.returncode, done.stderr))
 
