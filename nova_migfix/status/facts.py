@@ -50,7 +50,7 @@ class Needs(NamedTuple):
     """What a running guest needs of its destination.
 
     :ivar is_passthrough: the guest has the CPU of its host
-    :ivar secrets: UUIDs of libvirt's secrets of Ceph
+    :ivar secrets: UUIDs of libvirt's secrets that Nova does not create
     :ivar queues: of the tap interface with the most queues
     :ivar offloads: those that vNICs may use; keys of abi.tap.OFFLOADS
     :ivar post_copy: Nova permits post-copy

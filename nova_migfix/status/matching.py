@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
         'cpu_models to a model that all hosts have, and hard-reboot the '
         'instance.'),
     'dest-secret': Kind(
-        'secret', 'disks of Ceph need the secret of libvirt with their UUID',
+        'secret', 'disks need the secret of libvirt that they name',
         'Define the secret on the destination: virsh secret-define, virsh '
         'secret-set-value.'),
     'dest-queues': Kind(

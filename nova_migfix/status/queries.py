@@ -34,7 +34,9 @@ from nova_migfix.status.matching import Answer
 # Flags, as the Python binding may be older than libvirt.
 _EXPAND_FEATURES = 1 << 0       # VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
 _FAIL_INCOMPATIBLE = 1 << 0     # VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE
-_MIGRATABLE = 1 << 3            # VIR_DOMAIN_XML_MIGRATABLE
+# Types of secrets that Nova creates with the guest, on the destination, too:
+# VIR_SECRET_USAGE_TYPE_VOLUME, _ISCSI and _VTPM.
+_CREATED_BY_NOVA = frozenset((1, 3, 5))
 # Policies of features that a CPU does not have.
 _WITHOUT = frozenset(('disable', 'forbid'))
 # libvirt compares migratable features only.
@@ -52,7 +54,7 @@ class Queries:
 
     :param libvirt: the Python module
     :param connection: libvirt answers some questions only if it is not
-        read-only: those about domain capabilities, CPUs and migratable XML
+        read-only: those about domain capabilities and CPUs
     :param note: is called with each thing that is not known, and the reason
     """
 
@@ -102,11 +104,10 @@ class Queries:
                 './/emulator/text()')))))
 
     def _secrets(self) -> frozenset[str]:
-        """Return the secrets of Ceph; Nova creates others for a guest."""
         return frozenset(
             secret.UUIDString()
             for secret in self._connection.listAllSecrets()
-            if secret.usageType() == self._libvirt.VIR_SECRET_USAGE_TYPE_CEPH)
+            if secret.usageType() not in _CREATED_BY_NOVA)
 
     def _cpu(self, virt_type: str) -> Cpu | None:
         """Return the CPU of the host, as guests with host-model get it."""
@@ -164,19 +165,15 @@ class Queries:
 
     # -- its guests -----------------------------------------------------------
 
-    def guest(self, uuid: str, host: Capabilities,
-              otherwise: str) -> tuple[Needs, str]:
+    def guest(self, xml: str, host: Capabilities) -> tuple[Needs, str]:
         """Return the needs of a guest of this host, and its CPU as XML.
 
-        They are those in its migratable XML, which libvirt sends.
-
+        :param xml: of the running guest: its CPU has the features that QEMU
+            has enabled, and the destination has to enable the same ones
         :param host: capabilities of the host
-        :param otherwise: XML to use if libvirt refuses the migratable one
         :returns: needs without the values that depend on the host, and with
             the offloads that the machine type may have
         """
-        xml = self._ask('migratable XML of guests',
-                        lambda: self._migratable(uuid)) or otherwise
         document = vnic_abi.parse(xml)
         kind = document.find('./os/type')
         machine = Machine(
@@ -192,16 +189,11 @@ class Queries:
             machine,
             (host.cpus or {}).get(machine.virt_type) if is_passthrough
             else self._guest_cpu(machine, cpu), is_passthrough,
-            secrets=frozenset(map(str, document.xpath(
-                './devices/disk/auth/secret[@type="ceph"]/@uuid'))),
+            secrets=_secrets_of(document, host),
             offloads=possible_offloads(machine.machine) if document.xpath(
                 _VIRTIO_TAPS) else frozenset(),
             queues=max((queues for _mac, queues in vnic_abi.tap_queues(xml)),
                        default=1)), _text(cpu)
-
-    def _migratable(self, uuid: str) -> str:
-        return str(self._connection.lookupByUUIDString(uuid).XMLDesc(
-            _MIGRATABLE))
 
     def _guest_cpu(self, machine: Machine, cpu: etree._Element) -> Cpu | None:
         if cpu.find('model') is None:
@@ -254,6 +246,15 @@ class Queries:
         return (error.get_error_code()
                 == self._libvirt.VIR_ERR_CPU_INCOMPATIBLE
                 or 'Unknown CPU' in str(error))
+
+
+def _secrets_of(document: etree._Element,
+                host: Capabilities) -> frozenset[str]:
+    """Return the secrets of the disks that Nova does not create itself."""
+    # those of Ceph, if libvirt of the host does not list its secrets
+    of_ceph = document.xpath('./devices/disk//secret[@type="ceph"]/@uuid')
+    return frozenset(map(str, of_ceph)) | (host.secrets or frozenset(
+        )).intersection(document.xpath('./devices/disk//secret/@uuid'))
 
 
 def _comparable(cpu: etree._Element) -> etree._Element:

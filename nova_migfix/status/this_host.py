@@ -67,7 +67,7 @@ def read(domains: Iterable[hypervisor.Domain],
                 offloads=_tap('offloads', tap.offloads, note),
                 post_copy=userfault.state()[0])
         guests = {domain.uuid: _comparable(asked, host, Guest(
-            *asked.guest(domain.uuid, host, domain.xml)))
+            *asked.guest(domain.xml, host)))
             for domain in domains}
     return ThisHost(host, {
         uuid: guest._replace(needs=_complete(guest.needs, host))

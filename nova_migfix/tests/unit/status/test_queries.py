@@ -56,15 +56,7 @@ class QueriesTestCase(testtools.TestCase):
             self.libvirt, self.libvirt, self.notes.append)
 
     def guest(self, xml=DOMAIN, host=None):
-        domain = mock.Mock(spec=['XMLDesc'])
-        domain.XMLDesc.return_value = xml
-        with mock.patch.object(self.libvirt, 'lookupByUUIDString',
-                               return_value=domain):
-            found = self.queries.guest(
-                base.uuid(1), host or facts.Capabilities(), '<domain/>')
-        # VIR_DOMAIN_XML_MIGRATABLE
-        domain.XMLDesc.assert_called_once_with(8)
-        return found
+        return self.queries.guest(xml, host or facts.Capabilities())
 
     # -- the host
 
@@ -105,7 +97,7 @@ class QueriesTestCase(testtools.TestCase):
 
     # -- its guests
 
-    def test_needs_are_those_of_the_migratable_xml(self):
+    def test_needs_are_those_of_the_running_guest(self):
         needs, cpu = self.guest()
         self.assertEqual(facts.Needs(
             MACHINE._replace(machine='pc-q35-8.2'),
@@ -131,14 +123,12 @@ class QueriesTestCase(testtools.TestCase):
         needs, _cpu = self.guest(DOMAIN.replace('"virtio"', '"e1000e"'))
         self.assertEqual(frozenset(), needs.offloads)
 
-    def test_other_xml_is_used_if_libvirt_refuses_the_migratable_one(self):
-        with mock.patch.object(
-                self.libvirt, 'lookupByUUIDString',
-                side_effect=self.libvirt.libvirtError('denied')):
-            needs, _cpu = self.queries.guest(
-                base.uuid(1), facts.Capabilities(), DOMAIN)
-        self.assertEqual('pc-q35-8.2', needs.machine.machine)
-        self.assertIn('denied', self.notes[0])
+    def test_secrets_that_nova_creates_are_not_needed(self):
+        self.libvirt.secrets = ['local', 'volume', 'operator']
+        host = self.queries.capabilities(['kvm'])
+        needs, _cpu = self.guest(
+            DOMAIN.replace('usage="iqn"', 'uuid="operator"'), host)
+        self.assertEqual({'local', 'operator'}, needs.secrets)
 
     # -- guests of another host
 
