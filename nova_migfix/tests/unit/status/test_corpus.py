@@ -81,6 +81,8 @@ REPORTS = {
     'Cinder is down': ('service-unreachable.cinder', 'unknown.refused'),
     'libvirt\'s ABI check': ('guest-abi.cpu', 'guest-abi.feature'),
     'Debian 13 back to 12': ('hypervisor-older.debian', 'no-valid-host.info'),
+    'LP 2152697': ('iothread-pin.older',),
+    'libvirt\'s notes of 12.5.0': ('video-model.gpu', 'video-model.vga'),
     'LP 1815989, BZ 2012179': ('arrived.unreachable',),
 }
 

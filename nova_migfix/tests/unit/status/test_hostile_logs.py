@@ -182,8 +182,8 @@ class TestLogs(test_corpus.CorpusTestCase):
 
     @ddt.data(*GROWING)
     def test_memory_does_not_grow_with_the_log(self, kind):
-        self.assertLess(self.peak(kind, 8 << 20),
-                        1.2 * self.peak(kind, 2 << 20) + (1 << 20))
+        self.assertLess(self.peak(kind, 3 << 20),
+                        1.2 * self.peak(kind, 1 << 20) + (1 << 19))
 
 
 #: name: pattern, of the tables and of what finds the lines
