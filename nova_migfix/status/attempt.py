@@ -36,7 +36,7 @@ _ANY_INSTANCE = '[instance: '
 # Of a DEBUG record: its level, context and instance. The rest quotes guests'
 # and users' data.
 _DEBUG = re.compile(
-    rf'{_TIME}\S* \d+ (?:DEBUG|TRACE) \S+ (?:\[[^\]]*\] ){{0,2}}')
+    rf'{_TIME}\S* \d+ (?:DEBUG|TRACE) \S+ (?:\[[^][]*\] ){{0,2}}')
 # Records that may have the reason.
 _DECIDING = re.compile(
     rf'{_TIME}\S* \d+ (?:(?:WARNING|ERROR|CRITICAL) |INFO nova_migfix\.)')
