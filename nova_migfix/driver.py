@@ -173,6 +173,7 @@ class LibvirtDriver(driver.LibvirtDriver):
         source = current_migration.source(fallback_from_host)
         # A hard reboot calls this too.
         if current_migration.is_live():
+            peer.check_disks(disk_info or [])
             fetch.fetch(instance, instance_dir, [
                 request for fix in self._fixes for request in
                 fix.files_to_fetch(instance, instance_dir, disk_info or [])],

@@ -10,7 +10,9 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Two more fields in the migrate_data of a live migration.
+"""Data from and for the other host of a live migration.
+
+There are two more fields in its migrate_data.
 
 The class keeps the VERSION of Nova's class. Peers without the plugin ignore
 unknown keys, and no service requests a backport that it would not request
@@ -25,11 +27,13 @@ source sets its field once more, just before it calls the destination: see
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import functools
 from typing import Any
 
 from nova import exception
+from nova.i18n import _
 from nova.objects import base
 from nova.objects import fields
 from nova.objects import migrate_data
@@ -40,6 +44,10 @@ LOG = logging.getLogger(__name__)
 SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
 
+
+# Types of the values of a disk in the disk info of all releases.
+_DISK = {'path': (str,), 'type': (str,), 'virt_disk_size': (int,),
+         'backing_file': (str, type(None))}
 
 #: the fields that this release of Nova has itself
 NOVA_FIELDS = frozenset(migrate_data.LibvirtLiveMigrateData.fields)
@@ -89,6 +97,22 @@ def add_capabilities(data: Any, capabilities: Mapping[str, str]) -> None:
     if capabilities:
         data.dest_capabilities = {
             **(get(data, DEST_CAPABILITIES) or {}), **capabilities}
+
+
+def check_disks(disks: Iterable[Any]) -> None:
+    """Check that the disk info from a source has the values that Nova sends.
+
+    :param disks: disk info, decoded
+    :raises MigrationError: a value is missing, or of another type
+    """
+    for number, disk in enumerate(disks, 1):
+        for name, types in _DISK.items():
+            value = disk.get(name, ...) if isinstance(disk, dict) else ...
+            if not isinstance(value, types):
+                raise exception.MigrationError(reason=_(
+                    'The source sent no valid %(name)s of disk %(number)d: is '
+                    'its Nova a supported one?') % {
+                        'name': name, 'number': number})
 
 
 def wrap_pre_live_migration(

@@ -31,6 +31,7 @@ from oslo_log import log as logging
 
 from nova_migfix import conf
 from nova_migfix import status
+from nova_migfix.status import terminal
 
 with contextlib.suppress(ImportError):
     # registers Nova's options
@@ -40,6 +41,9 @@ CONF = cfg.CONF     # also Nova's
 
 PROGRAM = 'nova-migfix-status'
 _DESCRIPTION = 'Check this host and its guests before migrations.'
+
+# Commands that draw on the terminal themselves.
+_DRAWING = frozenset(('heal',))
 
 #: oslo.upgradecheck's code: neither success, warning nor failure
 ERROR = 255
@@ -135,6 +139,11 @@ def main(argv: list[str] | None = None) -> int:
     :returns: 0: success; 1: a warning; 2: a failure; 255: the command could
         not do its work
     """
+    with contextlib.redirect_stderr(terminal.Printable(sys.stderr)):
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     CONF.register_cli_opt(COMMAND)
     logging.register_options(CONF)
     conf.register_opts(CONF)
@@ -159,7 +168,10 @@ def _run() -> int:
     # Some of Nova's modules read the configuration at import.
     command = importlib.import_module(
         f'nova_migfix.status.{CONF.command.name}')
-    code: int = command.run(CONF.command)
+    output = contextlib.nullcontext() if CONF.command.name in _DRAWING else (
+        contextlib.redirect_stdout(terminal.Printable(sys.stdout)))
+    with output:
+        code: int = command.run(CONF.command)
     return code
 
 

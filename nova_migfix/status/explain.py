@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import json
 import os
@@ -35,10 +33,11 @@ import nova.conf
 import prettytable
 
 from nova_migfix import status
-from nova_migfix.status import faults
-from nova_migfix.status.faults import base
+from nova_migfix.status import attempt
+from nova_migfix.status import daemon_logs
 from nova_migfix.status import hypervisor
 from nova_migfix.status import logs
+from nova_migfix.status import verdict
 
 CONF = nova.conf.CONF
 
@@ -47,23 +46,6 @@ QEMU_LOGS = pathlib.Path('/var/log/libvirt/qemu')
 # Present only if libvirt logs to a file; the second path is Kolla's.
 LIBVIRT_LOGS = (pathlib.Path('/var/log/libvirt/libvirtd.log'),
                 pathlib.Path('/var/log/kolla/libvirt/libvirtd.log'))
-
-# on the source, and on the destination
-_ARRIVED = re.compile(r'Migration operation has completed'
-                      r'|_post_live_migration\(\) is started'
-                      r'|Post operation of migration started')
-_FAILED = re.compile(r' ERROR |[Ll]ive [Mm]igration (?:failure|refused)')
-# Nova may treat a migration as complete after the domain disappeared. Then the
-# source logs the first message. The second one is the destination's, and may
-# have another cause.
-_DIED = 'Live Migration failure'
-_NOT_ARRIVED = re.compile(
-    f'{_DIED}|Unexpected error during post live migration at destination')
-_CRASHED = 'shutting down, reason=crashed'
-
-# A traceback repeats the same line.
-_MOST_LINES = 5
-_LONGEST_THING = 200
 
 COLLECT = (
     'Run this command on the other host, too. If it finds nothing there, '
@@ -77,25 +59,6 @@ UNREACHABLE = (
     'and the MTU of its tap device on the destination, and the binding of its '
     'port in Neutron.')
 _UNREACHABLE_PAGE = 'faults/state'
-
-_BOTH = (
-    'Nova logs an arrival, too: find the guest with "virsh list --all" on '
-    'both hosts before any other step.')
-_FROM_LIBVIRT = (
-    'The evidence is from the log of libvirt, which does not name guests: it '
-    'may be about another guest at that time.')
-
-
-class Match(NamedTuple):
-    """A fault, and the lines that show it."""
-
-    fault: faults.Fault
-    evidence: list[logs.Line]
-    thing: str = ''     # the group of this name in a pattern
-
-    @property
-    def meaning(self) -> str:
-        return self.fault.meaning.replace('{thing}', self.thing)
 
 
 class Explanation(NamedTuple):
@@ -134,92 +97,16 @@ def _nova_log() -> pathlib.Path:
     return pathlib.Path(os.path.join(CONF.log_dir or '', name))
 
 
-def _qemu_lines(path: str, uuid: str, found: logs.Attempt) -> list[logs.Line]:
+def _qemu_lines(path: str, uuid: str, found: attempt.Attempt
+                ) -> list[logs.Line]:
     if path:
-        return logs.qemu_file(path, uuid, found)
-    return logs.qemu(QEMU_LOGS, uuid, found)
+        return daemon_logs.qemu_file(path, uuid, found)
+    return daemon_logs.qemu(QEMU_LOGS, uuid, found)
 
 
-def _libvirt_lines(path: str, found: logs.Attempt) -> list[logs.Line]:
-    return logs.libvirt(
+def _libvirt_lines(path: str, found: attempt.Attempt) -> list[logs.Line]:
+    return daemon_logs.libvirt(
         [path] if path else filter(os.path.exists, LIBVIRT_LOGS), found)
-
-
-# -- verdict -----------------------------------------------------------------
-
-def matches(lines: Mapping[str, Sequence[logs.Line]]) -> Iterator[Match]:
-    """Yield the faults that logs show, in the order of the table.
-
-    :param lines: the lines that may have a reason, by log: a value of
-        faults.base.LOGS
-    """
-    failed_later = any(_DIED in line.text for line in lines.get(base.NOVA, ()))
-    for fault in faults.FAULTS:
-        if failed_later and fault.phase in base.BEFORE_LIBVIRT:
-            continue
-        read = [line for log in base.LOGS[fault.said_by]
-                for line in lines.get(log, ())]
-        if match := _match(fault, read):
-            yield match
-
-
-def _match(fault: faults.Fault, lines: list[logs.Line]) -> Match | None:
-    evidence: list[logs.Line] = []
-    thing = ''
-    for pattern in fault.patterns:
-        found = [(line, match) for line in lines
-                 if (match := re.search(pattern, line.text))]
-        if not found:
-            return None
-        thing = thing or found[0][1].groupdict().get('thing') or ''
-        evidence += [line for line, _ in found if line not in evidence]
-    return Match(fault, evidence[:_MOST_LINES],
-                 logs.printable(thing)[:_LONGEST_THING])
-
-
-def verdict(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
-            libvirt: Sequence[logs.Line], notes: list[str]) -> Match | None:
-    """Return the fault of a failed migration, None if it is unknown.
-
-    libvirt's log names no guest. It decides if the other logs show no fault,
-    or only a general one of which it has the kind.
-
-    :param notes: receives doubts about the fault
-    """
-    near = list(matches({base.NOVA: nova, base.QEMU: qemu}))
-    every = list(matches(
-        {base.NOVA: nova, base.QEMU: qemu, base.LIBVIRT: libvirt}))
-    if not every:
-        return None
-    found = near[0] if near else every[0]
-    found = next((match for match in every
-                  if found.fault.name in match.fault.kind_of), found)
-    if any(line in libvirt for line in found.evidence):
-        notes.append(_FROM_LIBVIRT)
-    others = [match.fault.name for match in near
-              if match.fault.name not in (found.fault.name,
-                                          *found.fault.kind_of)]
-    if others:
-        notes.append('The logs also have lines of: ' + ', '.join(others) + '.')
-    return found
-
-
-def _died(nova: Sequence[logs.Line], qemu: Sequence[logs.Line],
-          found: Match | None, notes: list[str]) -> Match:
-    """Return the fault if Nova logs both a failure and an arrival.
-
-    :param found: the fault that the failure shows
-    """
-    if found and found.fault.phase == 'any':
-        notes.append(_BOTH)
-        return found
-    return Match(faults.BY_NAME[faults.SOURCE_DIED], [
-        *(line for line in nova if _DIED in line.text),
-        *(line for line in qemu if _CRASHED in line.text)][:_MOST_LINES])
-
-
-def _has(found: logs.Attempt, pattern: re.Pattern[str]) -> bool:
-    return any(pattern.search(record.text) for record in found.records)
 
 
 def explain(uuid: str, request_id: str = '', qemu_log: str = '',
@@ -233,7 +120,7 @@ def explain(uuid: str, request_id: str = '', qemu_log: str = '',
     :param libvirt_log: log or journal of libvirt, in the same way
     :raises Error: the log of nova-compute cannot be read
     """
-    found = logs.attempt(_nova_log(), uuid, request_id)
+    found = attempt.find(_nova_log(), uuid, request_id)
     notes: list[str] = []
     # on the destination only QEMU's log may have the reason
     qemu: list[logs.Line] = []
@@ -245,29 +132,22 @@ def explain(uuid: str, request_id: str = '', qemu_log: str = '',
         libvirt = _libvirt_lines(libvirt_log, found)
     with _noted(notes):
         state = hypervisor.state(uuid)
-    records = found.records
-    begin, end, request = (
-        (records[0].time, records[-1].time, records[0].request)
-        if records else ('', '', ''))
-    arrived = _has(found, _ARRIVED)
-    if request_id and not records:
+    if request_id and not found.request:
         notes.append(f'The log has no record of {request_id}.')
-    if arrived and not _has(found, _NOT_ARRIVED):
+    if found.is_success:
         return Explanation(
-            uuid, 'arrived', request, begin, end, '', '', '', '', UNREACHABLE,
-            '', _UNREACHABLE_PAGE, state, [], notes)
-    deciding = found.deciding
-    match = verdict(deciding, qemu, libvirt, notes)
-    if arrived and any(_DIED in line.text for line in deciding):
-        match = _died(deciding, qemu, match, notes)
-    evidence = match.evidence if match else _errors(found)
+            uuid, 'arrived', found.request, found.first, found.last, '', '',
+            '', '', UNREACHABLE, '', _UNREACHABLE_PAGE, state, [], notes)
+    match = verdict.decide(found, qemu, libvirt, notes)
+    evidence = (match.evidence if match
+                else found.errors[-verdict.MOST_LINES:])
     return Explanation(
-        uuid, 'failed' if match or _has(found, _FAILED) else 'unknown',
-        request, begin, end, *_described(match), state,
+        uuid, 'failed' if match or found.has_failed else 'unknown',
+        found.request, found.first, found.last, *_described(match), state,
         [str(line) for line in evidence], notes)
 
 
-def _described(match: Match | None
+def _described(match: verdict.Match | None
                ) -> tuple[str, str, str, str, str, str, str]:
     """Return the fields of an Explanation from fault to page."""
     if not match:
@@ -286,12 +166,6 @@ def _noted(notes: list[str]) -> Iterator[None]:
         notes.append(str(error))
 
 
-def _errors(found: logs.Attempt) -> list[logs.Line]:
-    """Return the last errors, as evidence for an unknown fault."""
-    return [record.lines[0] for record in found.records
-            if ' ERROR ' in record.lines[0].text][-_MOST_LINES:]
-
-
 def _checked(args: argparse.Namespace) -> tuple[str, str, str, str]:
     """Return the arguments of :func:`explain`.
 
@@ -301,7 +175,7 @@ def _checked(args: argparse.Namespace) -> tuple[str, str, str, str]:
         uuid = str(uuids.UUID(args.uuid))
     except ValueError as error:
         raise status.Error(
-            f'{logs.printable(args.uuid)!r} is not the UUID of an instance.'
+            f'{args.uuid!r} is not the UUID of an instance.'
         ) from error
     if args.request and not re.fullmatch('req-[0-9a-f-]{36}', args.request):
         raise status.Error(

@@ -40,9 +40,14 @@ TEXTS = ('instance', 'domain', 'finding', 'device', 'running', 'computed',
          'bug', 'fix', 'covered', 'otherwise')
 _MAY_BE_NOTHING = frozenset(('running', 'computed'))
 
+#: most guests of a host, and seconds of a command
+_MOST = 10 ** 6
+#: characters of an error that are shown
+_SHOWN = 500
+
 # Names and results of checks of ``upgrade check``.
 PLUGIN, _TLS = 'Plugin', 'TLS'
-_WARNING = 1
+_SUCCESS, _WARNING, _FAILURE = range(3)
 
 # Findings that depend on the TLS that QEMU negotiates; no fix prevents them.
 OVER_TLS = frozenset(('tls', 'old-library'))
@@ -133,7 +138,8 @@ def read(directory: pathlib.Path) -> list[Host]:
                  for path in directory.iterdir()
                  if path.name.endswith(_SUFFIX)}
         asked = directory / ASKED
-        names = set(asked.read_text().split() if asked.exists() else ())
+        names = set(asked.read_text(errors='replace').split()
+                    if asked.exists() else ())
         hosts = [_read(name, files.get(name))
                  for name in sorted(names.union(files))]
     except OSError as error:
@@ -143,13 +149,30 @@ def read(directory: pathlib.Path) -> list[Host]:
     return hosts
 
 
+# What a value raises that is not of the expected kind.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError,
+              ArithmeticError, RecursionError)
+
+
+def _loads(text: str) -> Any:
+    """Return the value of JSON, without NaN and Infinity.
+
+    :raises ValueError: the text is not JSON
+    """
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f'{constant} is not a number of JSON')
+
+
 def _read(name: str, path: pathlib.Path | None) -> Host:
     host = Host(name)
     try:
-        registered = json.loads(path.read_text()) if path else {}
+        registered = _loads(path.read_text(encoding='utf-8')) if path else {}
         for command in COMMANDS:
             _take(host, command, registered.get(command) or {})
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (OSError, *_MALFORMED) as error:
         host.errors.append(f'The file of this host is not valid: {error}')
     if host.state is State.TOLD and host.errors:
         host.state = State.FAILED
@@ -168,9 +191,8 @@ def _take(host: Host, command: str, result: dict[str, Any]) -> None:
         host.errors.append(_last_line(result.get('msg')))
         return
     try:
-        _TAKE[command](host, json.loads(result.get('stdout') or ''))
-    except (ValueError, KeyError, TypeError, AttributeError,
-            RecursionError):
+        _TAKE[command](host, _loads(result.get('stdout') or ''))
+    except _MALFORMED:
         complaint = _complaint(result)
         # both commands mostly fail with the same message
         if complaint not in host.errors:
@@ -179,25 +201,40 @@ def _take(host: Host, command: str, result: dict[str, Any]) -> None:
 
 def _take_upgrade(host: Host, answer: dict[str, Any]) -> None:
     host.checks = [{'check': str(check['check']),
-                    'result': int(check['result']),
+                    'result': _result(check['result']),
                     'details': str(check['details'])}
                    for check in answer['checks']]
 
 
 def _take_preflight(host: Host, answer: dict[str, Any]) -> None:
-    host.findings = [{**{name: _text(name, row[name]) for name in TEXTS},
-                      'result': int(row['result'])}
-                     for row in answer['findings']]
-    host.name, host.guests = str(answer['host']), int(answer['guests'])
-    host.seconds = float(answer['seconds'])
-    host.notes = list(map(str, answer['notes']))
-    host.fixes = list(map(str, answer['fixes']))
+    findings = [{**{name: _text(name, row[name]) for name in TEXTS},
+                 'result': _result(row['result'])}
+                for row in answer['findings']]
+    notes, fixes = (
+        list(map(str, answer[name])) for name in ('notes', 'fixes'))
     # a plugin before these facts does not have them
-    if answer.get('capabilities'):
-        host.capabilities = facts.load_capabilities(answer['capabilities'])
-    host.groups = [Group(list(map(str, group['instances'])),
-                         facts.load_needs(group['needs']))
-                   for group in answer.get('needs', ())]
+    capabilities = (facts.load_capabilities(answer['capabilities'])
+                    if answer.get('capabilities') else None)
+    groups = [Group(list(map(str, group['instances'])),
+                    facts.load_needs(group['needs']))
+              for group in answer.get('needs', ())]
+    host.seconds = _number(float(answer['seconds']))
+    host.guests = int(_number(int(answer['guests'])))
+    host.name, host.findings = str(answer['host']), findings
+    host.notes, host.fixes = notes, fixes
+    host.capabilities, host.groups = capabilities, groups
+
+
+def _result(value: Any) -> int:
+    """:raises ValueError: it is not a result of a check"""
+    return (_SUCCESS, _WARNING, _FAILURE).index(value)
+
+
+def _number(value: float) -> float:
+    """:raises ValueError: it is not a number of guests or seconds"""
+    if not 0 <= value <= _MOST:
+        raise ValueError(f'{value} is not between 0 and {_MOST}')
+    return value
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -220,7 +257,7 @@ def _complaint(result: dict[str, Any]) -> str:
 
 def _last_line(text: Any) -> str:
     lines = str(text or '').strip().splitlines()
-    return lines[-1].strip() if lines else ''
+    return lines[-1].strip()[:_SHOWN] if lines else ''
 
 
 # -- summary -----------------------------------------------------------------

@@ -87,7 +87,7 @@ def _table(hosts: list[fleet.Host]) -> str:
 
 def as_json(whole: dict[str, Any]) -> str:
     """Return the report as JSON, with the complete answers of all hosts."""
-    return json.dumps(whole, default=_plain)
+    return json.dumps(whole, default=_plain, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -24,29 +24,25 @@ import functools
 import os
 import pathlib
 import sys
-import tempfile
 
 import nova.conf
 from nova import exception
 from nova import version
-from nova.virt.disk import api as disk_api
 from nova.virt.libvirt import vif
-from oslo_concurrency import processutils
 from oslo_privsep import daemon
 from oslo_upgradecheck import upgradecheck
-from oslo_utils import units
 from stevedore import named
 
 from nova_migfix.abi import tap
 from nova_migfix import fixes
 from nova_migfix import nova_release
 from nova_migfix.status import endpoint
+from nova_migfix.status import mkfs
 from nova_migfix.status import privileges
 from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
 from nova_migfix.status.results import warning
 from nova_migfix.storage import disks
-from nova_migfix.storage import image_file
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
 
@@ -175,14 +171,15 @@ def _queues() -> upgradecheck.Result:
 
 
 def _ephemeral_disks() -> upgradecheck.Result:
-    worst = [failure(problem) for problem in _mkfs_problems(_LABEL)]
+    worst = [failure(problem) for problem in mkfs.problems(_LABEL)]
     # LP 2061701: the label on the destination
     if not worst and nova_release.major() < 30 and (
             'ephemeral' not in covered_fixes()):
         worst = [failure(f'In a live migration: {problem}')
-                 for problem in _mkfs_problems(_BASE)]
+                 for problem in mkfs.problems(_BASE)]
     return worst[0] if worst else success(
-        f'File systems can be made and labelled: {", ".join(_os_types())}.')
+        'File systems can be made and labelled: '
+        f'{", ".join(mkfs.os_types())}.')
 
 
 def _ephemeral_overlays() -> upgradecheck.Result:
@@ -201,34 +198,6 @@ def _ephemeral_overlays() -> upgradecheck.Result:
 
 #: Nova's name of the first disk, and of its backing file
 _LABEL, _BASE = 'ephemeral0', 'ephemeral_100_40d1d2c'
-
-
-def _os_types() -> list[str]:
-    """Return the operating systems that have an mkfs command."""
-    return ['default', *sorted(
-        name for name in {command.partition('=')[0]
-                          for command in CONF.virt_mkfs} - {'default', ''})]
-
-
-def _mkfs_problems(label: str) -> Iterator[str]:
-    """Make a file system for each operating system; yield the problems."""
-    for os_type in _os_types():
-        with tempfile.TemporaryDirectory(prefix='migfix-status-') as place:
-            path = os.path.join(place, 'disk')
-            with open(path, 'wb') as file:
-                file.truncate(units.Gi)
-            try:
-                disk_api.mkfs(os_type, label, path, run_as_root=False)
-            except (OSError, processutils.ProcessExecutionError) as error:
-                yield (f'No file system can be made ({os_type}, label '
-                       f'{label}): {error}. See [DEFAULT] '
-                       'default_ephemeral_format and virt_mkfs.')
-                continue
-            found = image_file.filesystem(path)
-            if found is not None and found.get('LABEL') != label:
-                yield (f'The file system ({os_type}) should have the label '
-                       f'{label}, but has {found.get("LABEL", "no label")}. '
-                       'See [DEFAULT] default_ephemeral_format and virt_mkfs.')
 
 
 # -- TLS ---------------------------------------------------------------------

@@ -34,7 +34,7 @@ from oslo_concurrency import processutils
 from oslo_config import cfg
 import prettytable
 
-from nova_migfix.status import logs
+from nova_migfix.status import terminal
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import rekey
 
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
         rates = dirty_rates(args.dirty_rate) if args.dirty_rate else {}
     except AuditError as error:
         for line in str(error).splitlines():
-            print(logs.printable(line), file=sys.stderr)
+            print(terminal.printable(line), file=sys.stderr)
         return 2
     found = [(guest, _assess(guest, how, args.bandwidth)) for guest in (
         guest._replace(dirty_rate=rates.get(guest.name))
@@ -242,7 +242,7 @@ def _table(how: rekey.Transport,
     table.max_width['reason'] = 50
     for guest, assessment in found:
         table.add_row([
-            f'{logs.printable(guest.name)}\n{logs.printable(guest.uuid)}',
+            '\n'.join(map(terminal.printable, (guest.name, guest.uuid))),
             f'{guest.memory / rekey.GIB:.1f}', _shown(guest.library),
             'no end' if assessment.rekeys is None else assessment.rekeys,
             assessment.verdict.value, assessment.reason])
@@ -252,7 +252,8 @@ def _table(how: rekey.Transport,
 def _shown(library: gnutls.Library | None) -> str:
     if library is None:
         return 'none'
-    name = logs.printable(library.package or library.version or 'not known')
+    name = terminal.printable(
+        library.package or library.version or 'not known')
     replaced = ' (replaced)' if library.deleted else ''
     return f'{name}{replaced}\n{_REKEYS[library.rekeys_safely]}'
 

@@ -29,7 +29,7 @@ import sys
 from typing import NamedTuple
 from typing import TextIO
 
-from nova_migfix.status import logs
+from nova_migfix.status import terminal
 from nova_migfix.tls import effect
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import ini
@@ -270,7 +270,7 @@ def _remedy(error: OSError, path: pathlib.Path) -> str:
 
 
 def _say(text: str, file: TextIO | None = None) -> None:
-    print(logs.printable(text), file=file)
+    print(terminal.printable(text), file=file)
 
 
 def _unreadable(path: pathlib.Path) -> Iterator[Finding]:

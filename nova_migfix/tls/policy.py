@@ -26,7 +26,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from nova_migfix.status import logs
+from nova_migfix.status import terminal
 from nova_migfix.tls import effect
 from nova_migfix.tls import files
 from nova_migfix.tls import ini
@@ -241,4 +241,4 @@ def _print(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(logs.printable(text), file=sys.stderr)
+    print(terminal.printable(text), file=sys.stderr)

@@ -37,7 +37,7 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-from nova_migfix.status import logs
+from nova_migfix.status import terminal
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -276,7 +276,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
     else:
-        print(logs.printable(' '.join(part for part in (
+        print(terminal.printable(' '.join(part for part in (
             answer.version, answer.cipher, f'{answer.verdict}:',
             answer.doubt or answer.error or _MEANING[answer.verdict])
             if part)))

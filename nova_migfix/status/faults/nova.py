@@ -152,6 +152,31 @@ PREPARATION = (
         ALL, 'faults/preparation'),
 )
 
+START = (
+    Fault(
+        'iothread-pin',
+        (r'\biothreadpin\.set\(',
+         r'\'NoneType\' object has no attribute \'set\''),
+        NOVA, 'start',
+        'The guest has dedicated CPUs, and runs since before Nova was updated '
+        'to 33 (2026.1): its XML lacks the pinning of an I/O thread, which '
+        'that Nova expects (LP 2152697).',
+        'Hard reboot the instance, or use cold migration: both write the XML '
+        'again. Nova 34 on this host migrates it as it is.',
+        'Nova 33', 'faults/hardware'),
+    Fault(
+        'serial-console',
+        (r', in set_listen_addr_and_port', r'TypeError: .{0,99}\'NoneType\''),
+        NOVA, 'start',
+        'The guest was started with a serial console on TCP, which '
+        '[serial_console] enabled has switched off since: Nova has no address '
+        'to write into its XML.',
+        'Hard reboot the instance, or enable [serial_console] on both hosts '
+        'for the migration.',
+        'all; only Nova from 32 on logs the lines that show it',
+        'faults/hardware'),
+)
+
 COPY = (
     Fault(
         'source-died',
@@ -232,4 +257,4 @@ ARRIVAL = (
         ALL, 'admin/repair'),
 )
 
-FAULTS = PREPARATION + COPY + ARRIVAL
+FAULTS = PREPARATION + START + COPY + ARRIVAL

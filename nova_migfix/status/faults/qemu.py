@@ -111,6 +111,20 @@ DEVICES = (
         'USO: kernels from 6.2, QEMU from 8.1 on, and some builds of EL 9',
         'faults/vnic', kind_of=('other-device',)),
     Fault(
+        'video-model',
+        (r'Unknown ramblock "[^"]{1,99}/vga\.vram"'
+         r'|Bad config data: i=0xa read: 80 device: 0 ',
+         r'Unknown ramblock "[^"]{1,99}/vga\.vram"'
+         r'|Failed to load virtio-gpu:virtio'),
+        QEMU, 'switch-over',
+        'The guest\'s video device is virtio-vga on one host and virtio-gpu '
+        'on the other: libvirt chooses by the modules of QEMU that a host '
+        'has, and before 12.5.0 does not record its choice.',
+        'Install the same display modules of QEMU on both hosts. libvirt '
+        '12.5.0 on both hosts records the choice, also of running guests.',
+        'libvirt before 12.5.0', 'faults/hardware',
+        kind_of=('other-device',)),
+    Fault(
         'reenlightenment',
         (r're-enlightenment notifications, \'tsc-frequency=\' has to be',),
         QEMU, 'switch-over',

@@ -22,9 +22,9 @@ import textwrap
 import ddt
 import testtools
 
-from nova_migfix.status import explain
 from nova_migfix.status import faults
 from nova_migfix.status import logs
+from nova_migfix.status import verdict
 from nova_migfix.tests import pages
 
 _LINES = re.compile(
@@ -61,7 +61,7 @@ class FaultsReferenceTestCase(testtools.TestCase):
     @ddt.data(*SECTIONS)
     def test_explain_finds_the_fault_in_the_lines_of_a_section(self, title):
         text = SECTIONS[title]
-        found = explain.verdict(_said(text), [], [], [])
+        found = verdict.shown(_said(text), [], [], [])
         self.assertEqual(_name(text), found.fault.name if found else '')
         if found:
             self.assertEqual(title, found.fault.name)

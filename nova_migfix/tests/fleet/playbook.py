@@ -59,7 +59,8 @@ class Site(fixtures.Fixture):
         self.path = pathlib.Path(self.useFixture(fixtures.TempDir()).path)
         self.containers = self.path / 'containers'
         self.bin = self.path / 'bin'
-        for directory in (self.containers, self.bin):
+        self.temporary = self.path / 'tmp'
+        for directory in (self.containers, self.bin, self.temporary):
             directory.mkdir()
         for engine in ('docker', 'podman'):
             self.program(engine, _ENGINE)
@@ -92,7 +93,8 @@ class Site(fixtures.Fixture):
         return {**os.environ, 'ANSIBLE_HOME': str(self.path / 'ansible'),
                 'ANSIBLE_NOCOLOR': '1', 'CONTAINERS': str(self.containers),
                 'PATH': f'{self.bin}:{BIN}:{os.environ["PATH"]}',
-                'PWD': str(self.path), 'PYTHONPATH': str(pages.CHECKOUT)}
+                'PWD': str(self.path), 'PYTHONPATH': str(pages.CHECKOUT),
+                'TMPDIR': str(self.temporary)}
 
     def run(self, playbook, *arguments, within=(), **variables):
         """Run a playbook.

@@ -32,10 +32,15 @@ class ReportTestCase(testtools.TestCase):
         ran = self.site.run('report.yml', *arguments, **variables)
         self.assertEqual(0, ran.code, ran.out)
         self.assertEqual({0}, set(ran.changed.values()), ran.out)
+        self.assertEqual([], self.left())
         self.out = ran.out
         path = self.site.path / 'nova-migfix-report.json'
         return {host['host']: host
                 for host in json.loads(path.read_text())['hosts']}
+
+    def left(self):
+        """Return the temporary directories that the playbook left."""
+        return [*self.site.temporary.glob('nova-migfix-*')]
 
     def test_report_merges_hosts(self):
         self.site.container('with', hosts.checks(), hosts.preflight(
@@ -104,6 +109,22 @@ class ReportTestCase(testtools.TestCase):
         self.site.write_inventory(a={'nova_migfix_container': 'a'}, b={})
         self.assertEqual(['a'], list(self.ask('--limit', 'a')))
 
+    def test_bad_answer_of_a_host_stays_that_host(self):
+        self.site.container('well', hosts.checks(),
+                            hosts.preflight('well', []))
+        for name, number in (('infinite', float('inf')),
+                             ('long', 10 ** 400), ('none', float('nan'))):
+            self.site.container(name, hosts.checks(), {
+                **hosts.preflight(name, []), 'seconds': number})
+        self.site.container('bytes', hosts.checks())
+        (self.site.containers / 'bytes/preflight.json').write_bytes(b'"\xff')
+        self.site.write_inventory(**{
+            name: {'nova_migfix_container': name}
+            for name in ('well', 'infinite', 'long', 'none', 'bytes')})
+        told = self.ask()
+        self.assertEqual('told', told.pop('well')['state'])
+        self.assertEqual({'failed'}, {host['state'] for host in told.values()})
+
     def test_report_is_written_to_the_given_path(self):
         self.site.container('a', hosts.checks(), hosts.preflight('a', []))
         self.site.write_inventory(a={'nova_migfix_container': 'a'})
@@ -111,4 +132,5 @@ class ReportTestCase(testtools.TestCase):
             self.site.path / 'no/such/directory/report'))
         self.assertNotEqual(0, ran.code)
         self.assertIn('cannot be written', ran.out)
+        self.assertEqual([], self.left())
         self.ask(nova_migfix_report=str(self.site.path / 'nova-migfix-report'))

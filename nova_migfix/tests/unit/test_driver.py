@@ -466,7 +466,9 @@ class TestDisks(DriverTestCase):
 
     def test_files_are_pulled_before_nova_creates_other_disks(self):
         directory = self.useFixture(fixtures.TempDir()).path
-        disks = [{'path': '/inst/disk'}, {'path': '/inst/disk.eph0'}]
+        disks = [{'path': path, 'type': 'qcow2', 'virt_disk_size': 1,
+                  'backing_file': ''}
+                 for path in ('/inst/disk', '/inst/disk.eph0')]
         wanted = fetch.FileRequest(
             '/inst/_base/eph', ('disk.eph0',),
             lambda copy: open(f'{directory}/disk.eph0', 'w').close())
@@ -481,6 +483,18 @@ class TestDisks(DriverTestCase):
                 disks, 'source')
         self.assertEqual('source', pull.call_args.args[0])
         self.assertEqual((disks, 'source'), nova.call_args.args[4:])
+
+    def test_disk_info_without_a_value_is_refused_before_anything_is_pulled(
+            self):
+        nova = self.nova('_create_images_and_backing')
+        with migration.incoming(None, is_live=True):
+            self.assertRaises(
+                exception.MigrationError,
+                self.driver._create_images_and_backing, 'context',
+                objects.Instance(uuid=uuids.instance), '/inst',
+                [{'path': '/inst/disk'}])
+        self.fix.files_to_fetch.assert_not_called()
+        nova.assert_not_called()
 
     def test_fix_changes_disks_after_nova_has_created_them(self):
         nova = self.nova('_create_images_and_backing')

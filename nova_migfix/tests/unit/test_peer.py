@@ -12,7 +12,10 @@
 
 from unittest import mock
 
+import ddt
 import fixtures
+import hypothesis
+from hypothesis import strategies
 from nova import context
 from nova import exception
 from nova import objects
@@ -20,6 +23,9 @@ from nova.objects import base
 from nova.objects import migrate_data as nova_migrate_data
 import testtools
 
+from nova_migfix.fixes import config_drive
+from nova_migfix.fixes import ephemeral
+from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix import peer
 from nova_migfix.tests import fixtures as migfix_fixtures
 
@@ -165,3 +171,46 @@ class TestDeparture(testtools.TestCase):
         self.assertRaises(
             AttributeError, peer.wrap_pre_live_migration,
             mock.Mock(_compute=object()), mock.Mock(), mock.Mock())
+
+
+DISK = {'path': '/inst/disk', 'type': 'qcow2', 'virt_disk_size': 1 << 30,
+        'over_committed_disk_size': 0, 'disk_size': 0}
+
+
+@ddt.ddt
+class TestDisks(testtools.TestCase):
+
+    @ddt.data('', None, 'ephemeral_1_40d1d2c')
+    def test_disk_info_of_nova_is_accepted(self, backing):
+        peer.check_disks([{**DISK, 'backing_file': backing}] * 2)
+
+    @ddt.data(*DISK, 'backing_file')
+    def test_missing_value_is_named(self, name):
+        disk = {**DISK, 'backing_file': ''}
+        del disk[name]
+        if name in ('over_committed_disk_size', 'disk_size'):
+            peer.check_disks([disk])
+            return
+        raised = self.assertRaises(
+            exception.MigrationError, peer.check_disks,
+            [{**DISK, 'backing_file': ''}, disk])
+        self.assertIn(f'no valid {name} of disk 2', str(raised))
+
+    @hypothesis.given(strategies.lists(strategies.one_of(
+        strategies.integers(), strategies.text(), strategies.none(),
+        strategies.fixed_dictionaries({}, optional=dict.fromkeys(
+            (*DISK, 'backing_file'), strategies.one_of(
+                strategies.none(), strategies.text(), strategies.integers(),
+                strategies.lists(strategies.integers(), max_size=1)))))))
+    def test_fixes_can_read_what_is_accepted(self, disks):
+        try:
+            peer.check_disks(disks)
+        except exception.MigrationError:
+            return
+        instance = objects.Instance(kernel_id='k', ramdisk_id='r')
+        for fix in (config_drive.ConfigDrive, ephemeral.Ephemeral,
+                    kernel_ramdisk.KernelRamdisk):
+            try:
+                list(fix().files_to_fetch(instance, '/inst', disks))
+            except exception.MigrationError:
+                pass    # two different backing files

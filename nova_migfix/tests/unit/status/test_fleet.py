@@ -11,6 +11,7 @@
 #    under the License.
 """Merge the answers of many hosts, and judge each host."""
 
+import json
 import pathlib
 
 import ddt
@@ -135,6 +136,38 @@ class TestRead(FleetTestCase):
         host = self.judged()['a']
         self.assertEqual(fleet.State.FAILED, host.state)
         self.assertIn('is not valid', host.errors[0])
+
+    @ddt.data('a directory', 'bytes', 'Infinity', 'digits', 'far too large')
+    def test_bad_file_is_the_error_of_its_host(self, kind):
+        self.put('b')
+        path = self.directory / 'a.json'
+        path.mkdir() if kind == 'a directory' else path.write_bytes({
+            'bytes': b'{"upgrade": "\xff"}', 'Infinity': b'Infinity',
+            'digits': b'1' * 5000, 'far too large': b'[' * 10 ** 6}[kind])
+        (self.directory / 'hosts').write_bytes(b'a\nb\nc\xff\n')
+        self.assertEqual(
+            ['failed', 'told', 'failed'],
+            [host.state.value for host in self.judged().values()])
+
+    @ddt.data('seconds', 'guests')
+    def test_number_of_preflight_has_limits(self, name):
+        for number in ('Infinity', 'NaN', '1e999', '1' * 400, '-1', '"x"'):
+            hosts.write(self.directory, 'a', hosts.registered(hosts.checks()),
+                        {'rc': 0, 'stderr': '', 'stdout': json.dumps({
+                            **hosts.preflight('a', []), name: '@'}).replace(
+                                '"@"', number)})
+            self.assertDrain('unknown', 'exit code 0: the output is not that '
+                             'of nova-migfix-status')
+
+    @ddt.data(3, -1, '1', None, 10 ** 30, [])
+    def test_result_of_a_check_has_limits(self, result):
+        self.put('a', Plugin=(result, ''))
+        self.assertEqual(fleet.State.FAILED, self.judged()['a'].state)
+
+    def test_error_of_a_host_is_cut(self):
+        hosts.write(self.directory, 'a', {'rc': 1, 'stderr': 'x' * 10 ** 6},
+                    {})
+        self.assertLess(len(self.judged()['a'].errors[0]), 600)
 
     def test_host_without_a_file_is_a_failed_host(self):
         self.put('a.example')

@@ -20,11 +20,21 @@ import sys
 import textwrap
 
 import fixtures
+import hypothesis
+from hypothesis import strategies
 
 from nova_migfix.tests import hosts
 from nova_migfix.tests.unit.status import base
 from nova_migfix.tests.unit.status import test_fleet
 
+JSON = strategies.recursive(
+    strategies.one_of(
+        strategies.none(), strategies.booleans(), strategies.integers(),
+        strategies.floats(), strategies.just(10 ** 400),
+        strategies.text(strategies.characters())),
+    lambda values: strategies.one_of(
+        strategies.lists(values),
+        strategies.dictionaries(strategies.text(), values)), max_leaves=5)
 # Ends and begins a script, a comment, an attribute and a template.
 HOSTILE = '</script><script>document.title = "taken"</script><!--&\'"{{ 7*7 }}'
 
@@ -131,6 +141,43 @@ class TestReport(test_fleet.FleetTestCase):
             '<script id="data"[^>]*>(.*)</script>', page)[1])
         self.assertIn(HOSTILE, data['strings'])
         self.assertNotIn(html.escape(HOSTILE), data['strings'])
+
+    @hypothesis.settings(
+        max_examples=60,
+        suppress_health_check=[*hypothesis.HealthCheck])
+    @hypothesis.given(strategies.data())
+    def test_any_answer_of_a_host_stays_that_host(self, data):
+        """A value of an answer is replaced, or the bytes of a file."""
+        self.put('b')
+        answers = [hosts.checks(), hosts.preflight(
+            'a', [hosts.finding('vnic', test_fleet.A)])]
+        answer = data.draw(strategies.sampled_from(answers))
+        while True:
+            keys = [*answer] if isinstance(answer, dict) else [
+                *range(len(answer))]
+            key = data.draw(strategies.sampled_from(keys))
+            if not answer[key] or not isinstance(answer[key], (dict, list)):
+                break
+            if data.draw(strategies.booleans()):
+                break
+            answer = answer[key]
+        answer[key] = data.draw(JSON)
+        hosts.write(self.directory, 'a', *map(hosts.registered, answers))
+        path = self.directory / 'a.json'
+        file = path.read_bytes()
+        place = data.draw(strategies.integers(0, len(file)))
+        path.write_bytes(file[:place] + data.draw(strategies.one_of(
+            strategies.just(b''), strategies.binary(max_size=2)))
+            + file[place:])
+        out = self.place / 'report.json'
+        ran = self.run_report('--json', str(out), '--html',
+                              str(self.place / 'report.html'))
+        self.assertEqual('', ran.err)
+        self.assertIn(ran.code, (0, 1, 2))
+        whole = json.loads(out.read_text(), parse_constant=self.fail)
+        self.assertEqual([('b', 'told', 'yes')], [
+            (host['host'], host['state'], host['drain'])
+            for host in whole['hosts'] if host['host'] != 'a'])
 
     def test_repeated_text_is_stored_once(self):
         self.put('a', *(hosts.finding('vnic', base.uuid(number))
