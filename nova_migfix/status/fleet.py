@@ -57,7 +57,7 @@ SAFE_TLS = 'a policy for TLS'
 class State(enum.Enum):
     """Whether a host answered."""
 
-    TOLD = 'told'
+    ANSWERED = 'answered'
     FAILED = 'failed'
     UNREACHABLE = 'unreachable'
 
@@ -85,7 +85,7 @@ class Host:
 
     host: str                   # name in the inventory
     name: str = ''              # name in Nova
-    state: State = State.TOLD
+    state: State = State.ANSWERED
     drain: Drain = Drain.UNKNOWN
     why: list[str] = dataclasses.field(default_factory=list)
     #: what a destination must have
@@ -174,7 +174,7 @@ def _read(name: str, path: pathlib.Path | None) -> Host:
             _take(host, command, registered.get(command) or {})
     except (OSError, *_MALFORMED) as error:
         host.errors.append(f'The file of this host is not valid: {error}')
-    if host.state is State.TOLD and host.errors:
+    if host.state is State.ANSWERED and host.errors:
         host.state = State.FAILED
     return host
 

@@ -160,7 +160,7 @@ def match(hosts: list[fleet.Host]) -> Matrix:
     classes: dict[str, Hosts] = {}
     guests: dict[Guests, int] = {}
     for host in hosts:
-        offers = host.offers if host.state is fleet.State.TOLD else None
+        offers = host.offers if host.state is fleet.State.ANSWERED else None
         key = json.dumps([
             host.capabilities and facts.as_json(host.capabilities),
             None if offers is None else sorted(offers)])

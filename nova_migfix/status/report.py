@@ -82,7 +82,7 @@ def _table(hosts: list[fleet.Host]) -> str:
                        sum(host.guests for host in found)])
     return '\n'.join((str(table), *(
         f'{host.host} {host.state.value}: {"; ".join(host.errors)}'
-        for host in hosts if host.state is not fleet.State.TOLD)))
+        for host in hosts if host.state is not fleet.State.ANSWERED)))
 
 
 def as_json(whole: dict[str, Any]) -> str:

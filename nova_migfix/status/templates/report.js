@@ -154,7 +154,7 @@ const VIEWS = {
   hosts: [
     ['Host', 'short', (host) => host.host],
     ['Safe to drain', 'short', (host) => [
-      badge(host.drain, host.drain), ' ', host.state === 'told' ? '' : badge(host.state, 'unknown')]],
+      badge(host.drain, host.drain), ' ', host.state === 'answered' ? '' : badge(host.state, 'unknown')]],
     ['Why', 'wide', (host) => lines(host.why)],
     ['Drain to', 'short', destinations],
     ['Guests', 'number', (host) => count(host.guests)],

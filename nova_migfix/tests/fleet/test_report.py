@@ -71,7 +71,7 @@ class ReportTestCase(testtools.TestCase):
         self.site.container('a', hosts.checks(), hosts.preflight('a', []))
         self.site.write_inventory(a={'nova_migfix_container': 'a'})
         found = self.ask(within=kolla.entered())
-        self.assertEqual('told', found['a']['state'])
+        self.assertEqual('answered', found['a']['state'])
 
     def test_report_shows_hosts_without_an_answer(self):
         slow = self.site.path / 'slow'
@@ -92,7 +92,7 @@ class ReportTestCase(testtools.TestCase):
                   'nova_migfix_bin': str(self.site.path)})
         told = self.ask()
         self.assertEqual(
-            {'well': 'told', 'away': 'unreachable', 'none': 'failed',
+            {'well': 'answered', 'away': 'unreachable', 'none': 'failed',
              'slow': 'failed', 'bare': 'failed'},
             {name: host['state'] for name, host in told.items()})
         for name, said in (
@@ -122,7 +122,7 @@ class ReportTestCase(testtools.TestCase):
             name: {'nova_migfix_container': name}
             for name in ('well', 'infinite', 'long', 'none', 'bytes')})
         told = self.ask()
-        self.assertEqual('told', told.pop('well')['state'])
+        self.assertEqual('answered', told.pop('well')['state'])
         self.assertEqual({'failed'}, {host['state'] for host in told.values()})
 
     def test_report_is_written_to_the_given_path(self):

@@ -64,7 +64,7 @@ class TestRead(FleetTestCase):
     def test_answers_of_a_host_are_read(self):
         self.put('a', hosts.finding('vnic', A))
         host = self.judged()['a']
-        self.assertEqual(fleet.State.TOLD, host.state)
+        self.assertEqual(fleet.State.ANSWERED, host.state)
         self.assertEqual(2, host.guests)
         self.assertEqual(list(hosts.FIXES), host.fixes)
         self.assertEqual(hosts.checks()['checks'], host.checks)
@@ -146,7 +146,7 @@ class TestRead(FleetTestCase):
             'digits': b'1' * 5000, 'far too large': b'[' * 10 ** 6}[kind])
         (self.directory / 'hosts').write_bytes(b'a\nb\nc\xff\n')
         self.assertEqual(
-            ['failed', 'told', 'failed'],
+            ['failed', 'answered', 'failed'],
             [host.state.value for host in self.judged().values()])
 
     @ddt.data('seconds', 'guests')
@@ -314,7 +314,7 @@ class TestSummary(FleetTestCase):
         hosts.write(self.directory, 'c', hosts.UNREACHABLE, {})
         self.assertEqual({
             'hosts': 3,
-            'states': {'told': 2, 'failed': 0, 'unreachable': 1},
+            'states': {'answered': 2, 'failed': 0, 'unreachable': 1},
             'drain': {'no': 1, 'unknown': 1, 'changes': 0, 'depends': 1,
                       'yes': 0},
             'guests': 4, 'guests_with_findings': 2, 'guests_not_covered': 1,
