@@ -52,15 +52,20 @@ def give(cloud: cloud.Cloud, names: Iterable[str] = ADDRESSES) -> None:
             _own(cloud, host, users.QEMU)
 
 
-def take(cloud: cloud.Cloud, host: str) -> None:
-    """Make the directory unreadable for QEMU's user, until `give`."""
-    _own(cloud, host, 'root')
+def take(cloud: cloud.Cloud, host: str, file: str = '') -> None:
+    """Make a file, or the directory, unreadable for QEMU's user, until `give`.
+
+    :param file: its name; '': the directory
+    """
+    _own(cloud, host, 'root', file)
+    if file:
+        (cloud.libvirt[host].certificates / file).chmod(0o600)
 
 
-def _own(cloud: cloud.Cloud, host: str, user: str) -> None:
-    """Give a user the directory, which only its owner can enter."""
+def _own(cloud: cloud.Cloud, host: str, user: str, file: str = '') -> None:
+    """Give a user a file, or the directory, which only its owner can enter."""
     cloud.hosts[host].run('chown', '--recursive', user,
-                          '/etc/libvirt/migration')
+                          f'/etc/libvirt/migration/{file}')
 
 
 def expire(cloud: cloud.Cloud, host: str) -> None:

@@ -67,6 +67,13 @@ WRONG = (
           r'QEMU \(user ID \d+\) cannot read \S+server-key\.pem',
           r'Unable to access credentials \S+: Permission denied',
           'tls-credentials'),
+    # as Kolla Ansible's keys of libvirt
+    Wrong('key that QEMU cannot read',
+          lambda cloud: credentials.take(cloud, scenario.DESTINATION,
+                                         'server-key.pem'),
+          r'QEMU \(user ID \d+\) cannot read \S+server-key\.pem',
+          r"Cannot load certificate '\S+' & key '\S+': Error while reading",
+          'tls-credentials'),
 )
 
 

@@ -24,9 +24,10 @@ _CERTIFICATE = ('certificate', 'tls-session')
 TLS = (
     Fault(
         'tls-credentials',
-        (r'Unable to access credentials (?P<thing>[^\s:]+)',),
+        (r"(?:Unable to access credentials |Cannot load (?:CA )?certificate "
+         r"'(?=.*: Error while reading))(?P<thing>[^\s:']+)",),
         QEMU, 'start',
-        'QEMU cannot read {thing}: the file is missing, or belongs to '
+        'QEMU cannot read {thing}, or its key: it is missing, or belongs to '
         'another user, or QEMU runs since before it was created or replaced: '
         'libvirt shows a QEMU the files of its start.',
         'Check the file as QEMU\'s user, and in /proc/<PID of QEMU>/root. '
