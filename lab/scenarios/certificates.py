@@ -54,7 +54,7 @@ class Wrong:
 WRONG = (
     Wrong('certificate with DNS names only',
           lambda cloud: credentials.give(cloud, topology.COMPUTES),
-          rf'server-cert\.pem: .*not valid for {_ADDRESS}, but for compute1',
+          rf'server-cert\.pem: .*not valid for {_ADDRESS}, but for DNS:',
           rf'Certificate does not match the hostname {_ADDRESS}',
           'certificate-name'),
     Wrong('expired certificate',

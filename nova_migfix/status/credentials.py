@@ -72,8 +72,9 @@ def _judge(name: str, certificate: x509.Certificate,
     try:
         if host and not validity.covers(certificate, host):
             has = ', '.join(
-                word for words in validity.names(certificate)
-                for word in words) or 'no name'
+                f'{kind}:{name}' for kind, names in zip(
+                    ('DNS', 'IP'), validity.names(certificate), strict=True)
+                for name in names) or 'no name'
             yield failure(
                 f'{name}: the certificate is not valid for {host}, but for '
                 f'{has}. Peers refuse it. Make one that has {host} in its '

@@ -96,8 +96,8 @@ class TestLibvirt(CredentialsTestCase):
     def test_certificate_without_the_address_is_a_failure(self):
         self.install(hosts=('compute1', '192.0.2.1'))
         self.assertCheck(self.NAME, FAILURE, 'servercert.pem: the certificate '
-                         'is not valid for 127.0.0.1, but for compute1, '
-                         '192.0.2.1')
+                         'is not valid for 127.0.0.1, but for DNS:compute1, '
+                         'IP:192.0.2.1')
 
     def test_missing_files_are_a_warning(self):
         self.assertCheck(
