@@ -15,6 +15,7 @@
 import contextlib
 import io
 import json
+import logging
 import pathlib
 import shlex
 from typing import NamedTuple
@@ -93,7 +94,10 @@ class Client(fixtures.Fixture):
             raise ValueError(command)
         with contextlib.redirect_stdout(io.StringIO()) as out, \
                 contextlib.redirect_stderr(io.StringIO()) as err, \
+                mock.patch.object(logging.getLogger('nova'), 'propagate',
+                                  False), \
                 mock.patch('getpass.getpass', return_value=answer):
+            # The client shows what is logged, and Nova logs here as well.
             application = shell.OpenStackShell()
             application.stdout = out
             code = application.run(arguments)

@@ -103,7 +103,7 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual({'created', 'summary', 'hosts', 'placement'},
                          set(told))
         host, _other = told['hosts']
-        self.assertEqual(('told', 'yes'), (host['state'], host['drain']))
+        self.assertEqual(('answered', 'yes'), (host['state'], host['drain']))
         self.assertEqual([hosts.finding('vnic', test_fleet.A)],
                          host['findings'])
 
@@ -143,7 +143,7 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertNotIn(html.escape(HOSTILE), data['strings'])
 
     @hypothesis.settings(
-        max_examples=60,
+        max_examples=12,
         suppress_health_check=[*hypothesis.HealthCheck])
     @hypothesis.given(strategies.data())
     def test_any_answer_of_a_host_stays_that_host(self, data):
@@ -175,8 +175,9 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual('', ran.err)
         self.assertIn(ran.code, (0, 1, 2))
         whole = json.loads(out.read_text(), parse_constant=self.fail)
-        self.assertEqual([('b', 'told', 'yes')], [
-            (host['host'], host['state'], host['drain'])
+        # Where its guests can go depends on the other host.
+        self.assertEqual([('b', 'answered', [])], [
+            (host['host'], host['state'], host['errors'])
             for host in whole['hosts'] if host['host'] != 'a'])
 
     def test_repeated_text_is_stored_once(self):

@@ -541,6 +541,7 @@ class TestUntrustedQemu(testtools.TestCase):
         self.assertLess(len(self.error(
             'head -c 60000 /dev/zero | tr "\\0" x >&2')), 1000)
 
+    @mock.patch.object(qmp, '_TIMEOUT', 2)
     def test_child_that_keeps_the_pipe_is_not_waited_for(self):
         path = self.qemu.with_name('pid')
         self.error(f'sleep 300 &\necho $! >{path}')
