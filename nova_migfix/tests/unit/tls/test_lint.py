@@ -106,11 +106,36 @@ class TestLint(testtools.TestCase):
         ('QEMU = NORMAL:-VERS-TLS1.3:-AES-256-GMC\n',
          "a session fails if GnuTLS does not accept '-AES-256-GMC'"),
         ('qemu = NORMAL:-VERS-TLS1.3\n', 'has neither QEMU nor SYSTEM'),
+        ('QEMU = NONE:+VERS-TLS1.2:+AES-128-GCM\n',
+         'every session fails: the priority string has no keyword such as '
+         'NORMAL'),
+        ('QEMU = NORMAL:-CIPHER-ALL:+AES-128-CCM:-VERS-TLS1.3\n',
+         'not known: TLS 1.2 has no cipher with GCM or ChaCha20'),
     )
     @ddt.unpack
     def test_complaint_about_priorities(self, lines, expected):
         found = self.complaints(f'[priorities]\n{lines}', priority.SYSTEM)
         self.assertIn(expected, '\n'.join(found))
+
+    @ddt.data(
+        # lines of crypto-policies, and those that replace them
+        ('min-verification-profile = medium', 'min-verification-profile = '
+         'high', '"min-verification-profile = high" may prevent sessions'),
+        ('secure-sig-for-cert = RSA-SHA256', '',
+         'there is no "secure-sig-for-cert = rsa-sha256"'),
+        ('secure-sig = RSA-PSS-RSAE-SHA256', '',
+         'there is no "secure-sig = rsa-pss-rsae-sha256"'),
+    )
+    @ddt.unpack
+    def test_effect_of_stricter_crypto_policies_is_unknown(
+            self, lines, instead, expected):
+        text = policies.path('crypto-policies').read_text()
+        self.assertIn(lines, text)
+        found = self.complaints(policy.merge(
+            policy.FAMILIES['rhel'], policy.CHACHA20,
+            text.replace(lines, instead)), priority.SYSTEM)
+        self.assertIn('the effect on QEMU is not known: ', found[0])
+        self.assertIn(expected, found[0])
 
     @ddt.data(
         '\N{BOM}[overrides]\ndisabled-version = tls1.3\n',
