@@ -20,11 +20,11 @@ import os
 import pathlib
 import re
 import shutil
-import stat
 from typing import NamedTuple
 
 from oslo_concurrency import processutils
 
+from nova_migfix.tls import regular
 from nova_migfix.tls import rekey
 
 _VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
@@ -70,16 +70,10 @@ def version(path: pathlib.Path) -> str | None:
     :returns: '3.8.9'; None: the file cannot be read or has no single version
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        with regular.opened(path) as file:
+            found = set(_VERSION.findall(file.read(_LARGEST)))
     except OSError:
         return None
-    with open(descriptor, 'rb') as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        try:
-            found = set(_VERSION.findall(file.read(_LARGEST)))
-        except OSError:
-            return None
     return found.pop().decode() if len(found) == 1 else None
 
 

@@ -37,6 +37,7 @@ from nova_migfix.tls import policy
 from nova_migfix.tls import priority
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.tls import regular
 from nova_migfix.tls import users
 
 #: keys by section, GnuTLS 3.6.3 to 3.8; None: any
@@ -211,10 +212,16 @@ def builtin_priority(qemu: str) -> str:
     :param qemu: path of the binary
     :returns: priority.SYSTEM if the binary contains it, otherwise
         priority.NORMAL
-    :raises OSError: the binary cannot be read
+    :raises qmp.QemuError: the binary cannot be read
     """
-    return (priority.SYSTEM if priority.SYSTEM.encode()
-            in pathlib.Path(qemu).read_bytes() else priority.NORMAL)
+    try:
+        with regular.opened(qemu) as file:
+            code = file.read()
+    except OSError as error:
+        raise qmp.QemuError(
+            f'{qemu}: {error.strerror}: name QEMU with --qemu') from error
+    return (priority.SYSTEM if priority.SYSTEM.encode() in code
+            else priority.NORMAL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -243,8 +250,7 @@ def run(args: argparse.Namespace) -> int:
             args.qemu or probe.find_qemu())
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
     except OSError as error:
-        _say(f'{error.filename}: {error.strerror}: '
-             f'{_remedy(error, path)}', sys.stderr)
+        _say(f'{path}: {error.strerror}: {_remedy(error)}', sys.stderr)
         return int(Severity.FAILURE)
     except qmp.QemuError as error:
         _say(str(error), sys.stderr)
@@ -259,9 +265,7 @@ def run(args: argparse.Namespace) -> int:
                    default=Severity.SUCCESS))
 
 
-def _remedy(error: OSError, path: pathlib.Path) -> str:
-    if error.filename != str(path):
-        return 'name QEMU with --qemu'
+def _remedy(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return ('without this file QEMU has no policy; make it with '
                 '"nova-migfix-tls generate", or name the file that GnuTLS '

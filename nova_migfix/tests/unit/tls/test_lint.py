@@ -15,6 +15,7 @@ import io
 import os
 import pathlib
 import pwd
+import subprocess
 from unittest import mock
 
 import ddt
@@ -259,6 +260,40 @@ class TestLintCommand(testtools.TestCase):
         status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
         self.assertIn('Is a directory: name a file', said)
+
+    def test_link_to_itself_is_a_failure(self):
+        self.file.unlink()
+        self.file.symlink_to(self.file)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertEqual(
+            f'{self.file}: Too many levels of symbolic links: name a file '
+            'that this user can read, or run the command as root\n', said)
+
+    def test_pipe_is_a_failure(self):
+        self.file.unlink()
+        os.mkfifo(self.file, 0o644)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn(f'{self.file}: Not a regular file: name a file', said)
+
+    def test_pipe_is_not_a_qemu(self):
+        pipe = self.file.with_name('qemu')
+        os.mkfifo(pipe)
+        status, said = self.lint('--qemu', str(pipe))
+        self.assertEqual(2, status)
+        self.assertEqual(
+            f'{pipe}: Not a regular file: name QEMU with --qemu\n', said)
+
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
+    def test_unanswered_question_about_a_file_is_a_warning(self):
+        self.file.chmod(0o640)
+        with mock.patch.object(
+                subprocess, 'run', autospec=True,
+                side_effect=subprocess.TimeoutExpired('test', 10)):
+            status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(1, status)
+        self.assertIn('may be unable to read the file', said)
 
     def test_missing_qemu_is_named(self):
         status, said = self.lint('--qemu', '/nonexistent')

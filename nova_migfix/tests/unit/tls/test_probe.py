@@ -97,6 +97,10 @@ class TestFindUser(testtools.TestCase):
         self.conf.write_text(text)
         self.assertEqual(expected, users.find_user())
 
+    def test_qemu_conf_may_have_another_encoding(self):
+        self.conf.write_bytes(b'# \xe9t\xe9\nuser = "nova"\n')
+        self.assertEqual('nova', users.find_user())
+
     def test_user_without_qemu_conf_is_the_default(self):
         self.assertEqual('libvirt-qemu', users.find_user())
 
@@ -177,9 +181,14 @@ class TestDoubt(testtools.TestCase):
         self.assert_unknown()
 
     def test_unreadable_path_has_an_unknown_effect(self):
-        with mock.patch.object(pathlib.Path, 'resolve', autospec=True,
+        with mock.patch.object(os.path, 'realpath', autospec=True,
                                side_effect=PermissionError):
             self.assert_unknown()
+
+    def test_link_to_itself_has_an_unknown_effect(self):
+        self.policy.unlink()
+        self.policy.symlink_to(self.policy)
+        self.assert_unknown()
 
     def test_guests_that_run_as_the_current_user_read_the_same(self):
         self.policy.chmod(0o600)
