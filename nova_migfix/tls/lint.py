@@ -30,6 +30,7 @@ from typing import NamedTuple
 from typing import TextIO
 
 from nova_migfix.status import terminal
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import effect
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import ini
@@ -243,12 +244,16 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: the worst severity; 0: no finding, 1: warning, 2: failure
     """
-    path = (args.file or gnutls.system_file()
-            or pathlib.Path(policy.FAMILIES['debian'].path))
+    system = (gnutls.system_file()
+              or pathlib.Path(policy.FAMILIES['debian'].path))
+    path = args.file or system
     try:
         builtin = args.qemu_priority or builtin_priority(
             args.qemu or probe.find_qemu())
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
+        problem = apparmor.problem(path) if path == system else ''
+        if problem:
+            findings.append(Finding(0, Severity.WARNING, problem))
     except OSError as error:
         _say(f'{path}: {error.strerror}: {_remedy(error)}', sys.stderr)
         return int(Severity.FAILURE)

@@ -38,6 +38,7 @@ import tempfile
 from typing import NamedTuple
 
 from nova_migfix.status import terminal
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -95,15 +96,18 @@ def find_qemu() -> str:
     raise qmp.QemuError('no QEMU found; name it with --qemu')
 
 
-def _doubt() -> str:
+def _doubt(user: str | None) -> str:
     """Return why the QEMU of a guest may have another policy than ours.
 
+    :param user: the requested user of QEMU; None: none was requested
     :returns: '' if both read the same file, or none
     """
     path = gnutls.system_file()
-    if (path is None or users.is_public(path)
-            or users.user_of_guests() == users.find_user()):
+    if path is None:
         return ''
+    if (user or users.is_public(path)
+            or users.user_of_guests() == users.find_user()):
+        return apparmor.problem(path)
     return (f'not every user can read {path}, and this process cannot start '
             'QEMU as the user of the guests; give the file mode 0644, or run '
             '"nova-migfix-tls probe" as root')
@@ -129,7 +133,7 @@ def probe(qemu: str, user: str | None = None, credentials: str | None = None,
         ) from error
     with listening(qemu, name, credentials, priority) as address:
         answer = handshake(address)
-    return answer if user or answer.doubt else answer._replace(doubt=_doubt())
+    return answer if answer.doubt else answer._replace(doubt=_doubt(user))
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import testtools
 from nova_migfix.cmd import tls
 from nova_migfix.tests import cost
 from nova_migfix.tests import policies
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
@@ -240,6 +241,8 @@ class TestLintCommand(testtools.TestCase):
     def test_system_file_is_checked_by_default(self):
         with mock.patch.object(gnutls, 'system_file', autospec=True,
                                return_value=self.file), \
+                mock.patch.object(apparmor, 'problem', autospec=True,
+                                  return_value=''), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
             self.assertEqual(0, tls.main(
                 ['lint', '--qemu-priority', priority.NORMAL]))

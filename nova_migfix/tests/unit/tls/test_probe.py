@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -123,6 +124,8 @@ class TestDoubt(testtools.TestCase):
         self.policy.touch(0o644)
         self.useFixture(fixtures.MockPatchObject(
             gnutls, 'system_file', autospec=True, return_value=self.policy))
+        self.useFixture(fixtures.MockPatchObject(
+            apparmor, 'problem', autospec=True, return_value=''))
         self.conf = self.directory / 'qemu.conf'
         self.useFixture(fixtures.MockPatchObject(
             users, '_QEMU_CONF', self.conf))
