@@ -36,9 +36,10 @@ _LARGEST = 32 << 20
 _MAPPED = re.compile(
     r'^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/\S*libgnutls\.so\S*)'
     r'( \(deleted\))?$', re.MULTILINE)
+# A host may have the package of several architectures, in one version.
 _PACKAGE = (
-    ('dpkg-query', '--show', '--showformat', '${Version}', 'libgnutls30*'),
-    ('rpm', '--query', '--queryformat', '%{VERSION}-%{RELEASE}', 'gnutls'),
+    ('dpkg-query', '--show', '--showformat', r'${Version}\n', 'libgnutls30*'),
+    ('rpm', '--query', '--queryformat', r'%{VERSION}-%{RELEASE}\n', 'gnutls'),
 )
 
 
@@ -118,7 +119,7 @@ def _package() -> str:
             except processutils.ProcessExecutionError:
                 continue
             if out.strip():
-                return str(out).strip()
+                return str(out).split()[0]
     return ''
 
 
