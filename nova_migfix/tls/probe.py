@@ -69,10 +69,7 @@ class Answer(NamedTuple):
 
     @property
     def rekeys(self) -> bool:
-        """Whether GnuTLS rekeys a long session.
-
-        It does under TLS 1.3, unless the cipher is ChaCha20-Poly1305.
-        """
+        """Whether GnuTLS rekeys a long session; see :mod:`rekey`."""
         return self.version == 'TLSv1.3' and 'CHACHA20' not in self.cipher
 
     @property
@@ -99,7 +96,7 @@ def find_qemu() -> str:
 def _doubt(user: str | None) -> str:
     """Return why the QEMU of a guest may have another policy than ours.
 
-    :param user: the requested user of QEMU; None: none was requested
+    :param user: requested for QEMU
     :returns: '' if both read the same file, or none
     """
     path = gnutls.system_file()
@@ -154,19 +151,23 @@ def listening(qemu: str, user: str, credentials: str | None = None,
     with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
         directory = pathlib.Path(name)
         if credentials is None:
-            credentials = str(directory / 'certificates')
-            certificates.write(pathlib.Path(credentials))
-            _let_read(owner, pathlib.Path(credentials))
+            place = directory / 'certificates'
+            credentials = str(place)
+            certificates.write(place)
+            _let_read(owner, place)
+            if users.can_read(user, place / 'ca-cert.pem') is False:
+                raise qmp.QemuError(
+                    f'{user} cannot enter {directory.parent}; set TMPDIR to a '
+                    'directory that all users can enter')
         with _started(qemu, owner, directory, credentials,
                       priority) as address:
             yield address
 
 
 def _let_read(owner: pwd.struct_passwd, directory: pathlib.Path) -> None:
-    """Give a user the files of a directory, but not the directory itself.
+    """Give a user the files of a directory.
 
-    The directory and its parent stay root's; the user may only look up names
-    in them.
+    In the directory and its parent the user may only look up names.
     """
     if os.geteuid() != 0:
         return
@@ -199,8 +200,7 @@ def _started(qemu: str, owner: pwd.struct_passwd, directory: pathlib.Path,
              f'fd={descriptor}', '-mon', 'chardev=monitor,mode=control',
              '-incoming', 'defer'], owner, descriptor)
     try:
-        with contextlib.closing(
-                qmp.Monitor(path, process)) as monitor:
+        with contextlib.closing(qmp.Monitor(path, process)) as monitor:
             monitor.ask('migrate-set-parameters', **{'tls-creds': 'tls0'})
             monitor.ask('migrate-incoming', uri='tcp:127.0.0.1:0')
             (address,) = monitor.ask('query-migrate')['socket-address']
@@ -276,7 +276,9 @@ def run(args: argparse.Namespace) -> int:
         answer = probe(args.qemu or find_qemu(), args.user, args.creds,
                        args.priority)
     except qmp.QemuError as error:
-        answer = Answer('', '', str(error))
+        answer = Answer(error=str(error))
+    except OSError as error:
+        answer = Answer(doubt=f'the probe cannot make its files: {error}')
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
     else:

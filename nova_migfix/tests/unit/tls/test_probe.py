@@ -242,6 +242,9 @@ class TestProbeCommand(testtools.TestCase):
          f'ECDHE-ECDSA-AES256-GCM-SHA384 unknown: {DOUBT}'),
         (NONE._replace(doubt=DOUBT), 1, f'unknown: {DOUBT}'),
         (qmp.QemuError('QEMU has ended'), 2, 'no session: QEMU has ended'),
+        (OSError(28, 'No space left on device', '/tmp/x'), 1,
+         'unknown: the probe cannot make its files: [Errno 28] No space left '
+         "on device: '/tmp/x'"),
     )
     @ddt.unpack
     def test_probe_prints_the_verdict(self, answer, status, said):
@@ -478,6 +481,13 @@ class TestIntruder(testtools.TestCase):
             pass
         self.assertEqual(self.intruder.before, self.intruder.seen())
         self.assertEqual([0] * len(self.planted), self.planted)
+        self.assertEqual([], os.listdir(self.intruder.place))
+
+    def test_private_directory_for_temporary_files_is_named(self):
+        self.intruder.place.chmod(0o700)
+        error = self.assertRaises(qmp.QemuError, self.probe, [], [], [])
+        self.assertIn(f'nobody cannot enter {self.intruder.place}; set TMPDIR',
+                      str(error))
         self.assertEqual([], os.listdir(self.intruder.place))
 
     def test_planted_link_does_not_expose_a_file_of_root(self):
