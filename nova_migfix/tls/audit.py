@@ -89,12 +89,15 @@ def find(uuid: str) -> Guest | None:
 
 
 def qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Yield /proc directory and command line of each QEMU, sorted by PID."""
+    """Yield /proc directory and command line of each QEMU, sorted by PID.
+
+    The option hidepid of /proc hides those of other users.
+    """
     for process in sorted(_PROC.glob('[0-9]*'), key=lambda p: int(p.name)):
         try:
             arguments = (process / 'cmdline').read_text(
                 errors='replace').split('\0')
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if _QEMU.match(os.path.basename(arguments[0])):
             yield process, arguments

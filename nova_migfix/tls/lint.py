@@ -58,7 +58,8 @@ _KEYS = {
 }
 # Values by the end of a key.
 _VALUES = {'-version': ('version', priority.VERSIONS),
-           '-cipher': ('cipher', priority.CIPHERS)}
+           '-cipher': ('cipher', priority.CIPHERS),
+           'override-mode': ('mode', ('allowlist', 'blocklist'))}
 _OWN_SETTING = re.compile(r'\[|[\w-]+\s*[=:]', re.ASCII)
 
 
@@ -217,12 +218,11 @@ def builtin_priority(qemu: str) -> str:
     """
     try:
         with regular.opened(qemu) as file:
-            code = file.read()
+            return (priority.SYSTEM if priority.SYSTEM.encode() in file.read()
+                    else priority.NORMAL)
     except OSError as error:
         raise qmp.QemuError(
             f'{qemu}: {error.strerror}: name QEMU with --qemu') from error
-    return (priority.SYSTEM if priority.SYSTEM.encode() in code
-            else priority.NORMAL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

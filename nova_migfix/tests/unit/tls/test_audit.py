@@ -131,6 +131,13 @@ class TestGuests(AuditTestCase):
         self.proc.process(4, '/usr/bin/qemu-img', 'convert')
         self.assertEqual([], self.guests())
 
+    def test_hidden_process_is_no_guest(self):
+        # as with the option hidepid of /proc
+        self.proc.qemu(5)
+        with mock.patch.object(pathlib.Path, 'read_text', autospec=True,
+                               side_effect=PermissionError):
+            self.assertEqual([], self.guests())
+
     def test_qemu_kvm_of_the_red_hat_family_is_found(self):
         self.proc.process(8, '/usr/libexec/qemu-kvm', files={
             'maps': '', 'status': ''})

@@ -88,6 +88,8 @@ class TestLint(testtools.TestCase):
         ('[global]\noverride-mode = allowlist\n[overrides]\n'
          'disabled-version = tls1.3\n',
          'without effect because override-mode is allowlist'),
+        ('disabled-version = tls1.3\n[global]\noverride-mode = allow-list\n',
+         'override-mode: unknown mode allow-list; write "allowlist"'),
         ('#' + 2047 * 'x' + '\n', "cannot parse 'x'"),
     )
     @ddt.unpack
