@@ -84,7 +84,11 @@ def closed(path: pathlib.Path) -> list[pathlib.Path]:
     """
     # Path.resolve() has another error for a link to itself.
     file = pathlib.Path(os.path.realpath(path, strict=True))
-    parents = sorted({*path.absolute().parents, *file.parents})
+    links = [path.absolute()]
+    while links[-1].is_symlink():
+        links.append(links[-1].parent / os.readlink(links[-1]))
+    parents = sorted({parent for place in (*links, file)
+                      for parent in place.parents})
     return [place for place, right in (
         (file, stat.S_IROTH), *((parent, stat.S_IXOTH) for parent in parents))
         if not place.stat().st_mode & right]

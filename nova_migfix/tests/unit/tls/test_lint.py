@@ -240,6 +240,17 @@ class TestLintCommand(testtools.TestCase):
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0755 {self.directory}\n', said)
 
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
+    def test_directory_of_any_link_to_the_file_counts(self):
+        self.file.rename(self.directory / 'target')
+        closed = self.directory / 'closed'
+        closed.mkdir(0o750)
+        (closed / 'link').symlink_to('../target')
+        self.file.symlink_to('closed/link')
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status, said)
+        self.assertIn(f'chmod 0755 {closed}\n', said)
+
     def test_system_file_is_checked_by_default(self):
         with mock.patch.object(gnutls, 'system_file', autospec=True,
                                return_value=self.file), \
