@@ -56,6 +56,10 @@ def define(on: host.Host, name: str) -> None:
         'etc/secret.base64', value))
 
 
+def undefine(on: host.Host, name: str) -> None:
+    on.run('virsh', 'secret-undefine', name)
+
+
 def attach_disk(on: host.Host, domain: str, name: str,
                 path: pathlib.Path) -> None:
     """Make an encrypted disk and attach it to a running guest.

@@ -33,6 +33,7 @@ import uuid
 from lxml import etree
 
 from lab import guest
+from lab import host
 from lab import scenario
 from lab.scenarios import predicted
 from lab import secret
@@ -74,14 +75,21 @@ def _without_feature(run: scenario.Run,
 def _without_secret(run: scenario.Run,
                     instance: guest.Guest) -> Iterator[str]:
     """Give the guest an encrypted disk, on storage that the hosts share."""
-    source, destination = (run.cloud.hosts[host]
-                           for host in topology.COMPUTES)
+    source, destination = (run.cloud.hosts[name]
+                           for name in topology.COMPUTES)
     name = str(uuid.uuid4())
-    secret.define(source, name)
-    secret.attach_disk(source, instance.domain, name,
-                       run.cloud.directories.run / f'luks-{name}')
+    disk = run.cloud.directories.run / f'luks-{name}'
+    # The guest needs both until its end.
+    run.addCleanup(disk.unlink, missing_ok=True)
+    _define_secret(run, source, name)
+    secret.attach_disk(source, instance.domain, name, disk)
     yield name
-    secret.define(destination, name)
+    _define_secret(run, destination, name)
+
+
+def _define_secret(run: scenario.Run, on: host.Host, name: str) -> None:
+    secret.define(on, name)
+    run.addCleanup(secret.undefine, on, name)
 
 
 @contextlib.contextmanager
@@ -98,14 +106,14 @@ def _own_emulator(run: scenario.Run) -> Iterator[None]:
     It is at another path than that of the destination, as QEMU of two
     distributions may be.
     """
-    place = run.cloud.libvirt[scenario.SOURCE].add_emulator()
-    _search_emulators(run, place)
     try:
+        _search_emulators(
+            run, run.cloud.libvirt[scenario.SOURCE].add_emulator())
         yield
     finally:
         _search_emulators(run, None)
-        for host in topology.COMPUTES:
-            run.cloud.libvirt[host].remove_emulator()
+        for name in topology.COMPUTES:
+            run.cloud.libvirt[name].remove_emulator()
 
 
 def _search_emulators(run: scenario.Run,

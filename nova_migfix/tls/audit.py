@@ -26,6 +26,7 @@ import json
 import os
 import pathlib
 import re
+import subprocess
 import sys
 import time
 from typing import NamedTuple
@@ -43,6 +44,11 @@ NOVA_CONF = '/etc/nova/nova.conf'
 # Default of --bandwidth, bytes per second: about the rate at which one core
 # encrypts.
 _BANDWIDTH = 1 << 30
+
+# libvirt's limit of a measurement, seconds.
+_LONGEST_MEASUREMENT = 60
+# Seconds to wait for libvirt.
+_TIMEOUT = 60
 
 _PROC = pathlib.Path('/proc')
 _QEMU = re.compile(r'qemu-(system-|kvm)')
@@ -83,12 +89,15 @@ def find(uuid: str) -> Guest | None:
 
 
 def qemus() -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Yield /proc directory and command line of each QEMU, sorted by PID."""
+    """Yield /proc directory and command line of each QEMU, sorted by PID.
+
+    The option hidepid of /proc hides those of other users.
+    """
     for process in sorted(_PROC.glob('[0-9]*'), key=lambda p: int(p.name)):
         try:
             arguments = (process / 'cmdline').read_text(
                 errors='replace').split('\0')
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if _QEMU.match(os.path.basename(arguments[0])):
             yield process, arguments
@@ -150,8 +159,9 @@ def dirty_rates(seconds: int) -> dict[str, int]:
 
 def _virsh(*arguments: str) -> str:
     try:
-        out, _ = processutils.execute('virsh', *arguments)
-    except (OSError, processutils.ProcessExecutionError) as error:
+        out, _ = processutils.execute('virsh', *arguments, timeout=_TIMEOUT)
+    except (OSError, processutils.ProcessExecutionError,
+            subprocess.TimeoutExpired) as error:
         raise AuditError(
             f'Dirty rates cannot be measured: {error}') from error
     return str(out)
@@ -172,7 +182,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--config-file', action='append', metavar='FILE',
                         help='configuration of nova-compute, may be repeated; '
                         f'default: {NOVA_CONF}')
-    parser.add_argument('--dirty-rate', type=int, metavar='SECONDS',
+    parser.add_argument('--dirty-rate', type=_seconds, metavar='SECONDS',
                         help='let libvirt measure the dirty rate of the '
                         'guests for so many seconds, 1 to 60')
     parser.add_argument('--bandwidth', type=int, default=_BANDWIDTH,
@@ -180,6 +190,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'migration sends; default: %(default)s')
     parser.add_argument('--json', action='store_true',
                         help='print JSON instead of a table')
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _LONGEST_MEASUREMENT:
+        raise argparse.ArgumentTypeError(
+            f'{text} is not between 1 and {_LONGEST_MEASUREMENT}')
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -54,7 +54,10 @@ _HARMLESS = {
 _NEEDED = {
     *(('secure-hash', name) for name in ('sha256', 'sha384')),
     *(('secure-sig', name) for name in (
-        'ecdsa-sha256', 'ecdsa-secp256r1-sha256', 'rsa-sha256')),
+        'ecdsa-sha256', 'ecdsa-secp256r1-sha256', 'rsa-sha256',
+        'rsa-pss-rsae-sha256')),
+    *(('secure-sig-for-cert', name) for name in (
+        'ecdsa-sha256', 'rsa-sha256')),
     *(('enabled-curve', name) for name in ('secp256r1', 'x25519')),
     *(('tls-enabled-kx', name) for name in ('ecdhe-ecdsa', 'ecdhe-rsa')),
     *(('tls-enabled-group', name) for name in (
@@ -64,6 +67,8 @@ _NEEDED = {
 # Ciphers with which GnuTLS rekeys, under TLS 1.3.
 _REKEYED = {'aes-128-gcm', 'aes-256-gcm', 'aes-128-ccm', 'aes-128-ccm-8'}
 _CHACHA20 = 'chacha20-poly1305'
+# Ciphers of TLS 1.2 for certificates of each kind.
+_TLS12 = {'aes-128-gcm', 'aes-256-gcm', _CHACHA20}
 _BEFORE_TLS12 = {'ssl3.0', 'tls1.0', 'tls1.1'}
 
 
@@ -175,11 +180,13 @@ def _doubt(overrides: dict[str, frozenset[str]], *, allowlist: bool) -> str:
     if allowlist:
         missing = sorted(f'{key} = {value}' for key, value in _NEEDED
                          if value not in overrides.get(key, ()))
-        return ('override-mode is allowlist, and there is no '
-                f'"{missing[0]}"') if missing else ''
+        if missing:
+            return ('override-mode is allowlist, and there is no '
+                    f'"{missing[0]}"')
     return next((
         f'"{key} = {value}" may prevent sessions'
         for key, harmless in _HARMLESS.items()
+        if not is_ignored(key, allowlist=allowlist)
         for value in sorted(overrides.get(key, ()))
         if not re.fullmatch(harmless, value)), '')
 
@@ -197,7 +204,7 @@ def _negotiated(versions: frozenset[str],
         return Prediction(Effect.NO_SESSION, 'TLS 1.3 has no cipher')
     if 'tls1.2' not in versions:
         return Prediction(Effect.NO_SESSION, 'TLS 1.2 is disabled')
-    if ciphers & _REKEYED or _CHACHA20 in ciphers:
+    if _TLS12 & ciphers:
         return Prediction(Effect.SAFE)
     return Prediction(Effect.UNKNOWN if ciphers else Effect.NO_SESSION,
                       'TLS 1.2 has no cipher with GCM or ChaCha20')

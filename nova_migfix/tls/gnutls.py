@@ -20,11 +20,11 @@ import os
 import pathlib
 import re
 import shutil
-import stat
 from typing import NamedTuple
 
 from oslo_concurrency import processutils
 
+from nova_migfix.tls import regular
 from nova_migfix.tls import rekey
 
 _VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
@@ -36,9 +36,10 @@ _LARGEST = 32 << 20
 _MAPPED = re.compile(
     r'^([0-9a-f]+-[0-9a-f]+) \S+ \S+ \S+ \d+ +(/\S*libgnutls\.so\S*)'
     r'( \(deleted\))?$', re.MULTILINE)
+# A host may have the package of several architectures, in one version.
 _PACKAGE = (
-    ('dpkg-query', '--show', '--showformat', '${Version}', 'libgnutls30*'),
-    ('rpm', '--query', '--queryformat', '%{VERSION}-%{RELEASE}', 'gnutls'),
+    ('dpkg-query', '--show', '--showformat', r'${Version}\n', 'libgnutls30*'),
+    ('rpm', '--query', '--queryformat', r'%{VERSION}-%{RELEASE}\n', 'gnutls'),
 )
 
 
@@ -70,16 +71,10 @@ def version(path: pathlib.Path) -> str | None:
     :returns: '3.8.9'; None: the file cannot be read or has no single version
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        with regular.opened(path) as file:
+            found = set(_VERSION.findall(file.read(_LARGEST)))
     except OSError:
         return None
-    with open(descriptor, 'rb') as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        try:
-            found = set(_VERSION.findall(file.read(_LARGEST)))
-        except OSError:
-            return None
     return found.pop().decode() if len(found) == 1 else None
 
 
@@ -124,7 +119,7 @@ def _package() -> str:
             except processutils.ProcessExecutionError:
                 continue
             if out.strip():
-                return str(out).strip()
+                return str(out).split()[0]
     return ''
 
 

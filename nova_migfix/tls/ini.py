@@ -28,6 +28,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from nova_migfix.tls import regular
+
 #: white space in C
 BLANKS = ' \t\n\v\f\r'
 
@@ -63,9 +65,10 @@ class Line(NamedTuple):
 def read(path: pathlib.Path) -> str:
     """Return the text of a file; bytes that are not UTF-8 survive.
 
-    :raises OSError: the file cannot be read
+    :raises OSError: the file cannot be read, or is not a regular file
     """
-    return path.read_bytes().decode('utf-8', 'surrogateescape')
+    with regular.opened(path) as file:
+        return file.read().decode('utf-8', 'surrogateescape')
 
 
 def encode(text: str) -> bytes:

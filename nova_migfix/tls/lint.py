@@ -30,6 +30,7 @@ from typing import NamedTuple
 from typing import TextIO
 
 from nova_migfix.status import terminal
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import effect
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import ini
@@ -37,6 +38,7 @@ from nova_migfix.tls import policy
 from nova_migfix.tls import priority
 from nova_migfix.tls import probe
 from nova_migfix.tls import qmp
+from nova_migfix.tls import regular
 from nova_migfix.tls import users
 
 #: keys by section, GnuTLS 3.6.3 to 3.8; None: any
@@ -56,7 +58,8 @@ _KEYS = {
 }
 # Values by the end of a key.
 _VALUES = {'-version': ('version', priority.VERSIONS),
-           '-cipher': ('cipher', priority.CIPHERS)}
+           '-cipher': ('cipher', priority.CIPHERS),
+           'override-mode': ('mode', ('allowlist', 'blocklist'))}
 _OWN_SETTING = re.compile(r'\[|[\w-]+\s*[=:]', re.ASCII)
 
 
@@ -211,10 +214,15 @@ def builtin_priority(qemu: str) -> str:
     :param qemu: path of the binary
     :returns: priority.SYSTEM if the binary contains it, otherwise
         priority.NORMAL
-    :raises OSError: the binary cannot be read
+    :raises qmp.QemuError: the binary cannot be read
     """
-    return (priority.SYSTEM if priority.SYSTEM.encode()
-            in pathlib.Path(qemu).read_bytes() else priority.NORMAL)
+    try:
+        with regular.opened(qemu) as file:
+            return (priority.SYSTEM if priority.SYSTEM.encode() in file.read()
+                    else priority.NORMAL)
+    except OSError as error:
+        raise qmp.QemuError(
+            f'{qemu}: {error.strerror}: name QEMU with --qemu') from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -236,15 +244,18 @@ def run(args: argparse.Namespace) -> int:
 
     :returns: the worst severity; 0: no finding, 1: warning, 2: failure
     """
-    path = (args.file or gnutls.system_file()
-            or pathlib.Path(policy.FAMILIES['debian'].path))
+    system = (gnutls.system_file()
+              or pathlib.Path(policy.FAMILIES['debian'].path))
+    path = args.file or system
     try:
         builtin = args.qemu_priority or builtin_priority(
             args.qemu or probe.find_qemu())
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
+        problem = apparmor.problem(path) if path == system else ''
+        if problem:
+            findings.append(Finding(0, Severity.WARNING, problem))
     except OSError as error:
-        _say(f'{error.filename}: {error.strerror}: '
-             f'{_remedy(error, path)}', sys.stderr)
+        _say(f'{path}: {error.strerror}: {_remedy(error)}', sys.stderr)
         return int(Severity.FAILURE)
     except qmp.QemuError as error:
         _say(str(error), sys.stderr)
@@ -259,9 +270,7 @@ def run(args: argparse.Namespace) -> int:
                    default=Severity.SUCCESS))
 
 
-def _remedy(error: OSError, path: pathlib.Path) -> str:
-    if error.filename != str(path):
-        return 'name QEMU with --qemu'
+def _remedy(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return ('without this file QEMU has no policy; make it with '
                 '"nova-migfix-tls generate", or name the file that GnuTLS '

@@ -48,6 +48,9 @@ _NORMAL_CIPHERS = frozenset(
     f'aes-{bits}-{mode}' for bits in (128, 256)
     for mode in ('gcm', 'ccm', 'cbc')) | {'chacha20-poly1305'}
 
+# Only these enable key exchanges and hashes, of the parts known here.
+_LEVELS = {'normal', '+normal'}
+
 # GnuTLS ignores more.
 _MOST_PARTS = 128
 
@@ -86,13 +89,17 @@ def enabled(string: str) -> Enabled:
         names, parts = frozenset(), parts[1:]
     for part in parts:
         names = _changed(names, part)
+    if not _LEVELS.intersection(map(ini.lower, parts)):
+        raise InvalidError(
+            'the priority string has no keyword such as NORMAL, and so no key '
+            'exchange')
     return Enabled(names & frozenset(VERSIONS), names & frozenset(CIPHERS))
 
 
 def _changed(names: frozenset[str], part: str) -> frozenset[str]:
     """Return the names after one part of a string."""
     name = ini.lower(part)
-    if name in ('normal', '+normal'):
+    if name in _LEVELS:
         return names | _NORMAL_CIPHERS
     sign, name = name[:1], name[1:]
     changed = _named(name) if sign in ('+', '-', '!') else None

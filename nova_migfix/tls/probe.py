@@ -38,6 +38,7 @@ import tempfile
 from typing import NamedTuple
 
 from nova_migfix.status import terminal
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -68,10 +69,7 @@ class Answer(NamedTuple):
 
     @property
     def rekeys(self) -> bool:
-        """Whether GnuTLS rekeys a long session.
-
-        It does under TLS 1.3, unless the cipher is ChaCha20-Poly1305.
-        """
+        """Whether GnuTLS rekeys a long session; see :mod:`rekey`."""
         return self.version == 'TLSv1.3' and 'CHACHA20' not in self.cipher
 
     @property
@@ -95,15 +93,18 @@ def find_qemu() -> str:
     raise qmp.QemuError('no QEMU found; name it with --qemu')
 
 
-def _doubt() -> str:
+def _doubt(user: str | None) -> str:
     """Return why the QEMU of a guest may have another policy than ours.
 
+    :param user: requested for QEMU
     :returns: '' if both read the same file, or none
     """
     path = gnutls.system_file()
-    if (path is None or users.is_public(path)
-            or users.user_of_guests() == users.find_user()):
+    if path is None:
         return ''
+    if (user or users.is_public(path)
+            or users.user_of_guests() == users.find_user()):
+        return apparmor.problem(path)
     return (f'not every user can read {path}, and this process cannot start '
             'QEMU as the user of the guests; give the file mode 0644, or run '
             '"nova-migfix-tls probe" as root')
@@ -129,7 +130,7 @@ def probe(qemu: str, user: str | None = None, credentials: str | None = None,
         ) from error
     with listening(qemu, name, credentials, priority) as address:
         answer = handshake(address)
-    return answer if user or answer.doubt else answer._replace(doubt=_doubt())
+    return answer if answer.doubt else answer._replace(doubt=_doubt(user))
 
 
 @contextlib.contextmanager
@@ -150,19 +151,23 @@ def listening(qemu: str, user: str, credentials: str | None = None,
     with tempfile.TemporaryDirectory(prefix='migfix-probe-') as name:
         directory = pathlib.Path(name)
         if credentials is None:
-            credentials = str(directory / 'certificates')
-            certificates.write(pathlib.Path(credentials))
-            _let_read(owner, pathlib.Path(credentials))
+            place = directory / 'certificates'
+            credentials = str(place)
+            certificates.write(place)
+            _let_read(owner, place)
+            if users.can_read(user, place / 'ca-cert.pem') is False:
+                raise qmp.QemuError(
+                    f'{user} cannot enter {directory.parent}; set TMPDIR to a '
+                    'directory that all users can enter')
         with _started(qemu, owner, directory, credentials,
                       priority) as address:
             yield address
 
 
 def _let_read(owner: pwd.struct_passwd, directory: pathlib.Path) -> None:
-    """Give a user the files of a directory, but not the directory itself.
+    """Give a user the files of a directory.
 
-    The directory and its parent stay root's; the user may only look up names
-    in them.
+    In the directory and its parent the user may only look up names.
     """
     if os.geteuid() != 0:
         return
@@ -195,8 +200,7 @@ def _started(qemu: str, owner: pwd.struct_passwd, directory: pathlib.Path,
              f'fd={descriptor}', '-mon', 'chardev=monitor,mode=control',
              '-incoming', 'defer'], owner, descriptor)
     try:
-        with contextlib.closing(
-                qmp.Monitor(path, process)) as monitor:
+        with contextlib.closing(qmp.Monitor(path, process)) as monitor:
             monitor.ask('migrate-set-parameters', **{'tls-creds': 'tls0'})
             monitor.ask('migrate-incoming', uri='tcp:127.0.0.1:0')
             (address,) = monitor.ask('query-migrate')['socket-address']
@@ -272,7 +276,9 @@ def run(args: argparse.Namespace) -> int:
         answer = probe(args.qemu or find_qemu(), args.user, args.creds,
                        args.priority)
     except qmp.QemuError as error:
-        answer = Answer('', '', str(error))
+        answer = Answer(error=str(error))
+    except OSError as error:
+        answer = Answer(doubt=f'the probe cannot make its files: {error}')
     if args.json:
         print(json.dumps({**answer._asdict(), 'verdict': answer.verdict}))
     else:

@@ -62,7 +62,7 @@ def _configured_user() -> str:
     :raises OSError: this user cannot read qemu.conf
     """
     try:
-        match = _USER.search(_QEMU_CONF.read_text())
+        match = _USER.search(_QEMU_CONF.read_text(errors='replace'))
         name = match[1] if match else ''
         return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
     except (FileNotFoundError, KeyError):
@@ -82,8 +82,13 @@ def closed(path: pathlib.Path) -> list[pathlib.Path]:
 
     :raises OSError: the file does not exist, or this user cannot know
     """
-    file = path.resolve(strict=True)
-    parents = sorted({*path.absolute().parents, *file.parents})
+    # Path.resolve() has another error for a link to itself.
+    file = pathlib.Path(os.path.realpath(path, strict=True))
+    links = [path.absolute()]
+    while links[-1].is_symlink():
+        links.append(links[-1].parent / os.readlink(links[-1]))
+    parents = sorted({parent for place in (*links, file)
+                      for parent in place.parents})
     return [place for place, right in (
         (file, stat.S_IROTH), *((parent, stat.S_IXOTH) for parent in parents))
         if not place.stat().st_mode & right]
@@ -112,7 +117,10 @@ def can_read(user: str, path: pathlib.Path) -> bool | None:
         return None
     if os.geteuid() not in (0, entry.pw_uid):
         return None
-    return subprocess.run(  # noqa: S603 - no shell
-        ['test', '-r', path],  # noqa: S607
-        stdin=subprocess.DEVNULL, timeout=_TIMEOUT, check=False,
-        **as_user(entry)).returncode == 0
+    try:
+        return subprocess.run(  # noqa: S603 - no shell
+            ['test', '-r', path],  # noqa: S607
+            stdin=subprocess.DEVNULL, timeout=_TIMEOUT, check=False,
+            **as_user(entry)).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return None

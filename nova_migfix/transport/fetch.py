@@ -34,6 +34,7 @@ from oslo_concurrency import processutils
 from oslo_log import log as logging
 from oslo_utils import excutils
 
+from nova_migfix.status import terminal
 from nova_migfix.storage import scratch
 from nova_migfix.transport import transfer
 
@@ -129,20 +130,14 @@ def reason(error: Exception) -> str:
     """Return the reason of an error in at most 240 characters.
 
     The record of an instance action keeps 255 characters. A login may print a
-    greeting first; the reason comes last. Omit control characters: the peer
-    may send sequences that a terminal would execute.
+    greeting first; the reason comes last. Omit escape sequences and control
+    characters: the peer may send some that a terminal would execute.
     """
     text = str(getattr(error, 'stderr', None) or error)[-_LONGEST_OUTPUT:]
     lines = dict.fromkeys(filter(None, (
-        _printable(line).strip().rstrip('.') for line in text.splitlines()
+        ' '.join(terminal.printable(_ESCAPE.sub('', line)).split()).rstrip('.')
+        for line in text.splitlines()
         if not line.startswith(_NOISE))))
-    found = '; '.join([*lines][-2:]) or _printable(repr(error))
+    found = '; '.join([*lines][-2:]) or terminal.printable(repr(error))
     return (found if len(found) <= _LONGEST_REASON
             else f'...{found[3 - _LONGEST_REASON:]}')
-
-
-def _printable(line: str) -> str:
-    """Return a line without escape sequences and control characters."""
-    return ''.join(
-        letter if letter.isprintable() else ' ' if letter == '\t' else ''
-        for letter in _ESCAPE.sub('', line))

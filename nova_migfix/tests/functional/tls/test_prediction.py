@@ -155,6 +155,8 @@ class PredictionTestCase(testtools.TestCase):
     @example('[overrides]\ndisabled-version = tls1.2\n', priority.NORMAL)
     @example('[priorities]\nQEMU = NORMAL:!VERS-TLS1.3\n', priority.SYSTEM)
     @example('[priorities]\nQEMU = NORMAL:-VERS-TLS1.3 # x\n', priority.SYSTEM)
+    @example('[priorities]\nQEMU = NONE:+VERS-TLS1.2:+AES-128-GCM\n',
+             priority.SYSTEM)
     @example(policies.path('crypto-policies').read_text()
              + '[overrides]\ndisabled-version = tls1.3\n', priority.SYSTEM)
     def test_lint_says_what_is_negotiated(self, text, builtin):

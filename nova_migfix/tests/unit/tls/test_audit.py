@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import pathlib
+import subprocess
 from unittest import mock
 
 import ddt
@@ -130,6 +131,13 @@ class TestGuests(AuditTestCase):
         self.proc.process(4, '/usr/bin/qemu-img', 'convert')
         self.assertEqual([], self.guests())
 
+    def test_hidden_process_is_no_guest(self):
+        # as with the option hidepid of /proc
+        self.proc.qemu(5)
+        with mock.patch.object(pathlib.Path, 'read_text', autospec=True,
+                               side_effect=PermissionError):
+            self.assertEqual([], self.guests())
+
     def test_qemu_kvm_of_the_red_hat_family_is_found(self):
         self.proc.process(8, '/usr/libexec/qemu-kvm', files={
             'maps': '', 'status': ''})
@@ -234,6 +242,7 @@ class TestTransport(testtools.TestCase):
         self.assertIn('--config-file', str(error))
 
 
+@ddt.ddt
 class TestDirtyRates(testtools.TestCase):
 
     STATS = ("Domain: 'instance-1'\n"
@@ -254,11 +263,14 @@ class TestDirtyRates(testtools.TestCase):
             (self.STATS, '')]
         self.assertEqual({'instance-1': 300 << 20}, audit.dirty_rates(2))
         self.execute.assert_any_call(
-            'virsh', 'domdirtyrate-calc', 'instance-2', '--seconds', '2')
+            'virsh', 'domdirtyrate-calc', 'instance-2', '--seconds', '2',
+            timeout=60)
         audit.time.sleep.assert_called_once_with(3)
 
-    def test_dirty_rates_without_virsh_are_an_error(self):
-        self.execute.side_effect = FileNotFoundError('virsh')
+    @ddt.data(FileNotFoundError('virsh'),
+              subprocess.TimeoutExpired('virsh', 60))
+    def test_dirty_rates_without_an_answer_are_an_error(self, failure):
+        self.execute.side_effect = failure
         error = self.assertRaises(audit.AuditError, audit.dirty_rates, 2)
         self.assertIn('virsh', str(error))
 
@@ -357,6 +369,13 @@ class TestAuditCommand(AuditTestCase):
                                       '--bandwidth', str(80 << 20))
         self.assertEqual(2, status)
         self.assertIn('80.0 GiB will be sent', said)
+
+    @ddt.data('0', '-5', '61', 'x')
+    def test_other_durations_of_a_measurement_are_refused(self, seconds):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            self.assertRaises(SystemExit, tls.main, [
+                'audit', f'--dirty-rate={seconds}'])
+        self.assertIn('--dirty-rate: ', said.getvalue())
 
     def test_missing_configuration_is_an_error(self):
         self.config.unlink()

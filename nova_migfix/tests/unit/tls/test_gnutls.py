@@ -96,6 +96,13 @@ class TestPackage(testtools.TestCase):
         self.assertEqual('3.8.3-6.el9_6.2',
                          self.package(rpm='3.8.3-6.el9_6.2\n'))
 
+    def test_package_may_have_several_architectures(self):
+        # '3.8.3-6.el9_6.13.8.3-6.el9_6.1' would seem to be fixed
+        self.assertEqual('3.8.3-6.el9_6.1',
+                         self.package(rpm='3.8.3-6.el9_6.1\n' * 2))
+        for command in gnutls._PACKAGE:
+            self.assertTrue(command[3].endswith(r'}\n'), command)
+
     def test_rpm_is_asked_if_dpkg_does_not_know_the_package(self):
         self.assertEqual('3.8.3-6.el9_6.2', self.package(
             dpkg_query=processutils.ProcessExecutionError(),

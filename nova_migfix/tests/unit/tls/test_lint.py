@@ -15,6 +15,7 @@ import io
 import os
 import pathlib
 import pwd
+import subprocess
 from unittest import mock
 
 import ddt
@@ -24,6 +25,7 @@ import testtools
 from nova_migfix.cmd import tls
 from nova_migfix.tests import cost
 from nova_migfix.tests import policies
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
@@ -86,6 +88,8 @@ class TestLint(testtools.TestCase):
         ('[global]\noverride-mode = allowlist\n[overrides]\n'
          'disabled-version = tls1.3\n',
          'without effect because override-mode is allowlist'),
+        ('disabled-version = tls1.3\n[global]\noverride-mode = allow-list\n',
+         'override-mode: unknown mode allow-list; write "allowlist"'),
         ('#' + 2047 * 'x' + '\n', "cannot parse 'x'"),
     )
     @ddt.unpack
@@ -106,11 +110,36 @@ class TestLint(testtools.TestCase):
         ('QEMU = NORMAL:-VERS-TLS1.3:-AES-256-GMC\n',
          "a session fails if GnuTLS does not accept '-AES-256-GMC'"),
         ('qemu = NORMAL:-VERS-TLS1.3\n', 'has neither QEMU nor SYSTEM'),
+        ('QEMU = NONE:+VERS-TLS1.2:+AES-128-GCM\n',
+         'every session fails: the priority string has no keyword such as '
+         'NORMAL'),
+        ('QEMU = NORMAL:-CIPHER-ALL:+AES-128-CCM:-VERS-TLS1.3\n',
+         'not known: TLS 1.2 has no cipher with GCM or ChaCha20'),
     )
     @ddt.unpack
     def test_complaint_about_priorities(self, lines, expected):
         found = self.complaints(f'[priorities]\n{lines}', priority.SYSTEM)
         self.assertIn(expected, '\n'.join(found))
+
+    @ddt.data(
+        # lines of crypto-policies, and those that replace them
+        ('min-verification-profile = medium', 'min-verification-profile = '
+         'high', '"min-verification-profile = high" may prevent sessions'),
+        ('secure-sig-for-cert = RSA-SHA256', '',
+         'there is no "secure-sig-for-cert = rsa-sha256"'),
+        ('secure-sig = RSA-PSS-RSAE-SHA256', '',
+         'there is no "secure-sig = rsa-pss-rsae-sha256"'),
+    )
+    @ddt.unpack
+    def test_effect_of_stricter_crypto_policies_is_unknown(
+            self, lines, instead, expected):
+        text = policies.path('crypto-policies').read_text()
+        self.assertIn(lines, text)
+        found = self.complaints(policy.merge(
+            policy.FAMILIES['rhel'], policy.CHACHA20,
+            text.replace(lines, instead)), priority.SYSTEM)
+        self.assertIn('the effect on QEMU is not known: ', found[0])
+        self.assertIn(expected, found[0])
 
     @ddt.data(
         '\N{BOM}[overrides]\ndisabled-version = tls1.3\n',
@@ -211,9 +240,22 @@ class TestLintCommand(testtools.TestCase):
         self.assertEqual(2, status)
         self.assertIn(f'chmod 0755 {self.directory}\n', said)
 
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
+    def test_directory_of_any_link_to_the_file_counts(self):
+        self.file.rename(self.directory / 'target')
+        closed = self.directory / 'closed'
+        closed.mkdir(0o750)
+        (closed / 'link').symlink_to('../target')
+        self.file.symlink_to('closed/link')
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status, said)
+        self.assertIn(f'chmod 0755 {closed}\n', said)
+
     def test_system_file_is_checked_by_default(self):
         with mock.patch.object(gnutls, 'system_file', autospec=True,
                                return_value=self.file), \
+                mock.patch.object(apparmor, 'problem', autospec=True,
+                                  return_value=''), \
                 contextlib.redirect_stdout(io.StringIO()) as out:
             self.assertEqual(0, tls.main(
                 ['lint', '--qemu-priority', priority.NORMAL]))
@@ -234,6 +276,40 @@ class TestLintCommand(testtools.TestCase):
         status, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertEqual(2, status)
         self.assertIn('Is a directory: name a file', said)
+
+    def test_link_to_itself_is_a_failure(self):
+        self.file.unlink()
+        self.file.symlink_to(self.file)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertEqual(
+            f'{self.file}: Too many levels of symbolic links: name a file '
+            'that this user can read, or run the command as root\n', said)
+
+    def test_pipe_is_a_failure(self):
+        self.file.unlink()
+        os.mkfifo(self.file, 0o644)
+        status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(2, status)
+        self.assertIn(f'{self.file}: Not a regular file: name a file', said)
+
+    def test_pipe_is_not_a_qemu(self):
+        pipe = self.file.with_name('qemu')
+        os.mkfifo(pipe)
+        status, said = self.lint('--qemu', str(pipe))
+        self.assertEqual(2, status)
+        self.assertEqual(
+            f'{pipe}: Not a regular file: name QEMU with --qemu\n', said)
+
+    @testtools.skipUnless(os.geteuid() == 0, 'only root asks for others')
+    def test_unanswered_question_about_a_file_is_a_warning(self):
+        self.file.chmod(0o640)
+        with mock.patch.object(
+                subprocess, 'run', autospec=True,
+                side_effect=subprocess.TimeoutExpired('test', 10)):
+            status, said = self.lint('--qemu-priority', priority.NORMAL)
+        self.assertEqual(1, status)
+        self.assertIn('may be unable to read the file', said)
 
     def test_missing_qemu_is_named(self):
         status, said = self.lint('--qemu', '/nonexistent')

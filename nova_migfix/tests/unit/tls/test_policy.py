@@ -216,6 +216,12 @@ class TestGenerateCommand(testtools.TestCase):
         self.assertEqual((2, f'{self.file}: No such file or directory\n'),
                          (status, said))
 
+    def test_merge_with_a_pipe_is_an_error(self):
+        pipe = self.file.with_name('pipe')
+        os.mkfifo(pipe)
+        status, _, said = self.to_file('--merge', pipe)
+        self.assertEqual((2, f'{pipe}: Not a regular file\n'), (status, said))
+
     def test_bytes_of_a_merged_file_stay(self):
         self.file.write_bytes(b'# \xe9t\xe9 \f\r\n')
         self.to_file('--merge', self.file, '--force')

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 import testtools
 
 from nova_migfix.cmd import tls
+from nova_migfix.tls import apparmor
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
@@ -97,6 +98,10 @@ class TestFindUser(testtools.TestCase):
         self.conf.write_text(text)
         self.assertEqual(expected, users.find_user())
 
+    def test_qemu_conf_may_have_another_encoding(self):
+        self.conf.write_bytes(b'# \xe9t\xe9\nuser = "nova"\n')
+        self.assertEqual('nova', users.find_user())
+
     def test_user_without_qemu_conf_is_the_default(self):
         self.assertEqual('libvirt-qemu', users.find_user())
 
@@ -119,6 +124,8 @@ class TestDoubt(testtools.TestCase):
         self.policy.touch(0o644)
         self.useFixture(fixtures.MockPatchObject(
             gnutls, 'system_file', autospec=True, return_value=self.policy))
+        self.useFixture(fixtures.MockPatchObject(
+            apparmor, 'problem', autospec=True, return_value=''))
         self.conf = self.directory / 'qemu.conf'
         self.useFixture(fixtures.MockPatchObject(
             users, '_QEMU_CONF', self.conf))
@@ -177,9 +184,14 @@ class TestDoubt(testtools.TestCase):
         self.assert_unknown()
 
     def test_unreadable_path_has_an_unknown_effect(self):
-        with mock.patch.object(pathlib.Path, 'resolve', autospec=True,
+        with mock.patch.object(os.path, 'realpath', autospec=True,
                                side_effect=PermissionError):
             self.assert_unknown()
+
+    def test_link_to_itself_has_an_unknown_effect(self):
+        self.policy.unlink()
+        self.policy.symlink_to(self.policy)
+        self.assert_unknown()
 
     def test_guests_that_run_as_the_current_user_read_the_same(self):
         self.policy.chmod(0o600)
@@ -230,6 +242,9 @@ class TestProbeCommand(testtools.TestCase):
          f'ECDHE-ECDSA-AES256-GCM-SHA384 unknown: {DOUBT}'),
         (NONE._replace(doubt=DOUBT), 1, f'unknown: {DOUBT}'),
         (qmp.QemuError('QEMU has ended'), 2, 'no session: QEMU has ended'),
+        (OSError(28, 'No space left on device', '/tmp/x'), 1,
+         'unknown: the probe cannot make its files: [Errno 28] No space left '
+         "on device: '/tmp/x'"),
     )
     @ddt.unpack
     def test_probe_prints_the_verdict(self, answer, status, said):
@@ -466,6 +481,13 @@ class TestIntruder(testtools.TestCase):
             pass
         self.assertEqual(self.intruder.before, self.intruder.seen())
         self.assertEqual([0] * len(self.planted), self.planted)
+        self.assertEqual([], os.listdir(self.intruder.place))
+
+    def test_private_directory_for_temporary_files_is_named(self):
+        self.intruder.place.chmod(0o700)
+        error = self.assertRaises(qmp.QemuError, self.probe, [], [], [])
+        self.assertIn(f'nobody cannot enter {self.intruder.place}; set TMPDIR',
+                      str(error))
         self.assertEqual([], os.listdir(self.intruder.place))
 
     def test_planted_link_does_not_expose_a_file_of_root(self):
