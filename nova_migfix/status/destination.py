@@ -31,6 +31,7 @@ from nova import exception
 from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_upgradecheck import upgradecheck
+from oslo_utils import netutils
 
 from nova_migfix import status
 from nova_migfix.status import credentials
@@ -97,7 +98,13 @@ def ask(name: str | None, host: this_host.ThisHost,
     except ValueError as error:
         note(f'Nothing is known of the destination: {error}.')
         return Destination(name)
-    found = _by_libvirt(_by_ssh(name, note), host, note)
+    by_ssh = _by_ssh(name, note)
+    found = _by_libvirt(by_ssh, host, note)
+    if by_ssh.capabilities is None and not netutils.is_valid_ip(name):
+        note(f'Without ssh it is not known whether migrations to {name} use '
+             'another address (live_migration_inbound_addr): if so, name it '
+             'after --dest.')
+        found = found._replace(checks=tuple(map(_doubted, found.checks)))
     if found.capabilities is None:
         note(f'{name} was compared with no guest.')
         return found
@@ -181,6 +188,12 @@ def _by_libvirt(found: Destination, host: this_host.ThisHost,
 
 def _check(name: str, result: upgradecheck.Result) -> Check:
     return Check(name, int(result.code), str(result.details))
+
+
+def _doubted(check: Check) -> Check:
+    """Return a check of an address that migrations may not use."""
+    return check._replace(
+        result=min(check.result, int(upgradecheck.Code.WARNING)))
 
 
 def _large_packets(uri: str, asked: queries.Queries) -> upgradecheck.Result:

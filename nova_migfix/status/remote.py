@@ -124,9 +124,9 @@ def _unreachable(uri: str) -> str:
     except OSError as error:
         return (
             f'libvirt does not answer at {host}, port {number}: {error}. No '
-            'guest can be migrated to this host. Let libvirt listen on this '
-            f'address ({_LISTEN[libvirt_uri.transport(uri)]}), allow the port '
-            'in firewalls, or change [libvirt] live_migration_inbound_addr of '
+            'guest can be migrated to this address. Let libvirt listen there '
+            f'({_LISTEN[libvirt_uri.transport(uri)]}), allow the port in '
+            'firewalls, or change [libvirt] live_migration_inbound_addr of '
             'the host.')
     return ''
 

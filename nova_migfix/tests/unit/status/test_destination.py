@@ -252,12 +252,23 @@ class TestDestination(DestinationTestCase):
 
     def test_failed_connection_is_a_check_without_findings(self):
         self.connected = remote.Connected(None, results.failure('refused'))
-        answer = self.report()
+        answer = self.report('192.0.2.2')
         self.assertEqual([{'check': 'libvirt', 'result': 2,
                            'details': 'refused'}], answer['checks'])
-        self.assertIn('compute2 was compared with no guest.',
+        self.assertIn('192.0.2.2 was compared with no guest.',
                       answer['notes'])
         self.assertEqual(2, self.code)
+
+    def test_name_may_not_be_the_address_of_migrations(self):
+        """As with Kolla: libvirt listens on another interface."""
+        self.connected = remote.Connected(None, results.failure('refused'))
+        answer = self.report('compute2')
+        self.assertEqual([1], [check['result'] for check in answer['checks']])
+        self.assertIn('name it after --dest', ' '.join(answer['notes']))
+        self.capabilities()
+        answer = self.report('compute2')
+        self.assertEqual(2, answer['checks'][0]['result'])
+        self.assertNotIn('name it after', ' '.join(answer['notes']))
 
     def test_capabilities_by_ssh_suffice(self):
         self.connected = remote.Connected(None, results.warning('login'))
@@ -275,7 +286,7 @@ class TestDestination(DestinationTestCase):
         with mock.patch.object(destination, '_TIMEOUT', .2), \
                 mock.patch.object(self.libvirt, name,
                                   side_effect=lambda *_: done.wait(60)):
-            found, checks = self.found()
+            found, checks = self.found('192.0.2.2')
         result, details = checks['Large packets']
         self.assertEqual(2, result)
         direction = {'receive': 'from', 'send': 'to'}[method]
@@ -310,10 +321,10 @@ class TestDestination(DestinationTestCase):
 
     def test_checks_are_printed_with_the_table(self):
         self.connected = remote.Connected(None, results.failure('refused'))
-        ran = self.host.run('preflight', '--dest', 'compute2')
-        self.assertIn('\ncompute2, libvirt: Failure: refused\n', ran.out)
-        ran = self.host.run('preflight', '--csv', '--dest', 'compute2')
-        self.assertIn('compute2, libvirt: Failure: refused\n', ran.err)
+        ran = self.host.run('preflight', '--dest', '::2')
+        self.assertIn('\n::2, libvirt: Failure: refused\n', ran.out)
+        ran = self.host.run('preflight', '--csv', '--dest', '::2')
+        self.assertIn('::2, libvirt: Failure: refused\n', ran.err)
 
 
 @ddt.ddt
