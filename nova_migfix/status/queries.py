@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 import copy
+import errno
 import functools
 from typing import Any
 from typing import TypeVar
@@ -235,17 +236,20 @@ class Queries:
         return ''
 
     def _is_of_machine(self, error: Any) -> bool:
-        # The last one: there is no such emulator.
-        return (error.get_error_domain() != self._libvirt.VIR_FROM_RPC
-                and error.get_error_code() in (
-                    self._libvirt.VIR_ERR_INVALID_ARG,
-                    self._libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
-                    self._libvirt.VIR_ERR_SYSTEM_ERROR))
+        if error.get_error_code() == self._libvirt.VIR_ERR_SYSTEM_ERROR:
+            # There is no such emulator. Others: the connection breaks, or the
+            # host lacks memory or processes.
+            return bool(error.get_int1() == errno.ENOENT)
+        return error.get_error_code() in (
+            self._libvirt.VIR_ERR_INVALID_ARG,
+            self._libvirt.VIR_ERR_CONFIG_UNSUPPORTED)
 
     def _is_of_cpu(self, error: Any) -> bool:
+        # An unknown feature is no reason: migrations omit disabled features
+        # that a later libvirt has added to a model, as vmx-...
         return (error.get_error_code()
                 == self._libvirt.VIR_ERR_CPU_INCOMPATIBLE
-                or 'Unknown CPU' in str(error))
+                or 'Unknown CPU model' in str(error))
 
 
 def _secrets_of(document: etree._Element,
