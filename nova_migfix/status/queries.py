@@ -186,10 +186,15 @@ class Queries:
         cpu = _comparable(etree.Element('cpu') if found is None else found)
         is_passthrough = found is not None and (
             found.get('mode') in _PASSTHROUGH)
+        own = (host.cpus or {}).get(machine.virt_type)
+        without = frozenset(
+            feature.get('name', '') for feature in cpu.iterfind('feature')
+            if is_passthrough and feature.get('policy') in _WITHOUT)
         return Needs(
             machine,
-            (host.cpus or {}).get(machine.virt_type) if is_passthrough
+            own and own.less(without) if is_passthrough
             else self._guest_cpu(machine, cpu), is_passthrough,
+            without=without,
             secrets=_secrets_of(document, host),
             offloads=possible_offloads(machine.machine) if document.xpath(
                 _VIRTIO_TAPS) else frozenset(),

@@ -120,6 +120,15 @@ class QueriesTestCase(testtools.TestCase):
         self.assertTrue(needs.is_passthrough)
         self.assertEqual(host.cpus['kvm'], needs.cpu)
 
+    def test_passed_through_cpu_lacks_disabled_features(self):
+        """[libvirt] cpu_model_extra_flags = -avx2"""
+        needs, _cpu = self.guest(
+            '<domain type="kvm"><cpu mode="host-passthrough">'
+            '<feature policy="disable" name="avx2"/></cpu></domain>',
+            self.queries.capabilities(['kvm']))
+        self.assertEqual({'avx2'}, needs.without)
+        self.assertEqual({'sse2', 'vmx'}, needs.cpu.features)
+
     def test_vnic_that_is_not_virtio_has_no_offloads(self):
         needs, _cpu = self.guest(DOMAIN.replace('"virtio"', '"e1000e"'))
         self.assertEqual(frozenset(), needs.offloads)
