@@ -103,7 +103,7 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual({'created', 'summary', 'hosts', 'placement'},
                          set(told))
         host, _other = told['hosts']
-        self.assertEqual(('told', 'yes'), (host['state'], host['drain']))
+        self.assertEqual(('answered', 'yes'), (host['state'], host['drain']))
         self.assertEqual([hosts.finding('vnic', test_fleet.A)],
                          host['findings'])
 
@@ -175,7 +175,7 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual('', ran.err)
         self.assertIn(ran.code, (0, 1, 2))
         whole = json.loads(out.read_text(), parse_constant=self.fail)
-        self.assertEqual([('b', 'told', 'yes')], [
+        self.assertEqual([('b', 'answered', 'yes')], [
             (host['host'], host['state'], host['drain'])
             for host in whole['hosts'] if host['host'] != 'a'])
 
