@@ -204,7 +204,8 @@ def _large_packets(uri: str, asked: queries.Queries) -> upgradecheck.Result:
     """
     direction = 'from'
     try:
-        received = hypervisor.limited(_TIMEOUT, asked.receive)
+        # after a restart, libvirt first examines each QEMU
+        received = hypervisor.limited(_LONG_TIMEOUT, asked.receive)
         direction = 'to'
         hypervisor.limited(_TIMEOUT, lambda: asked.send(_SIZE))
     except hypervisor.Unavailable as error:

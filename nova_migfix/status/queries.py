@@ -145,24 +145,34 @@ class Queries:
                 if feature.get('policy') not in _WITHOUT))
 
     def receive(self) -> int:
-        """Return the length of a long answer, in bytes."""
-        return len(self._connection.getCapabilities())
+        """Return the length of a long answer, in bytes; 0: it is an error.
+
+        :raises libvirtError: the connection breaks
+        """
+        return len(self._while_alive(self._connection.getCapabilities) or '')
 
     def send(self, size: int) -> None:
         """Send a question of *size* bytes, and wait for any answer.
 
         :raises libvirtError: the connection breaks
         """
-        document = vnic_abi.parse(self._connection.getCapabilities())
-        cpu = document.find('./host/cpu')
+        document = self._ask('capabilities of libvirt', lambda: (
+            vnic_abi.parse(self._connection.getCapabilities())))
+        cpu = None if document is None else document.find('./host/cpu')
         if cpu is None:
             cpu = etree.Element('cpu')
         cpu.append(etree.Comment(' ' * size))
+        question = _text(cpu)
+        self._while_alive(lambda: self._connection.compareCPU(question, 0))
+
+    def _while_alive(self, question: Callable[[], T]) -> T | None:
+        """Return None if the answer is an error of a living connection."""
         try:
-            self._connection.compareCPU(_text(cpu), 0)
+            return question()
         except self._libvirt.libvirtError:
             if not self._connection.isAlive():
                 raise
+            return None
 
     # -- its guests -----------------------------------------------------------
 

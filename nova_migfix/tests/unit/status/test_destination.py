@@ -16,6 +16,7 @@ import pathlib
 import re
 import socket
 import threading
+import time
 from unittest import mock
 
 import ddt
@@ -283,7 +284,7 @@ class TestDestination(DestinationTestCase):
         done = threading.Event()
         self.addCleanup(done.set)
         name = {'receive': 'getCapabilities', 'send': 'compareCPU'}[method]
-        with mock.patch.object(destination, '_TIMEOUT', .2), \
+        with mock.patch.multiple(destination, _TIMEOUT=.2, _LONG_TIMEOUT=.2), \
                 mock.patch.object(self.libvirt, name,
                                   side_effect=lambda *_: done.wait(60)):
             found, checks = self.found('192.0.2.2')
@@ -294,6 +295,19 @@ class TestDestination(DestinationTestCase):
         self.assertIn('MTU', details)
         # the rest would hang, too
         self.assertEqual([], found)
+
+    def test_libvirt_that_examines_qemu_is_not_lost_packets(self):
+        with mock.patch.object(destination, '_TIMEOUT', .2), \
+                mock.patch.object(self.libvirt, 'getCapabilities',
+                                  side_effect=self.slow()):
+            checks = self.found('192.0.2.2')[1]
+        self.assertEqual(0, checks['Large packets'][0])
+
+    def slow(self):
+        """Yield the capabilities, the first time late."""
+        time.sleep(.5)
+        while True:
+            yield self.libvirt.capabilities
 
     @ddt.data({'upgrade': {'checks': []}}, {'upgrade': []},
               {'upgrade': hosts.checks(), 'preflight': {}},

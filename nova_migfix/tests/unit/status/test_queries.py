@@ -204,15 +204,21 @@ class QueriesTestCase(testtools.TestCase):
         self.assertGreater(len(xml), 100000)
         self.assertIn('<arch>x86_64</arch>', xml)
 
-    @ddt.data(True, False)
-    def test_error_is_an_answer_while_the_connection_lives(self, lives):
-        error = self.libvirt.libvirtError('no')
-        with mock.patch.object(self.libvirt, 'compareCPU',
-                               side_effect=error), \
-                mock.patch.object(self.libvirt, 'isAlive',
-                                  return_value=lives):
-            if lives:
-                self.queries.send(10)
-            else:
-                self.assertRaises(self.libvirt.libvirtError,
-                                  self.queries.send, 10)
+    @ddt.data(('getCapabilities', lambda asked: asked.receive(), 0),
+              ('compareCPU', lambda asked: asked.send(10), None))
+    @ddt.unpack
+    def test_error_is_an_answer_while_the_connection_lives(
+            self, method, question, answer):
+        error = self.libvirt.libvirtError('access denied')
+        with mock.patch.object(self.libvirt, method, side_effect=error):
+            self.assertEqual(answer, question(self.queries))
+            self.libvirt.isAlive = lambda: False
+            self.assertRaises(self.libvirt.libvirtError, question,
+                              self.queries)
+
+    @ddt.data('', '<capabilities/>', '<!DOCTYPE x><x/>')
+    def test_question_does_not_depend_on_the_capabilities(self, capabilities):
+        self.libvirt.capabilities = capabilities
+        with mock.patch.object(self.libvirt, 'compareCPU') as asked:
+            self.queries.send(10)
+        self.assertEqual(1, asked.call_count)
