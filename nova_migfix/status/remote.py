@@ -41,7 +41,7 @@ _ERRORS: tuple[tuple[str, bool, str], ...] = (
     ('does not match the hostname', True,
      'The certificate lacks this name or address: make one that has it in '
      'its subject alternative name.'),
-    ('has expired', True, 'Renew the certificate.'),
+    ('certificate.* has expired', True, 'Renew the certificate.'),
     ('not yet active', True, 'Compare the clocks of the hosts.'),
     # libvirt 9 tells no more of any fault of the host's certificate
     ("Failed to verify peer's certificate|Certificate failed validation",
@@ -57,8 +57,8 @@ _ERRORS: tuple[tuple[str, bool, str], ...] = (
      'source.'),
     ('(?i)unable to resolve address|could not resolve hostname', True,
      'Add the name to DNS, or to /etc/hosts of the source.'),
-    ('Connection refused', True, 'Let sshd listen there, at the port in '
-     'ssh_config.'),
+    ('connect to (host|server) .*Connection refused', True,
+     'Let sshd listen there, at the port in ssh_config.'),
     ('Host key verification failed', False,
      'Add the host key to known_hosts of this user, and of the user of '
      'libvirt, mostly root.'),

@@ -104,6 +104,13 @@ class TestConnect(testtools.TestCase):
          'Connection reset by peer', WARNING, 'log in there with a key'),
         ('Cannot recv data: ssh: Could not resolve hostname h', FAILURE,
          'DNS'),
+        ('Cannot recv data: ssh: connect to host h port 22: Connection '
+         'refused: Connection reset by peer', FAILURE, 'sshd'),
+        ('Cannot recv data: Failed to connect socket to '
+         "'/run/libvirt/virtqemud-sock': Connection refused", WARNING,
+         'virsh --connect'),
+        ('Cannot recv data: Your password has expired.', WARNING,
+         'virsh --connect'),
         ('no answer within 20 seconds', FAILURE, 'MTU'),
         ('End of file while reading data', WARNING, 'virsh --connect'))
     @ddt.unpack
