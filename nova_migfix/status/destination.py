@@ -116,11 +116,16 @@ def ask(name: str | None, host: this_host.ThisHost,
 def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
     """Run the plugin's own command on the host, as this user."""
     found = Destination(name, address=name)
+    thing = 'its fixes'
     try:
         checks = {check['check']: check for check in _run(
             name, 'upgrade', 'check')['checks']}
         found = found._replace(
-            fixes=_fixes(checks), is_safe='safe.' in checks['TLS']['details'])
+            fixes=_fixes(checks), is_safe='safe.' in checks['TLS']['details'],
+            checks=(() if _is_loaded(checks) is not None else
+                    (Check('Plugin', int(upgradecheck.Code.WARNING),
+                           str(checks['Plugin']['details'])),)))
+        thing = 'its capabilities'
         answer = _run(name, 'preflight')
         return found._replace(
             address=address.check(answer['address'] or name),
@@ -128,7 +133,6 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
     except (OSError, ValueError, KeyError, TypeError, AttributeError,
             processutils.ProcessExecutionError,
             subprocess.TimeoutExpired) as error:
-        thing = 'its fixes' if found.fixes is None else 'its capabilities'
         note(f'{name} did not report {thing} by ssh: {_short(error)}')
         return found
 
@@ -145,9 +149,15 @@ def _short(error: Exception) -> str:
     return str(error)
 
 
-def _fixes(checks: Mapping[str, Any]) -> frozenset[str]:
-    loaded = checks['Plugin']['result'] != results.failure().code
-    return frozenset(
+def _is_loaded(checks: Mapping[str, Any]) -> bool | None:
+    """Return None if nova-compute may run without its nova.conf."""
+    return {upgradecheck.Code.SUCCESS: True,
+            upgradecheck.Code.FAILURE: False}.get(checks['Plugin']['result'])
+
+
+def _fixes(checks: Mapping[str, Any]) -> frozenset[str] | None:
+    loaded = _is_loaded(checks)
+    return None if loaded is None else frozenset(
         check.removeprefix('Fix ') for check in checks
         if check.startswith('Fix ') and checks[check]['details'].startswith(
             ('active', 'not needed') if loaded else 'not needed'))

@@ -208,6 +208,11 @@ class TestDestination(DestinationTestCase):
                          self.connect.call_args.args[0])
         self.assertEqual((1, '7 days'), checks['Certificate'])
 
+    def test_nova_compute_that_must_restart_is_a_check_of_the_host(self):
+        self.capabilities()
+        self.by_ssh['upgrade'] = hosts.checks(Plugin=(1, 'restart it.'))
+        self.assertEqual((1, 'restart it.'), self.found()[1]['Plugin'])
+
     def test_invalid_address_is_not_used(self):
         self.capabilities()
         self.by_ssh['preflight']['address'] = '-oProxyCommand=x'
@@ -359,7 +364,7 @@ class TestDocumentation(DestinationTestCase):
 
     def test_every_check_and_finding_is_described(self):
         text = pages.text(PAGE)
-        for name in ('libvirt', 'Certificate', 'Large packets', *(
+        for name in ('libvirt', 'Certificate', 'Large packets', 'Plugin', *(
                 kind.device if kind.of_host else name
                 for name, kind in matching.KINDS.items())):
             self.assertIn(f'* - ``{name}``\n', text)

@@ -210,7 +210,10 @@ class TestCovered(PreflightTestCase):
         ([('Fix config_drive', 'active (..)')], 0, 'yes', 'no'),
         ([('Fix config_drive', 'active (..)')], 2, 'no', 'no'),
         ([('Fix kernel_ramdisk', 'not needed in ..')], 2, 'no', 'yes'),
-        ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'))
+        ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'),
+        # nova-compute has to be restarted
+        ([('Fix config_drive', 'active (..)')], 1,
+         *['if on the destination'] * 2))
     @ddt.unpack
     def test_destination_decides_for_its_fixes(
             self, checks, plugin, drive, kernel):
