@@ -194,8 +194,8 @@ class Queries:
             document.get('type', ''))
         found = document.find('./cpu')
         cpu = _comparable(etree.Element('cpu') if found is None else found)
-        is_passthrough = found is not None and (
-            found.get('mode') in _PASSTHROUGH)
+        mode = '' if found is None else found.get('mode', '')
+        is_passthrough = mode in _PASSTHROUGH
         own = (host.cpus or {}).get(machine.virt_type)
         without = frozenset(
             feature.get('name', '') for feature in cpu.iterfind('feature')
@@ -203,7 +203,7 @@ class Queries:
         return Needs(
             machine,
             own and own.less(without) if is_passthrough
-            else self._guest_cpu(machine, cpu), is_passthrough,
+            else self._guest_cpu(machine, mode, cpu), is_passthrough,
             without=without,
             secrets=_secrets_of(document, host),
             offloads=possible_offloads(machine.machine) if document.xpath(
@@ -211,10 +211,13 @@ class Queries:
             queues=max((queues for _mac, queues in vnic_abi.tap_queues(xml)),
                        default=1)), _text(cpu)
 
-    def _guest_cpu(self, machine: Machine, cpu: etree._Element) -> Cpu | None:
-        if cpu.find('model') is None:
-            return Cpu(machine.arch, '', '', frozenset())
-        return self._expanded(machine, cpu)
+    def _guest_cpu(self, machine: Machine, mode: str,
+                   cpu: etree._Element) -> Cpu | None:
+        if cpu.find('model') is not None:
+            return self._expanded(machine, cpu)
+        # libvirt names the model that host-model stands for on x86 and s390x
+        return None if mode == 'host-model' else Cpu(
+            machine.arch, '', '', frozenset())
 
     # -- guests of any host ---------------------------------------------------
 

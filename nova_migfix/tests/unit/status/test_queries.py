@@ -112,6 +112,12 @@ class QueriesTestCase(testtools.TestCase):
         needs, _cpu = self.guest('<domain type="kvm"><os/></domain>')
         self.assertEqual(frozenset(), needs.cpu.features)
 
+    def test_host_model_without_its_model_is_unknown(self):
+        """As on POWER."""
+        needs, _cpu = self.guest(
+            '<domain type="kvm"><cpu mode="host-model"/></domain>')
+        self.assertIsNone(needs.cpu)
+
     @ddt.data('host-passthrough', 'maximum')
     def test_passed_through_cpu_is_that_of_the_host(self, mode):
         host = self.queries.capabilities(['kvm'])
