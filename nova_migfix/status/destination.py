@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 import nova.conf
 from nova import exception
-from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_upgradecheck import upgradecheck
 from oslo_utils import netutils
@@ -168,7 +167,7 @@ def _fixes(checks: Mapping[str, Any]) -> frozenset[str] | None:
 def _by_libvirt(found: Destination, host: this_host.ThisHost,
                 note: Callable[[str], object]) -> Destination:
     try:
-        uri = driver.LibvirtDriver._live_migration_uri(found.address)
+        uri = remote.uri_of(found.address)
         connected = remote.connect(uri)
     except (status.Error, exception.LiveMigrationURINotAvailable) as error:
         note(f'libvirt of {found.name} was not asked: {error}')

@@ -18,8 +18,10 @@ import socket
 from typing import Any
 from typing import NamedTuple
 
+from nova.virt.libvirt import driver
 from oslo_upgradecheck import upgradecheck
 
+from nova_migfix import status
 from nova_migfix.status import hypervisor
 from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
@@ -84,6 +86,21 @@ class Connected(NamedTuple):
     result: upgradecheck.Result
 
 
+def uri_of(host: str) -> str:
+    """Return the URI at which a source connects to the libvirt of a host.
+
+    :raises LiveMigrationURINotAvailable: there is none for this virt_type
+    :raises Error: nova.conf has an invalid one
+    """
+    try:
+        return str(driver.LibvirtDriver._live_migration_uri(host))
+    except (TypeError, ValueError) as error:
+        raise status.Error(
+            f'[libvirt] live_migration_uri is invalid: {error}. It needs one '
+            '%s for the address of the destination; or set '
+            'live_migration_scheme instead.') from error
+
+
 def port(uri: str) -> tuple[str, int] | None:
     """Return host and TCP port of a URI of libvirt.
 
@@ -118,7 +135,7 @@ def _unreachable(uri: str) -> str:
     host, number = where
     try:
         socket.create_connection(where, _TCP_TIMEOUT).close()
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         return (f'{host} cannot be resolved: {error}. Add the name to DNS, or '
                 'to /etc/hosts of the source.')
     except OSError as error:

@@ -73,6 +73,11 @@ class TestConnect(testtools.TestCase):
             '/etc/hosts', host='does-not-exist.invalid')
         self.open.assert_not_called()
 
+    def test_invalid_name_is_a_failure(self):
+        """As of live_migration_uri = qemu+tls://%s.example/system."""
+        self.assertRefused(FAILURE, 'h..example cannot be resolved',
+                           host='h..example')
+
     @ddt.data(('tls', 'libvirtd-tls.socket, or listen_tls'),
               ('tcp', 'libvirtd-tcp.socket, or listen_tcp'))
     @ddt.unpack
@@ -343,6 +348,11 @@ class TestDestination(DestinationTestCase):
         self.host.command.write(self.host.text('nova.conf').replace(
             'virt_type = kvm', 'virt_type = lxc'))
         self.assertIn('libvirt of compute2 was not asked',
+                      ' '.join(self.report()['notes']))
+
+    def test_invalid_uri_is_noted(self):
+        self.configure('live_migration_uri = qemu+tcp://h/system')
+        self.assertIn('[libvirt] live_migration_uri is invalid',
                       ' '.join(self.report()['notes']))
 
     def test_checks_are_printed_with_the_table(self):
