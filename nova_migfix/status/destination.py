@@ -139,7 +139,9 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
 def _run(name: str, *command: str) -> Any:
     return json.loads(transfer.execute(
         name, 'nova-migfix-status', *command, '--json',
-        check_exit_code=[0, 1, 2], timeout=_LONG_TIMEOUT))
+        check_exit_code=[0, 1, 2], timeout=_LONG_TIMEOUT,
+        # after the timeout, the process would go on
+        on_completion=lambda process: process.kill()))
 
 
 def _short(error: Exception) -> str:

@@ -12,6 +12,7 @@
 """``preflight --dest`` asks the destination by ssh and through libvirt."""
 
 import json
+import os
 import pathlib
 import re
 import socket
@@ -126,6 +127,21 @@ class TestConnect(testtools.TestCase):
     def test_port_of_ssh_is_left_to_ssh(self):
         self.server.close()
         self.assertIsNotNone(self.connect('ssh').connection)
+
+
+class TestSsh(testtools.TestCase):
+
+    def test_ssh_that_hangs_is_ended(self):
+        path = pathlib.Path(self.useFixture(fixtures.TempDir()).join('pid'))
+        with mock.patch.object(destination, '_LONG_TIMEOUT', 1), \
+                mock.patch.object(transfer, '_SSH', (
+                    'sh', '-c', 'echo $$ >"$0"; exec sleep 20', str(path))):
+            # eventlet has a copy of the class TimeoutExpired
+            error = self.assertRaises(      # noqa: B017, H202
+                Exception, destination._run, 'compute2', 'preflight')
+        self.assertIn('timed out', str(error))
+        _pid, status = os.waitpid(int(path.read_text()), 0)
+        self.assertTrue(os.WIFSIGNALED(status))
 
 
 PAGE = 'status/destination.rst'
