@@ -74,8 +74,8 @@ def _add_parsers(subparsers: Any) -> None:
         help='check only this instance; may be repeated')
     preflight.add_argument(
         '--dest', metavar='HOST', help='destination of the migrations, by '
-        'its name or its live_migration_inbound_addr: ask it by ssh and '
-        'through libvirt')
+        'its name, or without ssh its live_migration_inbound_addr: ask it by '
+        'ssh and through libvirt')
     _add_json(preflight.add_mutually_exclusive_group()).add_argument(
         '--csv', action='store_true',
         help='print CSV on standard output, and notes on standard error')

@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+"""Find the lines about a migration in the logs of QEMU and libvirt."""
+
 from __future__ import annotations
 
 import collections

@@ -28,9 +28,9 @@ from typing import NamedTuple
 
 import nova.conf
 from nova import exception
-from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_upgradecheck import upgradecheck
+from oslo_utils import netutils
 
 from nova_migfix import status
 from nova_migfix.status import credentials
@@ -97,7 +97,13 @@ def ask(name: str | None, host: this_host.ThisHost,
     except ValueError as error:
         note(f'Nothing is known of the destination: {error}.')
         return Destination(name)
-    found = _by_libvirt(_by_ssh(name, note), host, note)
+    by_ssh = _by_ssh(name, note)
+    found = _by_libvirt(by_ssh, host, note)
+    if by_ssh.capabilities is None and not netutils.is_valid_ip(name):
+        note(f'Without ssh it is not known whether migrations to {name} use '
+             'another address (live_migration_inbound_addr): if so, name it '
+             'after --dest.')
+        found = found._replace(checks=tuple(map(_doubted, found.checks)))
     if found.capabilities is None:
         note(f'{name} was compared with no guest.')
         return found
@@ -109,11 +115,16 @@ def ask(name: str | None, host: this_host.ThisHost,
 def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
     """Run the plugin's own command on the host, as this user."""
     found = Destination(name, address=name)
+    thing = 'its fixes'
     try:
         checks = {check['check']: check for check in _run(
             name, 'upgrade', 'check')['checks']}
         found = found._replace(
-            fixes=_fixes(checks), is_safe='safe.' in checks['TLS']['details'])
+            fixes=_fixes(checks), is_safe='safe.' in checks['TLS']['details'],
+            checks=(() if _is_loaded(checks) is not None else
+                    (Check('Plugin', int(upgradecheck.Code.WARNING),
+                           str(checks['Plugin']['details'])),)))
+        thing = 'its capabilities'
         answer = _run(name, 'preflight')
         return found._replace(
             address=address.check(answer['address'] or name),
@@ -121,7 +132,6 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
     except (OSError, ValueError, KeyError, TypeError, AttributeError,
             processutils.ProcessExecutionError,
             subprocess.TimeoutExpired) as error:
-        thing = 'its fixes' if found.fixes is None else 'its capabilities'
         note(f'{name} did not report {thing} by ssh: {_short(error)}')
         return found
 
@@ -129,7 +139,9 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
 def _run(name: str, *command: str) -> Any:
     return json.loads(transfer.execute(
         name, 'nova-migfix-status', *command, '--json',
-        check_exit_code=[0, 1, 2], timeout=_LONG_TIMEOUT))
+        check_exit_code=[0, 1, 2], timeout=_LONG_TIMEOUT,
+        # after the timeout, the process would go on
+        on_completion=lambda process: process.kill()))
 
 
 def _short(error: Exception) -> str:
@@ -138,9 +150,15 @@ def _short(error: Exception) -> str:
     return str(error)
 
 
-def _fixes(checks: Mapping[str, Any]) -> frozenset[str]:
-    loaded = checks['Plugin']['result'] != results.failure().code
-    return frozenset(
+def _is_loaded(checks: Mapping[str, Any]) -> bool | None:
+    """Return None if nova-compute may run without its nova.conf."""
+    return {upgradecheck.Code.SUCCESS: True,
+            upgradecheck.Code.FAILURE: False}.get(checks['Plugin']['result'])
+
+
+def _fixes(checks: Mapping[str, Any]) -> frozenset[str] | None:
+    loaded = _is_loaded(checks)
+    return None if loaded is None else frozenset(
         check.removeprefix('Fix ') for check in checks
         if check.startswith('Fix ') and checks[check]['details'].startswith(
             ('active', 'not needed') if loaded else 'not needed'))
@@ -151,7 +169,7 @@ def _fixes(checks: Mapping[str, Any]) -> frozenset[str]:
 def _by_libvirt(found: Destination, host: this_host.ThisHost,
                 note: Callable[[str], object]) -> Destination:
     try:
-        uri = driver.LibvirtDriver._live_migration_uri(found.address)
+        uri = remote.uri_of(found.address)
         connected = remote.connect(uri)
     except (status.Error, exception.LiveMigrationURINotAvailable) as error:
         note(f'libvirt of {found.name} was not asked: {error}')
@@ -183,6 +201,12 @@ def _check(name: str, result: upgradecheck.Result) -> Check:
     return Check(name, int(result.code), str(result.details))
 
 
+def _doubted(check: Check) -> Check:
+    """Return a check of an address that migrations may not use."""
+    return check._replace(
+        result=min(check.result, int(upgradecheck.Code.WARNING)))
+
+
 def _large_packets(uri: str, asked: queries.Queries) -> upgradecheck.Result:
     """Send and receive more than one packet.
 
@@ -191,7 +215,8 @@ def _large_packets(uri: str, asked: queries.Queries) -> upgradecheck.Result:
     """
     direction = 'from'
     try:
-        received = hypervisor.limited(_TIMEOUT, asked.receive)
+        # after a restart, libvirt first examines each QEMU
+        received = hypervisor.limited(_LONG_TIMEOUT, asked.receive)
         direction = 'to'
         hypervisor.limited(_TIMEOUT, lambda: asked.send(_SIZE))
     except hypervisor.Unavailable as error:

@@ -28,7 +28,6 @@ import subprocess
 
 import nova.conf
 from nova import exception
-from nova.virt.libvirt import driver
 from oslo_concurrency import processutils
 from oslo_upgradecheck import upgradecheck
 
@@ -188,9 +187,11 @@ def _at_uri(check: Callable[[str], upgradecheck.Result],
     @functools.wraps(check)
     def checked(own: str) -> upgradecheck.Result:
         try:
-            uri = driver.LibvirtDriver._live_migration_uri(own)
+            uri = remote.uri_of(own)
         except exception.LiveMigrationURINotAvailable as error:
             return success(f'Not used: {error}')
+        except status.Error as error:
+            return failure(str(error))
         return check(uri)
     return checked
 

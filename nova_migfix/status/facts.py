@@ -45,11 +45,16 @@ class Cpu(NamedTuple):
     vendor: str
     features: frozenset[str]
 
+    def less(self, features: frozenset[str]) -> Cpu:
+        """Return this CPU without some features."""
+        return self._replace(features=self.features - features)
+
 
 class Needs(NamedTuple):
     """What a running guest needs of its destination.
 
     :ivar is_passthrough: the guest has the CPU of its host
+    :ivar without: features that it does not have nevertheless
     :ivar secrets: UUIDs of libvirt's secrets that Nova does not create
     :ivar queues: of the tap interface with the most queues
     :ivar offloads: those that vNICs may use; keys of abi.tap.OFFLOADS
@@ -70,6 +75,7 @@ class Needs(NamedTuple):
     hypervisor: int | None = None
     skips_version: bool = False
     libvirt: int | None = None
+    without: frozenset[str] = frozenset()
 
 
 class Emulator(NamedTuple):
@@ -205,7 +211,7 @@ load_needs: Callable[[Any], Needs] = _of(
                 virt_type=_text),
     cpu=_or_none(_cpu), is_passthrough=_flag, secrets=_texts, queues=_number,
     offloads=_or_none(_texts), post_copy=_flag, hypervisor=_or_none(_number),
-    skips_version=_flag, libvirt=_or_none(_number))
+    skips_version=_flag, libvirt=_or_none(_number), without=_texts)
 
 #: The same of Capabilities.
 load_capabilities: Callable[[Any], Capabilities] = _of(

@@ -119,6 +119,14 @@ class Host:
         return frozenset(safe.union(() if self.must_restart else self.fixes))
 
     @property
+    def doubts(self) -> frozenset[str]:
+        """Those that a host may offer: its nova.conf or TLS is not known."""
+        tls = self.check(_TLS)['details']
+        is_known = any(verdict in tls for verdict in ('safe.', 'rekeys.'))
+        return frozenset({*(self.fixes if self.must_restart else ()),
+                          *(() if is_known else (SAFE_TLS,))})
+
+    @property
     def must_restart(self) -> bool:
         """Whether nova-compute needs a restart to load its nova.conf."""
         return bool(self.check(PLUGIN)['result'] == _WARNING)

@@ -188,7 +188,7 @@ def _cpu(needs: Needs, host: Capabilities, answer: Answer) -> Iterator[Reason]:
         # Releases of libvirt differ in the features of a model.
         yield _unknown('dest-cpu', name,
                        f'{lacks}, according to another release of libvirt')
-    elif needs.is_passthrough and needs.cpu != cpu:
+    elif needs.is_passthrough and needs.cpu != cpu.less(needs.without):
         yield _unknown('dest-cpu', name, 'the CPU of the host differs')
 
 

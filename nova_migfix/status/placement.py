@@ -49,11 +49,13 @@ class Hosts:
 
     :ivar capabilities: None: not known
     :ivar offers: fixes and TLS policy; None: the hosts did not answer
+    :ivar doubts: fixes and TLS policy that they may offer
     :ivar names: names in the inventory
     """
 
     capabilities: facts.Capabilities | None
     offers: frozenset[str] | None
+    doubts: frozenset[str]
     names: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -123,7 +125,8 @@ class Matrix:
         """Return the things of which other hosts' values are not known."""
         others = _indices(self._others(host))
         return sorted({
-            thing(reason) for one in host.placement for column in others
+            reason.value if reason.kind == 'fix' else thing(reason)
+            for one in host.placement for column in others
             for reason in self.cells[one['class']][column]
             if reason.verdict is Verdict.UNKNOWN})
 
@@ -135,7 +138,8 @@ class Matrix:
                 'hosts': one.names,
                 'capabilities': one.capabilities and facts.as_json(
                     one.capabilities),
-                'offers': None if one.offers is None else sorted(one.offers)}
+                'offers': None if one.offers is None else sorted(one.offers),
+                'doubts': sorted(one.doubts)}
                 for one in self.hosts],
             'matrix': [[{
                 'verdict': matching.verdict(reasons).value,
@@ -163,9 +167,9 @@ def match(hosts: list[fleet.Host]) -> Matrix:
         offers = host.offers if host.state is fleet.State.ANSWERED else None
         key = json.dumps([
             host.capabilities and facts.as_json(host.capabilities),
-            None if offers is None else sorted(offers)])
-        classes.setdefault(key, Hosts(host.capabilities, offers)).names.append(
-            host.host)
+            None if offers is None else sorted(offers), sorted(host.doubts)])
+        classes.setdefault(key, Hosts(
+            host.capabilities, offers, host.doubts)).names.append(host.host)
         _classify(host, guests)
     matrix = Matrix([*guests], [*classes.values()], [
         [_reasons(one, other) for other in classes.values()]
@@ -212,7 +216,9 @@ def fixes_needed(host: fleet.Host) -> dict[str, frozenset[str]]:
 def _reasons(guests: Guests, hosts: Hosts) -> list[Reason]:
     if hosts.offers is None:
         return [_NO_ANSWER]
-    reasons = [Reason('fix', Verdict.NO, fix, 'not active there')
+    reasons = [Reason('fix', Verdict.UNKNOWN, fix, 'not known')
+               if fix in hosts.doubts else
+               Reason('fix', Verdict.NO, fix, 'not active there')
                for fix in sorted(guests.fixes - hosts.offers)]
     if guests.needs is None or hosts.capabilities is None:
         return [*reasons, _NO_FACTS]

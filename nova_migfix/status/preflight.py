@@ -111,14 +111,15 @@ def report(uuids: list[str], dest: str | None) -> Report:
     notes: dict[str, None] = {}
     recomputed.initialize()
     domains = hypervisor.domains(uuids)
-    here = this_host.read(domains, notes.setdefault)
+    instances = [domain for domain in domains if domain.nova is not None]
+    here = this_host.read(instances, notes.setdefault)
     host = _host(domains, here, dest, notes.setdefault)
     fixes = upgrade.covered_fixes()
     rows = [
         findings.judge(domain, found, fixes, host.destination.fixes)
         for domain in domains for found in finders.find(domain, host)]
     return Report(
-        CONF.host, host.destination.name, sorted(fixes), len(domains),
+        CONF.host, host.destination.name, sorted(fixes), len(instances),
         round(time.monotonic() - begin, 3), rows, list(notes),
         CONF.libvirt.live_migration_inbound_addr,
         list(host.destination.checks), here)

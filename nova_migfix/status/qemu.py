@@ -102,10 +102,12 @@ def user() -> User | None:
     """Return the user of guests; None: not known.
 
     That of a running guest, else the one in qemu.conf, else libvirt's
-    default.
+    default. With Kolla, guests and qemu.conf are in another container.
     """
     for process in running():
         return process.user
+    if not os.path.exists(_CONF):
+        return None
     try:
         entry = pwd.getpwnam(users.user_of_guests())
     except KeyError:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 import copy
+import errno
 import functools
 from typing import Any
 from typing import TypeVar
@@ -144,24 +145,34 @@ class Queries:
                 if feature.get('policy') not in _WITHOUT))
 
     def receive(self) -> int:
-        """Return the length of a long answer, in bytes."""
-        return len(self._connection.getCapabilities())
+        """Return the length of a long answer, in bytes; 0: it is an error.
+
+        :raises libvirtError: the connection breaks
+        """
+        return len(self._while_alive(self._connection.getCapabilities) or '')
 
     def send(self, size: int) -> None:
         """Send a question of *size* bytes, and wait for any answer.
 
         :raises libvirtError: the connection breaks
         """
-        document = vnic_abi.parse(self._connection.getCapabilities())
-        cpu = document.find('./host/cpu')
+        document = self._ask('capabilities of libvirt', lambda: (
+            vnic_abi.parse(self._connection.getCapabilities())))
+        cpu = None if document is None else document.find('./host/cpu')
         if cpu is None:
             cpu = etree.Element('cpu')
         cpu.append(etree.Comment(' ' * size))
+        question = _text(cpu)
+        self._while_alive(lambda: self._connection.compareCPU(question, 0))
+
+    def _while_alive(self, question: Callable[[], T]) -> T | None:
+        """Return None if the answer is an error of a living connection."""
         try:
-            self._connection.compareCPU(_text(cpu), 0)
+            return question()
         except self._libvirt.libvirtError:
             if not self._connection.isAlive():
                 raise
+            return None
 
     # -- its guests -----------------------------------------------------------
 
@@ -183,22 +194,30 @@ class Queries:
             document.get('type', ''))
         found = document.find('./cpu')
         cpu = _comparable(etree.Element('cpu') if found is None else found)
-        is_passthrough = found is not None and (
-            found.get('mode') in _PASSTHROUGH)
+        mode = '' if found is None else found.get('mode', '')
+        is_passthrough = mode in _PASSTHROUGH
+        own = (host.cpus or {}).get(machine.virt_type)
+        without = frozenset(
+            feature.get('name', '') for feature in cpu.iterfind('feature')
+            if is_passthrough and feature.get('policy') in _WITHOUT)
         return Needs(
             machine,
-            (host.cpus or {}).get(machine.virt_type) if is_passthrough
-            else self._guest_cpu(machine, cpu), is_passthrough,
+            own and own.less(without) if is_passthrough
+            else self._guest_cpu(machine, mode, cpu), is_passthrough,
+            without=without,
             secrets=_secrets_of(document, host),
             offloads=possible_offloads(machine.machine) if document.xpath(
                 _VIRTIO_TAPS) else frozenset(),
             queues=max((queues for _mac, queues in vnic_abi.tap_queues(xml)),
                        default=1)), _text(cpu)
 
-    def _guest_cpu(self, machine: Machine, cpu: etree._Element) -> Cpu | None:
-        if cpu.find('model') is None:
-            return Cpu(machine.arch, '', '', frozenset())
-        return self._expanded(machine, cpu)
+    def _guest_cpu(self, machine: Machine, mode: str,
+                   cpu: etree._Element) -> Cpu | None:
+        if cpu.find('model') is not None:
+            return self._expanded(machine, cpu)
+        # libvirt names the model that host-model stands for on x86 and s390x
+        return None if mode == 'host-model' else Cpu(
+            machine.arch, '', '', frozenset())
 
     # -- guests of any host ---------------------------------------------------
 
@@ -235,17 +254,20 @@ class Queries:
         return ''
 
     def _is_of_machine(self, error: Any) -> bool:
-        # The last one: there is no such emulator.
-        return (error.get_error_domain() != self._libvirt.VIR_FROM_RPC
-                and error.get_error_code() in (
-                    self._libvirt.VIR_ERR_INVALID_ARG,
-                    self._libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
-                    self._libvirt.VIR_ERR_SYSTEM_ERROR))
+        if error.get_error_code() == self._libvirt.VIR_ERR_SYSTEM_ERROR:
+            # There is no such emulator. Others: the connection breaks, or the
+            # host lacks memory or processes.
+            return bool(error.get_int1() == errno.ENOENT)
+        return error.get_error_code() in (
+            self._libvirt.VIR_ERR_INVALID_ARG,
+            self._libvirt.VIR_ERR_CONFIG_UNSUPPORTED)
 
     def _is_of_cpu(self, error: Any) -> bool:
+        # An unknown feature is no reason: migrations omit disabled features
+        # that a later libvirt has added to a model, as vmx-...
         return (error.get_error_code()
                 == self._libvirt.VIR_ERR_CPU_INCOMPATIBLE
-                or 'Unknown CPU' in str(error))
+                or 'Unknown CPU model' in str(error))
 
 
 def _secrets_of(document: etree._Element,

@@ -18,8 +18,10 @@ import socket
 from typing import Any
 from typing import NamedTuple
 
+from nova.virt.libvirt import driver
 from oslo_upgradecheck import upgradecheck
 
+from nova_migfix import status
 from nova_migfix.status import hypervisor
 from nova_migfix.status.results import failure
 from nova_migfix.status.results import success
@@ -41,7 +43,7 @@ _ERRORS: tuple[tuple[str, bool, str], ...] = (
     ('does not match the hostname', True,
      'The certificate lacks this name or address: make one that has it in '
      'its subject alternative name.'),
-    ('has expired', True, 'Renew the certificate.'),
+    ('certificate.* has expired', True, 'Renew the certificate.'),
     ('not yet active', True, 'Compare the clocks of the hosts.'),
     # libvirt 9 tells no more of any fault of the host's certificate
     ("Failed to verify peer's certificate|Certificate failed validation",
@@ -57,8 +59,8 @@ _ERRORS: tuple[tuple[str, bool, str], ...] = (
      'source.'),
     ('(?i)unable to resolve address|could not resolve hostname', True,
      'Add the name to DNS, or to /etc/hosts of the source.'),
-    ('Connection refused', True, 'Let sshd listen there, at the port in '
-     'ssh_config.'),
+    ('connect to (host|server) .*Connection refused', True,
+     'Let sshd listen there, at the port in ssh_config.'),
     ('Host key verification failed', False,
      'Add the host key to known_hosts of this user, and of the user of '
      'libvirt, mostly root.'),
@@ -82,6 +84,21 @@ class Connected(NamedTuple):
 
     connection: Any
     result: upgradecheck.Result
+
+
+def uri_of(host: str) -> str:
+    """Return the URI at which a source connects to the libvirt of a host.
+
+    :raises LiveMigrationURINotAvailable: there is none for this virt_type
+    :raises Error: nova.conf has an invalid one
+    """
+    try:
+        return str(driver.LibvirtDriver._live_migration_uri(host))
+    except (TypeError, ValueError) as error:
+        raise status.Error(
+            f'[libvirt] live_migration_uri is invalid: {error}. It needs one '
+            '%s for the address of the destination; or set '
+            'live_migration_scheme instead.') from error
 
 
 def port(uri: str) -> tuple[str, int] | None:
@@ -118,15 +135,15 @@ def _unreachable(uri: str) -> str:
     host, number = where
     try:
         socket.create_connection(where, _TCP_TIMEOUT).close()
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:
         return (f'{host} cannot be resolved: {error}. Add the name to DNS, or '
                 'to /etc/hosts of the source.')
     except OSError as error:
         return (
             f'libvirt does not answer at {host}, port {number}: {error}. No '
-            'guest can be migrated to this host. Let libvirt listen on this '
-            f'address ({_LISTEN[libvirt_uri.transport(uri)]}), allow the port '
-            'in firewalls, or change [libvirt] live_migration_inbound_addr of '
+            'guest can be migrated to this address. Let libvirt listen there '
+            f'({_LISTEN[libvirt_uri.transport(uri)]}), allow the port in '
+            'firewalls, or change [libvirt] live_migration_inbound_addr of '
             'the host.')
     return ''
 

@@ -168,6 +168,7 @@ def _needs(guests: placement.Guests) -> list[str]:
     if needs and needs.queues > 1:
         lines.append(f'vNIC queues: {needs.queues}')
     for title, names in (
+            ('CPU without', needs and needs.without),
             ('vNIC offloads', needs and needs.offloads),
             ('secrets', needs and needs.secrets), ('fixes', guests.fixes)):
         if names:

@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+"""Decide which fault the logs of a failed migration show."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

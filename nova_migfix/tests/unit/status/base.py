@@ -12,6 +12,7 @@
 """Fixtures to run ``nova-migfix-status`` in a test."""
 
 import contextlib
+import errno
 import io
 import json
 import pathlib
@@ -204,7 +205,6 @@ class FakeLibvirt:
      VIR_CRED_PASSPHRASE, VIR_CRED_NOECHOPROMPT,
      VIR_CRED_EXTERNAL) = range(2, 8)
     VIR_SECRET_USAGE_TYPE_CEPH = 2
-    VIR_FROM_RPC = 7
     VIR_ERR_INVALID_ARG = 8
     VIR_ERR_OPERATION_DENIED = 29
     VIR_ERR_SYSTEM_ERROR = 38
@@ -215,13 +215,13 @@ class FakeLibvirt:
 
     class libvirtError(Exception):
 
-        def __init__(self, said, code=0, domain=10):
+        def __init__(self, said, code=0, number=0):
             super().__init__(said)
             self._code = code
-            self._domain = domain
+            self._number = number
 
-        def get_error_domain(self):
-            return self._domain
+        def get_int1(self):
+            return self._number
 
         def get_error_code(self):
             return self._code
@@ -274,7 +274,7 @@ class FakeLibvirt:
         if emulator not in (None, EMULATOR):
             raise self.libvirtError(
                 f'Cannot check QEMU binary {emulator}: No such file or '
-                'directory', self.VIR_ERR_SYSTEM_ERROR)
+                'directory', self.VIR_ERR_SYSTEM_ERROR, errno.ENOENT)
         if machine and machine not in self.capabilities:
             raise self.libvirtError(
                 f'the machine \'{machine}\' is not supported by emulator '

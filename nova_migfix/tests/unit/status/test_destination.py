@@ -12,10 +12,12 @@
 """``preflight --dest`` asks the destination by ssh and through libvirt."""
 
 import json
+import os
 import pathlib
 import re
 import socket
 import threading
+import time
 from unittest import mock
 
 import ddt
@@ -72,6 +74,11 @@ class TestConnect(testtools.TestCase):
             '/etc/hosts', host='does-not-exist.invalid')
         self.open.assert_not_called()
 
+    def test_invalid_name_is_a_failure(self):
+        """As of live_migration_uri = qemu+tls://%s.example/system."""
+        self.assertRefused(FAILURE, 'h..example cannot be resolved',
+                           host='h..example')
+
     @ddt.data(('tls', 'libvirtd-tls.socket, or listen_tls'),
               ('tcp', 'libvirtd-tcp.socket, or listen_tcp'))
     @ddt.unpack
@@ -103,6 +110,13 @@ class TestConnect(testtools.TestCase):
          'Connection reset by peer', WARNING, 'log in there with a key'),
         ('Cannot recv data: ssh: Could not resolve hostname h', FAILURE,
          'DNS'),
+        ('Cannot recv data: ssh: connect to host h port 22: Connection '
+         'refused: Connection reset by peer', FAILURE, 'sshd'),
+        ('Cannot recv data: Failed to connect socket to '
+         "'/run/libvirt/virtqemud-sock': Connection refused", WARNING,
+         'virsh --connect'),
+        ('Cannot recv data: Your password has expired.', WARNING,
+         'virsh --connect'),
         ('no answer within 20 seconds', FAILURE, 'MTU'),
         ('End of file while reading data', WARNING, 'virsh --connect'))
     @ddt.unpack
@@ -113,6 +127,21 @@ class TestConnect(testtools.TestCase):
     def test_port_of_ssh_is_left_to_ssh(self):
         self.server.close()
         self.assertIsNotNone(self.connect('ssh').connection)
+
+
+class TestSsh(testtools.TestCase):
+
+    def test_ssh_that_hangs_is_ended(self):
+        path = pathlib.Path(self.useFixture(fixtures.TempDir()).join('pid'))
+        with mock.patch.object(destination, '_LONG_TIMEOUT', 1), \
+                mock.patch.object(transfer, '_SSH', (
+                    'sh', '-c', 'echo $$ >"$0"; exec sleep 20', str(path))):
+            # eventlet has a copy of the class TimeoutExpired
+            error = self.assertRaises(      # noqa: B017, H202
+                Exception, destination._run, 'compute2', 'preflight')
+        self.assertIn('timed out', str(error))
+        _pid, status = os.waitpid(int(path.read_text()), 0)
+        self.assertTrue(os.WIFSIGNALED(status))
 
 
 PAGE = 'status/destination.rst'
@@ -200,6 +229,11 @@ class TestDestination(DestinationTestCase):
                          self.connect.call_args.args[0])
         self.assertEqual((1, '7 days'), checks['Certificate'])
 
+    def test_nova_compute_that_must_restart_is_a_check_of_the_host(self):
+        self.capabilities()
+        self.by_ssh['upgrade'] = hosts.checks(Plugin=(1, 'restart it.'))
+        self.assertEqual((1, 'restart it.'), self.found()[1]['Plugin'])
+
     def test_invalid_address_is_not_used(self):
         self.capabilities()
         self.by_ssh['preflight']['address'] = '-oProxyCommand=x'
@@ -252,12 +286,23 @@ class TestDestination(DestinationTestCase):
 
     def test_failed_connection_is_a_check_without_findings(self):
         self.connected = remote.Connected(None, results.failure('refused'))
-        answer = self.report()
+        answer = self.report('192.0.2.2')
         self.assertEqual([{'check': 'libvirt', 'result': 2,
                            'details': 'refused'}], answer['checks'])
-        self.assertIn('compute2 was compared with no guest.',
+        self.assertIn('192.0.2.2 was compared with no guest.',
                       answer['notes'])
         self.assertEqual(2, self.code)
+
+    def test_name_may_not_be_the_address_of_migrations(self):
+        """As with Kolla: libvirt listens on another interface."""
+        self.connected = remote.Connected(None, results.failure('refused'))
+        answer = self.report('compute2')
+        self.assertEqual([1], [check['result'] for check in answer['checks']])
+        self.assertIn('name it after --dest', ' '.join(answer['notes']))
+        self.capabilities()
+        answer = self.report('compute2')
+        self.assertEqual(2, answer['checks'][0]['result'])
+        self.assertNotIn('name it after', ' '.join(answer['notes']))
 
     def test_capabilities_by_ssh_suffice(self):
         self.connected = remote.Connected(None, results.warning('login'))
@@ -272,10 +317,10 @@ class TestDestination(DestinationTestCase):
         done = threading.Event()
         self.addCleanup(done.set)
         name = {'receive': 'getCapabilities', 'send': 'compareCPU'}[method]
-        with mock.patch.object(destination, '_TIMEOUT', .2), \
+        with mock.patch.multiple(destination, _TIMEOUT=.2, _LONG_TIMEOUT=.2), \
                 mock.patch.object(self.libvirt, name,
                                   side_effect=lambda *_: done.wait(60)):
-            found, checks = self.found()
+            found, checks = self.found('192.0.2.2')
         result, details = checks['Large packets']
         self.assertEqual(2, result)
         direction = {'receive': 'from', 'send': 'to'}[method]
@@ -283,6 +328,19 @@ class TestDestination(DestinationTestCase):
         self.assertIn('MTU', details)
         # the rest would hang, too
         self.assertEqual([], found)
+
+    def test_libvirt_that_examines_qemu_is_not_lost_packets(self):
+        with mock.patch.object(destination, '_TIMEOUT', .2), \
+                mock.patch.object(self.libvirt, 'getCapabilities',
+                                  side_effect=self.slow()):
+            checks = self.found('192.0.2.2')[1]
+        self.assertEqual(0, checks['Large packets'][0])
+
+    def slow(self):
+        """Yield the capabilities, the first time late."""
+        time.sleep(.5)
+        while True:
+            yield self.libvirt.capabilities
 
     @ddt.data({'upgrade': {'checks': []}}, {'upgrade': []},
               {'upgrade': hosts.checks(), 'preflight': {}},
@@ -308,12 +366,17 @@ class TestDestination(DestinationTestCase):
         self.assertIn('libvirt of compute2 was not asked',
                       ' '.join(self.report()['notes']))
 
+    def test_invalid_uri_is_noted(self):
+        self.configure('live_migration_uri = qemu+tcp://h/system')
+        self.assertIn('[libvirt] live_migration_uri is invalid',
+                      ' '.join(self.report()['notes']))
+
     def test_checks_are_printed_with_the_table(self):
         self.connected = remote.Connected(None, results.failure('refused'))
-        ran = self.host.run('preflight', '--dest', 'compute2')
-        self.assertIn('\ncompute2, libvirt: Failure: refused\n', ran.out)
-        ran = self.host.run('preflight', '--csv', '--dest', 'compute2')
-        self.assertIn('compute2, libvirt: Failure: refused\n', ran.err)
+        ran = self.host.run('preflight', '--dest', '::2')
+        self.assertIn('\n::2, libvirt: Failure: refused\n', ran.out)
+        ran = self.host.run('preflight', '--csv', '--dest', '::2')
+        self.assertIn('::2, libvirt: Failure: refused\n', ran.err)
 
 
 @ddt.ddt
@@ -327,7 +390,7 @@ class TestDocumentation(DestinationTestCase):
 
     def test_every_check_and_finding_is_described(self):
         text = pages.text(PAGE)
-        for name in ('libvirt', 'Certificate', 'Large packets', *(
+        for name in ('libvirt', 'Certificate', 'Large packets', 'Plugin', *(
                 kind.device if kind.of_host else name
                 for name, kind in matching.KINDS.items())):
             self.assertIn(f'* - ``{name}``\n', text)
@@ -355,9 +418,16 @@ class TestThisHost(DestinationTestCase):
         ran = self.host.run('preflight', '--json')
         groups = json.loads(ran.out)['needs']
         self.assertEqual(
-            [base.uuid(number) for number in range(1, 6)],
+            [base.uuid(number) for number in range(1, 5)],
             sorted(uuid for group in groups for uuid in group['instances']))
-        self.assertLess(len(groups), 5)
+        self.assertLess(len(groups), 4)
+
+    def test_guest_that_nova_does_not_know_is_not_compared(self):
+        ran = self.host.run('preflight', '--json',
+                            '--instance', base.uuid(5))
+        answer = json.loads(ran.out)
+        self.assertEqual((0, []), (answer['guests'], answer['needs']))
+        self.assertIn('is not an instance', ' '.join(answer['notes']))
 
     def test_cpu_that_its_own_host_refuses_is_not_compared(self):
         """After an upgrade QEMU does not report a feature any more."""

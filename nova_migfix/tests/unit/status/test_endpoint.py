@@ -254,6 +254,11 @@ class TestLibvirt(base.StatusTestCase):
             '[libvirt]\n', ''))
         self.assertCheck(self.NAME, SUCCESS, 'Not used')
 
+    @ddt.data('qemu+tcp://h/system', 'qemu+tcp://%s/system?x=%z')
+    def test_invalid_uri_is_a_failure(self, uri):
+        self.configure(f'{OWN}\nlive_migration_uri = {uri}')
+        self.assertCheck(self.NAME, FAILURE, 'live_migration_uri is invalid')
+
     def test_port_of_ssh_is_not_tried(self):
         self.server.close()
         self.use('ssh')

@@ -263,12 +263,19 @@ class TestDrain(FleetTestCase):
     def test_host_that_has_not_restarted_is_no_destination(self):
         self.put('a', hosts.finding('config-drive', A))
         self.put('b', Plugin=(1, 'restart it.'))
-        self.assertDrain('no', 'Guests that no other host can run: 1 of 2.',
+        self.assertDrain('unknown', 'Guests of which it is not known whether '
+                         'another host can run them: 1 of 2. Not compared: '
+                         'config_drive.',
                          'The destination needs config_drive: 0 of 1 other '
                          'hosts are known to have it.')
 
-    @ddt.data(('TLSv1.2 AES256 safe.', 'yes', 1, ()), ('rekeys.', 'no', 0, (
-        'Guests that no other host can run: 1 of 2.',)))
+    @ddt.data(
+        ('TLSv1.2 AES256 safe.', 'yes', 1, ()),
+        ('rekeys.', 'no', 0, ('Guests that no other host can run: 1 of 2.',)),
+        # as with Kolla, where QEMU is in another container
+        ('The TLS that QEMU negotiates could not be determined', 'unknown', 0,
+         ('Guests of which it is not known whether another host can run them: '
+          '1 of 2. Not compared: a policy for TLS.',)))
     @ddt.unpack
     def test_tls_policy_counts_on_the_destination(
             self, details, drain, able, why):

@@ -104,6 +104,10 @@ MATCHES = (
     # not migratable, so that libvirt does not compare it
     ({'cpu': CPU._replace(features=CPU.features | {'invtsc'})}, {}),
     ({'is_passthrough': True}, {}),
+    ({'is_passthrough': True, 'without': frozenset(['avx2']),
+      'cpu': CPU.less({'avx2'})}, {}),
+    ({'is_passthrough': True, 'without': frozenset(['avx2']),
+      'cpu': CPU.less({'avx2'})}, {'cpus': without('avx2').cpus}),
     ({'secrets': frozenset()}, {'secrets': None}),
     ({'queues': 1}, {'queues': None}),
     ({'offloads': frozenset()}, {'offloads': None}),

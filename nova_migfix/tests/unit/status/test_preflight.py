@@ -210,7 +210,10 @@ class TestCovered(PreflightTestCase):
         ([('Fix config_drive', 'active (..)')], 0, 'yes', 'no'),
         ([('Fix config_drive', 'active (..)')], 2, 'no', 'no'),
         ([('Fix kernel_ramdisk', 'not needed in ..')], 2, 'no', 'yes'),
-        ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'))
+        ([('Fix config_drive', 'switched off by ..')], 0, 'no', 'no'),
+        # nova-compute has to be restarted
+        ([('Fix config_drive', 'active (..)')], 1,
+         *['if on the destination'] * 2))
     @ddt.unpack
     def test_destination_decides_for_its_fixes(
             self, checks, plugin, drive, kernel):
@@ -245,7 +248,7 @@ class TestOutput(PreflightTestCase):
         self.assertEqual(
             {*preflight.Report._fields, 'capabilities', 'needs'} - {'here'},
             set(report))
-        self.assertEqual(('compute1', 5), (report['host'], report['guests']))
+        self.assertEqual(('compute1', 4), (report['host'], report['guests']))
         for row in report['findings']:
             self.assertEqual(list(findings.Finding._fields), list(row))
         notes = ' '.join(report['notes'])
@@ -263,7 +266,7 @@ class TestOutput(PreflightTestCase):
     def test_findings_are_printed_as_a_table(self):
         ran = self.host.run('preflight')
         for part in ('| Instance ', '| Covered ', base.uuid(1), 'Note: ',
-                     f'5 guests on compute1, {len(FINDINGS)} findings, '):
+                     f'4 guests on compute1, {len(FINDINGS)} findings, '):
             self.assertIn(part, ran.out)
         self.assertRegex(ran.out, r'findings, [\d.]+ s\n$')
 

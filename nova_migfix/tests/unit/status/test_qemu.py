@@ -107,10 +107,20 @@ class TestRunning(testtools.TestCase):
 
     def test_user_without_guests_is_that_of_qemu_conf(self):
         own = pwd.getpwuid(os.getuid())
+        self.useFixture(fixtures.MockPatchObject(
+            qemu, '_CONF', self.proc.path))
         with mock.patch.object(users, 'user_of_guests', autospec=True,
                                side_effect=[own.pw_name, 'nosuch', '']):
             self.assertEqual(own.pw_uid, qemu.user().uid)
             self.assertIsNone(qemu.user())
+            self.assertIsNone(qemu.user())
+
+    def test_user_without_guests_and_qemu_conf_is_unknown(self):
+        """As in nova-compute's container of Kolla, which has users of QEMU."""
+        self.useFixture(fixtures.MockPatchObject(
+            qemu, '_CONF', self.proc.path / 'nosuch'))
+        with mock.patch.object(users, 'user_of_guests', autospec=True,
+                               return_value=pwd.getpwuid(0).pw_name):
             self.assertIsNone(qemu.user())
 
 

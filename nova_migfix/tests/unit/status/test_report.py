@@ -175,9 +175,9 @@ class TestReport(test_fleet.FleetTestCase):
         self.assertEqual('', ran.err)
         self.assertIn(ran.code, (0, 1, 2))
         whole = json.loads(out.read_text(), parse_constant=self.fail)
-        # Where its guests can go depends on the other host.
-        self.assertEqual([('b', 'answered', [])], [
-            (host['host'], host['state'], host['errors'])
+        # whether it can be drained depends on the other host
+        self.assertEqual([('b', 'answered', [], [])], [
+            (host['host'], host['state'], host['errors'], host['findings'])
             for host in whole['hosts'] if host['host'] != 'a'])
 
     def test_repeated_text_is_stored_once(self):
