@@ -21,6 +21,7 @@ import stat
 from typing import NamedTuple
 
 from nova_migfix.tls import audit
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import users
 
 _CONF = pathlib.Path('/etc/libvirt/qemu.conf')
@@ -122,21 +123,9 @@ def setting(name: str) -> str | None:
     With Kolla the file is in the container nova_libvirt.
     """
     try:
-        return parse_setting(name, _CONF.read_text(errors='replace'))
+        return qemu_conf.value(name, _CONF.read_text(errors='replace'))
     except OSError:
         return None
-
-
-def parse_setting(name: str, text: str) -> str | None:
-    """Return a number or a string in the text of qemu.conf.
-
-    :returns: the first value, as libvirt, without quotation marks; None:
-        unset
-    """
-    found = re.search(
-        rf'^[ \t]*{re.escape(name)}[ \t]*=[ \t]*'
-        r'(?:"([^"\n]*)"|\'([^\'\n]*)\'|(\d+))', text, re.MULTILINE)
-    return next(filter(None, found.groups()), '') if found else None
 
 
 def credentials() -> pathlib.Path:

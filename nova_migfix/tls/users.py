@@ -17,16 +17,16 @@ from __future__ import annotations
 import os
 import pathlib
 import pwd
-import re
 import stat
 import subprocess
 from typing import Any
+
+from nova_migfix.tls import qemu_conf
 
 #: libvirt's default users for guests, by distribution
 USERS = ('libvirt-qemu', 'qemu')
 
 _QEMU_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
-_USER = re.compile(r'^\s*user\s*=\s*"\+?([^"]+)"', re.MULTILINE)
 
 # Seconds to wait for an answer about a file.
 _TIMEOUT = 10
@@ -62,8 +62,8 @@ def _configured_user() -> str:
     :raises OSError: this user cannot read qemu.conf
     """
     try:
-        match = _USER.search(_QEMU_CONF.read_text(errors='replace'))
-        name = match[1] if match else ''
+        name = (qemu_conf.value('user', _QEMU_CONF.read_text(errors='replace'))
+                or '').removeprefix('+')
         return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
     except (FileNotFoundError, KeyError):
         return ''

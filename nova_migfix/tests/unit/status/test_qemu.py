@@ -24,6 +24,7 @@ import testtools
 from nova_migfix.status import qemu
 from nova_migfix.tests.unit.tls import test_audit
 from nova_migfix.tls import audit
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import users
 
 STATUS = ('Name:\tqemu\nUid:\t1\t42\t3\t4\nGid:\t5\t43\t7\t8\n'
@@ -133,13 +134,13 @@ class TestSetting(testtools.TestCase):
         ('a = ""', ''), ('a = [ "x" ]', None), ('', None))
     @ddt.unpack
     def test_setting_is_read(self, text, expected):
-        self.assertEqual(expected, qemu.parse_setting('a', text))
+        self.assertEqual(expected, qemu_conf.value('a', text))
 
     @hypothesis.given(strategies.text(), strategies.from_regex(
         r'[^"\n]*', fullmatch=True), strategies.text())
     def test_written_setting_is_read(self, before, value, after):
         hypothesis.assume('name_of_it' not in before)
-        self.assertEqual(value, qemu.parse_setting(
+        self.assertEqual(value, qemu_conf.value(
             'name_of_it', f'{before}\nname_of_it = "{value}"\n{after}'))
 
     def test_missing_file_has_no_settings(self):
