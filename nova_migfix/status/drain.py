@@ -119,7 +119,7 @@ def _of_guests(host: Host) -> Iterator[tuple[Drain, str]]:
 
 def _of_checks(host: Host) -> Iterator[tuple[Drain, str]]:
     covered = fleet.guests(row for row in host.findings
-                      if row['covered'] not in ('no', 'not known'))
+                           if row['covered'] not in ('no', 'not known'))
     if host.must_restart and covered:
         yield Drain.NO, host.check(fleet.PLUGIN)['details']
     # Only the plugin fetches from that address.

@@ -133,7 +133,7 @@ class Finding(NamedTuple):
 
 
 def covered(kind: Kind, here: frozenset[str],
-             there: frozenset[str] | None) -> str:
+            there: frozenset[str] | None) -> str:
     """Return the value of ``covered``.
 
     :param here: fixes whose faults do not occur on this host

@@ -112,8 +112,8 @@ KINDS: dict[str, Kind] = {
         of_host=True),
 }
 
-# Not in the CPU that libvirt compares: it is not migratable.
-_NOT_COMPARED = frozenset(('invtsc',))
+#: features of CPUs that libvirt does not compare: they are not migratable
+NOT_COMPARED = frozenset(('invtsc',))
 
 
 def compare(needs: Needs, host: Capabilities,
@@ -180,7 +180,7 @@ def _cpu(needs: Needs, host: Capabilities, answer: Answer) -> Iterator[Reason]:
     if needs.cpu.vendor and cpu.vendor and needs.cpu.vendor != cpu.vendor:
         yield _no('dest-cpu', f'{name}, {needs.cpu.vendor}', cpu.vendor)
         return
-    missing = needs.cpu.features - cpu.features - _NOT_COMPARED
+    missing = needs.cpu.features - cpu.features - NOT_COMPARED
     lacks = 'lacks ' + ', '.join(sorted(missing))
     if missing and needs.libvirt == host.libvirt:
         yield _no('dest-cpu', name, lacks)

@@ -31,6 +31,7 @@ from nova_migfix.status.facts import Machine
 from nova_migfix.status.facts import Needs
 from nova_migfix.status.facts import possible_offloads
 from nova_migfix.status.matching import Answer
+from nova_migfix.status.matching import NOT_COMPARED
 
 # Flags, as the Python binding may be older than libvirt.
 _EXPAND_FEATURES = 1 << 0       # VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
@@ -40,8 +41,6 @@ _FAIL_INCOMPATIBLE = 1 << 0     # VIR_CONNECT_COMPARE_CPU_FAIL_INCOMPATIBLE
 _CREATED_BY_NOVA = frozenset((1, 3, 5))
 # Policies of features that a CPU does not have.
 _WITHOUT = frozenset(('disable', 'forbid'))
-# libvirt compares migratable features only.
-_NOT_COMPARED = 'invtsc'
 _PASSTHROUGH = frozenset(('host-passthrough', 'maximum'))
 
 _VIRTIO_TAPS = './devices/interface[{}][model/@type="virtio"]'.format(
@@ -94,8 +93,13 @@ class Queries:
             cpus={key: cpu for key, cpu in cpus.items() if cpu} or None,
             secrets=self._ask('secrets', self._secrets))
 
+    @functools.cached_property
+    def _xml(self) -> str:
+        """The capabilities of libvirt, which are long."""
+        return str(self._connection.getCapabilities())
+
     def _emulators(self) -> tuple[Emulator, ...]:
-        document = vnic_abi.parse(self._connection.getCapabilities())
+        document = vnic_abi.parse(self._xml)
         return tuple(
             Emulator(path, arch.get('name', ''),
                      frozenset(map(str, arch.xpath('domain/@type'))),
@@ -149,15 +153,15 @@ class Queries:
 
         :raises libvirtError: the connection breaks
         """
-        return len(self._while_alive(self._connection.getCapabilities) or '')
+        return len(self._while_alive(lambda: self._xml) or '')
 
     def send(self, size: int) -> None:
         """Send a question of *size* bytes, and wait for any answer.
 
         :raises libvirtError: the connection breaks
         """
-        document = self._ask('capabilities of libvirt', lambda: (
-            vnic_abi.parse(self._connection.getCapabilities())))
+        document = self._ask('capabilities of libvirt',
+                             lambda: vnic_abi.parse(self._xml))
         cpu = None if document is None else document.find('./host/cpu')
         if cpu is None:
             cpu = etree.Element('cpu')
@@ -283,7 +287,7 @@ def _comparable(cpu: etree._Element) -> etree._Element:
     """Return a CPU with the elements that libvirt compares."""
     found = etree.Element('cpu', mode='custom', match='exact')
     for child in cpu.iterchildren('model', 'vendor', 'feature'):
-        if child.get('name') != _NOT_COMPARED:
+        if child.get('name') not in NOT_COMPARED:
             found.append(copy.deepcopy(child))
     return found
 
