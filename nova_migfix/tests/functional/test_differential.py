@@ -327,9 +327,7 @@ class DifferentialTestCase(storage.StorageTestCase):
         # evacuation. This is done when all events have ended.
         return self.is_idle() and (
             self.guest.server['status'] == 'DELETED'
-            or all(event['result'] for event in self.events())
-            and not self.is_shown_only()
-            and self.is_idle())
+            or self.have_ended(self.events()) and self.is_idle())
 
     def is_idle(self):
         try:
@@ -340,12 +338,15 @@ class DifferentialTestCase(storage.StorageTestCase):
         return (self.guest.server['OS-EXT-STS:task_state'] is None
                 and self.guest.server['status'] in SETTLED)
 
-    def is_shown_only(self):
-        """Return whether the API, but no compute yet, accepted a request."""
-        return (self.last_action()['action'] in (
-            'confirmResize', 'revertResize', 'detach_interface')
-            and not any(event['event'].startswith('compute_')
-                        for event in self.events()))
+    def have_ended(self, events):
+        """Return whether all events have ended.
+
+        The API accepts some requests before a compute has an event.
+        """
+        return all(event['result'] for event in events) and (
+            self.last_action()['action'] not in (
+                'confirmResize', 'revertResize', 'detach_interface')
+            or any(event['event'].startswith('compute_') for event in events))
 
     def last_action(self):
         return self.api.get_instance_actions(self.guest.server['id'])[0]
