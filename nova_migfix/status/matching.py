@@ -182,12 +182,12 @@ def _cpu(needs: Needs, host: Capabilities, answer: Answer) -> Iterator[Reason]:
         return
     missing = needs.cpu.features - cpu.features - NOT_COMPARED
     lacks = 'lacks ' + ', '.join(sorted(missing))
-    if missing and needs.libvirt == host.libvirt:
+    if missing and needs.libvirt == host.libvirt is not None:
         yield _no('dest-cpu', name, lacks)
     elif missing:
         # Releases of libvirt differ in the features of a model.
         yield _unknown('dest-cpu', name,
-                       f'{lacks}, according to another release of libvirt')
+                       f'{lacks}, if both have the same release of libvirt')
     elif needs.is_passthrough and needs.cpu != cpu.less(needs.without):
         yield _unknown('dest-cpu', name, 'the CPU of the host differs')
 

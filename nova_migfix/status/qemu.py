@@ -24,7 +24,6 @@ from nova_migfix.tls import audit
 from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import users
 
-_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
 # libvirt's default directories of certificates.
 _MIGRATE = pathlib.Path('/etc/pki/libvirt-migrate')
 _DEFAULT = pathlib.Path('/etc/pki/qemu')
@@ -107,7 +106,7 @@ def user() -> User | None:
     """
     for process in running():
         return process.user
-    if not os.path.exists(_CONF):
+    if not os.path.exists(qemu_conf.PATH):
         return None
     try:
         entry = pwd.getpwnam(users.user_of_guests())
@@ -118,12 +117,9 @@ def user() -> User | None:
 
 
 def setting(name: str) -> str | None:
-    """Return a setting of qemu.conf; None: unset, or the file is not here.
-
-    With Kolla the file is in the container nova_libvirt.
-    """
+    """Return a setting of qemu.conf; None: unset, or not known."""
     try:
-        return qemu_conf.value(name, _CONF.read_text(errors='replace'))
+        return qemu_conf.read(name)
     except OSError:
         return None
 

@@ -117,8 +117,8 @@ def predict(text: str, builtin: str = priority.NORMAL) -> Prediction:
     """Predict the effect of a configuration.
 
     :param text: see :func:`ini.parse`
-    :param builtin: the priority string with which QEMU was built,
-        priority.NORMAL or priority.SYSTEM
+    :param builtin: the priority string of QEMU: priority.NORMAL or
+        priority.SYSTEM, with one of which it was built, or that of libvirt
     """
     lines = list(ini.parse(text))
     if any(line.invalid for line in lines):
@@ -161,7 +161,7 @@ def _string(lines: Iterable[ini.Line], builtin: str, *,
     :returns: None: [overrides] enables each version and cipher
     :raises priority.InvalidError: there is no such string
     """
-    if builtin == priority.NORMAL:
+    if builtin != priority.SYSTEM:
         return builtin
     found = priorities(lines)
     if 'QEMU' in found:

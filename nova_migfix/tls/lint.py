@@ -37,6 +37,7 @@ from nova_migfix.tls import ini
 from nova_migfix.tls import policy
 from nova_migfix.tls import priority
 from nova_migfix.tls import probe
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import qmp
 from nova_migfix.tls import regular
 from nova_migfix.tls import users
@@ -81,8 +82,8 @@ def lint(text: str, builtin: str = priority.NORMAL) -> list[Finding]:
     """Return the problems of a configuration.
 
     :param text: of the file, see :func:`ini.read`
-    :param builtin: the priority string with which QEMU was built,
-        priority.NORMAL or priority.SYSTEM
+    :param builtin: the priority string of QEMU, as for
+        :func:`effect.predict`
     :returns: findings sorted by line, those about the whole file last; empty:
         all settings have an effect, and the file prevents rekeys. A failure
         means that it does not prevent rekeys, or prevents sessions
@@ -236,7 +237,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--qemu-priority',
                         choices=(priority.NORMAL, priority.SYSTEM),
                         help='built-in priority string; default: that of the '
-                        'binary')
+                        'binary, or the one in qemu.conf with libvirt 11.6.0 '
+                        'and later')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -248,12 +250,15 @@ def run(args: argparse.Namespace) -> int:
               or pathlib.Path(policy.FAMILIES['debian'].path))
     path = args.file or system
     try:
-        builtin = args.qemu_priority or builtin_priority(
+        passed = qemu_conf.Priority(args.qemu_priority) if (
+            args.qemu_priority) else qemu_conf.priority()
+        builtin = passed.string or builtin_priority(
             args.qemu or probe.find_qemu())
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
-        problem = apparmor.problem(path) if path == system else ''
-        if problem:
-            findings.append(Finding(0, Severity.WARNING, problem))
+        problems = passed.doubt, (
+            apparmor.problem(path) if path == system else '')
+        findings += [Finding(0, Severity.WARNING, problem)
+                     for problem in problems if problem]
     except OSError as error:
         _say(f'{path}: {error.strerror}: {_remedy(error)}', sys.stderr)
         return int(Severity.FAILURE)

@@ -42,6 +42,7 @@ from nova_migfix.tls import apparmor
 from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import qmp
 from nova_migfix.tls import users
 
@@ -119,16 +120,21 @@ def probe(qemu: str, user: str | None = None, credentials: str | None = None,
         one needs root. None: the user of the guests, if possible
     :param credentials: directory with the certificates of the host, as
         libvirt's migrate_tls_x509_cert_dir; None: use temporary ones
-    :param priority: the priority string that libvirt would pass to QEMU
+    :param priority: the priority string that libvirt passes to QEMU; '': none;
+        None: that of this host's libvirt
     :raises qmp.QemuError: QEMU did not start, or did not listen
     """
+    configured = (qemu_conf.priority() if priority is None
+                  else qemu_conf.Priority(priority))
+    if configured.doubt:
+        return Answer(doubt=configured.doubt)
     try:
         name = user or users.find_user()
     except KeyError as error:
         raise qmp.QemuError(
             f'{error.args[0]}; name the user of the guests with --user'
         ) from error
-    with listening(qemu, name, credentials, priority) as address:
+    with listening(qemu, name, credentials, configured.string) as address:
         answer = handshake(address)
     return answer if answer.doubt else answer._replace(doubt=_doubt(user))
 
@@ -260,8 +266,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--creds', metavar='DIR', help='directory with '
                         'certificates, named as for libvirt; default: '
                         'temporary ones')
-    parser.add_argument('--priority', help='value of migrate_tls_priority in '
-                        'qemu.conf of libvirt 11.6 and later')
+    parser.add_argument('--priority', help='priority string that libvirt '
+                        'passes to QEMU; default: migrate_tls_priority in '
+                        'qemu.conf with libvirt 11.6.0 and later')
     parser.add_argument('--json', action='store_true',
                         help='print JSON instead of a line')
 

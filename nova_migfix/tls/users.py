@@ -26,8 +26,6 @@ from nova_migfix.tls import qemu_conf
 #: libvirt's default users for guests, by distribution
 USERS = ('libvirt-qemu', 'qemu')
 
-_QEMU_CONF = pathlib.Path('/etc/libvirt/qemu.conf')
-
 # Seconds to wait for an answer about a file.
 _TIMEOUT = 10
 
@@ -62,10 +60,9 @@ def _configured_user() -> str:
     :raises OSError: this user cannot read qemu.conf
     """
     try:
-        name = (qemu_conf.value('user', _QEMU_CONF.read_text(errors='replace'))
-                or '').removeprefix('+')
+        name = (qemu_conf.read('user') or '').removeprefix('+')
         return pwd.getpwuid(int(name)).pw_name if name.isdigit() else name
-    except (FileNotFoundError, KeyError):
+    except KeyError:
         return ''
 
 

@@ -58,7 +58,10 @@ CASES = (
     # Another libvirt may list other features of the same model.
     ({'libvirt': 9000000}, {'cpus': without('avx2').cpus}, 'dest-cpu',
      'unknown', 'Broadwell',
-     'lacks avx2, according to another release of libvirt'),
+     'lacks avx2, if both have the same release of libvirt'),
+    ({'libvirt': None}, {'cpus': without('avx2').cpus, 'libvirt': None},
+     'dest-cpu', 'unknown', 'Broadwell',
+     'lacks avx2, if both have the same release of libvirt'),
     ({'cpu': CPU._replace(vendor='AMD')}, {}, 'dest-cpu', 'no',
      'Broadwell, AMD', 'Intel'),
     ({'cpu': None}, {}, 'dest-cpu', 'unknown', 'CPU', 'not known'),

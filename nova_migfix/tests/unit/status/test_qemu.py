@@ -109,7 +109,7 @@ class TestRunning(testtools.TestCase):
     def test_user_without_guests_is_that_of_qemu_conf(self):
         own = pwd.getpwuid(os.getuid())
         self.useFixture(fixtures.MockPatchObject(
-            qemu, '_CONF', self.proc.path))
+            qemu_conf, 'PATH', self.proc.path))
         with mock.patch.object(users, 'user_of_guests', autospec=True,
                                side_effect=[own.pw_name, 'nosuch', '']):
             self.assertEqual(own.pw_uid, qemu.user().uid)
@@ -119,33 +119,10 @@ class TestRunning(testtools.TestCase):
     def test_user_without_guests_and_qemu_conf_is_unknown(self):
         """As in nova-compute's container of Kolla, which has users of QEMU."""
         self.useFixture(fixtures.MockPatchObject(
-            qemu, '_CONF', self.proc.path / 'nosuch'))
+            qemu_conf, 'PATH', self.proc.path / 'nosuch'))
         with mock.patch.object(users, 'user_of_guests', autospec=True,
                                return_value=pwd.getpwuid(0).pw_name):
             self.assertIsNone(qemu.user())
-
-
-@ddt.ddt
-class TestSetting(testtools.TestCase):
-
-    @ddt.data(
-        ('a = "x y"  # comment', 'x y'), ("\ta='x'\n", 'x'), ('a = 7', '7'),
-        ('#a = 1\nba = 2\na_b = 3\n', None), ('a = 1\na = 2', '1'),
-        ('a = ""', ''), ('a = [ "x" ]', None), ('', None))
-    @ddt.unpack
-    def test_setting_is_read(self, text, expected):
-        self.assertEqual(expected, qemu_conf.value('a', text))
-
-    @hypothesis.given(strategies.text(), strategies.from_regex(
-        r'[^"\n]*', fullmatch=True), strategies.text())
-    def test_written_setting_is_read(self, before, value, after):
-        hypothesis.assume('name_of_it' not in before)
-        self.assertEqual(value, qemu_conf.value(
-            'name_of_it', f'{before}\nname_of_it = "{value}"\n{after}'))
-
-    def test_missing_file_has_no_settings(self):
-        with mock.patch.object(qemu, '_CONF', pathlib.Path('/nonexistent')):
-            self.assertIsNone(qemu.setting('user'))
 
 
 class TestCredentials(testtools.TestCase):
@@ -154,14 +131,14 @@ class TestCredentials(testtools.TestCase):
         super().setUp()
         self.directory = pathlib.Path(
             self.useFixture(fixtures.TempDir()).path)
-        for name in ('_CONF', '_MIGRATE'):
+        for module, name in ((qemu_conf, 'PATH'), (qemu, '_MIGRATE')):
             self.useFixture(fixtures.MockPatchObject(
-                qemu, name, self.directory / name))
+                module, name, self.directory / name))
 
     def test_directory_is_the_one_of_libvirt(self):
         """Each step has precedence over the ones before."""
         self.assertEqual('/etc/pki/qemu', str(qemu.credentials()))
-        conf = self.directory / '_CONF'
+        conf = self.directory / 'PATH'
         conf.write_text('default_tls_x509_cert_dir = "/a"\n')
         self.assertEqual('/a', str(qemu.credentials()))
         (self.directory / '_MIGRATE').mkdir()

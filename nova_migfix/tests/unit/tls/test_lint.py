@@ -30,6 +30,7 @@ from nova_migfix.tls import gnutls
 from nova_migfix.tls import lint
 from nova_migfix.tls import policy
 from nova_migfix.tls import priority
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import users
 
 
@@ -176,6 +177,7 @@ class TestLint(testtools.TestCase):
         self.assertEqual([], self.complaints(text, builtin))
 
 
+@ddt.ddt
 class TestLintCommand(testtools.TestCase):
 
     def setUp(self):
@@ -321,6 +323,25 @@ class TestLintCommand(testtools.TestCase):
         self.file.write_bytes(b'[overrides]\n\x1b[2J\xff = 1\n[\x1b]\n')
         _, said = self.lint('--qemu-priority', priority.NORMAL)
         self.assertTrue(said.replace('\n', '').isprintable(), said)
+
+    @ddt.data(
+        (qemu_conf.Priority('NORMAL'), '[priorities]\nQEMU = NORMAL\n', 1,
+         'no setting keeps QEMU from TLS 1.3'),
+        (qemu_conf.Priority('NORMAL:-VERS-TLS1.3'), '', 0, 'no setting is'),
+        (qemu_conf.Priority(None, 'which libvirt?'),
+         '[overrides]\ndisabled-version = tls1.3\n', 1, 'which libvirt?'))
+    @ddt.unpack
+    def test_priority_of_libvirt_replaces_that_of_qemu(self, passed, text,
+                                                       expected, part):
+        self.file.write_text(text)
+        with mock.patch.object(qemu_conf, 'priority', autospec=True,
+                               return_value=passed), \
+                mock.patch.object(lint, 'builtin_priority', autospec=True,
+                                  return_value=priority.SYSTEM
+                                  if passed.string else priority.NORMAL):
+            status, said = self.lint('--qemu', '/usr/bin/qemu')
+        self.assertEqual(expected, status, said)
+        self.assertIn(part, said)
 
     def test_priority_is_read_from_the_qemu_binary(self):
         qemu = self.file.with_name('qemu')

@@ -37,6 +37,7 @@ from nova_migfix.tls import certificates
 from nova_migfix.tls import client
 from nova_migfix.tls import gnutls
 from nova_migfix.tls import probe
+from nova_migfix.tls import qemu_conf
 from nova_migfix.tls import qmp
 from nova_migfix.tls import users
 
@@ -70,7 +71,7 @@ class TestFindUser(testtools.TestCase):
         self.conf = pathlib.Path(
             self.useFixture(fixtures.TempDir()).join('qemu.conf'))
         self.useFixture(fixtures.MockPatchObject(
-            users, '_QEMU_CONF', self.conf))
+            qemu_conf, 'PATH', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=0))
         self.useFixture(fixtures.MockPatchObject(
@@ -128,7 +129,7 @@ class TestDoubt(testtools.TestCase):
             apparmor, 'problem', autospec=True, return_value=''))
         self.conf = self.directory / 'qemu.conf'
         self.useFixture(fixtures.MockPatchObject(
-            users, '_QEMU_CONF', self.conf))
+            qemu_conf, 'PATH', self.conf))
         self.useFixture(fixtures.MockPatchObject(
             os, 'geteuid', autospec=True, return_value=42))
         self.useFixture(fixtures.MockPatchObject(
@@ -213,6 +214,32 @@ class TestDoubt(testtools.TestCase):
         self.policy.chmod(0o600)
         self.conf.mkdir()
         self.assert_unknown()
+
+    def listening_with(self, priority, *arguments):
+        """Return the priority string of the probe's QEMU."""
+        with mock.patch.object(
+                qemu_conf, 'priority', autospec=True, return_value=priority), \
+                mock.patch.object(probe, 'listening',
+                                  autospec=True) as listening, \
+                mock.patch.object(probe, 'handshake', autospec=True,
+                                  return_value=SAFE):
+            self.answer = probe.probe('/usr/bin/qemu', *arguments)
+        return listening.call_args and listening.call_args[0][3]
+
+    def test_priority_is_that_of_libvirt(self):
+        self.assertEqual('NORMAL', self.listening_with(
+            qemu_conf.Priority('NORMAL')))
+        self.assertEqual('SECURE', self.listening_with(
+            qemu_conf.Priority('NORMAL'), None, None, 'SECURE'))
+        self.assertEqual('', self.listening_with(
+            qemu_conf.Priority('NORMAL', 'doubt'), None, None, ''))
+
+    def test_unknown_priority_of_libvirt_is_doubted(self):
+        self.assertIsNone(self.listening_with(
+            qemu_conf.Priority(None, 'unknown libvirt')))
+        self.assertEqual(
+            ('unknown', 'unknown libvirt'),
+            (self.answer.verdict, self.answer.doubt))
 
     def test_named_user_is_not_doubted(self):
         self.policy.chmod(0o600)
