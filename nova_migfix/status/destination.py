@@ -189,12 +189,7 @@ def _by_libvirt(found: Destination, host: this_host.ThisHost,
         *found.checks, _check('Large packets', packets)))
     if packets.code is not upgradecheck.Code.SUCCESS:
         return found
-    try:
-        return hypervisor.limited(
-            _LONG_TIMEOUT, lambda: _answered(found, asked, host))
-    except hypervisor.Unavailable as error:
-        note(f'libvirt of {found.name} was not asked: {error}')
-        return found
+    return _answered(found, asked, host, note)
 
 
 def _check(name: str, result: upgradecheck.Result) -> Check:
@@ -231,14 +226,25 @@ def _large_packets(uri: str, asked: queries.Queries) -> upgradecheck.Result:
 
 
 def _answered(found: Destination, asked: queries.Queries,
-              host: this_host.ThisHost) -> Destination:
+              host: this_host.ThisHost,
+              note: Callable[[str], object]) -> Destination:
+    """Add what libvirt answers in time."""
     kinds = {guest.needs.machine.virt_type for guest in host.guests.values()}
-    capabilities = asked.capabilities(kinds)
-    return found._replace(
-        capabilities=capabilities.or_else(
-            found.capabilities or facts.Capabilities()),
-        answers={uuid: asked.answer(guest.needs, guest.cpu)
-                 for uuid, guest in host.guests.items()})
+    answers: dict[str, matching.Answer] = {}
+
+    def ask_about_guests() -> None:
+        for uuid, guest in host.guests.items():
+            answers[uuid] = asked.answer(guest.needs, guest.cpu)
+    try:
+        capabilities = hypervisor.limited(
+            _LONG_TIMEOUT, lambda: asked.capabilities(kinds))
+        found = found._replace(capabilities=capabilities.or_else(
+            found.capabilities or facts.Capabilities()))
+        hypervisor.limited(_LONG_TIMEOUT, ask_about_guests)
+    except hypervisor.Unavailable as error:
+        note(f'libvirt of {found.name} did not answer all questions: {error}')
+    # after the timeout, the thread of the questions may go on
+    return found._replace(answers=answers.copy())
 
 
 # -- what all guests share ---------------------------------------------------

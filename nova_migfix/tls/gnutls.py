@@ -30,6 +30,9 @@ from nova_migfix.tls import rekey
 _VERSION = re.compile(rb'(?<![\d.])(3\.\d+\.\d+)\0')
 _OVERRIDE = 'GNUTLS_SYSTEM_PRIORITY_FILE'
 
+# Seconds to wait for a database of packages, which may be locked.
+_TIMEOUT = '10'
+
 # Bytes to read at most; libgnutls has about two million.
 _LARGEST = 32 << 20
 
@@ -115,7 +118,7 @@ def _package() -> str:
     for command in _PACKAGE:
         if shutil.which(command[0]):
             try:
-                out, _ = processutils.execute(*command)
+                out, _ = processutils.execute('timeout', _TIMEOUT, *command)
             except processutils.ProcessExecutionError:
                 continue
             if out.strip():

@@ -355,6 +355,22 @@ class TestDestination(DestinationTestCase):
         self.assertIn('compute2 did not report its ',
                       ' '.join(self.report()['notes']))
 
+    def test_answers_before_a_timeout_count(self):
+        released = threading.Event()
+        self.addCleanup(released.set)
+        ask = hypervisor.ask
+
+        def hang(*args):
+            asked = ask(*args)
+            asked.answer = lambda *_args: released.wait(30)
+            return asked
+        with mock.patch.object(destination, '_LONG_TIMEOUT', 1), \
+                mock.patch.object(hypervisor, 'ask', hang):
+            notes = ' '.join(self.report()['notes'])
+        self.assertIn('compute2 did not answer all questions: no answer',
+                      notes)
+        self.assertNotIn('was compared with no guest', notes)
+
     def test_invalid_name_is_not_used(self):
         answer = self.report('x y')
         self.assertIn('neither a host name', ' '.join(answer['notes']))

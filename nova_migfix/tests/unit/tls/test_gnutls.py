@@ -76,7 +76,7 @@ class TestVersion(testtools.TestCase):
 class TestPackage(testtools.TestCase):
 
     def package(self, **answers):
-        def execute(command, *_):
+        def execute(_timeout, _seconds, command, *_):
             answer = answers[command.replace('-', '_')]
             if isinstance(answer, Exception):
                 raise answer
