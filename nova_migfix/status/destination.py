@@ -251,14 +251,16 @@ def _answered(found: Destination, asked: queries.Queries,
 
 def _of_host(found: Destination,
              host: this_host.ThisHost) -> Iterator[Check]:
-    """Yield checks for needs that all guests of this host have."""
-    for guest in [*host.guests.values()][:1]:
+    """Yield checks for needs that all guests of a host have in common."""
+    reasons = dict.fromkeys(
+        reason for guest in host.guests.values()
         for reason in matching.compare(
-                guest.needs, found.capabilities or facts.Capabilities()):
-            kind = matching.KINDS[reason.kind]
-            if kind.of_host:
-                make = (results.failure if reason.verdict is
-                        matching.Verdict.NO else results.warning)
-                yield _check(kind.device, make(
-                    f'This host: {reason.value}; {found.name}: '
-                    f'{reason.answer}. {kind.reason}. {kind.remedy}'))
+            guest.needs, found.capabilities or facts.Capabilities()))
+    for reason in reasons:
+        kind = matching.KINDS[reason.kind]
+        if kind.of_host:
+            make = (results.failure if reason.verdict is matching.Verdict.NO
+                    else results.warning)
+            yield _check(kind.device, make(
+                f'This host: {reason.value}; {found.name}: {reason.answer}. '
+                f'{kind.reason}. {kind.remedy}'))

@@ -44,6 +44,7 @@ class Domain:
     uuid: str
     name: str           # libvirt's, 'instance-0000002a'
     xml: str            # of the running guest
+    is_paused: bool = False     # by a user
 
     @functools.cached_property
     def document(self) -> etree._Element:
@@ -248,7 +249,10 @@ def _libvirt() -> Any:
 
 def _domain(libvirt: Any, domain: Any) -> Domain | None:
     try:
-        return Domain(domain.UUIDString(), domain.name(), domain.XMLDesc(0))
+        return Domain(
+            domain.UUIDString(), domain.name(), domain.XMLDesc(0),
+            domain.state() == [libvirt.VIR_DOMAIN_PAUSED,
+                               libvirt.VIR_DOMAIN_PAUSED_USER])
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None         # the guest ended in the meantime

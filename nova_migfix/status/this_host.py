@@ -70,8 +70,9 @@ def read(domains: Iterable[hypervisor.Domain],
             *asked.guest(domain.xml, host)))
             for domain in domains}
     return ThisHost(host, {
-        uuid: guest._replace(needs=_complete(guest.needs, host))
-        for uuid, guest in guests.items()})
+        domain.uuid: guests[domain.uuid]._replace(
+            needs=_complete(guests[domain.uuid].needs, host, domain))
+        for domain in domains})
 
 
 def _comparable(asked: queries.Queries, host: facts.Capabilities,
@@ -99,15 +100,18 @@ def _tap(thing: str, call: Callable[[], T],
         return None
 
 
-def _complete(needs: facts.Needs, host: facts.Capabilities) -> facts.Needs:
-    """Add the needs that depend on this host."""
+def _complete(needs: facts.Needs, host: facts.Capabilities,
+              domain: hypervisor.Domain) -> facts.Needs:
+    """Add the needs that depend on this host and the state of the guest."""
     offloads = needs.offloads
     if offloads:
         # QEMU offers a guest only offloads that this kernel has.
         offloads = None if host.offloads is None else offloads & host.offloads
     return needs._replace(
         offloads=offloads,
-        post_copy=CONF.libvirt.live_migration_permit_post_copy,
+        # Nova migrates a paused guest without post-copy.
+        post_copy=(CONF.libvirt.live_migration_permit_post_copy
+                   and not domain.is_paused),
         hypervisor=host.hypervisor, libvirt=host.libvirt,
         skips_version=CONF.workarounds.skip_hypervisor_version_check_on_lm)
 

@@ -178,12 +178,15 @@ class FakeLibvirt:
     :ivar is_writable: whether it allows connections that are not read-only
     :ivar secrets: UUIDs, of Ceph but for 'volume'
     :ivar lacks: features of CPUs that the host does not have
+    :ivar state: of all domains, and its reason; by default
+        VIR_DOMAIN_PAUSED_MIGRATION
     """
 
     asks = ()
     is_writable = True
     secrets = ()
     lacks = ()
+    state = [3, 2]
     capabilities = f'''<capabilities>
       <host><cpu><arch>x86_64</arch></cpu></host>
       <guest><arch name="x86_64"><emulator>{EMULATOR}</emulator>
@@ -201,6 +204,8 @@ class FakeLibvirt:
     models = {'Broadwell': ['avx2', 'hle', 'sse2'], 'Nehalem': ['sse2']}
     VIR_CONNECT_LIST_DOMAINS_ACTIVE = 1
     VIR_CONNECT_RO = 1
+    VIR_DOMAIN_PAUSED = 3
+    VIR_DOMAIN_PAUSED_USER = 1
     (VIR_CRED_AUTHNAME, VIR_CRED_ECHOPROMPT, VIR_CRED_REALM,
      VIR_CRED_PASSPHRASE, VIR_CRED_NOECHOPROMPT,
      VIR_CRED_EXTERNAL) = range(2, 8)
@@ -319,8 +324,7 @@ class FakeLibvirt:
 
     def _domain(self, domain):
         fake = mock.Mock(spec=['UUIDString', 'name', 'XMLDesc', 'state'])
-        # VIR_DOMAIN_PAUSED, VIR_DOMAIN_PAUSED_MIGRATION
-        fake.state.return_value = [3, 2]
+        fake.state.return_value = self.state
         fake.UUIDString.return_value = domain.findtext('uuid')
         fake.name.return_value = domain.findtext('name')
         fake.XMLDesc.return_value = etree.tostring(domain, encoding='unicode')

@@ -284,6 +284,12 @@ class TestDestination(DestinationTestCase):
         found = self.found()[1].get('post-copy')
         self.assertEqual(result, found and found[0])
 
+    def test_paused_guest_needs_no_post_copy(self):
+        self.configure('live_migration_permit_post_copy = true')
+        self.capabilities(post_copy=False)
+        with mock.patch.object(base.FakeLibvirt, 'state', [3, 1]):
+            self.assertNotIn('post-copy', self.found()[1])
+
     def test_failed_connection_is_a_check_without_findings(self):
         self.connected = remote.Connected(None, results.failure('refused'))
         answer = self.report('192.0.2.2')
