@@ -164,19 +164,31 @@ def match(hosts: list[fleet.Host]) -> Matrix:
     classes: dict[str, Hosts] = {}
     guests: dict[Guests, int] = {}
     for host in hosts:
+        _classify(host, guests)
+    needed = frozenset[str]().union(
+        *(one.needs.secrets for one in guests if one.needs))
+    for host in hosts:
         offers = host.offers if host.state is fleet.State.ANSWERED else None
+        capabilities = _relevant(host.capabilities, needed)
         key = json.dumps([
-            host.capabilities and facts.as_json(host.capabilities),
+            capabilities and facts.as_json(capabilities),
             None if offers is None else sorted(offers), sorted(host.doubts)])
         classes.setdefault(key, Hosts(
-            host.capabilities, offers, host.doubts)).names.append(host.host)
-        _classify(host, guests)
+            capabilities, offers, host.doubts)).names.append(host.host)
     matrix = Matrix([*guests], [*classes.values()], [
         [_reasons(one, other) for other in classes.values()]
         for one in guests])
     for host in hosts:
         matrix.place(host)
     return matrix
+
+
+def _relevant(capabilities: facts.Capabilities | None,
+              secrets: frozenset[str]) -> facts.Capabilities | None:
+    """Forget secrets that no guest needs: Nova makes some on each host."""
+    if capabilities is None or capabilities.secrets is None:
+        return capabilities
+    return capabilities._replace(secrets=capabilities.secrets & secrets)
 
 
 def _classify(host: fleet.Host, guests: dict[Guests, int]) -> None:

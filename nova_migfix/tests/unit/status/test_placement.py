@@ -127,7 +127,9 @@ class PlacementTestCase(test_fleet.FleetTestCase):
         for number in range(20):
             self.put(f'a{number}', facts=guests(
                 hosts.needs([A]), hosts.needs([B], queues=2)))
-            self.put(f'b{number}', facts=able(queues=None))
+            # Nova makes secrets of instances on their host
+            self.put(f'b{number}', facts=able(
+                queues=None, secrets=[f'{number}']))
         with mock.patch.object(matching, 'compare', autospec=True,
                                return_value=[]) as compared:
             self.judged()
