@@ -67,14 +67,14 @@ class Destination(NamedTuple):
     """The answer of the host to which the guests are to be migrated.
 
     :ivar fixes: fixes whose faults do not occur there; None: not known
-    :ivar is_safe: TLS sessions with it never rekey
+    :ivar is_safe: TLS sessions with it never rekey; None: not known
     :ivar capabilities: None: it did not answer
     :ivar answers: of its libvirt, by UUID of the guest
     """
 
     name: str = ''
     fixes: frozenset[str] | None = None
-    is_safe: bool = False
+    is_safe: bool | None = None
     address: str = ''
     capabilities: facts.Capabilities | None = None
     answers: Mapping[str, matching.Answer] = {}
@@ -120,7 +120,7 @@ def _by_ssh(name: str, note: Callable[[str], object]) -> Destination:
         checks = {check['check']: check for check in _run(
             name, 'upgrade', 'check')['checks']}
         found = found._replace(
-            fixes=_fixes(checks), is_safe='safe.' in checks['TLS']['details'],
+            fixes=_fixes(checks), is_safe=_is_safe(checks),
             checks=(() if _is_loaded(checks) is not None else
                     (Check('Plugin', int(upgradecheck.Code.WARNING),
                            str(checks['Plugin']['details'])),)))
@@ -154,6 +154,12 @@ def _is_loaded(checks: Mapping[str, Any]) -> bool | None:
     """Return None if nova-compute may run without its nova.conf."""
     return {upgradecheck.Code.SUCCESS: True,
             upgradecheck.Code.FAILURE: False}.get(checks['Plugin']['result'])
+
+
+def _is_safe(checks: Mapping[str, Any]) -> bool | None:
+    details = checks['TLS']['details']
+    return True if 'safe.' in details else (
+        False if 'rekeys.' in details else None)
 
 
 def _fixes(checks: Mapping[str, Any]) -> frozenset[str] | None:

@@ -162,7 +162,8 @@ def _tls(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
     library = guest.library if guest else None
     yield Found('tls', judged.verdict.value,
                 library.package or library.version if library else None,
-                judged.reason)
+                judged.reason, is_known=not host.destination.name
+                or host.destination.is_safe is False)
     if library and library.deleted:
         yield Found('old-library', library.path, library.version, None)
 

@@ -271,6 +271,7 @@ class TestOutput(PreflightTestCase):
         self.assertRegex(ran.out, r'findings, [\d.]+ s\n$')
 
 
+@ddt.ddt
 class TestTls(PreflightTestCase):
 
     def setUp(self):
@@ -319,6 +320,20 @@ class TestTls(PreflightTestCase):
         self.assertIn('Processes cannot be read: maps',
                       ' '.join(report['notes']))
         self.assertIn('tls', {row['finding'] for row in report['findings']})
+
+    @ddt.data(('TLSv1.3 AES256 rekeys.', 'no', 2),
+              ('TLSv1.3 AES256 unknown.', 'not known', 1),
+              ('Not used: [libvirt] live_migration_with_native_tls.',
+               'not known', 1))
+    @ddt.unpack
+    def test_tls_of_the_destination_decides(self, details, covered, result):
+        with mock.patch.object(
+                transfer, 'execute', autospec=True, return_value=(
+                    TestCovered.ask(self, tls=details))):
+            found = self.findings_of(
+                100 << 30, None, '--dest', 'compute2')['tls']
+        self.assertEqual((covered, result),
+                         (found['covered'], found['result']))
 
     def test_large_guest_is_not_found_for_a_safe_destination(self):
         with mock.patch.object(
