@@ -328,6 +328,10 @@ class Guest(fixtures.Fixture):
         """
         self._wait_for_tag()
         host = self.host
+        # Open vSwitch in userspace reads the flags of a new port and writes
+        # them back with IFF_PROMISC: it clears the IFF_UP that libvirt has
+        # set meanwhile.
+        self.cloud.hosts[host].run('ip', 'link', 'set', self.tap, 'up')
         try:
             process.wait_for(f'{self.domain} on {host} to answer',
                              self.answers,
