@@ -16,8 +16,8 @@
 directory to another through a real sshd on loopback, by the plugin, rsync and
 scp, and plots time against size.
 
-The modules ``ciphers``, ``creation``, ``fleet`` and ``preflight`` are further
-benchmarks, such as ``python -m bench.ciphers DIRECTORY``.
+The modules ``abi``, ``ciphers``, ``creation``, ``fleet`` and ``preflight`` are
+further benchmarks, such as ``python -m bench.ciphers DIRECTORY``.
 """
 
 from __future__ import annotations

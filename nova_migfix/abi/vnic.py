@@ -22,11 +22,14 @@ path.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 import copy
 import dataclasses
 import enum
+import functools
 import itertools
+import re
 
 from lxml import etree
 
@@ -50,9 +53,23 @@ class Attribute:
     rule: Rule
     reason: str
 
+    @property
+    def child(self) -> str:
+        """The name of a child of ``<interface>``; '' for its attributes."""
+        return re.split(r'[/[@]', self.path)[0]
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The name of an attribute; '' for an element."""
+        return self.path.partition('@')[2] if '/@' in self.path else ''
+
+    @functools.cached_property
+    def _find(self) -> etree.XPath:
+        return etree.XPath(self.path)
+
     def read(self, interface: etree._Element) -> str | None:
         """Return the value, the canonical XML of an element, or None."""
-        found = interface.xpath(self.path)
+        found = self._find(interface)
         if not found:
             return None
         if isinstance(found[0], str):
@@ -76,7 +93,7 @@ class Attribute:
             tag = step.partition('[')[0]
             for element in parent.findall(tag):
                 parent.remove(element)
-            parent.extend(copy.deepcopy(source.xpath(self.path)))
+            parent.extend(copy.deepcopy(self._find(source)))
         if parent is not target and not parent.attrib and not len(parent):
             target.remove(parent)
 
@@ -89,7 +106,7 @@ VNIC: tuple[Attribute, ...] = tuple(itertools.starmap(Attribute, (
     ('model/@type', Rule.KEEP, 'the device itself'),
     ('driver/@queues', Rule.KEEP,
      'number of virtqueues and MSI-X vectors: QEMU refuses another one with '
-     '"Failed to load virtio-net:virtio"; libvirt does not compare it'),
+     '"Failed to load virtio-net:virtio"; libvirt compares it from 11.4 on'),
     ('driver/@rx_queue_size', Rule.KEEP, 'size of the receive ring'),
     ('driver/@tx_queue_size', Rule.KEEP, 'size of the transmit ring'),
     ('driver/@packed', Rule.KEEP, _FEATURE),
@@ -107,14 +124,15 @@ VNIC: tuple[Attribute, ...] = tuple(itertools.starmap(Attribute, (
     ('driver/@ioeventfd', Rule.FOLLOW, 'how the host is notified'),
     ('driver/@txmode', Rule.FOLLOW, 'how the host transmits'),
     ('mtu/@size', Rule.KEEP,
-     'VIRTIO_NET_F_MTU and its value; part of libvirt\'s own ABI check'),
+     'VIRTIO_NET_F_MTU and its value; part of libvirt\'s own ABI check. Nova '
+     'may lose it with the network of its information cache (LP 2080531)'),
     ('link', Rule.KEEP, 'link state, as an administrator set it'),
     ('rom', Rule.KEEP, 'the option ROM is a region of the guest\'s memory'),
     ('boot', Rule.KEEP, 'bootindex, as the firmware sees it after a reset'),
     ('acpi', Rule.KEEP, 'acpi-index, from which guests derive the name'),
     ('teaming', Rule.KEEP, _FEATURE),
     ('alias[starts-with(@name, "ua-")]', Rule.KEEP,
-     'the QEMU device id, which names the device in the migration stream'),
+     'the QEMU device id, with which a device is removed and events name it'),
     ('address', Rule.FOLLOW, 'Nova itself keeps it'),
     ('mac', Rule.FOLLOW, 'Nova itself keeps it'),
     ('@type', Rule.FOLLOW, _BACK_END),
@@ -138,6 +156,14 @@ VNIC: tuple[Attribute, ...] = tuple(itertools.starmap(Attribute, (
     ('tune', Rule.FOLLOW, _BACK_END),
     ('vlan', Rule.FOLLOW, _BACK_END),
 )))
+
+_MAC = etree.XPath('string(mac/@address)')
+
+# Those to keep, by the child of <interface> that they belong to.
+_KEPT: dict[str, list[Attribute]] = collections.defaultdict(list)
+for _row in VNIC:
+    if _row.rule is Rule.KEEP:
+        _KEPT[_row.child].append(_row)
 
 #: types of interface whose queues are queues of a tap device of the kernel
 TAP_KINDS = frozenset(('bridge', 'direct', 'ethernet', 'network'))
@@ -174,17 +200,37 @@ def keep_vnics(destination_xml: str, running_xml: str) -> tuple[
     for key, computed in _interfaces(document):
         if key not in running:
             continue
-        for attribute in VNIC:
+        for attribute in _may_differ(running[key], computed):
             change = Kept(key[0], attribute.path,
                           attribute.read(running[key]),
                           attribute.read(computed))
-            if (attribute.rule is Rule.KEEP
-                    and change.running != change.computed):
+            if change.running != change.computed:
                 attribute.copy(running[key], computed)
                 kept.append(change)
     if not kept:
         return destination_xml, kept
     return etree.tostring(document, encoding='unicode'), kept
+
+
+def _may_differ(running: etree._Element,
+                computed: etree._Element) -> list[Attribute]:
+    """Return the attributes to keep, without those that surely are the same.
+
+    This comparison is cheap, and in most migrations nothing differs.
+    """
+    ones, others = ({child.tag: child for child in interface}
+                    for interface in (running, computed))
+    found = []
+    for tag, attributes in _KEPT.items():
+        one, other = ones.get(tag), others.get(tag)
+        if one is None and other is None:
+            continue
+        mine, theirs = ({} if element is None else dict(element.items())
+                        for element in (one, other))
+        found += [attribute for attribute in attributes
+                  if not attribute.name or
+                  mine.get(attribute.name) != theirs.get(attribute.name)]
+    return found
 
 
 def tap_queues(running_xml: str) -> list[tuple[str, int]]:
@@ -221,7 +267,7 @@ def _interfaces(
     """Yield (MAC, number of earlier interfaces with it) and interface."""
     seen: dict[str, int] = {}
     for interface in document.iterfind('./devices/interface'):
-        mac = str(interface.xpath('string(mac/@address)')).strip().lower()
+        mac = str(_MAC(interface)).strip().lower()
         if mac:
             yield (mac, seen.setdefault(mac, 0)), interface
             seen[mac] += 1

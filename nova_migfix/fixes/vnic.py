@@ -17,7 +17,8 @@ guest on the source and rebuilds it with the values that a guest would get if
 it booted on the source now: from ``max_queues``, ``rx_queue_size``, the kernel
 version, flavor and image. If any of these has changed since the guest booted,
 the device on the destination has other queues or features, and QEMU there
-exits while it loads the device's state. No release up to 34 keeps any of them.
+exits while it loads the device's state. Releases up to 34 keep only the PCI
+address, and the absence of an MTU; LP 1800511 is the closest report.
 
 With the fix the destination's XML has the values of the running guest for each
 interface, according to the table in :mod:`nova_migfix.abi.vnic`. The source
