@@ -220,13 +220,21 @@ class LibvirtDriver(driver.LibvirtDriver):
         operation = self._operations.get(
             instance.uuid, current_migration.Operation())
         migrating = _MigratingGuest(
-            guest, instance, operation, self._fixes,
+            guest, operation, functools.partial(
+                self._update_destination_xml, instance, migrate_data),
             functools.partial(self._migrate_failed, context, instance,
                               migrate_data))
         with operation.recorded():
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data,
                 migrating, device_names)
+
+    def _update_destination_xml(self, instance, migrate_data, destination_xml,
+                                running_xml):
+        for fix in self._fixes:
+            destination_xml = fix.update_destination_xml(
+                self, instance, migrate_data, destination_xml, running_xml)
+        return destination_xml
 
     def _migrate_failed(self, context, instance, migrate_data, uri, migrate):
         return any(fix.migrate_failed(
@@ -331,12 +339,11 @@ class _MigratingGuest:
     XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, instance, operation, active_fixes,
+    def __init__(self, guest, operation, update_destination_xml,
                  migrate_failed):
         self._guest = guest
-        self._instance = instance
         self._operation = operation
-        self._fixes = active_fixes
+        self._update_destination_xml = update_destination_xml
         self._migrate_failed = migrate_failed
         self._running_xml = None
 
@@ -357,9 +364,8 @@ class _MigratingGuest:
 
     def migrate(self, uri, *args, destination_xml=None, flags=0, **kwargs):
         if destination_xml and self._running_xml:
-            for fix in self._fixes:
-                destination_xml = fix.update_destination_xml(
-                    self._instance, destination_xml, self._running_xml)
+            destination_xml = self._update_destination_xml(
+                destination_xml, self._running_xml)
         # libvirt refuses a guest that is off.
         self._operation.has_started = self._guest.is_active()
 

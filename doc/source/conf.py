@@ -16,6 +16,7 @@ import pathlib
 import re
 import sys
 
+from nova_migfix.abi import disk as disk_abi
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import faults
 from nova_migfix.status.faults import base as faults_base
@@ -54,9 +55,9 @@ autodoc_mock_imports = ['nova']
 # -- tables, generated from the code that applies them ------------------------
 
 
-def vnic_table():
-    yield 'in ``<interface>``', 'rule', 'why'
-    for attribute in vnic_abi.VNIC:
+def device_table(element, table):
+    yield f'in ``<{element}>``', 'rule', 'why'
+    for attribute in table.attributes:
         yield (f'``{attribute.path}``', attribute.rule.name.lower(),
                attribute.reason)
 
@@ -102,7 +103,10 @@ def patches_table():
 
 
 TABLES = {
-    'fixes/vnic_table.rst': vnic_table,
+    'fixes/disk_table.rst': functools.partial(
+        device_table, 'disk', disk_abi.DISK),
+    'fixes/vnic_table.rst': functools.partial(
+        device_table, 'interface', vnic_abi.VNIC),
     'patches/table.rst': patches_table,
     'status/faults_table.rst': faults_table,
     'status/phases_table.rst': phases_table,

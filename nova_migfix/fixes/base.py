@@ -174,11 +174,15 @@ class Fix:
     # -- the guest migrates -------------------------------------------------
 
     def update_destination_xml(
-        self, instance: Any, destination_xml: str, running_xml: str,
+        self, driver: Any, instance: Any, migrate_data: Any,
+        destination_xml: str, running_xml: str,
     ) -> str:
         """Source: correct the XML from which libvirt starts the guest.
 
+        :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
+        :param migrate_data: LibvirtLiveMigrateData, as the destination
+            returned it
         :param destination_xml: the domain as Nova computed it
         :param running_xml: ``dumpxml --migratable`` of the running guest
         :returns: the XML for the destination

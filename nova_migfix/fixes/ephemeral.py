@@ -177,7 +177,8 @@ class Ephemeral(base.Fix):
                     disk['virt_disk_size'])
 
     def update_destination_xml(
-        self, instance: Any, destination_xml: str, running_xml: str,
+        self, driver: Any, instance: Any, migrate_data: Any,
+        destination_xml: str, running_xml: str,
     ) -> str:
         if instance.uuid in self._copied_by_libvirt:
             # The destination has the backing files of prepare_disks.

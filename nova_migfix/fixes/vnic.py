@@ -92,13 +92,14 @@ class Vnic(base.Fix):
             _check_created_taps(instance, queues)
 
     def update_destination_xml(
-        self, instance: Any, destination_xml: str, running_xml: str,
+        self, driver: Any, instance: Any, migrate_data: Any,
+        destination_xml: str, running_xml: str,
     ) -> str:
         kept_xml, kept = vnic_abi.keep_vnics(destination_xml, running_xml)
         for change in kept:
             LOG.info('vNIC %(mac)s: kept %(path)s %(running)s where Nova '
                      'would have set %(computed)s (%(bug)s)',
-                     {'mac': change.mac, 'path': change.path,
+                     {'mac': change.device, 'path': change.path,
                       'running': change.running,
                       'computed': change.computed, 'bug': self.bug},
                      instance=instance)

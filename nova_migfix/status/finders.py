@@ -27,6 +27,7 @@ import nova.conf
 
 from nova_migfix.fixes import config_drive
 from nova_migfix.fixes import tls_rekey
+from nova_migfix.fixes import volume
 from nova_migfix import nova_release
 from nova_migfix.status import destination
 from nova_migfix.status import domain_rules
@@ -67,8 +68,25 @@ def _vnics(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
                   'before 32 (2025.2) started; derived from their vNICs.')
     for change in changes:
         kind = 'vnic-ring' if change.path.endswith('_queue_size') else 'vnic'
-        yield Found(kind, f'{change.mac} {change.path}',
+        yield Found(kind, f'{change.device} {change.path}',
                     change.running, change.computed)
+
+
+def _volumes(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
+    modes = dict(mode.partition('=')[::2]
+                 for mode in CONF.libvirt.disk_cachemodes)
+    for disk, _identifiers in volume.volumes(domain.document):
+        device = str(disk.xpath('string(target/@dev)'))
+        # Nova 29 gives a LUN a serial.
+        if disk.get('device') == 'lun' and nova_release.major() >= 30:
+            path = str(disk.xpath('string(source/@dev)'))
+            yield Found('volume-path', device, path,
+                        f'{path} of the destination')
+        running = str(disk.xpath('string(driver/@cache)')) or None
+        computed = 'none' if disk.find('shareable') is not None else (
+            modes.get(disk.get('type'), 'none'))
+        if running != computed:
+            yield Found('volume', f'{device} driver/@cache', running, computed)
 
 
 def _ephemeral(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
@@ -198,8 +216,8 @@ def _destination(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
 
 FINDERS: tuple[
     Callable[[hypervisor.Domain, Host], Iterator[Found]], ...] = (
-        _vnics, _ephemeral, _config_drive, _kernel, _image, _tls, _rules,
-        _destination)
+        _vnics, _volumes, _ephemeral, _config_drive, _kernel, _image, _tls,
+        _rules, _destination)
 
 
 def find(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:

@@ -29,6 +29,7 @@ from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import source_address
 from nova_migfix.fixes import tls_rekey
 from nova_migfix.fixes import vnic
+from nova_migfix.fixes import volume
 from nova_migfix.status import domain_rules
 from nova_migfix.status import hypervisor
 from nova_migfix.status import matching
@@ -68,6 +69,11 @@ KINDS: dict[str, Kind] = {
         f'Restore the old nova.conf until the guest is gone; or: {_REBOOT}'),
     # the migration succeeds; the size changes at the guest's next reset
     'vnic-ring': Kind(vnic.Vnic, Where.SOURCE, False, _REBOOT),
+    'volume-path': Kind(
+        volume.Volume, Where.SOURCE, True,
+        'Use cold migration: it takes the path from Cinder.'),
+    # the guest flushes or not, as it saw at boot
+    'volume': Kind(volume.Volume, Where.SOURCE, False, _REBOOT),
     'ephemeral': Kind(
         ephemeral.Ephemeral, Where.EITHER, True,
         'First make the disk complete: nova-migfix-status heal.'),

@@ -29,7 +29,7 @@ from nova.compute import power_state
 from nova.virt.libvirt import driver
 from nova.virt.libvirt import guest
 
-from nova_migfix.abi import vnic as vnic_abi
+from nova_migfix.abi import domain as domain_xml
 from nova_migfix import status
 from nova_migfix.status import queries
 from nova_migfix.transport import libvirt_uri
@@ -48,7 +48,7 @@ class Domain:
 
     @functools.cached_property
     def document(self) -> etree._Element:
-        return vnic_abi.parse(self.xml)
+        return domain_xml.parse(self.xml)
 
     @functools.cached_property
     def nova(self) -> etree._Element | None:
@@ -178,7 +178,7 @@ def deprecated_machines() -> frozenset[tuple[str, str]]:
     :raises Error: libvirt does not answer
     """
     with _connected(_libvirt()) as connection:
-        capabilities = vnic_abi.parse(connection.getCapabilities())
+        capabilities = domain_xml.parse(connection.getCapabilities())
     return frozenset(
         (str(machine.xpath('string(ancestor::arch/@name)')), str(machine.text))
         for machine in capabilities.iterfind(

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from lxml import etree
 
+from nova_migfix.abi import domain as domain_xml
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status.facts import Capabilities
 from nova_migfix.status.facts import Cpu
@@ -99,7 +100,7 @@ class Queries:
         return str(self._connection.getCapabilities())
 
     def _emulators(self) -> tuple[Emulator, ...]:
-        document = vnic_abi.parse(self._xml)
+        document = domain_xml.parse(self._xml)
         return tuple(
             Emulator(path, arch.get('name', ''),
                      frozenset(map(str, arch.xpath('domain/@type'))),
@@ -116,7 +117,7 @@ class Queries:
 
     def _cpu(self, virt_type: str) -> Cpu | None:
         """Return the CPU of the host, as guests with host-model get it."""
-        document = vnic_abi.parse(self._connection.getDomainCapabilities(
+        document = domain_xml.parse(self._connection.getDomainCapabilities(
             None, None, None, virt_type, 0))
         model = document.find(
             './cpu/mode[@name="host-model"][@supported="yes"]')
@@ -137,7 +138,7 @@ class Queries:
         return self._cpus[key]
 
     def _expand(self, machine: Machine, cpu: etree._Element) -> Cpu:
-        document = vnic_abi.parse(self._connection.baselineHypervisorCPU(
+        document = domain_xml.parse(self._connection.baselineHypervisorCPU(
             *machine, [_text(cpu)], _EXPAND_FEATURES))
         return Cpu(
             machine.arch, cpu.findtext('model') or '',
@@ -161,7 +162,7 @@ class Queries:
         :raises libvirtError: the connection breaks
         """
         document = self._ask('capabilities of libvirt',
-                             lambda: vnic_abi.parse(self._xml))
+                             lambda: domain_xml.parse(self._xml))
         cpu = None if document is None else document.find('./host/cpu')
         if cpu is None:
             cpu = etree.Element('cpu')
@@ -189,7 +190,7 @@ class Queries:
         :returns: needs without the values that depend on the host, and with
             the offloads that the machine type may have
         """
-        document = vnic_abi.parse(xml)
+        document = domain_xml.parse(xml)
         kind = document.find('./os/type')
         machine = Machine(
             document.findtext('./devices/emulator') or '',

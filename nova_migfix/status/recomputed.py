@@ -35,6 +35,8 @@ from nova.virt.libvirt import migration
 from nova.virt.libvirt import vif
 import os_vif
 
+from nova_migfix.abi import domain as domain_xml
+from nova_migfix.abi import table
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.status import hypervisor
 
@@ -77,7 +79,7 @@ def initialize() -> None:
 
 def changed_vnics(
     domain: hypervisor.Domain, ports: Mapping[str, Binding],
-) -> list[vnic_abi.Kept]:
+) -> list[table.Kept]:
     """Return the changes that unmodified Nova would make to a guest's vNICs.
 
     :param ports: by MAC address in lower case; the binding of a missing one
@@ -89,7 +91,7 @@ def changed_vnics(
         instance=objects.Instance(uuid=domain.uuid, display_name=domain.name),
         image_meta=_image(domain), flavor=_flavor(domain),
         virt_type=CONF.libvirt.virt_type)
-    document = vnic_abi.parse(domain.xml)
+    document = domain_xml.parse(domain.xml)
     data = objects.LibvirtLiveMigrateData(vifs=[
         _bound(interface, ports)
         for interface in document.iterfind('./devices/interface')])

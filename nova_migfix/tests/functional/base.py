@@ -108,16 +108,20 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
 
     # -- the operator ---------------------------------------------------------
 
-    def boot(self, **image_properties):
-        """Boot a guest of four CPUs and one port on the source."""
-        image = self.glance.create(None, {
+    def create_image(self, **properties):
+        """Return the ID of a new image."""
+        return self.glance.create(None, {
             'id': uuidutils.generate_uuid(),
             'name': 'guest', 'status': 'active', 'size': 1,
             'container_format': 'bare', 'disk_format': 'qcow2',
             'min_ram': 0, 'min_disk': 0, 'visibility': 'public',
-            'properties': image_properties})
+            'properties': properties})['id']
+
+    def boot(self, **image_properties):
+        """Boot a guest of four CPUs and one port on the source."""
         self.server = self._create_server(
-            host=self.src.host, image_uuid=image['id'],
+            host=self.src.host,
+            image_uuid=self.create_image(**image_properties),
             flavor_id=self._create_flavor(vcpu=4),
             networks=[{'port': self.neutron.port_1['id']}])
 

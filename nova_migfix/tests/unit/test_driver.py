@@ -295,7 +295,8 @@ class TestMigrationOperation(DriverTestCase):
                           'dest', True, 'data')
         self.guest = mock.Mock()
         self.fix.update_destination_xml.side_effect = (
-            lambda instance, destination_xml, running_xml:
+            lambda driver, instance, migrate_data, destination_xml,
+            running_xml:
             f'{destination_xml} as {running_xml}')
 
     def operate(self, computed='<computed/>', reads=({},)):

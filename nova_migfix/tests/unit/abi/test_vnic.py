@@ -24,8 +24,6 @@ import unittest
 from unittest import mock
 
 import ddt
-from hypothesis import given
-from hypothesis import strategies as st
 from lxml import etree
 from nova.network import model as network_model
 from nova import objects
@@ -37,6 +35,7 @@ from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 import testtools
 
+from nova_migfix.abi import table
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.fixes import vnic as fix
 from nova_migfix import nova_release
@@ -86,10 +85,6 @@ def golden(case, kind):
 
 def canonical(xml):
     return etree.canonicalize(xml, strip_text=True)
-
-
-def interfaces(xml):
-    return etree.fromstring(xml).findall('./devices/interface')
 
 
 class RecomputedByNova(testtools.TestCase):
@@ -167,8 +162,8 @@ class TestPatchedNova(RecomputedByNova):
     @unittest.skipUnless(PATCHED, 'this Nova does not have the fix')
     def test_patched_nova_keeps_the_same_attributes(self):
         self.assertEqual(
-            [attribute.path for attribute in vnic_abi.VNIC
-             if attribute.rule is vnic_abi.Rule.KEEP],
+            [attribute.path for attribute in vnic_abi.VNIC.attributes
+             if attribute.rule is table.Rule.KEEP],
             list(migration.VNIC_GUEST_ABI))
 
 
@@ -190,7 +185,7 @@ class TestKeepVnics(testtools.TestCase):
     def test_kept_attributes_are_returned(self):
         _, kept = vnic_abi.keep_vnics(
             golden('queues-grow', 'stock'), golden('queues-grow', 'source'))
-        self.assertEqual([vnic_abi.Kept(
+        self.assertEqual([table.Kept(
             'fa:16:3e:00:00:01', 'driver/@queues', '2', '4')], kept)
 
     def test_interface_without_counterpart_stays_as_nova_computed(self):
@@ -234,48 +229,3 @@ class TestTapQueues(testtools.TestCase):
         self.assertEqual(
             [('fa:16:3e:00:00:02', 2)],
             vnic_abi.tap_queues(golden('sriov', 'source')))
-
-
-def _element(path):
-    """Return element and attribute of a path: 'driver/@queues', 'rom'."""
-    parent, _, step = path.rpartition('/')
-    step = step.partition('[')[0]
-    return (parent, step[1:]) if step.startswith('@') else (
-        f'{parent}/{step}'.strip('/'), 'name' if step == 'alias' else 'x')
-
-
-PATHS = [attribute.path for attribute in vnic_abi.VNIC
-         if not attribute.path.startswith('@')]
-INTERFACES = st.dictionaries(
-    st.sampled_from(PATHS), st.sampled_from(['ua-1', 'ua-2', 'ua-3']))
-
-
-def build(values):
-    """Return a domain whose interface has the given values."""
-    domain = etree.fromstring(
-        '<domain><devices><interface><mac address="a"/></interface>'
-        '</devices></domain>')
-    interface = domain.find('.//interface')
-    for path, value in values.items():
-        element, attribute = _element(path)
-        node = interface
-        for tag in element.split('/'):
-            child = node.find(tag)
-            node = etree.SubElement(node, tag) if child is None else child
-        node.set(attribute, value)
-    return etree.tostring(domain, encoding='unicode')
-
-
-class TestEveryVnicAttribute(testtools.TestCase):
-
-    @given(running=INTERFACES, computed=INTERFACES)
-    def test_each_attribute_follows_its_rule(self, running, computed):
-        source, stock = build(running), build(computed)
-        xml, _ = vnic_abi.keep_vnics(stock, source)
-        word_of = {vnic_abi.Rule.KEEP: interfaces(source)[0],
-                   vnic_abi.Rule.FOLLOW: interfaces(stock)[0]}
-        result = interfaces(xml)[0]
-        for attribute in vnic_abi.VNIC:
-            self.assertEqual(
-                attribute.read(word_of[attribute.rule]),
-                attribute.read(result), attribute.path)

@@ -333,7 +333,7 @@ class TestLiveMigrationSource(EphemeralTestCase):
 
     def update_destination_xml(self):
         return self.fix.update_destination_xml(
-            self.instance, '<domain/>', '<domain/>')
+            None, self.instance, None, '<domain/>', '<domain/>')
 
     def test_completion_interrupted_meanwhile_stops_the_migration(self):
         self.leave(self.fix.dest_capabilities())

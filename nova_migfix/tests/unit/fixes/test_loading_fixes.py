@@ -172,7 +172,7 @@ class TestFixHooks(testtools.TestCase):
         self.assertIsNone(fix.set_source_fields(None))
         self.assertIsNone(fix.source_address(None, None))
         self.assertEqual('<a/>', fix.update_destination_xml(
-            None, '<a/>', '<b/>'))
+            None, None, None, '<a/>', '<b/>'))
         self.assertFalse(fix.live_migration_failed(
             None, None, None, None, OSError(), None))
         self.assertIsNone(fix.live_migration_monitor(None, None))

@@ -146,7 +146,8 @@ class TestDestinationXML(VnicTestCase):
 
     def test_each_kept_attribute_is_one_line_of_the_log(self):
         xml = self.fix.update_destination_xml(
-            self.instance, test_abi.golden('queues-shrink', 'stock'),
+            None, self.instance, None,
+            test_abi.golden('queues-shrink', 'stock'),
             test_abi.golden('queues-shrink', 'source'))
         self.assertEqual(
             test_abi.canonical(
