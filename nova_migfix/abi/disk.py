@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from lxml import etree
 
-from nova_migfix.abi import domain
 from nova_migfix.abi import table
 
 _KEEP, _FOLLOW = table.Rule.KEEP, table.Rule.FOLLOW
@@ -111,25 +110,20 @@ def connect(disk: etree._Element, configured: etree._Element) -> None:
         attribute.copy(configured, disk)
 
 
-def keep_disks(destination_xml: str, running_xml: str) -> tuple[
-        str, list[table.Kept]]:
+def keep_disks(document: etree._Element,
+               running: etree._Element) -> list[table.Kept]:
     """Apply :data:`DISK` to each disk.
 
     Disks match by their order, which Nova does not change. If the documents
     have different numbers of disks, nothing changes.
 
-    :param destination_xml: the domain as Nova computed it
-    :param running_xml: ``dumpxml --migratable`` of the running guest
-    :returns: the corrected domain, and the values that were kept
-    :raises ValueError: one of the documents is not well-formed
+    :param document: the domain as Nova computed it, changed in place
+    :param running: the domain of the running guest
+    :returns: the values that were kept
     """
-    document = domain.parse(destination_xml)
-    computed, running = (tree.findall('./devices/disk') for tree in (
-        document, domain.parse(running_xml)))
-    kept: list[table.Kept] = []
-    if len(computed) == len(running):
-        for one, other in zip(running, computed):
-            kept += DISK.keep(one.find('target').get('dev'), one, other)
-    if not kept:
-        return destination_xml, kept
-    return etree.tostring(document, encoding='unicode'), kept
+    computed, present = (domain.findall('./devices/disk')
+                         for domain in (document, running))
+    if len(computed) != len(present):
+        return []
+    return [change for one, other in zip(present, computed)
+            for change in DISK.keep(one.find('target').get('dev'), one, other)]

@@ -60,7 +60,8 @@ class Attribute:
     @functools.cached_property
     def name(self) -> str:
         """The name of an attribute; '' for an element."""
-        return self.path.partition('@')[2] if '/@' in self.path else ''
+        step = self.path.rpartition('/')[2]
+        return step[1:] if step.startswith('@') else ''
 
     @functools.cached_property
     def _find(self) -> etree.XPath:
@@ -156,7 +157,15 @@ class Table:
                 continue
             mine, theirs = ({} if element is None else dict(element.items())
                             for element in (one, other))
-            found += [attribute for attribute in attributes
-                      if not attribute.name or
-                      mine.get(attribute.name) != theirs.get(attribute.name)]
+            is_same = one is not None and other is not None and _same(
+                one, other)
+            found += [attribute for attribute in attributes if (
+                mine.get(attribute.name) != theirs.get(attribute.name)
+                if attribute.name else not is_same)]
         return found
+
+
+def _same(one: etree._Element, other: etree._Element) -> bool:
+    """Return whether two elements surely have the same canonical XML."""
+    return (one.text == other.text and not len(one) and not len(other)
+            and dict(one.items()) == dict(other.items()))

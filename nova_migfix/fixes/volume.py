@@ -82,9 +82,9 @@ class Volume(base.Fix):
         self, driver: Any, instance: Any, migrate_data: Any,
         destination_xml: str, running_xml: str,
     ) -> str:
-        kept_xml, kept = disk_abi.keep_disks(
-            _with_sources(driver, instance, migrate_data, destination_xml),
-            running_xml)
+        document = domain_xml.parse(destination_xml)
+        connected = _connect(driver, instance, migrate_data, document)
+        kept = disk_abi.keep_disks(document, domain_xml.parse(running_xml))
         for change in kept:
             LOG.info('Disk %(disk)s: kept %(path)s %(running)s where Nova '
                      'would have set %(computed)s (%(bug)s)',
@@ -92,7 +92,8 @@ class Volume(base.Fix):
                       'running': change.running,
                       'computed': change.computed, 'bug': self.bug},
                      instance=instance)
-        return kept_xml
+        return (str(etree.tostring(document, encoding='unicode'))
+                if connected or kept else destination_xml)
 
 
 def volumes(
@@ -100,36 +101,39 @@ def volumes(
 ) -> Iterator[tuple[etree._Element, tuple[str, ...]]]:
     """Yield the disks of volumes, with the IDs that may be of the volume."""
     for disk in document.iterfind('./devices/disk'):
-        alias = str(disk.xpath('string(alias/@name)'))
-        if identifiers := tuple(filter(uuidutils.is_uuid_like, (
-                alias.removeprefix(_ALIAS), disk.findtext('serial')))):
+        if identifiers := _identifiers(disk):
             yield disk, identifiers
 
 
-def _with_sources(driver: Any, instance: Any, migrate_data: Any,
-                  destination_xml: str) -> str:
-    """Return the XML with the destination's paths of all volumes.
+def _identifiers(disk: etree._Element) -> tuple[str, ...]:
+    alias = disk.find('alias')
+    return tuple(filter(uuidutils.is_uuid_like, (
+        '' if alias is None else alias.get('name', '').removeprefix(_ALIAS),
+        disk.findtext('serial'))))
 
+
+def _connect(driver: Any, instance: Any, migrate_data: Any,
+             document: etree._Element) -> bool:
+    """Give the volumes that Nova does not find the destination's paths.
+
+    :param document: the domain as Nova computed it, changed in place
+    :returns: whether there are any
     :raises MigrationError: the destination has not connected a volume
     """
-    document = domain_xml.parse(destination_xml)
     connected = {volume.serial: volume for volume in migrate_data.bdms}
-    changed = False
-    for disk, identifiers in volumes(document):
-        # Nova finds it.
-        if disk.get('device') != 'lun' and (
-                disk.findtext('serial') in connected):
-            continue
+    missed = [disk for disk in document.iterfind('./devices/disk')
+              if disk.get('device') == 'lun'
+              or disk.findtext('serial') not in connected]
+    missed_volumes = [(disk, identifiers) for disk in missed
+                      if (identifiers := _identifiers(disk))]
+    for disk, identifiers in missed_volumes:
         found = list(filter(connected.get, identifiers))
         if not found:
             raise exception.MigrationError(
                 reason=_message(instance, disk, identifiers))
         disk_abi.connect(disk, _configured(
             driver, instance, connected[found[0]]))
-        changed = True
-    if not changed:
-        return destination_xml
-    return str(etree.tostring(document, encoding='unicode'))
+    return bool(missed_volumes)
 
 
 def _configured(driver: Any, instance: Any, volume: Any) -> etree._Element:

@@ -18,6 +18,7 @@ from nova.virt.libvirt import migration
 import testtools
 
 from nova_migfix.abi import disk as disk_abi
+from nova_migfix.abi import domain
 from nova_migfix.abi import table
 from nova_migfix.tests import volumes
 
@@ -38,8 +39,8 @@ CHANGES = {
 }
 
 
-def disks(xml):
-    return etree.fromstring(xml).findall('./devices/disk')
+def first_disk(document):
+    return document.find('./devices/disk')
 
 
 @ddt.ddt
@@ -52,37 +53,36 @@ class TestKeepDisks(testtools.TestCase):
         self.useFixture(nova_fixtures.LibvirtFixture())
 
     def recompute(self, running, data):
-        return etree.tostring(migration._update_volume_xml(
-            etree.fromstring(running),
+        return migration._update_volume_xml(
+            domain.parse(running),
             objects.LibvirtLiveMigrateData(bdms=[volumes.connected(data)]),
-            volumes.instance(), volumes.driver()._get_volume_config),
-            encoding='unicode')
+            volumes.instance(), volumes.driver()._get_volume_config)
 
     @ddt.data(*CHANGES)
     def test_guest_sees_the_same_volume(self, name):
         data, elements, path, before, after = CHANGES[name]
         running = volumes.domain(volumes.disk(elements))
-        stock = self.recompute(running, data)
+        document = self.recompute(running, data)
         attribute = next(row for row in disk_abi.DISK.attributes
                          if row.path == path)
+        running = domain.parse(running)
         self.assertEqual([before, after], [
-            attribute.read(disks(xml)[0]) for xml in (running, stock)])
-        kept_xml, kept = disk_abi.keep_disks(stock, running)
-        self.assertEqual(before, attribute.read(disks(kept_xml)[0]))
+            attribute.read(first_disk(one)) for one in (running, document)])
+        kept = disk_abi.keep_disks(document, running)
+        self.assertEqual(before, attribute.read(first_disk(document)))
         self.assertIn(table.Kept('vdb', path, before, after), kept)
 
     def test_path_of_the_destination_is_kept(self):
         running = volumes.domain(volumes.disk())
-        xml, _ = disk_abi.keep_disks(self.recompute(running, {}), running)
+        document = self.recompute(running, {})
+        disk_abi.keep_disks(document, domain.parse(running))
         self.assertEqual(volumes.DESTINATION_PATH,
-                         disks(xml)[0].find('source').get('dev'))
+                         first_disk(document).find('source').get('dev'))
 
-    def test_same_disks_are_returned_unchanged(self):
-        running = volumes.domain(volumes.disk())
-        self.assertEqual((running, []),
-                         disk_abi.keep_disks(running, running))
-
-    def test_other_number_of_disks_changes_nothing(self):
-        running = volumes.domain(volumes.disk())
-        other = volumes.domain()
-        self.assertEqual((other, []), disk_abi.keep_disks(other, running))
+    @ddt.data([volumes.disk()], [])
+    def test_same_disks_and_another_number_of_disks_stay(self, disks):
+        document = domain.parse(volumes.domain(*disks))
+        before = etree.tostring(document)
+        self.assertEqual([], disk_abi.keep_disks(
+            document, domain.parse(volumes.domain(volumes.disk()))))
+        self.assertEqual(before, etree.tostring(document))

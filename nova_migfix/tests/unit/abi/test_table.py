@@ -17,15 +17,23 @@ from lxml import etree
 import testtools
 
 from nova_migfix.abi import disk
+from nova_migfix.abi import domain
 from nova_migfix.abi import table
 from nova_migfix.abi import vnic
+
+
+def keep_disks(stock, source):
+    document = domain.parse(stock)
+    kept = disk.keep_disks(document, domain.parse(source))
+    return etree.tostring(document, encoding='unicode'), kept
+
 
 #: the table, a document with one device in it, and the function that applies
 #: the table to documents
 DEVICES = {
     'vnic': (vnic.VNIC, '<interface><mac address="a"/></interface>',
              vnic.keep_vnics),
-    'disk': (disk.DISK, '<disk><target dev="vda"/></disk>', disk.keep_disks),
+    'disk': (disk.DISK, '<disk><target dev="vda"/></disk>', keep_disks),
 }
 
 
@@ -39,15 +47,16 @@ def _element(path):
 
 def build(device, values):
     """Return a domain whose device has the given values."""
-    domain = etree.fromstring(f'<domain><devices>{device}</devices></domain>')
+    document = etree.fromstring(
+        f'<domain><devices>{device}</devices></domain>')
     for path, value in values.items():
         element, attribute = _element(path)
-        node = domain.find('devices')[0]
+        node = document.find('devices')[0]
         for tag in filter(None, element.split('/')):
             child = node.find(tag)
             node = etree.SubElement(node, tag) if child is None else child
         node.set(attribute, value)
-    return etree.tostring(domain, encoding='unicode')
+    return etree.tostring(document, encoding='unicode')
 
 
 def device_of(xml):
