@@ -29,9 +29,10 @@ OPTS: list[cfg.Opt] = [
     cfg.ListOpt(
         'enabled_fixes',
         sample_default=['arrival', 'config_drive', 'ephemeral',
-                        'kernel_ramdisk', 'outage', 'paused', 'post_copy',
-                        'restart', 'rollback_state', 'source_address',
-                        'tls_rekey', 'vnic'],
+                        'iothread_pin', 'kernel_ramdisk', 'outage', 'paused',
+                        'post_copy', 'rbd_monitors', 'restart',
+                        'rollback_state', 'serial_console', 'source_address',
+                        'tls_rekey', 'vnic', 'volume'],
         help="""
 Names of the fixes that are active on this host.
 

@@ -220,14 +220,21 @@ class LibvirtDriver(driver.LibvirtDriver):
         operation = self._operations.get(
             instance.uuid, current_migration.Operation())
         migrating = _MigratingGuest(
-            guest, operation, functools.partial(
-                self._update_destination_xml, instance, migrate_data),
+            guest, operation,
+            functools.partial(self._running_xml, migrate_data),
+            functools.partial(self._update_destination_xml, instance,
+                              migrate_data),
             functools.partial(self._migrate_failed, context, instance,
                               migrate_data))
         with operation.recorded():
             super()._live_migration_operation(
                 context, instance, dest, block_migration, migrate_data,
                 migrating, device_names)
+
+    def _running_xml(self, migrate_data, xml):
+        for fix in self._fixes:
+            xml = fix.running_xml(migrate_data, xml)
+        return xml
 
     def _update_destination_xml(self, instance, migrate_data, destination_xml,
                                 running_xml):
@@ -339,10 +346,11 @@ class _MigratingGuest:
     XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, operation, update_destination_xml,
-                 migrate_failed):
+    def __init__(self, guest, operation, xml_for_nova,
+                 update_destination_xml, migrate_failed):
         self._guest = guest
         self._operation = operation
+        self._xml_for_nova = xml_for_nova
         self._update_destination_xml = update_destination_xml
         self._migrate_failed = migrate_failed
         self._running_xml = None
@@ -360,6 +368,7 @@ class _MigratingGuest:
         xml = self._guest.get_xml_desc(*args, **kwargs)
         if kwargs.get('dump_migratable'):
             self._running_xml = xml
+            return self._xml_for_nova(xml)
         return xml
 
     def migrate(self, uri, *args, destination_xml=None, flags=0, **kwargs):

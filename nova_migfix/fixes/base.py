@@ -173,6 +173,16 @@ class Fix:
 
     # -- the guest migrates -------------------------------------------------
 
+    def running_xml(self, migrate_data: Any, xml: str) -> str:
+        """Source: change the XML from which Nova computes the destination's.
+
+        :param migrate_data: LibvirtLiveMigrateData, as the destination
+            returned it
+        :param xml: ``dumpxml --migratable`` of the running guest
+        :returns: the XML for Nova
+        """
+        return xml
+
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
         destination_xml: str, running_xml: str,

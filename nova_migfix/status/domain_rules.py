@@ -11,8 +11,8 @@
 #    under the License.
 """Properties of a guest's XML with which a migration may fail.
 
-No fix of the plugin prevents these failures. Whether a migration fails depends
-on the destination or on the guest, so that a finding says "not known".
+Whether a migration fails depends on the destination or on the guest, so that a
+finding says "not known" if no fix of the plugin prevents the failure.
 :data:`RULES` has the data, and ``status/guests`` of the documentation the
 sources.
 """
@@ -30,7 +30,8 @@ from typing import NamedTuple
 from lxml import etree
 import nova.conf
 
-from nova_migfix import nova_release
+from nova_migfix.fixes import base
+from nova_migfix.fixes import rbd_monitors
 from nova_migfix.status import hypervisor
 
 CONF = nova.conf.CONF
@@ -70,6 +71,8 @@ class Rule(NamedTuple):
     reason: str
     remedy: str
     find: Callable[[hypervisor.Domain, Known], Iterator[Row]]
+    #: the fix of the source that prevents the failure
+    fix: type[base.Fix] | None = None
 
 
 def _reenlightenment(domain: hypervisor.Domain, known: Known) -> Iterator[Row]:
@@ -142,8 +145,7 @@ def _monitors(domain: hypervisor.Domain, known: Known) -> Iterator[Row]:
 
     Cinder supplies the monitors of volumes, which have a serial.
     """
-    if not known.monitors or nova_release.has(
-            'nova.virt.libvirt.migration._update_rbd_xml'):
+    if not known.monitors or rbd_monitors.RbdMonitors.not_needed():
         return
     for disk in domain.document.iterfind('./devices/disk'):
         hosts = disk.xpath('source[@protocol="rbd"]/host/@name')
@@ -172,7 +174,7 @@ RULES: tuple[Rule, ...] = (
          'run "nova-manage libvirt update_machine_type".', _machine),
     Rule('rbd-monitors', 'Nova keeps the monitors of local RBD disks',
          'Hard-reboot the instance, which then gets the current monitors.',
-         _monitors),
+         _monitors, rbd_monitors.RbdMonitors),
 )
 
 

@@ -102,8 +102,9 @@ KINDS: dict[str, Kind] = {
         tls_rekey.TlsRekey, Where.NOWHERE, False,
         'Migrate the guest while it is small, or hard-reboot it: it uses the '
         'library that was installed when it was started.'),
-    **{rule.kind: Kind(None, Where.UNKNOWN, True,
-                       f'{rule.remedy} See {domain_rules.PAGE}.', rule.reason)
+    **{rule.kind: Kind(rule.fix, Where.SOURCE if rule.fix else Where.UNKNOWN,
+                       True, f'{rule.remedy} See {domain_rules.PAGE}.',
+                       rule.reason)
        for rule in domain_rules.RULES},
     **{name: Kind(None, Where.REFUSED, True, kind.remedy, kind.reason)
        for name, kind in matching.KINDS.items() if not kind.of_host},

@@ -163,7 +163,7 @@ START = (
         'that Nova expects (LP 2152697).',
         'Hard reboot the instance, or use cold migration: both write the XML '
         'again. Nova 34 on this host migrates it as it is.',
-        'Nova 33', 'faults/hardware'),
+        'Nova 33', 'faults/hardware', 'iothread_pin'),
     Fault(
         'serial-console',
         (r', in set_listen_addr_and_port', r'TypeError: .{0,99}\'NoneType\''),
@@ -174,7 +174,7 @@ START = (
         'Hard reboot the instance, or enable [serial_console] on both hosts '
         'for the migration.',
         'all; only Nova from 32 on logs the lines that show it',
-        'faults/hardware'),
+        'faults/hardware', 'serial_console'),
 )
 
 COPY = (

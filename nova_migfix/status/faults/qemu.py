@@ -196,7 +196,7 @@ PROCESS = (
         '(LP 1741364).',
         'Compare the <host> elements of the guest\'s disks with ceph.conf. '
         'Hard reboot the instance to give it the present monitors.',
-        'Nova up to 33', 'faults/storage'),
+        'Nova up to 33', 'faults/storage', 'rbd_monitors'),
     Fault(
         'qemu-died',
         (r'shutting down, reason=crashed',

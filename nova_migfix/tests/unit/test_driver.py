@@ -294,6 +294,8 @@ class TestMigrationOperation(DriverTestCase):
         self.arguments = ('context', objects.Instance(uuid=uuids.instance),
                           'dest', True, 'data')
         self.guest = mock.Mock()
+        self.fix.running_xml.side_effect = lambda migrate_data, xml: (
+            f'{xml} for Nova')
         self.fix.update_destination_xml.side_effect = (
             lambda driver, instance, migrate_data, destination_xml,
             running_xml:
@@ -304,7 +306,9 @@ class TestMigrationOperation(DriverTestCase):
                       names):
             self.assertEqual(self.guest, guest)
             for flags in reads:
-                guest.get_xml_desc(**flags)
+                xml = guest.get_xml_desc(**flags)
+                self.assertEqual('dump_migratable' in flags,
+                                 xml.endswith(' for Nova'))
             guest.migrate(
                 'uri', migrate_uri='tcp', destination_xml=computed, flags=2)
         self.guest.get_xml_desc.side_effect = (

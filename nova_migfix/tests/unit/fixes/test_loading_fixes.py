@@ -171,6 +171,7 @@ class TestFixHooks(testtools.TestCase):
         self.assertFalse(fix.prepare_disks(None, None))
         self.assertIsNone(fix.set_source_fields(None))
         self.assertIsNone(fix.source_address(None, None))
+        self.assertEqual('<a/>', fix.running_xml(None, '<a/>'))
         self.assertEqual('<a/>', fix.update_destination_xml(
             None, None, None, '<a/>', '<b/>'))
         self.assertFalse(fix.live_migration_failed(
