@@ -39,7 +39,7 @@ if [ $# -eq 0 ]; then
 fi
 
 . tools/runner.sh
-export OS_FUNCTIONAL_WORKERS="${OS_FUNCTIONAL_WORKERS:-$(($(nproc) * 3 / 2))}"
+export OS_FUNCTIONAL_WORKERS="${OS_FUNCTIONAL_WORKERS:-$(($(nproc) * 2))}"
 
 results=("${@/#/.tox/}")
 rm -rf "${results[@]/%//.stestr}"

@@ -148,12 +148,11 @@ def _configured(driver: Any, instance: Any, volume: Any) -> etree._Element:
 
 def _message(instance: Any, disk: etree._Element,
              identifiers: tuple[str, ...]) -> str:
+    # Nova cuts the details of an event after 255 characters.
     message: str = _(
-        'Disk %(disk)s of the running instance %(uuid)s belongs to the volume '
-        '%(volume)s, which is not attached to the instance, and the '
-        'destination would open another volume or a disk of the host at its '
-        'path. Hard reboot the instance: then its disks are those of the '
-        'attached volumes.') % {
+        'Disk %(disk)s of instance %(uuid)s is of volume %(volume)s, which is '
+        'not attached to it. Hard reboot the instance: the destination would '
+        'open another disk at this path.') % {
             'disk': disk.find('target').get('dev'), 'uuid': instance.uuid,
-            'volume': ' or '.join(dict.fromkeys(identifiers))}
+            'volume': identifiers[0]}
     return message
