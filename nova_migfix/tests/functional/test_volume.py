@@ -128,7 +128,8 @@ class KeptVolumeTestCase(VolumeTestCase):
         self.assertEqual('src', self.host())
         self.assertEqual([], self.destination_xmls)
         event = self.failed_event('compute_check_can_live_migrate_source')
-        for part in (self.server['id'], OTHER_VOLUME, 'vdb', 'Hard reboot the instance'):
+        for part in (self.server['id'], OTHER_VOLUME, 'vdb',
+                     'Hard reboot the instance'):
             self.assertIn(part, event['details'])
 
 
