@@ -44,7 +44,7 @@ from nova_migfix.fixes import base
 LOG = logging.getLogger(__name__)
 
 # Nova has had it since release 34.
-_HANDLER = getattr(libvirt_host, '_ThreadingLibvirtEventHandler', None)
+_HANDLER: Any = getattr(libvirt_host, '_ThreadingLibvirtEventHandler', None)
 
 
 class LibvirtEvents(base.Fix):

@@ -34,8 +34,8 @@ from tools.patches import kolla
 from tools.patches import series
 
 #: The fixes that are active in a patched Nova: it has no patch for them.
-IN_FORCE = ('arrival', 'libvirt_events', 'outage', 'paused', 'post_copy', 'restart',
-            'serial_console', 'tls_rekey', 'volume')
+IN_FORCE = ('arrival', 'libvirt_events', 'outage', 'paused', 'post_copy',
+            'restart', 'serial_console', 'tls_rekey', 'volume')
 
 
 class PatchedImage(fixtures.Fixture):
