@@ -132,7 +132,7 @@ class TestPathOfAVolume(VolumeTestCase):
     def test_path_of_the_source_never_leaves_the_source(self, kind):
         error = self.assertRaises(exception.MigrationError, self.update,
                                   DISKS[kind])
-        self.assertIn(volumes.VOLUME, str(error))
+        self.assertIn('which is not attached to it', str(error))
 
     def test_disk_without_a_volume_is_left_alone(self):
         xml = self.update(volumes.disk(serial=None))

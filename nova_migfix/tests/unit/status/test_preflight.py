@@ -21,6 +21,7 @@ from unittest import mock
 
 import ddt
 import fixtures
+from lxml import etree
 from nova import exception
 from nova.image import glance
 from nova.network import neutron
@@ -434,7 +435,8 @@ class TestRecomputedVnics(testtools.TestCase):
                 f'<n:property name="{name}">{value}</n:property>'
                 for name, value in properties.items())), 1))
         ports = {}
-        for interface in test_vnic.interfaces(source):
+        for interface in etree.fromstring(source).iterfind(
+                './devices/interface'):
             kind, vnic, details, profile = test_vnic.BINDINGS[
                 interface.get('type')]
             ports[interface.find('mac').get('address').lower()] = (
