@@ -12,8 +12,8 @@
 
 """Handle libvirt's events outside libvirt's calls.
 
-Nova 34 with native threads handles each event in the thread in which libvirt
-reports it. That has two effects, which together stop nova-compute for good if
+With native threads (optional in Nova 33, the default of Nova 34) Nova handles
+each event in the thread in which libvirt reports it. That has two effects, which together stop nova-compute for good if
 the conductor or the message broker does not answer for half a minute:
 
 - A lifecycle event of a guest makes an RPC call in the thread of libvirt's
@@ -43,17 +43,20 @@ from nova_migfix.fixes import base
 
 LOG = logging.getLogger(__name__)
 
-# Nova has had it since release 34.
+# Nova has had it since release 33.
 _HANDLER: Any = getattr(libvirt_host, '_ThreadingLibvirtEventHandler', None)
 
 
 class LibvirtEvents(base.Fix):
     name = 'libvirt_events'
     bug = 'a lost connection to libvirt stops nova-compute with threads'
+    fixed_upstream_marker = (
+        'nova.virt.libvirt.host._ThreadingLibvirtEventHandler'
+        '._dispatch_events')
 
     @classmethod
     def not_needed(cls) -> str | None:
-        return None if _HANDLER else 'it queues events'
+        return super().not_needed() if _HANDLER else 'it queues events'
 
     def extend_driver(self, driver: Any) -> None:
         if isinstance(driver._host._event_handler, _HANDLER):

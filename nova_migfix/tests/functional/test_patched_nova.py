@@ -34,8 +34,8 @@ from tools.patches import kolla
 from tools.patches import series
 
 #: The fixes that are active in a patched Nova: it has no patch for them.
-IN_FORCE = ('arrival', 'libvirt_events', 'outage', 'paused', 'post_copy',
-            'restart', 'serial_console', 'tls_rekey', 'volume')
+IN_FORCE = ('arrival', 'outage', 'paused', 'post_copy', 'restart',
+            'serial_console', 'tls_rekey', 'volume')
 
 
 class PatchedImage(fixtures.Fixture):
@@ -128,7 +128,8 @@ class PatchedNovaTestCase(testtools.TestCase):
         self.assertEqual('nova.virt.migfix', loaded['module'])
         text = log.read_text()
         for name in ('config_drive', 'ephemeral', 'kernel_ramdisk',
-                     'rollback_state', 'source_address', 'vnic'):
+                     'libvirt_events', 'rollback_state', 'source_address',
+                     'vnic'):
             self.assertIn(f'Fix {name}: not needed in this Nova, it', text)
         for name in IN_FORCE:
             self.assertIn(f'Fix {name}: active', text)

@@ -162,8 +162,8 @@ class TestMarkers(testtools.TestCase):
             added, rf'(?m)^\+(?: +def {name}\(|{name} =|.*/{name}\.py$)')
 
     @ddt.data(config_drive.ConfigDrive, ephemeral.Ephemeral,
-              kernel_ramdisk.KernelRamdisk, rollback_state.RollbackState,
-              vnic.Vnic)
+              kernel_ramdisk.KernelRamdisk, libvirt_events.LibvirtEvents,
+              rollback_state.RollbackState, vnic.Vnic)
     def test_patches_for_the_newest_nova_add_the_marker(self, fix):
         self.assert_added(fix.fixed_upstream_marker, 'master')
 
