@@ -13,8 +13,9 @@
 """Handle libvirt's events outside libvirt's calls.
 
 With native threads (optional in Nova 33, the default of Nova 34) Nova handles
-each event in the thread in which libvirt reports it. That has two effects, which together stop nova-compute for good if
-the conductor or the message broker does not answer for half a minute:
+each event in the thread in which libvirt reports it. That has two effects,
+which together stop nova-compute for good if the conductor or the message
+broker does not answer for half a minute:
 
 - A lifecycle event of a guest makes an RPC call in the thread of libvirt's
   event loop. As long as that call waits, nova-compute does not answer
@@ -56,7 +57,8 @@ class LibvirtEvents(base.Fix):
 
     @classmethod
     def not_needed(cls) -> str | None:
-        return super().not_needed() if _HANDLER else 'it queues events'
+        return super().not_needed() or (
+            None if _HANDLER else 'it queues events')
 
     def extend_driver(self, driver: Any) -> None:
         if isinstance(driver._host._event_handler, _HANDLER):
