@@ -28,6 +28,16 @@ FAULTS = (
         'Follow the message: it names the remedy.',
         ALL, 'fixes/vnic', kind_of=('precheck',)),
     Fault(
+        'refused-volume',
+        (rf'Disk \S+ of {INSTANCE} is of volume',),
+        NOVA, 'precheck',
+        'The plugin refused a migration in which the destination would have '
+        'opened another disk: the guest has the disk of a volume that is not '
+        'attached to it, for example since a swap of volumes (LP 2112187).',
+        'Hard reboot the instance: its disks are then those of the attached '
+        'volumes.',
+        ALL, 'fixes/volume', kind_of=('precheck',)),
+    Fault(
         'cpu',
         (r'Unacceptable CPU info: CPU doesn\'t have compatibility',),
         NOVA, 'precheck',

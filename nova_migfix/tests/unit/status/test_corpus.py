@@ -82,6 +82,7 @@ REPORTS = {
     'libvirt\'s ABI check': ('guest-abi.cpu', 'guest-abi.feature'),
     'Debian 13 back to 12': ('hypervisor-older.debian', 'no-valid-host.info'),
     'LP 2152697': ('iothread-pin.older',),
+    'LP 2112187': ('refused-volume.swapped',),
     'libvirt\'s notes of 12.5.0': ('video-model.gpu', 'video-model.vga'),
     'LP 1815989, BZ 2012179': ('arrived.unreachable',),
 }
