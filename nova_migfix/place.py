@@ -30,6 +30,7 @@ from nova.compute import power_state
 from nova.compute import vm_states
 from nova import exception
 from nova.i18n import _
+from nova import objects
 from nova.virt import event as virtevent
 from nova.virt.libvirt import guest as libvirt_guest
 from oslo_log import log as logging
@@ -61,6 +62,7 @@ class Place(enum.Enum):
     SOURCE = 'active on the source'
     OFF = 'off, on the source'
     DESTINATION = 'on the destination'
+    DELETED = 'deleted with its server'
 
 
 class PlaceUnknown(exception.NovaException):
@@ -196,6 +198,8 @@ class _Search:
     def _place_of_undefined(self) -> Place:
         if not self._has_started:
             return Place.OFF
+        if self._is_deleted():
+            return Place.DELETED
         # libvirt undefines it after a success only, also in post-copy.
         if self._runs_on_destination():
             return Place.DESTINATION
@@ -227,6 +231,16 @@ class _Search:
             return Place.DESTINATION
         guest.resume()
         return Place.SOURCE
+
+    def _is_deleted(self) -> bool:
+        try:
+            objects.Instance.get_by_uuid(self._context, self._instance.uuid)
+        except exception.InstanceNotFound:
+            return True
+        except Exception as error:
+            LOG.debug('Whether the server was deleted is unknown: %s', error,
+                      instance=self._instance)
+        return False
 
     @property
     def _is_paused_by_owner(self) -> bool:

@@ -26,6 +26,10 @@ migration the source's libvirt returns success only after the destination has
 reported a running domain. After a call that fails, :mod:`nova_migfix.place`
 finds the guest.
 
+If the server was deleted meanwhile, Nova leaves the disks on the destination,
+as its rollback needs the instance in the database. The fix lets the
+destination delete them.
+
 If its place stays unknown, Nova deletes nothing on either host: the instance
 goes to ERROR, and the fault has the reason and the remedy.
 
@@ -144,6 +148,10 @@ class _MonitoredGuest:
         **kwargs: Any,
     ) -> None:
         """Roll the migration back; a guest that is off becomes SHUTOFF."""
+        if self._place is place.Place.DELETED:
+            _clean_up_destination(self._driver.virtapi._compute, context,
+                                  instance, dest, migrate_data)
+            return
         self._recover_method(context, instance, dest, migrate_data, **kwargs)
         if self._place is place.Place.OFF:
             place.report_off(self._driver, instance)
@@ -183,3 +191,24 @@ class _MonitoredGuest:
         except place.PlaceUnknown as unknown:
             action.record_fault(context, self._instance, unknown)
             raise
+
+
+def _clean_up_destination(manager: Any, context: Any, instance: Any, dest: str,
+                          migrate_data: Any) -> None:
+    """End the migration of a server that was deleted.
+
+    Its own allocations are deleted, and those of the migration are not.
+    """
+    needs_cleanup, destroy_disks = manager._live_migration_cleanup_flags(
+        migrate_data)
+    if needs_cleanup:
+        manager.compute_rpcapi.rollback_live_migration_at_destination(
+            context, instance, dest, destroy_disks=destroy_disks,
+            migrate_data=migrate_data)
+    record = migrate_data.migration
+    manager.reportclient.delete_allocation_for_instance(context, record.uuid)
+    record.status = 'failed'
+    record.save()
+    LOG.info('The server was deleted during its live migration, and %(dest)s '
+             'deletes its files (%(bug)s)', {
+                 'dest': dest, 'bug': Arrival.bug}, instance=instance)

@@ -63,6 +63,14 @@ class EndingMigrationTestCase(storage.StorageTestCase):
             fakelibvirt.libvirtError, 'domain is not running',
             error_code=fakelibvirt.VIR_ERR_OPERATION_FAILED)
 
+    def left(self):
+        """Return the consumers and hosts that have something of the guest."""
+        return [*(consumer for consumer in self.consumers if
+                  self.placement.get(f'/allocations/{consumer}').body[
+                      'allocations']),
+                *(host for host in ('src', 'dest')
+                  if self.directory(host).exists())]
+
     def arrive(self, xml):
         """Start the domain on the destination."""
         self.connection(self.dest).createXML(xml, 'flags')
@@ -91,6 +99,13 @@ class EndingMigrationTestCase(storage.StorageTestCase):
     def is_undefined_after_arrival(self, domain, xml):
         self.is_undefined(domain, xml)
         self.arrive(xml)
+
+    def is_deleted(self, domain, xml):
+        """The server is deleted while memory is copied."""
+        # The API lists no migrations of deleted servers.
+        self.consumers = [self.server['id'], self.migrations()[-1]['uuid']]
+        self.assertEqual([*self.consumers, 'src', 'dest'], self.left())
+        self._delete_server(self.server)
 
     def is_left_paused(self, domain, xml):
         """libvirt does not know whether the destination runs the guest."""
@@ -159,6 +174,14 @@ class ArrivalTestCase(EndingMigrationTestCase):
         self.ends = self.is_undefined_after_arrival
         self.live_migrate('completed')
         self.assertEqual('dest', self.host())
+
+    def test_nothing_is_left_of_a_server_deleted_meanwhile(self):
+        self.ends = self.is_deleted
+        self.api.post_server_action(self.server['id'], {
+            'os-migrateLive': {'host': None, 'block_migration': 'auto'}})
+        self._wait_until_deleted(self.server)
+        self._wait_for_assert(
+            lambda: self.assertEqual([], self.left()), max_retries=60)
 
     def test_guest_left_paused_is_resumed_if_it_has_not_arrived(self):
         self.ends = self.is_left_paused

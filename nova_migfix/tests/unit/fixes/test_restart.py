@@ -41,7 +41,7 @@ from nova_migfix.fixes.restart import recovery
 from nova_migfix import journal
 from nova_migfix import place
 
-SOURCE, OFF, DESTINATION = place.Place
+SOURCE, OFF, DESTINATION, _DELETED = place.Place
 SILENT = place.DestinationSilent(uuid=uuids.guest, dest='dest', reason='-')
 UNKNOWN = place.PlaceUnknown(uuid=uuids.guest, dest='dest', reason='-')
 POST_COPY = 'running (post-copy)'
