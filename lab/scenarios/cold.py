@@ -117,8 +117,7 @@ class Cold(scenario.Scenario):
         run.check(f'recorded: {disks.text}', True,
                   disks.breach(found) or 'yes')
         # The source keeps the domain until the confirmation, shut off.
-        running = [host for host in topology.COMPUTES
-                   if instance.domain_state(host).startswith('running')]
+        running = instance.running_on()
         run.check('one host at most runs the guest', len(running) < 2,
                   running)
         self.repair(run, instance)
