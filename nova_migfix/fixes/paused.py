@@ -60,10 +60,9 @@ class Paused(base.Fix):
                 or not _has_inactive_image(guest)):
             return
         raise exception.MigrationPreCheckError(reason=_(
-            'instance %(uuid)s is paused and has not run since its last live '
-            'migration. QEMU before 10.0 would abort if it left %(host)s now, '
-            'and the guest would be lost. Unpause the instance, and pause it '
-            'again if it has to stay paused; or migrate it cold.') % {
+            'Instance %(uuid)s is paused and has not run since its last live '
+            'migration, and QEMU before 10.0 on %(host)s would abort. Unpause '
+            'it, and pause it again; or migrate it cold.') % {
                 'uuid': instance.uuid, 'host': instance.host})
 
 

@@ -120,11 +120,9 @@ def _check_kernel(
         if needed > possible:
             _refuse(instance, _(
                 'Instance %(uuid)s runs with %(needed)s queues on the vNIC '
-                '%(mac)s, but the kernel of the destination opens only '
-                '%(possible)s of a tap device. Choose a destination with a '
-                'newer kernel (Linux 4.0 and later: 256), or set [libvirt] '
-                'max_queues to %(possible)s on the source and hard reboot '
-                'the instance.') % {
+                '%(mac)s; a tap of the destination has %(possible)s at most. '
+                'Choose another destination, or set [libvirt] max_queues to '
+                '%(possible)s and hard reboot the instance.') % {
                     'uuid': instance.uuid, 'mac': mac, 'needed': needed,
                     'possible': possible})
 
@@ -142,10 +140,9 @@ def _check_created_taps(
                     instance.flavor, instance.image_meta)):
             _refuse(instance, _(
                 'Instance %(uuid)s runs with %(running)s queue(s) on the '
-                'vNIC %(mac)s, which does not fit the tap device that the '
-                'destination would create from flavor and image '
-                '(hw:vif_multiqueue_enabled). Hard reboot the instance, or '
-                'set ovs_create_tap to false in Neutron.') % {
+                'vNIC %(mac)s, which does not fit the tap that os-vif would '
+                'create from the flavor. Hard reboot the instance, or unset '
+                'ovs_create_tap in Neutron.') % {
                     'uuid': instance.uuid, 'mac': mac, 'running': running})
 
 

@@ -98,7 +98,8 @@ class TooFewQueuesTestCase(VnicTestCase):
         self.assertEqual('src', self.host())
         self.assertEqual([], self.destination_xmls)
         event = self.failed_event('compute_check_can_live_migrate_source')
-        self.assertIn('opens only 2 of a tap device', event['details'])
+        self.assertIn('max_queues to 2 and hard reboot the instance.',
+                      event['details'])
 
     def test_enough_queues_are_accepted(self):
         self.max_tap_queues.return_value = 4
@@ -151,7 +152,7 @@ class CreatedTapTestCase(VnicTestCase):
         self.migrate(1, 'error')
         self.assertEqual('src', self.host())
         event = self.failed_event('compute_check_can_live_migrate_source')
-        self.assertIn('does not fit the tap device', event['details'])
+        self.assertIn('unset ovs_create_tap in Neutron.', event['details'])
 
     def test_guest_with_one_queue_meets_a_multiqueue_tap_without_the_fix(self):
         # A destination without the plugin sends no capability, so the source

@@ -74,6 +74,7 @@ class TestVolumeThatIsNotAttached(VolumeTestCase):
         for part in (volumes.INSTANCE, 'vdb', volumes.OTHER_VOLUME,
                      'not attached', 'Hard reboot the instance'):
             self.assertIn(part, str(error))
+        self.assertLessEqual(len(str(error)), 255)
         self.assertIn('Live migration refused', self.log.output)
 
     @ddt.data(*DISKS)
