@@ -198,11 +198,12 @@ class _Search:
     def _place_of_undefined(self) -> Place:
         if not self._has_started:
             return Place.OFF
-        if self._is_deleted():
-            return Place.DELETED
         # libvirt undefines it after a success only, also in post-copy.
         if self._runs_on_destination():
             return Place.DESTINATION
+        # Nova undefines the domain before it deletes the instance.
+        if self._is_deleted():
+            return Place.DELETED
         raise self._unknown(_('it is not defined on %s')
                             % self._instance.host)
 
