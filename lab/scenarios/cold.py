@@ -145,6 +145,9 @@ class Cold(scenario.Scenario):
         if instance.task_state or instance.vm_state != 'ACTIVE':
             instance.reset_state()
             instance.hard_reboot()
+        elif not instance.running_on():
+            # Nova takes it for a guest that its owner has switched off.
+            instance.hard_reboot()
         instance.wait_reachable()
 
 
