@@ -117,7 +117,7 @@ class Cold(scenario.Scenario):
         run.check(f'recorded: {disks.text}', True,
                   disks.breach(found) or 'yes')
         # The source keeps the domain until the confirmation, shut off.
-        running = instance.running_on()
+        running = running_on(instance)
         run.check('one host at most runs the guest', len(running) < 2,
                   running)
         self.repair(run, instance)
@@ -145,10 +145,16 @@ class Cold(scenario.Scenario):
         if instance.task_state or instance.vm_state != 'ACTIVE':
             instance.reset_state()
             instance.hard_reboot()
-        elif not instance.running_on():
+        elif not running_on(instance):
             # Nova takes it for a guest that its owner has switched off.
             instance.hard_reboot()
         instance.wait_reachable()
+
+
+def running_on(instance: guest.Guest) -> list[str]:
+    """Return the names of the hosts on which the guest runs."""
+    return [host for host in topology.COMPUTES
+            if instance.domain_state(host).startswith('running')]
 
 
 def directories(instance: guest.Guest) -> Sequence[str]:
