@@ -23,9 +23,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 from typing import ClassVar
 
+from nova_migfix.abi import table
 from nova_migfix import migration
 from nova_migfix import nova_release
 from nova_migfix.transport import fetch
@@ -54,6 +56,19 @@ class Fix:
         if marker and nova_release.has(marker):
             return f'it has {marker}'
         return None
+
+    def log_kept(self, log: Any, kind: str, kept: Iterable[table.Kept],
+                 instance: Any) -> None:
+        """Log one line for each value that the fix has kept.
+
+        :param log: the logger of the fix
+        :param kind: of the devices
+        """
+        for change in kept:
+            log.info('%(kind)s %(device)s: kept %(path)s %(running)s where '
+                     'Nova would have set %(computed)s (%(bug)s)',
+                     {'kind': kind, 'bug': self.bug,
+                      **dataclasses.asdict(change)}, instance=instance)
 
     # -- nova-compute starts -------------------------------------------------
 

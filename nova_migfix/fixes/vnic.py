@@ -96,13 +96,7 @@ class Vnic(base.Fix):
         destination_xml: str, running_xml: str,
     ) -> str:
         kept_xml, kept = vnic_abi.keep_vnics(destination_xml, running_xml)
-        for change in kept:
-            LOG.info('vNIC %(mac)s: kept %(path)s %(running)s where Nova '
-                     'would have set %(computed)s (%(bug)s)',
-                     {'mac': change.device, 'path': change.path,
-                      'running': change.running,
-                      'computed': change.computed, 'bug': self.bug},
-                     instance=instance)
+        self.log_kept(LOG, 'vNIC', kept, instance)
         return kept_xml
 
 

@@ -85,13 +85,7 @@ class Volume(base.Fix):
         document = domain_xml.parse(destination_xml)
         connected = _connect(driver, instance, migrate_data, document)
         kept = disk_abi.keep_disks(document, domain_xml.parse(running_xml))
-        for change in kept:
-            LOG.info('Disk %(disk)s: kept %(path)s %(running)s where Nova '
-                     'would have set %(computed)s (%(bug)s)',
-                     {'disk': change.device, 'path': change.path,
-                      'running': change.running,
-                      'computed': change.computed, 'bug': self.bug},
-                     instance=instance)
+        self.log_kept(LOG, 'Disk', kept, instance)
         return (str(etree.tostring(document, encoding='unicode'))
                 if connected or kept else destination_xml)
 
