@@ -155,6 +155,7 @@ class IothreadPinWithoutFixTestCase(IothreadPinTestCase):
 
     def test_guest_with_dedicated_cpus(self):
         """Unmodified Nova 33 fails."""
+        self.source_domain()._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
         self.api.post_server_action(self.server['id'], {
             'os-migrateLive': {'host': None, 'block_migration': 'auto'}})
         self._wait_for_migration_status(self.server, ['error', 'failed'])
