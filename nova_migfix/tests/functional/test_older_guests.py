@@ -80,13 +80,14 @@ class SerialConsoleWithoutFixTestCase(SerialConsoleTestCase):
 
     def test_serial_device_becomes_a_pseudo_terminal(self):
         """Unmodified Nova fails."""
+        self.source_domain()._job_type = fakelibvirt.VIR_DOMAIN_JOB_NONE
         before = len(self.migrations())
         self.api.post_server_action(self.server['id'], {
             'os-migrateLive': {'host': None, 'block_migration': 'auto'}})
         self._wait_for_migration_status(self.server, ['error', 'failed'])
         self.assertEqual(before + 1, len(self.migrations()))
+        # It fails while it computes the XML; Nova 29 does not log why.
         self.assertEqual([], self.destination_xmls)
-        self.assertIn('TypeError', self.stdlog.logger.output)
 
 
 class RbdMonitorsTestCase(OlderGuestTestCase):
