@@ -26,12 +26,6 @@ _SHORT = 10
 _THERE = scenario.Leaves(
     text='arrives', host=scenario.DESTINATION, record=('completed',))
 _EITHER = scenario.Leaves(text='guest and disks on one host')
-# Whether record and task have an end depends on the conductor, which processes
-# requests that it got while it stood still.
-_UNTRACKED = scenario.Leaves(
-    text='Nova says source, guest is on the destination',
-    harm=('domain', 'twin'), vm_state=('ACTIVE', 'ERROR', 'MIGRATING'),
-    host=scenario.SOURCE, allowed=('record', 'task'))
 _CONDUCTOR = faults.frozen('nova-conductor')
 
 SCENARIOS = (
@@ -39,16 +33,14 @@ SCENARIOS = (
         'outage-conductor',
         'The conductor stands still while memory is copied.',
         faults.Accident(_CONDUCTOR, faults.MEMORY, faults.elapsed(_LONG)),
-        _UNTRACKED, _THERE),
+        # The moment decides whether a call of the monitor times out.
+        faulted.RECORDED, _THERE),
     faulted.Accidental(
         'outage-conductor-switch-over',
         'The conductor stands still after the guest has arrived.',
         faults.Accident(_CONDUCTOR, faults.SWITCH_OVER,
                         faults.elapsed(_LONG)),
-        scenario.Leaves(
-            text='guest arrives, Nova fails', harm=('allocation',),
-            vm_state=('ACTIVE', 'ERROR', 'MIGRATING'), allowed=('record',)),
-        _THERE),
+        faulted.RECORDED, _THERE),
     *(faulted.Accidental(
         f'outage-{name}{suffix}', f'{title} restarts {text}.',
         faults.Accident(fault, moment, until), faulted.RECORDED, outcome)
