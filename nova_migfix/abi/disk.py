@@ -26,7 +26,6 @@ from nova_migfix.abi import table
 _KEEP, _FOLLOW = table.Rule.KEEP, table.Rule.FOLLOW
 
 _ABI = 'libvirt refuses a migration that changes it'
-_FEATURE = 'a virtio feature that the guest has negotiated'
 _IDENTITY = 'identifies the disk for the guest'
 _BACK_END = 'how the destination reaches the storage'
 _HOST = 'a policy of the host; the guest does not see it'
@@ -51,11 +50,7 @@ DISK = table.Table(
     ('driver/@queues', _KEEP,
      'number of virtqueues and MSI-X vectors: QEMU refuses another one'),
     ('driver/@queue_size', _KEEP, 'size of the rings'),
-    ('driver/@event_idx', _KEEP, _FEATURE),
-    ('driver/@packed', _KEEP, _FEATURE),
-    ('driver/@iommu', _KEEP, _FEATURE),
-    ('driver/@ats', _KEEP, 'a PCI capability of the device'),
-    ('driver/@page_per_vq', _KEEP, 'layout of the notification area'),
+    *table.VIRTIO,
     ('driver/iothreads', _KEEP,
      'refers to I/O threads of the running guest'),
     ('blockio', _KEEP,

@@ -38,6 +38,18 @@ class Rule(enum.Enum):
     FOLLOW = 'as Nova computed it for the destination'
 
 
+FEATURE = 'a virtio feature that the guest has negotiated'
+
+#: rows for the options that libvirt has for each virtio device
+VIRTIO = (
+    ('driver/@packed', Rule.KEEP, FEATURE),
+    ('driver/@iommu', Rule.KEEP, FEATURE),
+    ('driver/@ats', Rule.KEEP, 'a PCI capability of the device'),
+    ('driver/@page_per_vq', Rule.KEEP, 'layout of the notification area'),
+    ('driver/@event_idx', Rule.KEEP, FEATURE),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Attribute:
     """One attribute of a device in libvirt's domain XML.

@@ -27,7 +27,6 @@ from nova_migfix.abi import table
 
 _KEEP, _FOLLOW = table.Rule.KEEP, table.Rule.FOLLOW
 
-_FEATURE = 'a virtio feature that the guest has negotiated'
 _BACK_END = 'the destination\'s network; the guest does not see it'
 
 #: https://libvirt.org/formatdomain.html#network-interfaces
@@ -38,13 +37,9 @@ VNIC = table.Table(
      '"Failed to load virtio-net:virtio"; libvirt compares it from 11.4 on'),
     ('driver/@rx_queue_size', _KEEP, 'size of the receive ring'),
     ('driver/@tx_queue_size', _KEEP, 'size of the transmit ring'),
-    ('driver/@packed', _KEEP, _FEATURE),
-    ('driver/@iommu', _KEEP, _FEATURE),
-    ('driver/@ats', _KEEP, 'a PCI capability of the device'),
-    ('driver/@page_per_vq', _KEEP, 'layout of the notification area'),
-    ('driver/@event_idx', _KEEP, _FEATURE),
-    ('driver/@rss', _KEEP, _FEATURE),
-    ('driver/@rss_hash_report', _KEEP, _FEATURE),
+    *table.VIRTIO,
+    ('driver/@rss', _KEEP, table.FEATURE),
+    ('driver/@rss_hash_report', _KEEP, table.FEATURE),
     ('driver/host', _KEEP,
      'offloads that the device accepts from the guest'),
     ('driver/guest', _KEEP,
@@ -59,7 +54,7 @@ VNIC = table.Table(
     ('rom', _KEEP, 'the option ROM is a region of the guest\'s memory'),
     ('boot', _KEEP, 'bootindex, as the firmware sees it after a reset'),
     ('acpi', _KEEP, 'acpi-index, from which guests derive the name'),
-    ('teaming', _KEEP, _FEATURE),
+    ('teaming', _KEEP, table.FEATURE),
     ('alias[starts-with(@name, "ua-")]', _KEEP,
      'the QEMU device id, with which a device is removed and events name it'),
     ('address', _FOLLOW, 'Nova itself keeps it'),

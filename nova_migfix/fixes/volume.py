@@ -115,19 +115,17 @@ def _connect(driver: Any, instance: Any, migrate_data: Any,
     :raises MigrationError: the destination has not connected a volume
     """
     connected = {volume.serial: volume for volume in migrate_data.bdms}
-    missed = [disk for disk in document.iterfind('./devices/disk')
+    missed = [(disk, identifiers) for disk, identifiers in volumes(document)
               if disk.get('device') == 'lun'
               or disk.findtext('serial') not in connected]
-    missed_volumes = [(disk, identifiers) for disk in missed
-                      if (identifiers := _identifiers(disk))]
-    for disk, identifiers in missed_volumes:
+    for disk, identifiers in missed:
         found = list(filter(connected.get, identifiers))
         if not found:
             raise exception.MigrationError(
                 reason=_message(instance, disk, identifiers))
         disk_abi.connect(disk, _configured(
             driver, instance, connected[found[0]]))
-    return bool(missed_volumes)
+    return bool(missed)
 
 
 def _configured(driver: Any, instance: Any, volume: Any) -> etree._Element:

@@ -147,11 +147,11 @@ def _monitors(domain: hypervisor.Domain, known: Known) -> Iterator[Row]:
     """
     if not known.monitors or rbd_monitors.RbdMonitors.not_needed():
         return
-    for disk in domain.document.iterfind('./devices/disk'):
-        hosts = disk.xpath('source[@protocol="rbd"]/host/@name')
-        if (hosts and disk.find('serial') is None
-                and known.monitors.isdisjoint(hosts)):
-            yield (str(disk.xpath('string(target/@dev)')), ','.join(hosts),
+    for source in domain.document.xpath(rbd_monitors.SOURCES):
+        hosts = source.xpath('host/@name')
+        if hosts and known.monitors.isdisjoint(hosts):
+            yield (str(source.xpath('string(../target/@dev)')),
+                   ','.join(hosts),
                    'kept; ceph.conf has ' + ','.join(sorted(known.monitors)))
 
 
@@ -199,8 +199,7 @@ def _vcpus(domain: hypervisor.Domain) -> int:
 
 def has_local_rbd(domain: hypervisor.Domain) -> bool:
     """Return whether a guest has an RBD disk that is not a volume."""
-    return bool(domain.document.xpath(
-        './devices/disk[source/@protocol="rbd"][not(serial)]'))
+    return bool(domain.document.xpath(rbd_monitors.SOURCES))
 
 
 def monitors() -> frozenset[str]:
