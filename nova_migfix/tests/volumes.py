@@ -19,6 +19,9 @@ from nova import objects
 from nova.virt.libvirt import driver as libvirt_driver
 from nova.virt.libvirt.volume import volume
 
+# Nova's modules expect it before the first use of an object.
+objects.register_all()
+
 INSTANCE = '5f1d0a5e-0000-4000-8000-00000000abcd'
 VOLUME = 'aaaaaaaa-0000-4000-8000-000000000001'
 OTHER_VOLUME = 'aaaaaaaa-0000-4000-8000-000000000002'

@@ -49,7 +49,6 @@ class TestKeepDisks(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        objects.register_all()
         self.useFixture(nova_fixtures.LibvirtFixture())
 
     def recompute(self, running, data):

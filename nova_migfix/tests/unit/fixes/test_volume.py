@@ -44,7 +44,6 @@ class VolumeTestCase(testtools.TestCase):
 
     def setUp(self):
         super().setUp()
-        objects.register_all()
         self.log = self.useFixture(fixtures.FakeLogger('nova_migfix'))
         self.fix = volume.Volume()
         self.instance = volumes.instance()
