@@ -125,6 +125,11 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
             flavor_id=self._create_flavor(vcpu=4),
             networks=[{'port': self.neutron.port_1['id']}])
 
+    def _wait_for_state_change(self, server, expected_status, **kwargs):
+        # Nova's five seconds are too short on a busy machine.
+        return super()._wait_for_state_change(
+            server, expected_status, max_retries=120, **kwargs)
+
     def live_migrate(self, record, server='ACTIVE', host=None):
         """Live migrate the guest and wait for the end of the migration.
 

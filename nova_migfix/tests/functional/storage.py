@@ -320,10 +320,6 @@ class StorageTestCase(base.MigrationTestCase):
                 its_driver._retry_preparation)
         return hostname
 
-    def _wait_for_state_change(self, server, expected_status, **kwargs):
-        return super()._wait_for_state_change(
-            server, expected_status, max_retries=120, **kwargs)
-
     # -- the tenant -----------------------------------------------------------
 
     def upload(self, disk_format='raw', **properties):
