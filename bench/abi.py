@@ -210,16 +210,17 @@ def _recompute_volumes(number: int) -> Callable[[Any], Any]:
         get_volume_config=libvirt_volume.LibvirtVolumeDriver(host).get_config)
 
 
-def _keep_volumes(computed: str, running: str) -> str:
-    document = domain.parse(computed)
-    kept = disk.keep_disks(document, domain.parse(running))
-    return etree.tostring(document, encoding='unicode') if kept else computed
+def _update(keep: Callable[..., Any]) -> Callable[[str, str], str]:
+    """Return a function that does what the driver does with one table."""
+    return lambda computed, running: domain.updated(
+        computed, keep, domain.parse(running))
 
 
 DEVICES = {
-    'vNIC': Device(_INTERFACE, _recompute_vnics, vnic.keep_vnics, '4', '8'),
-    'volume': Device(_DISK, _recompute_volumes, _keep_volumes, 'none',
-                     'writethrough'),
+    'vNIC': Device(_INTERFACE, _recompute_vnics, _update(vnic.keep_vnics),
+                   '4', '8'),
+    'volume': Device(_DISK, _recompute_volumes, _update(disk.keep_disks),
+                     'none', 'writethrough'),
 }
 
 

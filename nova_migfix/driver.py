@@ -33,6 +33,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 from oslo_serialization import jsonutils
 
+from nova_migfix.abi import domain as domain_xml
 from nova_migfix import conf
 from nova_migfix import fixes
 from nova_migfix import migration as current_migration
@@ -221,7 +222,7 @@ class LibvirtDriver(driver.LibvirtDriver):
             instance.uuid, current_migration.Operation())
         migrating = _MigratingGuest(
             guest, operation,
-            functools.partial(self._running_xml, migrate_data),
+            functools.partial(self._update_running_xml, migrate_data),
             functools.partial(self._update_destination_xml, instance,
                               migrate_data),
             functools.partial(self._migrate_failed, context, instance,
@@ -231,17 +232,15 @@ class LibvirtDriver(driver.LibvirtDriver):
                 context, instance, dest, block_migration, migrate_data,
                 migrating, device_names)
 
-    def _running_xml(self, migrate_data, xml):
+    def _update_running_xml(self, migrate_data, running):
         for fix in self._fixes:
-            xml = fix.running_xml(migrate_data, xml)
-        return xml
+            fix.update_running_xml(migrate_data, running)
 
-    def _update_destination_xml(self, instance, migrate_data, destination_xml,
-                                running_xml):
+    def _update_destination_xml(self, instance, migrate_data, destination,
+                                running):
         for fix in self._fixes:
-            destination_xml = fix.update_destination_xml(
-                self, instance, migrate_data, destination_xml, running_xml)
-        return destination_xml
+            fix.update_destination_xml(
+                self, instance, migrate_data, destination, running)
 
     def _migrate_failed(self, context, instance, migrate_data, uri, migrate):
         return any(fix.migrate_failed(
@@ -346,11 +345,11 @@ class _MigratingGuest:
     XML documents in every release. Everything else goes to Nova's Guest.
     """
 
-    def __init__(self, guest, operation, xml_for_nova,
+    def __init__(self, guest, operation, update_running_xml,
                  update_destination_xml, migrate_failed):
         self._guest = guest
         self._operation = operation
-        self._xml_for_nova = xml_for_nova
+        self._update_running_xml = update_running_xml
         self._update_destination_xml = update_destination_xml
         self._migrate_failed = migrate_failed
         self._running_xml = None
@@ -368,13 +367,14 @@ class _MigratingGuest:
         xml = self._guest.get_xml_desc(*args, **kwargs)
         if kwargs.get('dump_migratable'):
             self._running_xml = xml
-            return self._xml_for_nova(xml)
+            xml = domain_xml.updated(xml, self._update_running_xml)
         return xml
 
     def migrate(self, uri, *args, destination_xml=None, flags=0, **kwargs):
         if destination_xml and self._running_xml:
-            destination_xml = self._update_destination_xml(
-                destination_xml, self._running_xml)
+            destination_xml = domain_xml.updated(
+                destination_xml, self._update_destination_xml,
+                domain_xml.parse(self._running_xml))
         # libvirt refuses a guest that is off.
         self._operation.has_started = self._guest.is_active()
 

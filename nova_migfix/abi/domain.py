@@ -10,9 +10,11 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
-"""Read a domain's XML."""
+"""Read and change a domain's XML."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from lxml import etree
 
@@ -31,3 +33,16 @@ def parse(xml: str) -> etree._Element:
         # libvirt writes none. It could only define entities.
         raise ValueError('Not a domain\'s XML: it has a document type')
     return document
+
+
+def updated(xml: str, update: Callable[..., None],
+            *arguments: object) -> str:
+    """Return a domain's XML after a change.
+
+    :param update: takes the document, which it changes in place, and the
+        arguments
+    :raises ValueError: see parse
+    """
+    document = parse(xml)
+    update(document, *arguments)
+    return str(etree.tostring(document, encoding='unicode'))

@@ -22,7 +22,6 @@ from collections.abc import Iterator
 
 from lxml import etree
 
-from nova_migfix.abi import domain
 from nova_migfix.abi import table
 
 _KEEP, _FOLLOW = table.Rule.KEEP, table.Rule.FOLLOW
@@ -87,38 +86,32 @@ _MAC = etree.XPath('string(mac/@address)')
 TAP_KINDS = frozenset(('bridge', 'direct', 'ethernet', 'network'))
 
 
-def keep_vnics(destination_xml: str, running_xml: str) -> tuple[
-        str, list[table.Kept]]:
+def keep_vnics(document: etree._Element,
+               running: etree._Element) -> list[table.Kept]:
     """Apply :data:`VNIC` to each interface that both documents have.
 
     Interfaces match by MAC address. Several interfaces with one address match
     by their order, which Nova does not change. An interface without a
     counterpart does not change.
 
-    :param destination_xml: the domain as Nova computed it
-    :param running_xml: ``dumpxml --migratable`` of the running guest
-    :returns: the corrected domain, and the values that were kept
-    :raises ValueError: one of the documents is not well-formed
+    :param document: the domain as Nova computed it, changed in place
+    :param running: the domain of the running guest
+    :returns: the values that were kept
     """
-    document = domain.parse(destination_xml)
-    running = dict(_interfaces(domain.parse(running_xml)))
-    kept = [change for key, computed in _interfaces(document)
-            if key in running
-            for change in VNIC.keep(key[0], running[key], computed)]
-    if not kept:
-        return destination_xml, kept
-    return etree.tostring(document, encoding='unicode'), kept
+    present = dict(_interfaces(running))
+    return [change for key, computed in _interfaces(document)
+            if key in present
+            for change in VNIC.keep(key[0], present[key], computed)]
 
 
-def tap_queues(running_xml: str) -> list[tuple[str, int]]:
+def tap_queues(running: etree._Element) -> list[tuple[str, int]]:
     """Return MAC address and number of queues of each tap interface.
 
-    :param running_xml: ``dumpxml --migratable`` of the running guest
-    :raises ValueError: the document is not well-formed
+    :param running: the domain of the running guest
     """
     return [
         (mac, int(interface.xpath('string(driver/@queues)') or 1))
-        for (mac, _), interface in _interfaces(domain.parse(running_xml))
+        for (mac, _), interface in _interfaces(running)
         if interface.get('type') in TAP_KINDS]
 
 

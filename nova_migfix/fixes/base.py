@@ -27,6 +27,8 @@ import dataclasses
 from typing import Any
 from typing import ClassVar
 
+from lxml import etree
+
 from nova_migfix.abi import table
 from nova_migfix import migration
 from nova_migfix import nova_release
@@ -188,31 +190,30 @@ class Fix:
 
     # -- the guest migrates -------------------------------------------------
 
-    def running_xml(self, migrate_data: Any, xml: str) -> str:
+    def update_running_xml(
+        self, migrate_data: Any, running: etree._Element,
+    ) -> None:
         """Source: change the XML from which Nova computes the destination's.
 
         :param migrate_data: LibvirtLiveMigrateData, as the destination
             returned it
-        :param xml: ``dumpxml --migratable`` of the running guest
-        :returns: the XML for Nova
+        :param running: ``dumpxml --migratable`` of the running guest, changed
+            in place
         """
-        return xml
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
         """Source: correct the XML from which libvirt starts the guest.
 
         :param driver: the LibvirtDriver
         :param instance: nova.objects.Instance
         :param migrate_data: LibvirtLiveMigrateData, as the destination
             returned it
-        :param destination_xml: the domain as Nova computed it
-        :param running_xml: ``dumpxml --migratable`` of the running guest
-        :returns: the XML for the destination
+        :param destination: the domain as Nova computed it, changed in place
+        :param running: ``dumpxml --migratable`` of the running guest
         """
-        return destination_xml
 
     def migrate_failed(
         self, driver: Any, context: Any, instance: Any, migrate_data: Any,

@@ -49,6 +49,7 @@ import os
 import time
 from typing import Any
 
+from lxml import etree
 from nova.compute import task_states
 from nova import exception
 from nova.i18n import _
@@ -178,15 +179,14 @@ class Ephemeral(base.Fix):
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
         if instance.uuid in self._copied_by_libvirt:
             # The destination has the backing files of prepare_disks.
             disk = next(filter(
                 local_disks.is_on_copy, _overlays_of(instance)), None)
             if disk:
                 raise _in_progress(instance, disk)
-        return destination_xml
 
     # -- cold migration and resize ------------------------------------------
 

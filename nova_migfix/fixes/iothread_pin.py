@@ -27,7 +27,6 @@ from typing import Any
 
 from lxml import etree
 
-from nova_migfix.abi import domain
 from nova_migfix.fixes import base
 from nova_migfix import nova_release
 
@@ -42,23 +41,17 @@ class IothreadPin(base.Fix):
     def not_needed(cls) -> str | None:
         return None if nova_release.major() == 33 else 'only Nova 33 needs it'
 
-    def running_xml(self, migrate_data: Any, xml: str) -> str:
-        document = domain.parse(xml)
-        tuning = document.find('./cputune')
-        if tuning is None or tuning.find(_TAG) is not None:
-            return xml
-        etree.SubElement(tuning, _TAG)
-        return str(etree.tostring(document, encoding='unicode'))
+    def update_running_xml(
+        self, migrate_data: Any, running: etree._Element,
+    ) -> None:
+        tuning = running.find('./cputune')
+        if tuning is not None and tuning.find(_TAG) is None:
+            etree.SubElement(tuning, _TAG)
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
-        document = domain.parse(destination_xml)
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
         # A pin of an I/O thread names the thread.
-        added = document.xpath(f'./cputune/{_TAG}[not(@iothread)]')
-        for pin in added:
+        for pin in destination.xpath(f'./cputune/{_TAG}[not(@iothread)]'):
             pin.getparent().remove(pin)
-        if not added:
-            return destination_xml
-        return str(etree.tostring(document, encoding='unicode'))

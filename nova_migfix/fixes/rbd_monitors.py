@@ -26,7 +26,6 @@ from lxml import etree
 from nova.storage import rbd_utils
 from oslo_log import log as logging
 
-from nova_migfix.abi import domain
 from nova_migfix.fixes import base
 
 LOG = logging.getLogger(__name__)
@@ -43,12 +42,11 @@ class RbdMonitors(base.Fix):
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
-        document = domain.parse(destination_xml)
-        sources = document.xpath(SOURCES)
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
+        sources = destination.xpath(SOURCES)
         if not sources:
-            return destination_xml
+            return
         try:
             monitors = list(zip(*rbd_utils.RBDDriver().get_mon_addrs()))
         except Exception as error:
@@ -56,16 +54,14 @@ class RbdMonitors(base.Fix):
             LOG.warning('Ceph does not return its monitors, and the disks '
                         'keep those from the boot: %s', error,
                         instance=instance)
-            return destination_xml
-        before = etree.tostring(document)
+            return
+        before = etree.tostring(destination)
         for source in sources:
             for host in source.findall('host'):
                 source.remove(host)
             for name, port in monitors:
                 etree.SubElement(source, 'host', name=name, port=port)
-        if etree.tostring(document) == before:
-            return destination_xml
-        LOG.info('The RBD disks get the monitors %(monitors)s (%(bug)s)', {
-            'monitors': ', '.join(':'.join(one) for one in monitors),
-            'bug': self.bug}, instance=instance)
-        return str(etree.tostring(document, encoding='unicode'))
+        if etree.tostring(destination) != before:
+            LOG.info('The RBD disks get the monitors %(monitors)s (%(bug)s)', {
+                'monitors': ', '.join(':'.join(one) for one in monitors),
+                'bug': self.bug}, instance=instance)

@@ -27,7 +27,6 @@ from typing import Any
 from lxml import etree
 from oslo_log import log as logging
 
-from nova_migfix.abi import domain
 from nova_migfix.fixes import base
 from nova_migfix import peer
 
@@ -41,21 +40,20 @@ class SerialConsole(base.Fix):
     name = 'serial_console'
     bug = 'a guest with a serial console migrates only to a host with one'
 
-    def running_xml(self, migrate_data: Any, xml: str) -> str:
+    def update_running_xml(
+        self, migrate_data: Any, running: etree._Element,
+    ) -> None:
         if peer.get(migrate_data, 'serial_listen_addr'):
-            return xml
-        document = domain.parse(xml)
-        devices = document.xpath(
+            return
+        devices = running.xpath(
             '(./devices/serial | ./devices/console)[@type="tcp"]')
         for device in devices:
             device.set('type', 'pty')
             for name in _ELEMENTS:
                 for element in device.findall(name):
                     device.remove(element)
-        if not devices:
-            return xml
-        LOG.info('The destination has no serial console, and the serial '
-                 'device of domain %(domain)s becomes a pseudo terminal there '
-                 '(%(bug)s)', {'domain': document.findtext('./name'),
-                               'bug': self.bug})
-        return str(etree.tostring(document, encoding='unicode'))
+        if devices:
+            LOG.info('The destination has no serial console, and the serial '
+                     'device of domain %(domain)s becomes a pseudo terminal '
+                     'there (%(bug)s)', {'domain': running.findtext('./name'),
+                                         'bug': self.bug})

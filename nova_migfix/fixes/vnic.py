@@ -37,6 +37,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
+from lxml import etree
 from nova import exception
 from nova.i18n import _
 from nova.network import model as network_model
@@ -44,6 +45,7 @@ from nova.virt import hardware
 from os_vif.objects import vif as osv_vif
 from oslo_log import log as logging
 
+from nova_migfix.abi import domain as domain_xml
 from nova_migfix.abi import tap
 from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix.fixes import base
@@ -83,8 +85,8 @@ class Vnic(base.Fix):
         capabilities = peer.get(migrate_data, peer.DEST_CAPABILITIES) or {}
         if not capabilities:
             return
-        queues = vnic_abi.tap_queues(
-            host.get_guest(instance).get_xml_desc(dump_migratable=True))
+        queues = vnic_abi.tap_queues(domain_xml.parse(
+            host.get_guest(instance).get_xml_desc(dump_migratable=True)))
         if possible := re.fullmatch(
                 '[0-9]{1,4}', capabilities.get(MAX_TAP_QUEUES, '')):
             _check_kernel(instance, queues, int(possible[0]))
@@ -93,11 +95,10 @@ class Vnic(base.Fix):
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
-        kept_xml, kept = vnic_abi.keep_vnics(destination_xml, running_xml)
-        self.log_kept(LOG, 'vNIC', kept, instance)
-        return kept_xml
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
+        self.log_kept(LOG, 'vNIC', vnic_abi.keep_vnics(destination, running),
+                      instance)
 
 
 def _os_vif_creates_taps() -> bool:

@@ -80,14 +80,11 @@ class Volume(base.Fix):
 
     def update_destination_xml(
         self, driver: Any, instance: Any, migrate_data: Any,
-        destination_xml: str, running_xml: str,
-    ) -> str:
-        document = domain_xml.parse(destination_xml)
-        connected = _connect(driver, instance, migrate_data, document)
-        kept = disk_abi.keep_disks(document, domain_xml.parse(running_xml))
-        self.log_kept(LOG, 'Disk', kept, instance)
-        return (str(etree.tostring(document, encoding='unicode'))
-                if connected or kept else destination_xml)
+        destination: etree._Element, running: etree._Element,
+    ) -> None:
+        _connect(driver, instance, migrate_data, destination)
+        self.log_kept(LOG, 'Disk', disk_abi.keep_disks(destination, running),
+                      instance)
 
 
 def volumes(
@@ -107,25 +104,23 @@ def _identifiers(disk: etree._Element) -> tuple[str, ...]:
 
 
 def _connect(driver: Any, instance: Any, migrate_data: Any,
-             document: etree._Element) -> bool:
+             document: etree._Element) -> None:
     """Give the volumes that Nova does not find the destination's paths.
 
     :param document: the domain as Nova computed it, changed in place
-    :returns: whether there are any
     :raises MigrationError: the destination has not connected a volume
     """
     connected = {volume.serial: volume for volume in migrate_data.bdms}
-    missed = [(disk, identifiers) for disk, identifiers in volumes(document)
-              if disk.get('device') == 'lun'
-              or disk.findtext('serial') not in connected]
-    for disk, identifiers in missed:
+    for disk, identifiers in volumes(document):
+        if (disk.get('device') != 'lun'
+                and disk.findtext('serial') in connected):
+            continue
         found = list(filter(connected.get, identifiers))
         if not found:
             raise exception.MigrationError(
                 reason=_message(instance, disk, identifiers))
         disk_abi.connect(disk, _configured(
             driver, instance, connected[found[0]]))
-    return bool(missed)
 
 
 def _configured(driver: Any, instance: Any, volume: Any) -> etree._Element:

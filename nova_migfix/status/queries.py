@@ -213,8 +213,9 @@ class Queries:
             secrets=_secrets_of(document, host),
             offloads=possible_offloads(machine.machine) if document.xpath(
                 _VIRTIO_TAPS) else frozenset(),
-            queues=max((queues for _mac, queues in vnic_abi.tap_queues(xml)),
-                       default=1)), _text(cpu)
+            queues=max((
+                queues for _mac, queues in vnic_abi.tap_queues(document)),
+                default=1)), _text(cpu)
 
     def _guest_cpu(self, machine: Machine, mode: str,
                    cpu: etree._Element) -> Cpu | None:

@@ -95,10 +95,9 @@ def changed_vnics(
     data = objects.LibvirtLiveMigrateData(vifs=[
         _bound(interface, ports)
         for interface in document.iterfind('./devices/interface')])
-    computed = etree.tostring(
-        migration._update_vif_xml(document, data, get_config),
-        encoding='unicode')
-    return [change for change in vnic_abi.keep_vnics(computed, domain.xml)[1]
+    computed = migration._update_vif_xml(document, data, get_config)
+    return [change for change in vnic_abi.keep_vnics(
+                computed, domain_xml.parse(domain.xml))
             if (change.path, change.running, change.computed) not in _SAME]
 
 

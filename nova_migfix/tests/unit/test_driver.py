@@ -25,6 +25,7 @@ from unittest import mock
 
 import ddt
 import fixtures
+from lxml import etree
 from nova import exception
 from nova import objects
 from nova.tests import fixtures as nova_fixtures
@@ -294,12 +295,11 @@ class TestMigrationOperation(DriverTestCase):
         self.arguments = ('context', objects.Instance(uuid=uuids.instance),
                           'dest', True, 'data')
         self.guest = mock.Mock()
-        self.fix.running_xml.side_effect = lambda migrate_data, xml: (
-            f'{xml} for Nova')
+        self.fix.update_running_xml.side_effect = (
+            lambda migrate_data, running: running.set('for', 'Nova'))
         self.fix.update_destination_xml.side_effect = (
-            lambda driver, instance, migrate_data, destination_xml,
-            running_xml:
-            f'{destination_xml} as {running_xml}')
+            lambda driver, instance, migrate_data, destination, running:
+            destination.set('as', etree.tostring(running).decode()))
 
     def operate(self, computed='<computed/>', reads=({},)):
         def operation(driver, context, instance, dest, block, data, guest,
@@ -308,7 +308,7 @@ class TestMigrationOperation(DriverTestCase):
             for flags in reads:
                 xml = guest.get_xml_desc(**flags)
                 self.assertEqual('dump_migratable' in flags,
-                                 xml.endswith(' for Nova'))
+                                 ' for="Nova"' in xml)
             guest.migrate(
                 'uri', migrate_uri='tcp', destination_xml=computed, flags=2)
         self.guest.get_xml_desc.side_effect = (
@@ -324,13 +324,13 @@ class TestMigrationOperation(DriverTestCase):
 
     def test_libvirt_gets_the_xml_of_the_fixes(self):
         self.operate(reads=[{'dump_migratable': True}])
-        self.assert_libvirt_gets('<computed/> as <running/>')
+        self.assert_libvirt_gets('<computed as="&lt;running/&gt;"/>')
         self.assertEqual(1, self.guest.get_xml_desc.call_count)
 
     def test_only_migratable_xml_counts_as_the_running_xml(self):
         # with serial consoles Nova reads their ports from the XML
         self.operate(reads=[{'dump_migratable': True}, {}])
-        self.assert_libvirt_gets('<computed/> as <running/>')
+        self.assert_libvirt_gets('<computed as="&lt;running/&gt;"/>')
 
     def test_xml_that_nova_does_not_compute_stays_unset(self):
         self.operate(computed=None)
@@ -350,7 +350,7 @@ class TestMigrationOperation(DriverTestCase):
             self.driver, 'context', self.arguments[1], 'data', 'uri', mock.ANY)
         again.migrate.assert_called_once_with(
             'uri', migrate_uri='tcp', flags=66,
-            destination_xml='<computed/> as <running/>')
+            destination_xml='<computed as="&lt;running/&gt;"/>')
 
     def test_failure_that_no_fix_handles_goes_to_nova(self):
         self.guest.migrate.side_effect = OSError()

@@ -10,6 +10,7 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import functools
 import unittest
 from unittest import mock
 
@@ -19,6 +20,7 @@ from nova import objects
 from nova.virt.libvirt import migration
 import testtools
 
+from nova_migfix.abi import domain
 from nova_migfix.fixes import iothread_pin
 from nova_migfix import nova_release
 
@@ -49,9 +51,13 @@ class TestIothreadPin(testtools.TestCase):
         self.fix = iothread_pin.IothreadPin()
 
     def arrive(self, running):
-        return self.fix.update_destination_xml(
-            None, None, None, recompute(self.fix.running_xml(None, running)),
-            running)
+        return domain.updated(
+            recompute(self.for_nova(running)), functools.partial(
+                self.fix.update_destination_xml, None, None, None), None)
+
+    def for_nova(self, running):
+        return domain.updated(running, functools.partial(
+            self.fix.update_running_xml, None))
 
     @unittest.skipUnless(nova_release.major() == 33, 'only Nova 33 fails')
     def test_unmodified_nova_33_fails_without_an_io_thread(self):
@@ -66,7 +72,7 @@ class TestIothreadPin(testtools.TestCase):
         self.assertIn('iothread="1"', self.arrive(NEW))
 
     def test_guest_without_pins_is_left_alone(self):
-        self.assertEqual('<domain/>', self.fix.running_xml(None, '<domain/>'))
+        self.assertEqual('<domain/>', self.for_nova('<domain/>'))
 
     @ddt.data(29, 32, 33, 34)
     def test_only_nova_33_needs_the_fix(self, release):

@@ -182,9 +182,9 @@ class TestFixHooks(testtools.TestCase):
         self.assertFalse(fix.prepare_disks(None, None))
         self.assertIsNone(fix.set_source_fields(None))
         self.assertIsNone(fix.source_address(None, None))
-        self.assertEqual('<a/>', fix.running_xml(None, '<a/>'))
-        self.assertEqual('<a/>', fix.update_destination_xml(
-            None, None, None, '<a/>', '<b/>'))
+        self.assertIsNone(fix.update_running_xml(None, None))
+        self.assertIsNone(fix.update_destination_xml(
+            None, None, None, None, None))
         self.assertFalse(fix.live_migration_failed(
             None, None, None, None, OSError(), None))
         self.assertIsNone(fix.live_migration_monitor(None, None))

@@ -10,11 +10,14 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import functools
+
 import ddt
 import fixtures
 from oslo_concurrency import processutils
 import testtools
 
+from nova_migfix.abi import domain
 from nova_migfix.fixes import rbd_monitors
 from nova_migfix.tests import volumes
 
@@ -40,8 +43,9 @@ class TestRbdMonitors(testtools.TestCase):
         self.ask.return_value = (['192.0.2.8', '192.0.2.9'], ['3300', '3300'])
 
     def update(self, *disks):
-        return rbd_monitors.RbdMonitors().update_destination_xml(
-            None, volumes.instance(), None, volumes.domain(*disks), '')
+        return domain.updated(volumes.domain(*disks), functools.partial(
+            rbd_monitors.RbdMonitors().update_destination_xml, None,
+            volumes.instance(), None), None)
 
     def test_local_disk_gets_the_present_monitors(self):
         self.assertEqual(volumes.domain(LOCAL.format(NEW)),

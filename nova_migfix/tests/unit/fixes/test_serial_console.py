@@ -10,6 +10,8 @@
 #    License for the specific language governing permissions and limitations
 #    under the License.
 
+import functools
+
 import ddt
 import fixtures
 from lxml import etree
@@ -17,6 +19,7 @@ from nova import objects
 from nova.virt.libvirt import migration
 import testtools
 
+from nova_migfix.abi import domain
 from nova_migfix.fixes import serial_console
 
 TCP = ('<domain><name>guest</name><devices>'
@@ -49,7 +52,8 @@ class TestSerialConsole(testtools.TestCase):
 
     def migrate(self, xml, address):
         data = objects.LibvirtLiveMigrateData(serial_listen_addr=address)
-        return self.recompute(self.fix.running_xml(data, xml), address)
+        return self.recompute(domain.updated(xml, functools.partial(
+            self.fix.update_running_xml, data)), address)
 
     def test_unmodified_nova_fails_without_an_address(self):
         self.assertRaises(TypeError, self.recompute, TCP, None)

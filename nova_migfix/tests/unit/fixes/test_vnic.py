@@ -14,12 +14,14 @@ from unittest import mock
 
 import ddt
 import fixtures
+from lxml import etree
 from nova import exception
 from nova.network import model as network_model
 from nova import objects
 from nova.virt.libvirt import host as libvirt_host
 import testtools
 
+from nova_migfix.abi import domain
 from nova_migfix.fixes import vnic
 from nova_migfix import peer
 from nova_migfix.tests import fixtures as migfix_fixtures
@@ -149,14 +151,16 @@ class TestTapCreatedBeforehand(VnicTestCase):
 class TestDestinationXML(VnicTestCase):
 
     def test_each_kept_attribute_is_one_line_of_the_log(self):
-        xml = self.fix.update_destination_xml(
-            None, self.instance, None,
-            test_abi.golden('queues-shrink', 'stock'),
-            test_abi.golden('queues-shrink', 'source'))
+        running, destination = (
+            domain.parse(test_abi.golden('queues-shrink', kind))
+            for kind in ('source', 'stock'))
+        self.fix.update_destination_xml(
+            None, self.instance, None, destination, running)
         self.assertEqual(
             test_abi.canonical(
                 test_abi.golden('queues-shrink', 'kept')),
-            test_abi.canonical(xml))
+            test_abi.canonical(
+                etree.tostring(destination, encoding='unicode')))
         self.assertEqual(3, len(self.log.output.splitlines()))
         self.assertIn(
             f'vNIC {MAC}: kept driver/@queues 4 where Nova would have set 2 '

@@ -93,10 +93,14 @@ class TestVolumeThatIsNotAttached(VolumeTestCase):
 class TestPathOfAVolume(VolumeTestCase):
 
     def update(self, computed, running=None, connected=(), **cachemodes):
-        return etree.fromstring(self.fix.update_destination_xml(
+        destination, present = (
+            etree.fromstring(volumes.domain(disk))
+            for disk in (computed, running or computed))
+        self.fix.update_destination_xml(
             volumes.driver(**cachemodes), self.instance,
             objects.LibvirtLiveMigrateData(bdms=list(connected)),
-            volumes.domain(computed), volumes.domain(running or computed)))
+            destination, present)
+        return destination
 
     @ddt.data('lun', 'lun of Nova 29')
     def test_lun_gets_the_path_of_the_destination(self, kind):

@@ -29,7 +29,6 @@ from nova.tests import fixtures as nova_fixtures
 from oslo_concurrency import processutils
 import testtools
 
-from nova_migfix.abi import vnic as vnic_abi
 from nova_migfix import nova_release
 from nova_migfix.status import finders
 from nova_migfix.status import findings
@@ -443,8 +442,7 @@ class TestRecomputedVnics(testtools.TestCase):
                 recomputed.Binding(kind, vnic, details, {
                     **profile, 'os_vif_delegation': case == 'delegated'},
                     mtu))
-        _, expected = vnic_abi.keep_vnics(
-            test_vnic.golden(case, 'stock'), source)
+        _, expected = test_vnic.keep(test_vnic.golden(case, 'stock'), source)
         self.assertEqual(
             [change for change in expected
              if (change.path, change.running, change.computed)
