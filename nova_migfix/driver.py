@@ -74,15 +74,13 @@ class LibvirtDriver(driver.LibvirtDriver):
         self._operations = {}
         for fix in self._fixes:
             fix.extend_driver(self)
+        peer.wrap_pre_live_migration(
+            self.virtapi, self._set_source_fields, self._can_retry)
 
     def init_host(self, host):
         super().init_host(host)
         self._tidy_up_in_background()
         self._update_capabilities()
-        for fix in self._fixes:
-            fix.init_host(self)
-        peer.wrap_pre_live_migration(
-            self.virtapi, self._set_source_fields, self._retry_preparation)
 
     def _tidy_up_in_background(self):
         # Storage may not respond, and a block pull takes long.
@@ -120,36 +118,25 @@ class LibvirtDriver(driver.LibvirtDriver):
             fix.check_can_live_migrate_source(instance, self._host, data)
         return data
 
-    # -- source: prepare to call the destination ----------------------------
-
-    def _set_source_fields(self, migrate_data):
-        for fix in self._fixes:
-            fix.set_source_fields(migrate_data)
+    # -- source: prepare, before each call of the destination ---------------
 
     def get_instance_disk_info(self, instance, block_device_info=None):
         # Nova calls this only at the start of a block migration.
         for fix in self._fixes:
             fix.prepare_disks(instance, self._host)
-        disks = jsonutils.loads(
-            super().get_instance_disk_info(instance, block_device_info))
+        return super().get_instance_disk_info(instance, block_device_info)
+
+    def _set_source_fields(self, migrate_data, disk_info):
+        disks = jsonutils.loads(disk_info or '[]')
         for fix in self._fixes:
-            fix.describe_disks(disks)
-        return jsonutils.dumps(disks)
+            fix.set_source_fields(migrate_data, disks)
+        return disk_info and jsonutils.dumps(disks)
 
-    def _retry_preparation(self, instance, disk_info):
-        """Return the disk info for a second attempt, or None for no attempt.
-
-        :param disk_info: of the first attempt, JSON or None
-        """
-        can_succeed = [
+    def _can_retry(self, instance):
+        # Each fix prepares its disks.
+        return any([
             fix.prepare_disks(instance, self._host, has_failed=True)
-            for fix in self._fixes]
-        if not (disk_info and any(can_succeed)):
-            return None
-        disks = jsonutils.loads(disk_info)
-        for fix in self._fixes:
-            fix.describe_disks(disks)
-        return jsonutils.dumps(disks)
+            for fix in self._fixes])
 
     # -- destination: prepare for the guest ---------------------------------
 
@@ -273,12 +260,10 @@ class LibvirtDriver(driver.LibvirtDriver):
             for fix in self._fixes:
                 fix.migrate_disk_and_power_off(
                     self, instance, dest, block_device_info)
-        disks = jsonutils.loads(super().migrate_disk_and_power_off(
-            context, instance, dest, flavor, network_info,
-            block_device_info, timeout, retry_interval))
-        for fix in self._fixes:
-            fix.set_source_fields(None, disks)
-        return jsonutils.dumps(disks)
+        return self._set_source_fields(
+            None, super().migrate_disk_and_power_off(
+                context, instance, dest, flavor, network_info,
+                block_device_info, timeout, retry_interval))
 
     @_with_signature_of(driver.LibvirtDriver.finish_migration)
     def finish_migration(self, context, migration, instance, disk_info,

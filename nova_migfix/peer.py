@@ -37,9 +37,7 @@ from nova.i18n import _
 from nova.objects import base
 from nova.objects import fields
 from nova.objects import migrate_data
-from oslo_log import log as logging
 
-LOG = logging.getLogger(__name__)
 
 SOURCE_CONNECT_ADDR = 'source_connect_addr'
 DEST_CAPABILITIES = 'dest_capabilities'
@@ -116,8 +114,8 @@ def check_disks(disks: Iterable[Any]) -> None:
 
 
 def wrap_pre_live_migration(
-    virtapi: Any, set_source_fields: Callable[[Any], None],
-    retry_preparation: Callable[[Any, str | None], str | None],
+    virtapi: Any, set_source_fields: Callable[[Any, str | None], str | None],
+    can_retry: Callable[[Any], bool],
 ) -> None:
     """Call back before the RPC ``pre_live_migration``, and if it fails.
 
@@ -130,10 +128,11 @@ def wrap_pre_live_migration(
 
     :param virtapi: the virtapi that nova-compute gave the driver; one without
         a manager (in tests only) sends nothing
-    :param set_source_fields: called with the migrate_data
-    :param retry_preparation: called with the instance and its disk info, JSON
-        or None, when the destination raises MigrationError; returns the disk
-        info for a second attempt, or None for no second attempt
+    :param set_source_fields: called before each attempt, with the migrate_data
+        and Nova's disk info, JSON or None; returns the disk info to send. Nova
+        rolls the migration back if it raises
+    :param can_retry: called with the instance when the destination raises
+        MigrationError; returns whether a second attempt can succeed
     """
     manager = getattr(virtapi, '_compute', None)
     if manager is None:
@@ -141,45 +140,39 @@ def wrap_pre_live_migration(
     prepare = manager._do_pre_live_migration_from_source
 
     @functools.wraps(prepare)
-    def prepare_with_source_fields(
-        context: Any, dest: Any, instance: Any, block_migration: Any,
-        migration: Any, migrate_data: Any, source_bdms: Any,
-    ) -> Any:
-        try:
-            set_source_fields(migrate_data)
-            _retry_once(manager.compute_rpcapi, retry_preparation)
-        except Exception:
-            # Nova does not handle errors here: the instance would stay
-            # MIGRATING. Without the fields the destination does as Nova does.
-            LOG.exception('The source could not set all fields for the '
-                          'destination', instance=instance)
-        return prepare(context, dest, instance, block_migration, migration,
-                       migrate_data, source_bdms)
+    def prepare_with_source_fields(*args: Any, **kwargs: Any) -> Any:
+        _send_source_fields(
+            manager.compute_rpcapi, set_source_fields, can_retry)
+        return prepare(*args, **kwargs)
 
     manager._do_pre_live_migration_from_source = prepare_with_source_fields
 
 
-def _retry_once(
-    rpcapi: Any, retry_preparation: Callable[[Any, str | None], str | None],
+def _send_source_fields(
+    rpcapi: Any, set_source_fields: Callable[[Any, str | None], str | None],
+    can_retry: Callable[[Any], bool],
 ) -> None:
-    """Make *rpcapi* call ``pre_live_migration`` again if that fails."""
+    """Make *rpcapi* send the fields, and call again if that can succeed."""
     call = rpcapi.pre_live_migration
-    if hasattr(call, 'retries_once'):
+    if hasattr(call, 'sends_source_fields'):
         return
 
     @functools.wraps(call)
-    def call_with_retry(
+    def pre_live_migration(
         ctxt: Any, instance: Any, block_migration: Any, disk: Any, host: Any,
         migrate_data: Any,
     ) -> Any:
+        def attempt() -> Any:
+            return call(ctxt, instance, block_migration,
+                        set_source_fields(migrate_data, disk), host,
+                        migrate_data)
         try:
-            return call(
-                ctxt, instance, block_migration, disk, host, migrate_data)
+            return attempt()
         except exception.MigrationError:
-            disk = retry_preparation(instance, disk)
-            if disk is None:
+            if not (disk and can_retry(instance)):
                 raise
-        return call(ctxt, instance, block_migration, disk, host, migrate_data)
+        return attempt()
 
-    call_with_retry.retries_once = True     # type: ignore[attr-defined]
-    rpcapi.pre_live_migration = call_with_retry
+    pre_live_migration.sends_source_fields = (  # type: ignore[attr-defined]
+        True)
+    rpcapi.pre_live_migration = pre_live_migration

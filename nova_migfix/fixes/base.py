@@ -75,17 +75,10 @@ class Fix:
     # -- nova-compute starts -------------------------------------------------
 
     def extend_driver(self, driver: Any) -> None:
-        """Either host: replace parts of Nova's driver.
+        """Either host: replace parts of Nova's driver or compute manager.
 
-        :param driver: the LibvirtDriver, before ``init_host``
-        """
-
-    def init_host(self, driver: Any) -> None:
-        """Either host: replace parts of Nova's compute manager.
-
-        The manager deals with the instances of the host next.
-
-        :param driver: the LibvirtDriver, connected to libvirt
+        :param driver: the LibvirtDriver, before it connects to libvirt and
+            before Nova has completed the compute manager
         """
 
     # -- precheck: nothing has changed yet ----------------------------------
@@ -114,8 +107,6 @@ class Fix:
     ) -> bool:
         """Source: prepare the disks that are migrated with the guest.
 
-        Nova sends their description to the destination next.
-
         :param instance: nova.objects.Instance
         :param host: nova.virt.libvirt.host.Host, the connection to libvirt
         :param has_failed: whether the destination failed in its preparation
@@ -124,26 +115,22 @@ class Fix:
         """
         return False
 
-    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
-        """Source: add to the disk info that the destination gets as JSON.
-
-        :param disks: Nova's description, a dict for each; changed in place
-        """
-
-    # -- the destination prepares -------------------------------------------
-
     def set_source_fields(
-        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+        self, migrate_data: Any, disks: list[dict[str, Any]],
     ) -> None:
         """Source: set fields that the destination reads.
 
         The conductor drops the values that the precheck has set.
 
         :param migrate_data: LibvirtLiveMigrateData of a live migration, just
-            before the RPC, else None; the driver logs and ignores an error
-        :param disks: disk info of a cold migration or resize, a dict for each
-            disk, after the copy; changed in place
+            before the RPC ``pre_live_migration``; None in a cold migration or
+            resize, after the copy
+        :param disks: disk info, a dict for each local disk, empty if the
+            hosts share them; changed in place
+        :raises Exception: Nova rolls the migration back
         """
+
+    # -- the destination prepares -------------------------------------------
 
     def source_address(
         self, instance: Any, migrate_data: Any,

@@ -145,8 +145,11 @@ class Ephemeral(base.Fix):
                 or local_disks.is_on_copy(disk)), _NOT_FETCHING)
         return False
 
-    def describe_disks(self, disks: list[dict[str, Any]]) -> None:
-        for disk in disks:
+    def set_source_fields(
+        self, migrate_data: Any, disks: list[dict[str, Any]],
+    ) -> None:
+        # A cold migration has completed them.
+        for disk in disks if migrate_data else ():
             if _is_made_here(disk) and os.path.exists(disk['path']):
                 header = image_file.qcow2_header(disk['path'])
                 backing = header.backing if header else ''

@@ -58,10 +58,10 @@ class SourceAddress(base.Fix):
     def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        self.set_source_fields(migrate_data)
+        self.set_source_fields(migrate_data, [])
 
     def set_source_fields(
-        self, migrate_data: Any, disks: Iterable[dict[str, Any]] = (),
+        self, migrate_data: Any, disks: list[dict[str, Any]],
     ) -> None:
         own_address = CONF.libvirt.live_migration_inbound_addr
         if not own_address:

@@ -72,7 +72,7 @@ class Restart(base.Fix):
     name = 'restart'
     bug = 'LP 1753676: a restart of nova-compute loses its live migrations'
 
-    def init_host(self, driver: Any) -> None:
+    def extend_driver(self, driver: Any) -> None:
         manager = getattr(driver.virtapi, '_compute', None)
         if manager is not None:     # None in tests only
             recoveries = recovery.Recovery(driver, manager, self.bug)

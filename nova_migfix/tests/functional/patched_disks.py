@@ -149,7 +149,8 @@ class DisksTestCase(testtools.TestCase):
 
     def test_patches_understand_the_disk_info_of_the_plugin(self):
         described = self.describe()
-        fix.Ephemeral().describe_disks(described)
+        fix.Ephemeral().set_source_fields(
+            objects.migrate_data.LibvirtLiveMigrateData(), described)
         destination = mock.Mock()
         driver.LibvirtDriver._pull_disks(
             destination, objects.Instance(), str(self.directory), described,

@@ -313,11 +313,11 @@ class StorageTestCase(base.MigrationTestCase):
         its_driver = self.computes[hostname].driver
         self.hosts.keep(hostname, its_driver)
         its_driver._hard_reboot = _with_token(its_driver._hard_reboot)
-        if hasattr(its_driver, '_retry_preparation'):
+        if hasattr(its_driver, '_set_source_fields'):
             # The manager holds the methods from before hosts.keep().
             peer.wrap_pre_live_migration(
                 its_driver.virtapi, its_driver._set_source_fields,
-                its_driver._retry_preparation)
+                its_driver._can_retry)
         return hostname
 
     # -- the tenant -----------------------------------------------------------

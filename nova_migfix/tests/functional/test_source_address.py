@@ -257,8 +257,9 @@ class InvalidAddressTestCase(SourceAddressTestCase):
         for value in BAD_ADDRESSES:
             with fixtures.MockPatch(
                     'nova_migfix.fixes.source_address.SourceAddress.set_source_fields',
-                    autospec=True, side_effect=lambda data, value=value:
-                    setattr(data, 'source_connect_addr', value)):
+                    autospec=True,
+                    side_effect=lambda data, disks, value=value: setattr(
+                        data, 'source_connect_addr', value)):
                 self.live_migrate('failed')
             self.assertEqual([], self.disks.commands, value)
             self.assertEqual([], self.destination_xmls, value)

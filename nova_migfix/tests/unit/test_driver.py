@@ -130,17 +130,22 @@ class TestDriverStart(DriverTestCase):
         self.assertIsNotNone(self.driver.image_backend)
 
     def test_fixes_write_into_migrate_data_on_departure(self):
-        self.nova('init_host')
-        manager = mock.Mock(compute_rpcapi=mock.Mock(
-            spec_set=['pre_live_migration']))
-        prepare = manager._do_pre_live_migration_from_source
-        self.driver.virtapi = mock.Mock(_compute=manager)
-        self.driver.init_host('compute1')
-        manager._do_pre_live_migration_from_source(
-            'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
-        self.fix.set_source_fields.assert_called_once_with('data')
+        self.fix.set_source_fields.side_effect = (
+            lambda migrate_data, disks: disks[0].update(source=migrate_data))
+        prepare = mock.Mock(spec=[])
+        manager = mock.Mock(
+            compute_rpcapi=types.SimpleNamespace(pre_live_migration=prepare))
+        driver.LibvirtDriver(mock.Mock(_compute=manager))
+        manager._do_pre_live_migration_from_source()
+        manager.compute_rpcapi.pre_live_migration(
+            'context', 'instance', True, '[{}]', 'dest', 'data')
         prepare.assert_called_once_with(
-            'context', 'dest', 'instance', True, 'migration', 'data', 'bdms')
+            'context', 'instance', True, '[{"source": "data"}]', 'dest',
+            'data')
+
+    def test_shared_disks_are_not_described(self):
+        self.assertIsNone(self.driver._set_source_fields('data', None))
+        self.fix.set_source_fields.assert_called_once_with('data', [])
 
 
 class TestLiveMigrationPrecheck(DriverTestCase):
@@ -539,18 +544,13 @@ class TestDisks(DriverTestCase):
 
     def test_destination_gets_a_second_attempt_after_a_fix_acted(self):
         self.fix.prepare_disks.return_value = True
-        self.fix.describe_disks.side_effect = (
-            lambda disks: disks[0].update(backing_file=''))
-        self.assertEqual(
-            [{'backing_file': ''}],
-            jsonutils.loads(self.driver._retry_preparation(
-                'instance', '[{"backing_file": "ephemeral_1"}]')))
+        self.assertTrue(self.driver._can_retry('instance'))
+        self.fix.prepare_disks.assert_called_once_with(
+            'instance', self.driver._host, has_failed=True)
 
-    @ddt.data((False, '[]'), (True, None))
-    @ddt.unpack
-    def test_destination_gets_one_attempt_if_no_fix_acted(self, done, disks):
-        self.fix.prepare_disks.return_value = done
-        self.assertIsNone(self.driver._retry_preparation('instance', disks))
+    def test_destination_gets_one_attempt_if_no_fix_acted(self):
+        self.fix.prepare_disks.return_value = False
+        self.assertFalse(self.driver._can_retry('instance'))
 
     def assert_may_refuse(self, method, error, hook, *hook_arguments):
         """Assert that a hook runs before Nova's method and can refuse it.
@@ -577,12 +577,3 @@ class TestDisks(DriverTestCase):
         self.assertRaises(exception.MigrationError,
                           self.driver.get_instance_disk_info, 'instance')
         nova.assert_not_called()
-
-    def test_fix_adds_to_the_disk_info_of_a_live_migration(self):
-        self.nova('get_instance_disk_info',
-                  return_value='[{"path": "disk"}]')
-        self.fix.describe_disks.side_effect = (
-            lambda disks: disks[0].update(backing_path='/base'))
-        self.assertEqual(
-            [{'path': 'disk', 'backing_path': '/base'}],
-            jsonutils.loads(self.driver.get_instance_disk_info('instance')))

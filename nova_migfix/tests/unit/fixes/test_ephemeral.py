@@ -280,7 +280,8 @@ class TestLiveMigrationSource(EphemeralTestCase):
 
     def test_disk_info_contains_the_path_of_the_base(self):
         disk = {'path': str(self.path), 'backing_file': BASE}
-        self.fix.describe_disks([disk])
+        self.fix.set_source_fields(
+            peer.LibvirtLiveMigrateData(), [disk])
         self.assertEqual(f'{self.instances.base}/{BASE}',
                          disk[ephemeral.BACKING_PATH])
 
@@ -301,7 +302,8 @@ class TestLiveMigrationSource(EphemeralTestCase):
         self.device.rebase.assert_called_once_with(None)
         self.assertEqual(1, self.log.output.count('could not prepare'))
         disk = {'path': str(self.path), 'backing_file': BASE}
-        self.fix.describe_disks([disk])
+        self.fix.set_source_fields(
+            peer.LibvirtLiveMigrateData(), [disk])
         self.assertEqual('', disk['backing_file'])
 
     def test_guest_without_overlay_has_no_second_attempt(self):

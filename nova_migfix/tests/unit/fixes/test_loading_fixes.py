@@ -180,7 +180,7 @@ class TestFixHooks(testtools.TestCase):
         self.assertEqual({}, fix.dest_capabilities())
         self.assertIsNone(fix.check_can_live_migrate_source(None, None, None))
         self.assertFalse(fix.prepare_disks(None, None))
-        self.assertIsNone(fix.set_source_fields(None))
+        self.assertIsNone(fix.set_source_fields(None, []))
         self.assertIsNone(fix.source_address(None, None))
         self.assertIsNone(fix.update_running_xml(None, None))
         self.assertIsNone(fix.update_destination_xml(
@@ -188,7 +188,6 @@ class TestFixHooks(testtools.TestCase):
         self.assertFalse(fix.live_migration_failed(
             None, None, None, None, OSError(), None))
         self.assertIsNone(fix.live_migration_monitor(None, None))
-        self.assertIsNone(fix.describe_disks([]))
 
 
 @ddt.ddt

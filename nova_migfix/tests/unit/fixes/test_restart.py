@@ -172,7 +172,7 @@ class RestartTestCase(testtools.TestCase):
         self.record.status = status
         if entry:
             journal.write('src', self.entry)
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         self.manager._reset_live_migration('context', self.instance)
         with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
@@ -485,7 +485,7 @@ class TestSettledElsewhere(RestartTestCase):
     def start_only_journal(self, status):
         self.record.status = status
         journal.write('src', self.entry)
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager.pre_start_hook('service')
         self.assertEqual([], journal.instances('src'))
@@ -526,7 +526,7 @@ class TestStart(RestartTestCase):
 
     def note(self, *records):
         self.records.return_value = objects.MigrationList(objects=records)
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         self.manager._reset_live_migration('context', self.instance)
 
     def test_instance_stays_migrating(self):
@@ -556,7 +556,7 @@ class TestStart(RestartTestCase):
             calls, self.nova['_resume_guests_state'].call_count)
 
     def test_driver_without_a_manager_changes_nothing(self):
-        restart.Restart().init_host(mock.Mock(virtapi=object()))
+        restart.Restart().extend_driver(mock.Mock(virtapi=object()))
 
 
 @ddt.ddt
@@ -566,7 +566,7 @@ class TestKeepJournal(RestartTestCase):
     def setUp(self):
         super().setUp()
         self.settle = self.patch(recovery.Recovery, 'settle_unfinished')
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         self.data = objects.LibvirtLiveMigrateData(block_migration=True)
         self.kept = []
 
@@ -649,7 +649,7 @@ class TestUnfinished(RestartTestCase):
     def end(self, status, **changes):
         self.record.status = status
         journal.write('src', dataclasses.replace(self.entry, **changes))
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         self.find.return_value = SOURCE
         with mock.patch.object(recovery.threading, 'Thread', Thread):
             self.manager._do_live_migration(
@@ -686,7 +686,7 @@ class TestDestination(RestartTestCase):
     def setUp(self):
         super().setUp()
         self.drop = self.manager.compute_rpcapi.drop_move_claim_at_destination
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
 
     def roll_back(self, **kwargs):
         self.manager._rollback_live_migration(
@@ -752,7 +752,7 @@ class TestLateRollback(RestartTestCase):
         self.manager.host = 'dest'
         self.name, = set(self.nova).intersection(ROLL_BACK)
         self.nova_rolls_back = self.nova[self.name]
-        restart.Restart().init_host(self.driver)
+        restart.Restart().extend_driver(self.driver)
         self.guest.get_power_state.return_value = power_state.PAUSED
         self.record.status = 'failed'
 

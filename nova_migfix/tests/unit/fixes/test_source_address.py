@@ -48,7 +48,7 @@ class TestSourceAddress(testtools.TestCase):
         for tell in (
                 lambda: self.fix.check_can_live_migrate_source(
                     None, None, self.data),
-                lambda: self.fix.set_source_fields(self.data)):
+                lambda: self.fix.set_source_fields(self.data, [])):
             self.data = peer.LibvirtLiveMigrateData()
             tell()
             self.assertEqual(own, self.data.source_connect_addr)
@@ -56,7 +56,7 @@ class TestSourceAddress(testtools.TestCase):
     def test_unset_option_sends_no_address(self):
         self.configure(None)
         self.fix.check_can_live_migrate_source(None, None, self.data)
-        self.fix.set_source_fields(self.data)
+        self.fix.set_source_fields(self.data, [])
         self.assertNotIn('source_connect_addr', self.data)
         disks = [{'path': 'disk'}]
         self.fix.set_source_fields(None, disks)
