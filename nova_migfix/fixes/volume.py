@@ -21,7 +21,8 @@ another tenant's volume or a disk of the host. This affects:
   (LP 2065084). The fix finds them by their alias, which has the volume's ID.
 - Guests whose volume was swapped by another one directly: the disk has the
   serial of the former volume (LP 2112187). The source refuses them in the
-  precheck.
+  precheck if the path is of a block device. A file on a share and a network
+  disk have the same path on each host, and are not refused.
 
 Of a volume that it finds, Nova replaces the elements of the disk by those that
 it would configure at present: from ``disk_cachemodes``, the options of Cinder
@@ -63,8 +64,10 @@ class Volume(base.Fix):
     def check_can_live_migrate_source(
         self, instance: Any, host: Any, migrate_data: Any,
     ) -> None:
-        found = list(volumes(domain_xml.parse(
-            host.get_guest(instance).get_xml_desc(dump_migratable=True))))
+        running = domain_xml.parse(
+            host.get_guest(instance).get_xml_desc(dump_migratable=True))
+        found = [(disk, identifiers) for disk, identifiers in volumes(running)
+                 if is_block_device(disk)]
         if not found:
             return
         attached = {
@@ -96,6 +99,11 @@ def volumes(
             yield disk, identifiers
 
 
+def is_block_device(disk: etree._Element) -> bool:
+    """Return whether the path of a disk may be of another disk elsewhere."""
+    return disk.get('type') == 'block'
+
+
 def _identifiers(disk: etree._Element) -> tuple[str, ...]:
     alias = disk.find('alias')
     return tuple(filter(uuidutils.is_uuid_like, (
@@ -116,11 +124,12 @@ def _connect(driver: Any, instance: Any, migrate_data: Any,
                 and disk.findtext('serial') in connected):
             continue
         found = list(filter(connected.get, identifiers))
-        if not found:
+        if found:
+            disk_abi.connect(disk, _configured(
+                driver, instance, connected[found[0]]))
+        elif is_block_device(disk):
             raise exception.MigrationError(
                 reason=_message(instance, disk, identifiers))
-        disk_abi.connect(disk, _configured(
-            driver, instance, connected[found[0]]))
 
 
 def _configured(driver: Any, instance: Any, volume: Any) -> etree._Element:

@@ -78,7 +78,8 @@ def _volumes(domain: hypervisor.Domain, host: Host) -> Iterator[Found]:
     for disk, _identifiers in volume.volumes(domain.document):
         device = str(disk.xpath('string(target/@dev)'))
         # Nova 29 gives a LUN a serial.
-        if disk.get('device') == 'lun' and nova_release.major() >= 30:
+        if (disk.get('device') == 'lun' and nova_release.major() >= 30
+                and volume.is_block_device(disk)):
             path = str(disk.xpath('string(source/@dev)'))
             yield Found('volume-path', device, path,
                         f'{path} of the destination')

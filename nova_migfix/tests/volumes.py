@@ -29,13 +29,14 @@ SOURCE_PATH = '/dev/disk/by-path/source-lun-1'
 DESTINATION_PATH = '/dev/disk/by-path/destination-lun-7'
 
 
-def disk(elements='', serial=VOLUME, device='disk', path=SOURCE_PATH):
+def disk(elements='', serial=VOLUME, device='disk', path=SOURCE_PATH,
+         kind='block'):
     """Return the disk of a volume in a running guest."""
     if '<driver' not in elements:
         elements += '<driver name="qemu" type="raw" cache="none"/>'
     if serial:
         elements += f'<serial>{serial}</serial>'
-    return (f'<disk type="block" device="{device}"><source dev="{path}"/>'
+    return (f'<disk type="{kind}" device="{device}"><source dev="{path}"/>'
             f'<target dev="vdb" bus="virtio"/>{elements}</disk>')
 
 

@@ -76,6 +76,11 @@ class TestVolumeThatIsNotAttached(VolumeTestCase):
         self.assertLessEqual(len(str(error)), 255)
         self.assertIn('Live migration refused', self.log.output)
 
+    @ddt.data('file', 'network')
+    def test_disk_with_one_path_on_all_hosts_is_accepted(self, kind):
+        disk = volumes.disk(serial=volumes.OTHER_VOLUME, kind=kind)
+        self.check(disk).assert_not_called()
+
     @ddt.data(*DISKS)
     def test_disk_of_an_attached_volume_is_accepted(self, kind):
         # None is an image's mapping.
@@ -137,6 +142,11 @@ class TestPathOfAVolume(VolumeTestCase):
         error = self.assertRaises(exception.MigrationError, self.update,
                                   DISKS[kind])
         self.assertIn('which is not attached to it', str(error))
+
+    @ddt.data('file', 'network')
+    def test_path_that_all_hosts_have_stays(self, kind):
+        xml = self.update(volumes.disk(kind=kind))
+        self.assertEqual([volumes.SOURCE_PATH], xml.xpath('//source/@dev'))
 
     def test_disk_without_a_volume_is_left_alone(self):
         xml = self.update(volumes.disk(serial=None))

@@ -68,6 +68,11 @@ class TestFindingsOfVolumes(testtools.TestCase):
                 f'<alias name="ua-{volumes.VOLUME}"/>', serial=None,
                 device='lun'))])
 
+    def test_lun_of_the_network_has_one_path_on_all_hosts(self):
+        self.assertEqual([], self.find(volumes.disk(
+            f'<alias name="ua-{volumes.VOLUME}"/>', serial=None, device='lun',
+            kind='network')))
+
     def test_local_disk_is_no_volume(self):
         self.assertEqual([], self.find(volumes.disk(
             CACHED.format('writeback'), serial=None)))
