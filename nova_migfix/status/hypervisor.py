@@ -36,6 +36,9 @@ from nova_migfix.transport import libvirt_uri
 
 T = TypeVar('T')
 
+# Seconds to wait for a connection to this host's libvirt.
+_TIMEOUT = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
@@ -130,6 +133,13 @@ def limited(seconds: float, call: Callable[[], T]) -> T:
     :raises Error: this environment has no libvirt-python
     """
     libvirt = _libvirt()
+    try:
+        return _within(seconds, call)
+    except libvirt.libvirtError as error:
+        raise Unavailable(str(error)) from error
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
     answer: futures.Future[T] = futures.Future()
 
     def run() -> None:
@@ -143,8 +153,6 @@ def limited(seconds: float, call: Callable[[], T]) -> T:
         return answer.result(timeout=seconds)
     except futures.TimeoutError:
         raise Unavailable(f'no answer within {seconds} seconds') from None
-    except libvirt.libvirtError as error:
-        raise Unavailable(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -212,9 +220,13 @@ def _connected(libvirt: Any, flags: int | None = None) -> Iterator[Any]:
     """
     uri = driver.LibvirtDriver._uri()
     try:
-        yield libvirt.openAuth(
+        yield _within(_TIMEOUT, lambda: libvirt.openAuth(
             uri, _auth(libvirt),
-            libvirt.VIR_CONNECT_RO if flags is None else flags)
+            libvirt.VIR_CONNECT_RO if flags is None else flags))
+    except Unavailable as error:
+        raise status.Error(f'libvirt at {uri} does not answer: {error}. '
+                           'See the log of libvirtd or virtqemud on this '
+                           'hypervisor, and restart it.') from error
     except libvirt.libvirtError as error:
         otherwise = (
             'It requires a name and a password from auth.conf, in '

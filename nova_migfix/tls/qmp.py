@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import contextlib
 import json
 import os
@@ -21,10 +22,12 @@ import pathlib
 import select
 import socket
 import subprocess
+import threading
 import time
 from typing import Any
 
-# Seconds to wait for an answer, and between two attempts to connect.
+# Seconds to wait for the result of a command, and between two attempts to
+# connect.
 _TIMEOUT = 30
 _POLL = 0.02
 
@@ -52,11 +55,11 @@ class Monitor:
                  process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(_TIMEOUT)
         self._file = self._socket.makefile('rw')
         try:
             self._connect(path)
-            self._receive()
+            with self._limited():
+                self._receive()
             self.ask('qmp_capabilities')
         except QemuError:
             self.close()
@@ -72,6 +75,22 @@ class Monitor:
                         or time.monotonic() > deadline):
                     raise self._failed(error) from error
                 time.sleep(_POLL)
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        """Close the connection if QEMU's answer is not here in time.
+
+        A limit for each read would not end an answer that comes bit by bit.
+        """
+        def shut_down() -> None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        timer = threading.Timer(_TIMEOUT, shut_down)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _failed(self, error: Exception) -> QemuError:
         self._process.kill()
@@ -101,18 +120,19 @@ class Monitor:
 
         :raises QemuError: the command failed, or QEMU has ended
         """
-        try:
-            self._file.write(json.dumps(
-                {'execute': command, 'arguments': arguments}) + '\n')
-            self._file.flush()
-        except OSError as error:
-            raise self._failed(error) from error
-        while True:
-            answer = self._receive()
-            if 'error' in answer:
-                raise QemuError(f'{command}: {answer["error"]["desc"]}')
-            if 'return' in answer:
-                return answer['return']
+        with self._limited():
+            try:
+                self._file.write(json.dumps(
+                    {'execute': command, 'arguments': arguments}) + '\n')
+                self._file.flush()
+            except OSError as error:
+                raise self._failed(error) from error
+            while True:
+                answer = self._receive()
+                if 'error' in answer:
+                    raise QemuError(f'{command}: {answer["error"]["desc"]}')
+                if 'return' in answer:
+                    return answer['return']
 
     def close(self) -> None:
         # close() tries again to send data that are still buffered.

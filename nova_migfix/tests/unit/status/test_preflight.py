@@ -17,6 +17,7 @@ import itertools
 import json
 import re
 import subprocess
+import threading
 from unittest import mock
 
 import ddt
@@ -132,6 +133,18 @@ class TestFindings(PreflightTestCase):
         self.assertEqual(255, ran.code)
         self.assertIn('libvirt at test://', ran.err)
         self.assertNotIn('Traceback', ran.err)
+
+    def test_silent_libvirt_is_an_error(self):
+        answers = threading.Event()
+        self.addCleanup(answers.set)
+        with mock.patch.object(
+                base.FakeLibvirt, 'openAuth', autospec=True,
+                side_effect=lambda *arguments: answers.wait(60)), \
+                mock.patch.object(hypervisor, '_TIMEOUT', .1):
+            ran = self.host.run('preflight')
+        self.assertEqual(255, ran.code)
+        self.assertIn('does not answer: no answer within 0.1 seconds', ran.err)
+        self.assertFalse(answers.is_set())
 
     def test_missing_libvirt_password_is_an_error(self):
         with mock.patch.object(base.FakeLibvirt, 'asks', (

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from unittest import mock
 
 import ddt
@@ -599,7 +600,11 @@ class TestUntrustedQemu(testtools.TestCase):
         self.assertEqual('sleep\n', pathlib.Path(
             f'/proc/{child}/comm').read_text())
 
-    def test_endless_answer_of_qemu_is_cut(self):
+    def sent_pieces(self, piece, pause=0):
+        """Answer in up to 64 pieces; return how many the monitor took.
+
+        :param pause: between two pieces, seconds
+        """
         path = self.qemu.with_name('monitor')
         listener = socket.socket(socket.AF_UNIX)
         self.addCleanup(listener.close)
@@ -607,15 +612,23 @@ class TestUntrustedQemu(testtools.TestCase):
         listener.listen()
         sent = []
 
-        def flood():
+        def answer():
             with contextlib.suppress(OSError), listener.accept()[0] as talk:
                 while len(sent) < 64:
-                    talk.sendall(b'x' * (1 << 20))
+                    talk.sendall(piece)
                     sent.append(1)
+                    time.sleep(pause)
 
-        thread = threading.Thread(target=flood)
+        thread = threading.Thread(target=answer)
         thread.start()
         self.assertRaises(qmp.QemuError, qmp.Monitor, path, mock.Mock(
             spec=subprocess.Popen, stderr=None))
         thread.join()
-        self.assertLess(len(sent), 16)
+        return len(sent)
+
+    def test_endless_answer_of_qemu_is_cut(self):
+        self.assertLess(self.sent_pieces(b'x' * (1 << 20)), 16)
+
+    @mock.patch.object(qmp, '_TIMEOUT', .5)
+    def test_slow_answer_of_qemu_is_cut(self):
+        self.assertLess(self.sent_pieces(b'x', pause=.2), 64)
