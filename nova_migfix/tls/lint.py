@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Iterator
 import difflib
 import enum
+import os
 import pathlib
 import re
 import sys
@@ -254,6 +255,10 @@ def run(args: argparse.Namespace) -> int:
             args.qemu_priority) else qemu_conf.priority()
         builtin = passed.string or builtin_priority(
             args.qemu or probe.find_qemu())
+        if not args.file and _is_needless(path, builtin):
+            _say(f'{path}: no such file, and none is needed: QEMU\'s priority '
+                 f'string {builtin} prevents rekeys')
+            return int(Severity.SUCCESS)
         findings = [*_unreadable(path), *lint(ini.read(path), builtin)]
         problems = passed.doubt, (
             apparmor.problem(path) if path == system else '')
@@ -273,6 +278,12 @@ def run(args: argparse.Namespace) -> int:
              '"nova-migfix-tls probe"')
     return int(max((finding.severity for finding in findings),
                    default=Severity.SUCCESS))
+
+
+def _is_needless(path: pathlib.Path, builtin: str) -> bool:
+    """Return whether a file is missing that QEMU does not need."""
+    return not os.path.lexists(path) and (
+        effect.predict('', builtin).effect is effect.Effect.SAFE)
 
 
 def _remedy(error: OSError) -> str:

@@ -263,6 +263,22 @@ class TestLintCommand(testtools.TestCase):
                 ['lint', '--qemu-priority', priority.NORMAL]))
         self.assertIn(str(self.file), out.getvalue())
 
+    @ddt.data(('NORMAL:-VERS-TLS1.3', 0, 'none is needed'),
+              ('NORMAL:-VERS-SSL3.0', 2, 'QEMU has no policy'))
+    @ddt.unpack
+    def test_priority_of_libvirt_may_make_the_file_needless(
+            self, string, status, said):
+        self.file.unlink()
+        for module, name, value in (
+                (gnutls, 'system_file', self.file),
+                (qemu_conf, 'priority', qemu_conf.Priority(string))):
+            self.useFixture(fixtures.MockPatchObject(
+                module, name, autospec=True, return_value=value))
+        with contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(out):
+            self.assertEqual(status, tls.main(['lint']))
+        self.assertIn(said, out.getvalue())
+
     def test_missing_file_is_a_failure(self):
         self.file.unlink()
         status, said = self.lint('--qemu-priority', priority.NORMAL)
