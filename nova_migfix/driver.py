@@ -295,22 +295,18 @@ class LibvirtDriver(driver.LibvirtDriver):
     # -- either host: stop or restart the guest -----------------------------
 
     def power_off(self, instance, timeout=0, retry_interval=0):
-        self._prepare_power_off(instance)
+        for fix in self._fixes:
+            fix.power_off(instance, self._host)
         super().power_off(instance, timeout, retry_interval)
 
     @_with_signature_of(driver.LibvirtDriver._hard_reboot)
     def _hard_reboot(self, context, instance, network_info, *args, **kwargs):
-        self._prepare_power_off(instance)
         arguments = _HARD_REBOOT.bind(
             self, context, instance, network_info, *args, **kwargs).arguments
         for fix in self._fixes:
             fix.hard_reboot(self, context, instance, network_info,
                             arguments.get('block_device_info'))
         super()._hard_reboot(context, instance, network_info, *args, **kwargs)
-
-    def _prepare_power_off(self, instance):
-        for fix in self._fixes:
-            fix.power_off(instance, self._host)
 
 
 @contextlib.contextmanager

@@ -233,6 +233,7 @@ class Ephemeral(base.Fix):
         self, driver: Any, context: Any, instance: Any, network_info: Any,
         block_device_info: Any,
     ) -> None:
+        self.power_off(instance, driver._host)
         # Nova would use another label and the default file system.
         formats = _guest_formats(block_device_info)
         for disk in _without_backing_files(instance):

@@ -536,10 +536,9 @@ class TestDisks(DriverTestCase):
             'the block_device_info')
         nova.assert_not_called()
 
-    @ddt.data('power_off', '_hard_reboot')
-    def test_fix_can_refuse_to_stop_the_guest(self, method):
+    def test_fix_can_refuse_to_stop_the_guest(self):
         self.assert_may_refuse(
-            method, exception.MigrationError, self.fix.power_off,
+            'power_off', exception.MigrationError, self.fix.power_off,
             'the instance', self.driver._host)
 
     def test_destination_gets_a_second_attempt_after_a_fix_acted(self):
