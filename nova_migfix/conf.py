@@ -30,9 +30,10 @@ OPTS: list[cfg.Opt] = [
         'enabled_fixes',
         sample_default=['arrival', 'config_drive', 'ephemeral',
                         'iothread_pin', 'kernel_ramdisk', 'libvirt_events',
-                        'outage', 'paused', 'post_copy', 'rbd_monitors',
-                        'restart', 'rollback_state', 'serial_console',
-                        'source_address', 'tls_rekey', 'vnic', 'volume'],
+                        'nvram', 'outage', 'paused', 'post_copy',
+                        'rbd_monitors', 'restart', 'rollback_state',
+                        'serial_console', 'source_address', 'tls_rekey',
+                        'vnic', 'volume'],
         help="""
 Names of the fixes that are active on this host.
 

@@ -46,9 +46,9 @@ KINDS = (
      'a change of TLS keys ends the migration', 'tls_rekey', 'no', 2),
 )
 FIXES = ('arrival', 'config_drive', 'ephemeral', 'iothread_pin',
-         'kernel_ramdisk', 'libvirt_events', 'outage', 'paused', 'post_copy',
-         'rbd_monitors', 'restart', 'rollback_state', 'serial_console',
-         'source_address', 'tls_rekey', 'vnic', 'volume')
+         'kernel_ramdisk', 'libvirt_events', 'nvram', 'outage', 'paused',
+         'post_copy', 'rbd_monitors', 'restart', 'rollback_state',
+         'serial_console', 'source_address', 'tls_rekey', 'vnic', 'volume')
 EMULATOR = '/usr/bin/qemu-system-x86_64'
 CPU = {'arch': 'x86_64', 'model': 'Skylake-Server', 'vendor': 'Intel',
        'features': ['avx2', 'avx512f', 'sse2']}

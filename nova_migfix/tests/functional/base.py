@@ -84,6 +84,11 @@ class MigrationTestCase(base.LibvirtMigrationMixin, base.ServersTestBase,
         self.useFixture(fixtures.MockPatch(
             'nova_migfix.abi.image_lock.is_locked', autospec=True,
             return_value=True))
+        # This machine may have files of guests that have the same names.
+        for name in ('save', 'restore', 'remove'):
+            self.useFixture(fixtures.MockPatch(
+                f'nova_migfix.storage.nvram.{name}', autospec=True,
+                return_value=None))
         self.useFixture(FaithfulLibvirt())
         self.useFixture(UnpatchedConductor())
         self.wire = self.useFixture(Wire()).sent

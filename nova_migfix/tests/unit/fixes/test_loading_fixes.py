@@ -30,6 +30,7 @@ from nova_migfix.fixes import ephemeral
 from nova_migfix.fixes import iothread_pin
 from nova_migfix.fixes import kernel_ramdisk
 from nova_migfix.fixes import libvirt_events
+from nova_migfix.fixes import nvram
 from nova_migfix.fixes import outage
 from nova_migfix.fixes import paused
 from nova_migfix.fixes import post_copy
@@ -45,11 +46,11 @@ from nova_migfix import nova_release
 
 OURS = [arrival.Arrival, config_drive.ConfigDrive, ephemeral.Ephemeral,
         iothread_pin.IothreadPin, kernel_ramdisk.KernelRamdisk,
-        libvirt_events.LibvirtEvents, outage.Outage, paused.Paused,
-        post_copy.PostCopy, rbd_monitors.RbdMonitors, restart.Restart,
-        rollback_state.RollbackState, serial_console.SerialConsole,
-        source_address.SourceAddress, tls_rekey.TlsRekey, vnic.Vnic,
-        volume.Volume]
+        libvirt_events.LibvirtEvents, nvram.Nvram, outage.Outage,
+        paused.Paused, post_copy.PostCopy, rbd_monitors.RbdMonitors,
+        restart.Restart, rollback_state.RollbackState,
+        serial_console.SerialConsole, source_address.SourceAddress,
+        tls_rekey.TlsRekey, vnic.Vnic, volume.Volume]
 
 
 PATCHES = pathlib.Path(__file__).parents[4] / 'patches'

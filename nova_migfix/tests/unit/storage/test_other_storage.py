@@ -198,10 +198,13 @@ class TestMovedDisk(OtherStorageTestCase):
         self.nova('migrate_disk_and_power_off', return_value='[]')
         with mock.patch.object(self.driver._host, 'get_guest',
                                autospec=True) as get_guest:
+            guest = get_guest.return_value
+            guest.get_xml_desc.return_value = '<domain/>'
             self.driver.get_instance_disk_info(self.instance)
             self.driver.migrate_disk_and_power_off(
                 self.context, self.instance, 'dest', 'flavor', 'network')
-        get_guest.assert_not_called()
+        self.assertLessEqual(
+            {name for name, *_call in guest.method_calls}, {'get_xml_desc'})
         self.assert_left_alone()
 
     @ddt.data(*OtherStorageTestCase.IMAGES_TYPES)
