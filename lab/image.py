@@ -35,8 +35,9 @@ INIT = workdir.DATA / 'guest-init'
 # modules that the kernel requests when it mounts them. Modules that are built
 # into the kernel are left out.
 MODULES = ('virtio_pci', 'virtio_blk', 'virtio_net', 'ata_piix', 'sr_mod',
-           'crc32c_generic', 'crc32c_intel', 'ext4', 'isofs', 'nls_ascii',
-           'nls_cp437', 'nls_iso8859_1', 'nls_utf8', 'vfat', 'xfs')
+           'crc32c_generic', 'crc32c_intel', 'efivarfs', 'ext4', 'isofs',
+           'nls_ascii', 'nls_cp437', 'nls_iso8859_1', 'nls_utf8', 'vfat',
+           'xfs')
 
 _KERNEL = {'debian': 'linux-image-cloud-amd64',
            'ubuntu': 'linux-image-virtual'}

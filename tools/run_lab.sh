@@ -24,13 +24,13 @@ set -euo pipefail
 umask 022
 
 PACKAGES=(
-    busybox-static cpio curl dosfstools e2fsprogs ethtool gcc genisoimage
-    iproute2 ipset iputils-ping kmod libc6-dev libvirt-clients
+    binutils busybox-static cpio curl dosfstools e2fsprogs ethtool gcc
+    genisoimage iproute2 ipset iputils-ping kmod libc6-dev libvirt-clients
     libsasl2-modules libvirt-daemon-system libvirt-dev mariadb-server mount
-    mtools openssh-client openssh-server openvswitch-switch patch pkg-config
-    python3-dev python3-venv qemu-system-x86 qemu-utils rabbitmq-server rsync
-    sasl2-bin sudo syslinux syslinux-common tcpdump util-linux xfsprogs xz-utils
-    zstd
+    mtools openssh-client openssh-server openvswitch-switch ovmf patch
+    pkg-config python3-dev python3-venv qemu-system-x86 qemu-utils
+    rabbitmq-server rsync sasl2-bin sudo syslinux syslinux-common
+    systemd-boot-efi tcpdump util-linux xfsprogs xz-utils zstd
 )
 
 fail() {

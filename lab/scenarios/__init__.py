@@ -38,6 +38,7 @@ from lab.scenarios import interrupted
 from lab.scenarios import kernel_ramdisk
 from lab.scenarios import lost
 from lab.scenarios import mixed
+from lab.scenarios import nvram
 from lab.scenarios import outage
 from lab.scenarios import paused_round_trip
 from lab.scenarios import plain
@@ -74,6 +75,7 @@ ALL = {scenario.name: scenario for scenario in (
     ephemeral_mixed.EphemeralMixed(),
     config_drive.ConfigDrive(),
     kernel_ramdisk.KernelRamdisk(),
+    nvram.Nvram(),
     tls_rekey.TlsRekey(),
     certificates.Certificates(),
     destination.Destination(),
