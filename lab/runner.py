@@ -91,7 +91,8 @@ def perform(cloud: cloud.Cloud, chosen: Iterable[scenario.Scenario],
     """
     possible = []
     for item in chosen:
-        why = (item.impossible() if cloud.venvs.variant in item.variants
+        why = (item.impossible(cloud.venvs.major)
+               if cloud.venvs.variant in item.variants
                else f'it is not for the variant {cloud.venvs.variant}')
         if why:
             progress.done(f'{item.name}: left out, {why}')

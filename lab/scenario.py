@@ -228,8 +228,11 @@ class Scenario:
         return (expected if isinstance(expected, (Arrives, Fails, Leaves))
                 else in_release(expected, major))
 
-    def impossible(self) -> str:
-        """Return why this machine cannot run the scenario; '' if it can."""
+    def impossible(self, major: int) -> str:
+        """Return why this machine cannot run the scenario; '' if it can.
+
+        :param major: of the release of Nova
+        """
         return ''
 
     def run(self, run: Run) -> None:

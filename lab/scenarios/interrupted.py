@@ -55,7 +55,7 @@ class PostCopyCut(faulted.Faulted):
             host=scenario.DESTINATION, record=('completed',)),
     }
 
-    def impossible(self) -> str:
+    def impossible(self, major: int) -> str:
         if _USERFAULTFD.exists() and _USERFAULTFD.read_text().strip() == '0':
             return 'vm.unprivileged_userfaultfd is 0'
         return ''

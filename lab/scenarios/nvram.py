@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Migrate a UEFI guest cold, live and cold back.
 
 Nova leaves the file with the UEFI variables behind: a cold migration gives the
@@ -32,7 +33,7 @@ _STUB = pathlib.Path('/usr/lib/systemd/boot/efi/linuxx64.efi.stub')
 _FIRMWARE = pathlib.Path('/usr/share/OVMF/OVMF_CODE_4M.fd')
 _FILES = 'var/lib/libvirt/qemu/nvram'
 
-# Older releases of libvirt reject the XML of Nova since this release.
+# Older releases of libvirt reject the UEFI guests of Nova since this release.
 _AUTOSELECTION = 33
 _LIBVIRT = (9, 2)
 
@@ -54,15 +55,14 @@ class Nvram(scenario.Scenario):
         scenario.BOTH: scenario.Arrives(text='arrives, UEFI variables kept'),
     }
 
-    def impossible(self) -> str:
+    def impossible(self, major: int) -> str:
+        if major >= _AUTOSELECTION and _libvirt() < _LIBVIRT:
+            return 'libvirt is too old for UEFI guests of this Nova'
         missing = [str(path) for path in (_STUB, _FIRMWARE)
                    if not path.exists()]
         return f'missing: {", ".join(missing)}' if missing else ''
 
     def run(self, run: scenario.Run) -> None:
-        if run.cloud.venvs.major >= _AUTOSELECTION and _libvirt() < _LIBVIRT:
-            run.progress('left out: libvirt is too old')
-            return
         run.configure()
         run.listen_ssh(topology.MANAGEMENT, topology.MIGRATION)
         with tempfile.TemporaryDirectory() as directory:
@@ -95,7 +95,6 @@ class UefiGuest(guest.Guest):
 
 
 def _libvirt() -> tuple[int, ...]:
-    """Return the version of the installed libvirt."""
     version = process.run(['libvirtd', '--version'])
     return tuple(map(int, re.findall(r'\d+', version)))
 

@@ -70,7 +70,7 @@ class TlsRekey(scenario.Scenario):
                                 patched_since=None),)),
     }
 
-    def impossible(self) -> str:
+    def impossible(self, major: int) -> str:
         with tempfile.TemporaryDirectory() as directory:
             try:
                 eager_gnutls.make(emulator.QEMU, directory, COUNTED)

@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """Keep the UEFI variables of a guest in a cold migration or resize.
 
 libvirt stores the variables (NVRAM) of a UEFI guest in a file of the host: the

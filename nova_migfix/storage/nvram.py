@@ -9,6 +9,7 @@
 #    WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
 #    License for the specific language governing permissions and limitations
 #    under the License.
+
 """UEFI variables of guests: read, write and remove their files as root.
 
 libvirt keeps the variables (NVRAM) in one directory, whose owner is QEMU's
